@@ -1,0 +1,46 @@
+# Everything runs in .venv, installed from the lock files. PYTHON picks the interpreter (3.10 to 3.12).
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-outside check lock setup setup-dev clean
+
+demo: setup  ## the whole journey on one CPU: model, engine, real Triton, load sweep, report
+	$(BIN)/drafthouse demo deployments/smollm2-anpd.yaml
+
+test: setup-dev  ## all tests but the heavy outside clients
+	$(BIN)/python -m pytest -m "not outside"
+
+test-outside: setup-dev  ## genai-perf, AIPerf and LlamaIndex, each installed into its own environment
+	$(BIN)/python -m pytest -m outside
+
+check: setup-dev  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy .
+
+setup: .venv/.run
+setup-dev: .venv/.dev
+
+# --no-deps: the lock is complete, and nvidia-pytriton's own pins (see requirements/overrides.txt) would refuse it.
+.venv/.run: requirements/run.lock pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10, 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --no-deps -r requirements/run.lock
+	$(PIP) --no-deps -e .
+	touch $@
+
+.venv/.dev: .venv/.run requirements/dev.lock
+	$(PIP) --no-deps -r requirements/dev.lock
+	$(PIP) --no-deps torch==2.13.0
+	touch $@
+
+lock:  ## resolve again; needs uv
+	uv pip compile pyproject.toml --universal --python-version 3.10 --override requirements/overrides.txt \
+		--no-annotate --custom-compile-command "make lock" -o requirements/run.lock
+	uv pip compile pyproject.toml requirements/torch.in --extra dev --universal --python-version 3.10 \
+		--override requirements/overrides.txt -c requirements/run.lock \
+		--no-annotate --custom-compile-command "make lock" -o requirements/dev.lock
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,1 @@
+"""Build scripts: convert checkpoints, compile engines and assemble the Triton model repository."""

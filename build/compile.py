@@ -1,0 +1,130 @@
+"""Compiles a target in Hugging Face layout into an engine directory.
+
+The directory holds `model.onnx` with its weights as external data, the tokenizer's files, and the manifest
+(`engine.manifest`). It is assembled beside its destination and renamed, so it is complete or absent.
+
+Example::
+
+    compile_engine(Path("models/smollm2-135m"), Path("runs/engines/smollm2-135m-int8"), precision="int8", max_sequence_length=2048)
+"""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import openvino as ov
+
+from build.graph.target import build_target_graph
+from build.targets.architecture import Architecture
+from build.targets.weights import load_weights
+from engine.manifest import FORMAT_VERSION, MANIFEST_NAME, MODEL_NAME, EngineError, EngineManifest, load_manifest
+from engine.openvino_runner import BLOCK_SIZE
+
+_WEIGHTS_NAME = "model.onnx.data"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def compile_engine(
+    source: Path,
+    directory: Path,
+    *,
+    precision: str,
+    max_sequence_length: int,
+    report: Callable[[str], None] = lambda line: None,
+) -> EngineManifest:
+    """Compile, or find that the engine in `directory` is already the wanted one.
+
+    Args:
+        source: model in Hugging Face layout.
+        directory: where the engine is put; a different engine there is replaced.
+        precision: "int8" or "fp32".
+        max_sequence_length: most tokens of prompt and output.
+        report: gets a line for each stage.
+
+    Raises:
+        TargetError: the source cannot be read.
+        EngineError: the source is shorter-sighted than `max_sequence_length`.
+    """
+    architecture = Architecture.from_directory(source)
+    if max_sequence_length > architecture.max_position_embeddings:
+        raise EngineError(
+            f"{source} knows {architecture.max_position_embeddings} positions; "
+            f"engine.max_sequence_length {max_sequence_length} is beyond that"
+        )
+    digest = _source_hash(source)
+    existing = _existing(directory)
+    if existing is not None and _is_wanted(existing, digest, precision, max_sequence_length):
+        report(f"{directory}: up to date")
+        return existing
+    report(f"{source}: reading weights")
+    weights = load_weights(source)
+    report(f"building the {precision} graph")
+    graph = build_target_graph(
+        architecture, weights, precision=precision, max_positions=max_sequence_length, block_size=BLOCK_SIZE
+    )
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        report(f"writing {directory}")
+        onnx.save_model(graph, str(staging / MODEL_NAME), save_as_external_data=True, location=_WEIGHTS_NAME)
+        for name in _TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copy2(source / name, staging / name)
+        manifest = EngineManifest(
+            format_version=FORMAT_VERSION,
+            source=source.name,
+            source_sha256=digest,
+            graph_sha256=_hash_files(staging / MODEL_NAME, staging / _WEIGHTS_NAME),
+            precision="int8" if precision == "int8" else "fp32",
+            family=architecture.family,
+            vocab_size=architecture.vocab_size,
+            num_layers=architecture.num_layers,
+            num_kv_heads=architecture.num_kv_heads,
+            head_dim=architecture.head_dim,
+            hidden_size=architecture.hidden_size,
+            intermediate_size=architecture.intermediate_size,
+            block_size=BLOCK_SIZE,
+            max_sequence_length=max_sequence_length,
+            end_ids=architecture.eos_token_ids,
+            versions={"openvino": ov.get_version(), "onnx": onnx.__version__, "drafthouse": version("drafthouse")},
+        )
+        (staging / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        staging.chmod(0o755)
+        if directory.exists():
+            shutil.rmtree(directory)
+        staging.rename(directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return manifest
+
+
+def _existing(directory: Path) -> EngineManifest | None:
+    try:
+        return load_manifest(directory)
+    except EngineError:
+        return None
+
+
+def _is_wanted(manifest: EngineManifest, digest: str, precision: str, max_sequence_length: int) -> bool:
+    return (manifest.source_sha256, manifest.precision, manifest.max_sequence_length) == (
+        digest,
+        precision,
+        max_sequence_length,
+    )
+
+
+def _source_hash(source: Path) -> str:
+    return _hash_files(source / "config.json", *sorted(source.glob("*.safetensors")))
+
+
+def _hash_files(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The target as an ONNX graph: what the embedded engine compiles and runs."""

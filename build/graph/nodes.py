@@ -1,0 +1,104 @@
+"""A thin layer over `onnx.helper`: collects nodes and initializers, names values, quantises weights.
+
+Every activation is two-dimensional, [tokens, features]: the requests of a step stand one after another without
+padding, which is also the layout that paged attention takes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+DOMAIN = "drafthouse"
+OPSET = 18  # the newest that OpenVINO's ONNX front end reads without exceptions
+
+Array = NDArray[Any]
+
+
+def quantize_rows(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric int8 per output channel: weight [out, in] is about values [out, in] * scale [out]."""
+    scale = np.abs(weight).max(axis=1) / np.float32(127)
+    scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
+    return np.rint(weight / scale[:, None]).astype(np.int8), scale
+
+
+class GraphBuilder:
+    """Grows one ONNX graph; methods return the name of the value they add."""
+
+    def __init__(self, *, quantize: bool) -> None:
+        self._quantize = quantize
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._count = 0
+
+    def input(self, name: str, kind: int, shape: Sequence[int | str]) -> str:
+        """Declare a graph input; strings are dimensions that vary."""
+        self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def node(self, operator: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> list[str]:
+        """Add a node with so many outputs and return their names."""
+        self._count += 1
+        names = [f"{operator.lower()}_{self._count}_{index}" for index in range(outputs)]
+        self._nodes.append(helper.make_node(operator, list(inputs), names, name=names[0], **attributes))
+        return names
+
+    def constant(self, value: Array, name: str | None = None) -> str:
+        """An initializer; the same name is stored once."""
+        name = name or f"constant_{len(self._initializers)}"
+        if name not in self._initializers:
+            self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def integers(self, *values: int) -> str:
+        """A one-dimensional int64 initializer, shared between its users."""
+        return self.constant(np.array(values, np.int64), "integers_" + "_".join(map(str, values)))
+
+    def matrix(self, weight: NDArray[np.float32], name: str) -> str:
+        """A weight [out, in]: int8 behind `DequantizeLinear` if the graph is quantised, fp32 otherwise."""
+        dequantized = f"{name}.dequantized"
+        if not self._quantize:
+            return self.constant(weight.astype(np.float32), name)
+        if f"{name}.scale" not in self._initializers:
+            values, scale = quantize_rows(weight.astype(np.float32))
+            inputs = [self.constant(values, name), self.constant(scale, f"{name}.scale")]
+            self._nodes.append(
+                helper.make_node("DequantizeLinear", inputs, [dequantized], name=dequantized, axis=0)
+            )
+        return dequantized
+
+    def linear(self, value: str, weight: NDArray[np.float32], name: str, bias: Array | None = None) -> str:
+        """value [tokens, in] times weight [out, in] transposed, plus bias [out]."""
+        inputs = [value, self.matrix(weight, name)]
+        if bias is not None:
+            inputs.append(self.constant(bias.astype(np.float32), f"{name}.bias"))
+        return self.node("Gemm", inputs, transB=1)[0]
+
+    def multiply(self, value: str, factor: float) -> str:
+        """value times a scalar; nothing is added for 1."""
+        if factor == 1.0:
+            return value
+        return self.node("Mul", [value, self.constant(np.array(factor, np.float32))])[0]
+
+    def rms_norm(self, value: str, weight: Array, epsilon: float) -> str:
+        """Root-mean-square norm over the last axis, in the shape that OpenVINO fuses into one operator."""
+        square = self.node("Pow", [value, self.constant(np.array(2, np.float32), "two")])[0]
+        mean = self.node("ReduceMean", [square, self.integers(-1)], keepdims=1)[0]
+        shifted = self.node("Add", [mean, self.constant(np.array(epsilon, np.float32), "epsilon")])[0]
+        root = self.node("Sqrt", [shifted])[0]
+        inverse = self.node("Div", [self.constant(np.array(1, np.float32), "one"), root])[0]
+        scaled = self.node("Mul", [value, inverse])[0]
+        return self.node("Mul", [scaled, self.constant(weight.astype(np.float32))])[0]
+
+    def model(self, outputs: dict[str, str], name: str) -> onnx.ModelProto:
+        """The finished model; `outputs` maps public output names to values."""
+        for public, value in outputs.items():
+            self._nodes.append(helper.make_node("Identity", [value], [public], name=f"output_{public}"))
+        results = [helper.make_tensor_value_info(public, TensorProto.FLOAT, None) for public in outputs]
+        graph = helper.make_graph(self._nodes, name, self._inputs, results, list(self._initializers.values()))
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="drafthouse")

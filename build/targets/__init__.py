@@ -1,0 +1,1 @@
+"""Targets: a named model, a GGUF file or a local checkpoint becomes one checked Hugging Face directory."""

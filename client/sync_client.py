@@ -1,0 +1,297 @@
+"""The client for threads (and gevent's greenlets).
+
+with DrafthouseClient("localhost:8001") as client:
+    print(client.generate("The capital of France is", max_tokens=8).text)
+    for chunk in client.stream("Once upon a time", temperature=0.8, seed=1):
+        print(chunk.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from types import TracebackType
+from typing import Any
+
+from typing_extensions import Unpack
+
+from client import errors
+from client.address import Protocol, check_protocol, parse_address
+from client.chat import ChatTemplate
+from client.collector import Collector
+from client.contract import Declared, Request
+from client.options import SamplingOptions
+from client.plans import Plan, text_plan, token_plan
+from client.results import Chunk, GenerationResult
+from client.transports import Call, Deadline, Transport
+
+
+class Server:
+    """One server's transport, and the declared inputs of its models, asked for once."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self._declared: dict[str, Mapping[str, Declared]] = {}
+
+    def request(self, plan: Plan, deadline: Deadline) -> Request:
+        """The request of `plan` in the shapes that its model declares."""
+        if plan.model not in self._declared:
+            self._declared[plan.model] = self.transport.declared_inputs(plan.model, deadline)
+        return plan.build(self._declared[plan.model])
+
+    def forget(self, model: str) -> None:
+        """Ask for `model`'s inputs anew next time: it may have been reloaded with others."""
+        self._declared.pop(model, None)
+
+
+class Stream:
+    """A generation being streamed: iterate it once for its chunks, then read :attr:`result`.
+
+    The request is sent when iteration begins. Leaving the loop early by `break`, `return` or an exception
+    (KeyboardInterrupt included) cancels the request on the server, and so does the end of a `with` block,
+    which is the way to be certain of it where something else keeps the iterator alive.
+
+    Iterating raises what went wrong as a :class:`client.errors.ClientError`, after the chunks that came
+    before.
+    """
+
+    def __init__(self, server: Server, plan: Plan) -> None:
+        self._server = server
+        self._plan = plan
+        self._call: Call | None = None
+        self._collector: Collector | None = None
+        self._state = "new"
+        self._cancelled = False
+
+    @property
+    def request_id(self) -> str:
+        """The id under which the server's log knows the request."""
+        return self._plan.request_id
+
+    @property
+    def result(self) -> GenerationResult:
+        """The whole generation, once iteration has ended; after an early end what had arrived
+        (``"cancelled"``).
+
+        Raises:
+            RuntimeError: iteration has not begun, has not ended, or ended before the request could be sent.
+        """
+        if self._collector is None or self._state in ("new", "running"):
+            raise RuntimeError("the stream has no result yet: iterate it to its end, or cancel it, first")
+        return self._collector.result(complete=self._state == "complete")
+
+    def cancel(self) -> None:
+        """Cancel the request, on the server too. Any thread may call it; after the end it does nothing.
+
+        An iteration under way raises :class:`client.errors.Cancelled`, so that what it got is not taken for
+        all.
+        """
+        self._cancelled = True
+        if self._call is not None:
+            self._call.cancel()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        if self._state != "new":
+            raise RuntimeError(
+                "a stream can be iterated only once: keep the chunks, or send the request again"
+            )
+        self._state = "running"
+        return self._chunks()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    def _chunks(self) -> Generator[Chunk, None, None]:
+        try:
+            with closing(self._start().responses()) as responses:
+                for outputs in responses:
+                    self._check_cancelled()
+                    chunk = self._collect(outputs)
+                    if chunk is not None:
+                        yield chunk
+            self._state = "complete"
+        except errors.InvalidRequest:
+            self._server.forget(self._plan.model)
+            raise
+        finally:
+            if self._state != "complete":
+                self._state = "ended early"
+                self.cancel()
+
+    def _start(self) -> Call:
+        deadline = Deadline(self._plan.deadline)
+        request = self._server.request(self._plan, deadline)
+        self._collector = Collector(request, time.perf_counter_ns())
+        self._call = self._server.transport.start(request, deadline)
+        self._check_cancelled()
+        return self._call
+
+    def _collect(self, outputs: Mapping[str, list[Any]]) -> Chunk | None:
+        assert self._collector is not None
+        return self._collector.add(outputs, time.perf_counter_ns())
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled:
+            raise errors.cancelled(self.request_id)
+
+
+class DrafthouseClient:
+    """Client of one Triton server that serves the ensemble contract. Threads may share it.
+
+    Args:
+        url: ``"HOST:PORT"`` of the server's gRPC or HTTP port.
+        protocol: ``"grpc"`` (the faster one) or ``"http"``.
+        model: the model that takes text.
+        token_model: the model that takes token ids.
+
+    All methods that generate take :class:`SamplingOptions` as keywords and besides
+
+        deadline: seconds from sending within which the request must end, else it is cancelled; None: no
+            limit.
+        request_id: the id for the server's log; by default a random one.
+
+    and raise :class:`client.errors.InvalidRequest` before anything is sent if an argument cannot be right,
+    otherwise the other errors of :mod:`client.errors`.
+    """
+
+    def __init__(
+        self,
+        url: str = "localhost:8001",
+        *,
+        protocol: Protocol = "grpc",
+        model: str = "ensemble",
+        token_model: str = "tensorrt_llm",
+    ) -> None:
+        self.model = model
+        self.token_model = token_model
+        self._server = Server(_transport(url, protocol))
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        deadline: float | None = None,
+        request_id: str | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> GenerationResult:
+        """Continue `prompt`, and return when the generation has ended."""
+        plan = text_plan(self.model, prompt, options, deadline=deadline, request_id=request_id)
+        return self._run(plan)
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        deadline: float | None = None,
+        request_id: str | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Stream:
+        """Continue `prompt`, chunk by chunk as the server emits them."""
+        plan = text_plan(self.model, prompt, options, deadline=deadline, request_id=request_id)
+        return Stream(self._server, plan)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        template: ChatTemplate,
+        deadline: float | None = None,
+        request_id: str | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> GenerationResult:
+        """The assistant's answer to `messages` (each with `role` and `content`), which `template` makes a
+        prompt of."""
+        prompt = template.render(messages)
+        return self.generate(prompt, deadline=deadline, request_id=request_id, **options)
+
+    def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        template: ChatTemplate,
+        deadline: float | None = None,
+        request_id: str | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Stream:
+        """As :meth:`chat`, chunk by chunk."""
+        prompt = template.render(messages)
+        return self.stream(prompt, deadline=deadline, request_id=request_id, **options)
+
+    def generate_tokens(
+        self,
+        ids: Sequence[int],
+        *,
+        end_id: int | None = None,
+        deadline: float | None = None,
+        request_id: str | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> GenerationResult:
+        """Continue the token ids of a prompt: no tokenizer on the way, and the result's text is empty.
+
+        Args:
+            ids: the prompt, special tokens included.
+            end_id: the token that ends generation, which only the caller knows here; None: `max_tokens`
+                alone ends it.
+        """
+        plan = token_plan(self.token_model, ids, end_id, options, deadline=deadline, request_id=request_id)
+        return self._run(plan)
+
+    def stream_tokens(
+        self,
+        ids: Sequence[int],
+        *,
+        end_id: int | None = None,
+        deadline: float | None = None,
+        request_id: str | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Stream:
+        """As :meth:`generate_tokens`, chunk by chunk."""
+        plan = token_plan(self.token_model, ids, end_id, options, deadline=deadline, request_id=request_id)
+        return Stream(self._server, plan)
+
+    def is_ready(self) -> bool:
+        """Whether the server is up and `model` can be asked; False, not an error, where nothing answers."""
+        return self._server.transport.is_ready(self.model)
+
+    def close(self) -> None:
+        """Close the connections. Requests under way are cancelled."""
+        self._server.transport.close()
+
+    def __enter__(self) -> DrafthouseClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(self, plan: Plan) -> GenerationResult:
+        with Stream(self._server, plan) as stream:
+            for _ in stream:
+                pass
+        return stream.result
+
+
+def _transport(url: str, protocol: Protocol) -> Transport:
+    """The transport for `protocol`; only its own library is imported."""
+    check_protocol(protocol)
+    address = parse_address(url)
+    if protocol == "grpc":
+        from client.transports.grpc_sync import GrpcTransport
+
+        return GrpcTransport(str(address))
+    from client.transports.http_sync import HttpTransport
+
+    return HttpTransport(*address)

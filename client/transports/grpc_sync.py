@@ -1,0 +1,95 @@
+"""gRPC for threads. Responses are read straight from the call, in the caller's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2 as messages
+
+from client import errors
+from client.contract import Declared, Outputs, Request, unknown_model
+from client.transports import CONTROL_TIMEOUT, Call, Deadline
+from client.transports import grpc_messages as kserve
+
+
+class GrpcTransport:
+    """One channel to one server; threads and gevent greenlets may share it."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._channel = grpc.insecure_channel(address, options=kserve.CHANNEL_OPTIONS)
+        self._stream = kserve.STREAM_INFER.bind(self._channel.unary_stream)
+        self._metadata = kserve.MODEL_METADATA.bind(self._channel.unary_unary)
+        self._ready = kserve.MODEL_READY.bind(self._channel.unary_unary)
+        self._index = kserve.REPOSITORY_INDEX.bind(self._channel.unary_unary)
+
+    def start(self, request: Request, deadline: Deadline) -> Call:
+        """As :meth:`Transport.start`."""
+        return _GrpcCall(self._stream, self._address, request, deadline)
+
+    def declared_inputs(self, model: str, deadline: Deadline) -> Mapping[str, Declared]:
+        """As :meth:`Transport.declared_inputs`."""
+        timeout = deadline.remaining(CONTROL_TIMEOUT)
+        try:
+            message = self._metadata(messages.ModelMetadataRequest(name=model), timeout=timeout)
+        except grpc.RpcError as error:
+            failure = kserve.translate(error, self._address, deadline.seconds or CONTROL_TIMEOUT)
+        else:
+            return kserve.read_declared(message)
+        if isinstance(failure, errors.InvalidRequest):
+            index = self._index(messages.RepositoryIndexRequest(), timeout=timeout)
+            failure = unknown_model(model, kserve.known_models(index))
+        raise failure
+
+    def is_ready(self, model: str) -> bool:
+        """As :meth:`Transport.is_ready`."""
+        try:
+            message = self._ready(messages.ModelReadyRequest(name=model), timeout=CONTROL_TIMEOUT)
+        except grpc.RpcError:
+            return False
+        return bool(message.ready)
+
+    def close(self) -> None:
+        """As :meth:`Transport.close`."""
+        self._channel.close()
+
+
+class _GrpcCall:
+    """One gRPC stream with one request."""
+
+    def __init__(self, stream: Any, address: str, request: Request, deadline: Deadline) -> None:
+        self._stream = stream
+        self._address = address
+        self._request = request
+        self._deadline = deadline
+        self._rpc: Any = None
+        self._cancelled = False
+
+    def responses(self) -> Generator[Outputs, None, None]:
+        """As :meth:`Call.responses`."""
+        try:
+            self._rpc = self._stream(
+                kserve.write_request(self._request),
+                timeout=self._deadline.remaining(),
+            )
+            if self._cancelled:
+                self._rpc.cancel()
+            for message in self._rpc:
+                if message.error_message:
+                    raise errors.from_server(message.error_message, None, self._request.request_id)
+                yield kserve.read_response(message.infer_response)
+        except grpc.RpcError as error:
+            raise self._failure(error) from None
+
+    def cancel(self) -> None:
+        """As :meth:`Call.cancel`."""
+        self._cancelled = True
+        if self._rpc is not None:
+            self._rpc.cancel()
+
+    def _failure(self, error: grpc.RpcError) -> errors.ClientError:
+        if self._cancelled:
+            return errors.cancelled(self._request.request_id)
+        return kserve.translate(error, self._address, self._deadline.seconds, self._request.request_id)

@@ -1,0 +1,136 @@
+"""HTTP for asyncio, on aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+
+import aiohttp
+
+from client import errors
+from client.contract import Declared, Outputs, Request, unknown_model
+from client.transports import CONTROL_TIMEOUT, AsyncCall, Deadline
+from client.transports import http_messages as kserve
+
+
+class AsyncHttpTransport:
+    """One session with one server. It is made on first use because it belongs to the event loop that runs
+    then."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = f"{host}:{port}"
+        self._opened: aiohttp.ClientSession | None = None
+
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        if self._opened is None:
+            # As many connections as requests, and each closed after its request: see `http_sync`.
+            connector = aiohttp.TCPConnector(limit=0, force_close=True)
+            self._opened = aiohttp.ClientSession(f"http://{self._address}", connector=connector)
+        return self._opened
+
+    def start(self, request: Request, deadline: Deadline) -> AsyncCall:
+        """As :meth:`Transport.start`."""
+        return _AsyncHttpCall(self._session, self._address, request, deadline)
+
+    async def declared_inputs(self, model: str, deadline: Deadline) -> Mapping[str, Declared]:
+        """As :meth:`Transport.declared_inputs`."""
+        timeout = deadline.remaining(CONTROL_TIMEOUT)
+        status, body = await self._ask("GET", kserve.model_path(model), timeout)
+        if status == 200:
+            return kserve.read_declared(body)
+        failure = kserve.read_failure(status, body)
+        if isinstance(failure, errors.InvalidRequest):
+            _, index = await self._ask("POST", kserve.INDEX_PATH, timeout)
+            failure = unknown_model(model, kserve.known_models(index))
+        raise failure
+
+    async def is_ready(self, model: str) -> bool:
+        """As :meth:`Transport.is_ready`."""
+        try:
+            status, _ = await self._ask("GET", f"{kserve.model_path(model)}/ready", CONTROL_TIMEOUT)
+        except errors.ClientError:
+            return False
+        return status == 200
+
+    async def close(self) -> None:
+        """As :meth:`Transport.close`."""
+        if self._opened is not None:
+            await self._opened.close()
+
+    async def _ask(self, method: str, path: str, timeout: float | None) -> tuple[int, bytes]:
+        limit = aiohttp.ClientTimeout(total=timeout)
+        try:
+            async with self._session.request(method, path, timeout=limit) as response:
+                return response.status, await response.read()
+        except asyncio.TimeoutError:  # in Python 3.10 not yet the built-in one
+            raise errors.past_deadline(timeout) from None
+        except aiohttp.ClientError as error:
+            raise errors.unreachable(self._address, "http", str(error)) from None
+
+
+class _AsyncHttpCall:
+    """One connection with one request."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, address: str, request: Request, deadline: Deadline
+    ) -> None:
+        self._session = session
+        self._address = address
+        self._request = request
+        self._deadline = deadline
+        self._opening: asyncio.Task[aiohttp.ClientResponse] | None = None
+        self._response: aiohttp.ClientResponse | None = None
+        self._cancelled = False
+
+    async def responses(self) -> AsyncGenerator[Outputs, None]:
+        """As :meth:`Call.responses`."""
+        request_id = self._request.request_id
+        if self._cancelled:
+            raise errors.cancelled(request_id)
+        try:
+            self._opening = asyncio.ensure_future(self._send())
+            self._response = await self._opening
+            if self._response.status != 200:
+                raise kserve.read_failure(self._response.status, await self._response.read(), request_id)
+            async for outputs in self._read(self._response):
+                yield outputs
+        except asyncio.TimeoutError:  # in Python 3.10 not yet the built-in one
+            raise errors.past_deadline(self._deadline.seconds, request_id) from None
+        except aiohttp.ClientConnectorError as error:
+            raise errors.unreachable(self._address, "http", str(error), request_id) from None
+        except aiohttp.ClientError as error:
+            if self._cancelled:
+                raise errors.cancelled(request_id) from None
+            raise errors.connection_lost(self._address, str(error), request_id) from None
+        except asyncio.CancelledError:
+            # Ours, while the response had not begun; otherwise the caller's task is being cancelled.
+            if self._cancelled:
+                raise errors.cancelled(request_id) from None
+            raise
+
+    def cancel(self) -> None:
+        """As :meth:`Call.cancel`."""
+        self._cancelled = True
+        if self._response is not None:
+            self._response.close()
+        elif self._opening is not None:
+            self._opening.cancel()
+
+    async def _send(self) -> aiohttp.ClientResponse:
+        return await self._session.post(
+            kserve.generate_path(self._request),
+            data=kserve.write_request(self._request),
+            headers=kserve.JSON_HEADERS,
+            timeout=aiohttp.ClientTimeout(total=self._deadline.remaining()),
+        )
+
+    async def _read(self, response: aiohttp.ClientResponse) -> AsyncIterator[Outputs]:
+        request_id = self._request.request_id
+        rest = b""
+        async for data in response.content.iter_any():
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                outputs = kserve.read_event(line, request_id)
+                if outputs is not None:
+                    yield outputs

@@ -1,0 +1,83 @@
+"""JSON of Triton's generate extension: requests written, server-sent events read.
+
+Plain KServe inference over HTTP is refused for decoupled models, and an ensemble around a language model is
+one. The generate extension takes a JSON object with the inputs as fields (a tensor of one element may be a
+bare value) and answers on `/generate_stream` with one server-sent event for each response.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from client import errors
+from client.contract import Declared, Outputs, Request
+
+JSON_HEADERS = {"Content-Type": "application/json"}
+
+
+def generate_path(request: Request) -> str:
+    """The path that `request` is posted to."""
+    return f"{model_path(request.model)}/generate_stream"
+
+
+def model_path(model: str) -> str:
+    """The path of a model's metadata, under which its other paths are."""
+    return f"/v2/models/{model}"
+
+
+INDEX_PATH = "/v2/repository/index"
+
+
+def write_request(request: Request) -> bytes:
+    """The JSON body that asks for `request`."""
+    body: dict[str, Any] = {"id": request.request_id}
+    for tensor in request.tensors:
+        body[tensor.name] = tensor.values[0] if len(tensor.values) == 1 else list(tensor.values)
+    return json.dumps(body).encode()
+
+
+def read_event(line: bytes, request_id: str) -> Outputs | None:
+    """The response in one line of a server-sent event stream; None for the empty lines between events.
+
+    Triton writes each event as a single `data:` line.
+
+    Raises:
+        ClientError: the event reports an error.
+    """
+    line = line.strip()
+    return read_response(line[len(b"data:") :], request_id) if line.startswith(b"data:") else None
+
+
+def read_response(body: bytes, request_id: str) -> Outputs:
+    """The response in one JSON object.
+
+    Raises:
+        ClientError: it reports an error.
+    """
+    fields = json.loads(body)
+    if "error" in fields:
+        raise errors.from_server(fields["error"], None, request_id)
+    return {name: value if isinstance(value, list) else [value] for name, value in fields.items()}
+
+
+def read_failure(status: int, body: bytes, request_id: str | None = None) -> errors.ClientError:
+    """The error for an HTTP answer other than 200. What fails before its first response comes as such an answer, with
+    the body written as an event."""
+    try:
+        message = json.loads(body.strip().removeprefix(b"data:"))["error"]
+    except (ValueError, KeyError, TypeError):
+        message = f"HTTP status {status}: {body[:200].decode(errors='replace')}"
+    return errors.from_server(message, None, request_id)
+
+
+def read_declared(body: bytes) -> Mapping[str, Declared]:
+    """The inputs that a model's metadata declares."""
+    inputs = json.loads(body)["inputs"]
+    return {tensor["name"]: Declared(tensor["datatype"], len(tensor["shape"])) for tensor in inputs}
+
+
+def known_models(body: bytes) -> list[str]:
+    """The names of the models that the server has."""
+    return [model["name"] for model in json.loads(body)]

@@ -1,0 +1,145 @@
+"""HTTP for threads, on the standard library's client.
+
+Each call opens a connection and closes it at its end. Beside a generation a TCP handshake is nothing,
+closing the connection is how HTTP cancels, and owning the socket makes deadlines and cancellation exact:
+every read gets the time that is left, and shutting the socket down wakes a reader in another thread, which
+connection pools do not offer.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Generator, Iterator, Mapping
+
+from client import errors
+from client.contract import Declared, Outputs, Request, unknown_model
+from client.transports import CONTROL_TIMEOUT, Call, Deadline
+from client.transports import http_messages as kserve
+
+
+class HttpTransport:
+    """A way to one server; threads may share it."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+
+    def start(self, request: Request, deadline: Deadline) -> Call:
+        """As :meth:`Transport.start`."""
+        return _HttpCall(self._host, self._port, request, deadline)
+
+    def declared_inputs(self, model: str, deadline: Deadline) -> Mapping[str, Declared]:
+        """As :meth:`Transport.declared_inputs`."""
+        timeout = deadline.remaining(CONTROL_TIMEOUT)
+        status, body = self._ask("GET", kserve.model_path(model), timeout)
+        if status == 200:
+            return kserve.read_declared(body)
+        failure = kserve.read_failure(status, body)
+        if isinstance(failure, errors.InvalidRequest):
+            _, index = self._ask("POST", kserve.INDEX_PATH, timeout)
+            failure = unknown_model(model, kserve.known_models(index))
+        raise failure
+
+    def is_ready(self, model: str) -> bool:
+        """As :meth:`Transport.is_ready`."""
+        try:
+            status, _ = self._ask("GET", f"{kserve.model_path(model)}/ready", CONTROL_TIMEOUT)
+        except errors.ClientError:
+            return False
+        return status == 200
+
+    def close(self) -> None:
+        """As :meth:`Transport.close`; nothing is kept open between calls."""
+
+    def _ask(self, method: str, path: str, timeout: float | None) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+        try:
+            connection.request(method, path)
+            response = connection.getresponse()
+            return response.status, response.read()
+        except TimeoutError:
+            raise errors.past_deadline(timeout) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise errors.unreachable(f"{self._host}:{self._port}", "http", _reason(error)) from None
+        finally:
+            connection.close()
+
+
+class _HttpCall:
+    """One connection with one request."""
+
+    def __init__(self, host: str, port: int, request: Request, deadline: Deadline) -> None:
+        self._address = f"{host}:{port}"
+        self._connection = http.client.HTTPConnection(host, port)
+        self._request = request
+        self._deadline = deadline
+        self._cancelled = False
+
+    def responses(self) -> Generator[Outputs, None, None]:
+        """As :meth:`Call.responses`."""
+        request_id = self._request.request_id
+        self._connect()
+        try:
+            response = self._send()
+            if response.status != 200:
+                raise kserve.read_failure(response.status, response.read(), request_id)
+            yield from self._read(response)
+        except TimeoutError:
+            raise errors.past_deadline(self._deadline.seconds, request_id) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise self._lost(_reason(error)) from None
+        finally:
+            self._connection.close()
+
+    def cancel(self) -> None:
+        """As :meth:`Call.cancel`."""
+        self._cancelled = True
+        if sock := self._connection.sock:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                return  # already closed by either side
+
+    def _connect(self) -> None:
+        try:
+            self._connection.timeout = self._deadline.remaining()
+            self._connection.connect()
+        except TimeoutError:
+            raise errors.past_deadline(self._deadline.seconds, self._request.request_id) from None
+        except OSError as error:
+            raise errors.unreachable(
+                self._address, "http", _reason(error), self._request.request_id
+            ) from None
+
+    def _send(self) -> http.client.HTTPResponse:
+        if self._cancelled:
+            raise errors.cancelled(self._request.request_id)
+        path, body = kserve.generate_path(self._request), kserve.write_request(self._request)
+        self._connection.request("POST", path, body, kserve.JSON_HEADERS)
+        self._limit_wait()
+        return self._connection.getresponse()
+
+    def _read(self, response: http.client.HTTPResponse) -> Iterator[Outputs]:
+        request_id = self._request.request_id
+        while line := response.readline():
+            outputs = kserve.read_event(line, request_id)
+            if outputs is not None:
+                yield outputs
+            self._limit_wait()
+        # http.client ends a chunked body that broke off like one that is complete, but closes only the
+        # latter.
+        if not response.isclosed():
+            raise self._lost("the response broke off")
+
+    def _limit_wait(self) -> None:
+        self._connection.sock.settimeout(self._deadline.remaining())
+
+    def _lost(self, reason: str) -> errors.ClientError:
+        if self._cancelled:
+            return errors.cancelled(self._request.request_id)
+        return errors.connection_lost(self._address, reason, self._request.request_id)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

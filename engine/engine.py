@@ -1,0 +1,253 @@
+"""The engine: in-flight batching with exact speculation.
+
+`Engine.step` is the architecture: admit, propose, run, accept. Requests join and leave between steps; a step's
+forward pass holds, side by side, the trees of requests that decode and chunks of prompts that are still read.
+The engine has no thread of its own and is not thread-safe: `engine.service` drives it.
+
+Example::
+
+    engine = Engine(runner, create("anpd"), EngineLimits())
+    engine.submit(GenerationRequest(prompt=(1, 2, 3), max_tokens=8), print)
+    while engine.step(): pass
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.draft_length import DraftLength
+from engine.events import EngineStatistics, Event, RequestMetrics, Sink
+from engine.kv_cache import BlockPool
+from engine.request import GenerationRequest, QueueFullError, RequestError
+from engine.runner import Runner, SequenceInput
+from engine.running import RunningRequest
+from engine.sampling import LogitsError, RequestRandom, TargetDistributions
+from engine.verification import Verdict, verify_greedy, verify_sampling
+from speculators.base import Speculator
+from speculators.tree import EMPTY, TokenTree
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What the engine takes on; see `deployments.spec.EngineSpec` for the meaning of each."""
+
+    max_batch_size: int = 16
+    max_sequence_length: int = 2048
+    max_queue_size: int = 64
+    prefill_chunk: int = 128
+
+
+class Engine:
+    """Serves generation requests on one runner with one speculator."""
+
+    def __init__(self, runner: Runner, speculator: Speculator, limits: EngineLimits) -> None:
+        self.limits = limits
+        self.statistics = EngineStatistics(speculator.max_draft_length)
+        self._runner = runner
+        self._speculator = speculator
+        self._pool = BlockPool(runner.num_blocks, runner.block_size)
+        self._waiting: deque[RunningRequest] = deque()
+        self._running: list[RunningRequest] = []
+        self._next_id = 0
+
+    def submit(self, request: GenerationRequest, sink: Sink) -> int:
+        """Queue a request; its events go to `sink`, called from `step`.
+
+        Raises:
+            RequestError: the request cannot be served. QueueFullError: not now.
+        """
+        self._check(request)
+        if len(self._waiting) >= self.limits.max_queue_size + self._free_slots():
+            raise QueueFullError(
+                f"the queue is full: {len(self._running)} requests run and {len(self._waiting)} wait; try again later"
+            )
+        self._next_id += 1
+        most = self._speculator.max_draft_length
+        if request.draft_length is not None:
+            most = min(most, request.draft_length)
+        metrics = RequestMetrics(num_input_tokens=len(request.prompt), arrival_ns=time.time_ns())
+        random = RequestRandom(request.sampling.seed)
+        self._waiting.append(
+            RunningRequest(self._next_id, request, sink, metrics, [], random, DraftLength(most))
+        )
+        self._observe_load()
+        return self._next_id
+
+    def cancel(self, request_id: int) -> bool:
+        """End a request now and free its slot; False if it has ended already."""
+        for item in (*self._running, *self._waiting):
+            if item.id == request_id:
+                item.finish_reason = "cancelled"
+                self._close(item, ())
+                return True
+        return False
+
+    def abort(self, message: str) -> None:
+        """End every request with an error: the runner failed in a way that is nobody's fault."""
+        for item in (*self._running, *self._waiting):
+            item.finish_reason = "error"
+            self._close(item, (), error=message)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._running and not self._waiting
+
+    def step(self) -> bool:
+        """Run one step; False if there was nothing to do."""
+        started = time.perf_counter()
+        self._admit()
+        if not self._running:
+            return False
+        plan = self._plan(self._propose())
+        logits = self._runner.forward([batch for _, _, batch in plan])
+        self._accept(plan, logits)
+        self._observe_load()
+        self.statistics.steps += 1
+        self.statistics.step_seconds += time.perf_counter() - started
+        return True
+
+    def _check(self, request: GenerationRequest) -> None:
+        length = len(request.prompt) + request.max_tokens
+        if max(request.prompt) >= self._runner.vocab_size:
+            raise RequestError(
+                f"the prompt holds token {max(request.prompt)}; the vocabulary ends at {self._runner.vocab_size - 1}"
+            )
+        if length > self.limits.max_sequence_length:
+            raise RequestError(
+                f"{len(request.prompt)} prompt tokens and max_tokens {request.max_tokens} make {length}, "
+                f"more than the limit of {self.limits.max_sequence_length} (engine.max_sequence_length)"
+            )
+
+    def _free_slots(self) -> int:
+        return self.limits.max_batch_size - len(self._running)
+
+    def _admit(self) -> None:
+        while self._waiting and self._free_slots() > 0:
+            item = self._waiting[0]
+            blocks = self._pool.allocate(len(item.request.prompt) + item.request.max_tokens)
+            if blocks is None:
+                return
+            self._waiting.popleft()
+            item.blocks = blocks
+            item.metrics.kv_blocks = len(blocks)
+            item.metrics.first_scheduled_ns = time.time_ns()
+            self._running.append(item)
+            self._speculator.start(item.id, item.request.prompt)
+
+    def _propose(self) -> dict[int, TokenTree]:
+        """A draft for every request that decodes and may draft, by request id."""
+        started = time.perf_counter()
+        items = [item for item in self._running if not item.in_prefill and item.draft_budget > 0]
+        trees = self._speculator.propose([item.id for item in items], [item.draft_budget for item in items])
+        self.statistics.draft_seconds += time.perf_counter() - started
+        return {item.id: tree for item, tree in zip(items, trees, strict=True)}
+
+    def _plan(self, drafts: dict[int, TokenTree]) -> list[tuple[RunningRequest, TokenTree, SequenceInput]]:
+        """Every request that decodes, and prompt chunks, oldest first, as far as the step's share goes."""
+        plan = []
+        left = self.limits.prefill_chunk
+        for item in self._running:
+            if not item.in_prefill:
+                tree = drafts.get(item.id, EMPTY)
+                plan.append((item, tree, item.next_tree(tree)))
+            elif left > 1:
+                chunk = item.next_chunk(left)
+                left -= len(chunk.tokens)
+                plan.append((item, EMPTY, chunk))
+        return plan
+
+    def _accept(
+        self, plan: Sequence[tuple[RunningRequest, TokenTree, SequenceInput]], logits: NDArray[np.float32]
+    ) -> None:
+        row = 0
+        for item, tree, batch in plan:
+            count = len(batch.tokens) - batch.logits_from
+            rows = logits[row : row + count]
+            row += count
+            if batch.is_prompt:
+                item.cached += len(batch.tokens)
+                if not count:
+                    continue
+            try:
+                self._advance(item, tree, rows, from_prompt=batch.is_prompt)
+            except LogitsError as error:
+                item.finish_reason = "error"
+                self._close(item, (), error=str(error))
+
+    def _advance(
+        self, item: RunningRequest, tree: TokenTree, logits: NDArray[np.float32], *, from_prompt: bool
+    ) -> None:
+        """Verify one request's tree, emit what was accepted, and keep its rows."""
+        depths = (0, *tree.depths)
+        plain = logits.copy() if item.request.return_log_probs else logits
+        if len(item.output) < item.request.min_tokens:
+            item.ban_early_end(logits, depths)
+        verdict = self._verify(item, tree, logits)
+        tokens = [*(tree.tokens[node] for node in verdict.path), verdict.token]
+        if not from_prompt:
+            if tree.parents != tuple(range(-1, len(tree) - 1)):
+                self._runner.commit(item.blocks, item.cached, (0, *(node + 1 for node in verdict.path)))
+            item.cached += len(tokens)
+        taken = item.emit(tokens)
+        self._count(item, tree, depths, len(verdict.path), len(taken))
+        log_probs = ()
+        if item.request.return_log_probs:
+            rows = (0, *(node + 1 for node in verdict.path))
+            log_probs = tuple(_log_prob(plain[row], token) for row, token in zip(rows, taken, strict=False))
+        if item.finish_reason:
+            self._close(item, tuple(taken), log_probs)
+        else:
+            self._speculator.observe(item.id, taken)
+            item.sink(Event(item.id, tuple(taken), item.metrics, log_probs))
+
+    def _verify(self, item: RunningRequest, tree: TokenTree, logits: NDArray[np.float32]) -> Verdict:
+        sampling = item.request.sampling
+        if sampling.greedy:
+            return verify_greedy(tree, logits, item.id)
+        return verify_sampling(tree, TargetDistributions(logits, sampling, item.id), item.random)
+
+    def _count(
+        self, item: RunningRequest, tree: TokenTree, depths: tuple[int, ...], accepted: int, taken: int
+    ) -> None:
+        item.metrics.steps += 1
+        self.statistics.request_steps += 1
+        self.statistics.emitted_tokens += taken
+        if len(tree):
+            item.draft_length.update(max(depths), accepted)
+            item.metrics.total_draft_tokens += len(tree)
+            item.metrics.total_accepted_draft_tokens += accepted
+            self.statistics.count_draft(max(depths), accepted)
+
+    def _close(
+        self,
+        item: RunningRequest,
+        tokens: tuple[int, ...],
+        log_probs: tuple[float, ...] = (),
+        error: str | None = None,
+    ) -> None:
+        """Give back what the request holds and send its last event."""
+        if item in self._running:
+            self._running.remove(item)
+            self._pool.release(item.blocks)
+            self._speculator.finish(item.id)
+        else:
+            self._waiting.remove(item)
+        self._observe_load()
+        item.sink(Event(item.id, tokens, item.metrics, log_probs, item.finish_reason, error))
+
+    def _observe_load(self) -> None:
+        statistics = self.statistics
+        statistics.waiting = len(self._waiting)
+        statistics.prefilling = sum(item.in_prefill for item in self._running)
+        statistics.decoding = len(self._running) - statistics.prefilling
+        statistics.used_blocks = self._pool.num_blocks - self._pool.free
+
+
+def _log_prob(logits: NDArray[np.float32], token: int) -> float:
+    shifted = logits.astype(np.float64) - float(logits.max())
+    return float(shifted[token] - np.log(np.exp(shifted).sum()))

@@ -1,0 +1,83 @@
+"""What the engine tells a caller about a request, and what it counted on the way."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Figures of one request; times are nanoseconds of `time.time_ns`, 0 until they have happened.
+
+    `steps` counts the target steps that emitted tokens, the one that ended the prompt included, so the
+    acceptance length is `num_output_tokens / steps`.
+    """
+
+    num_input_tokens: int
+    arrival_ns: int
+    num_output_tokens: int = 0
+    total_draft_tokens: int = 0
+    total_accepted_draft_tokens: int = 0
+    steps: int = 0
+    first_scheduled_ns: int = 0
+    first_token_ns: int = 0
+    last_token_ns: int = 0
+    kv_blocks: int = 0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted over drafted tokens; 0 if nothing was drafted."""
+        return self.total_accepted_draft_tokens / self.total_draft_tokens if self.total_draft_tokens else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Tokens that a step emitted for a request; the last event of a request has a finish reason.
+
+    `log_probs` are natural logarithms under the target at temperature 1, one a token, if they were asked for.
+    """
+
+    request_id: int
+    tokens: tuple[int, ...]
+    metrics: RequestMetrics
+    log_probs: tuple[float, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+
+Sink = Callable[[Event], None]
+
+
+@dataclass(slots=True)
+class EngineStatistics:
+    """Counters since the engine started, and gauges of the last step.
+
+    `drafted_by_position[d]` counts the steps that proposed a token at depth d + 1 of the draft,
+    `accepted_by_position[d]` those in which it was accepted.
+    """
+
+    max_draft_length: int
+    steps: int = 0
+    emitted_tokens: int = 0
+    request_steps: int = 0
+    drafted_by_position: list[int] = field(default_factory=list)
+    accepted_by_position: list[int] = field(default_factory=list)
+    draft_seconds: float = 0.0
+    step_seconds: float = 0.0
+    waiting: int = 0
+    prefilling: int = 0
+    decoding: int = 0
+    used_blocks: int = 0
+
+    def __post_init__(self) -> None:
+        self.drafted_by_position = [0] * self.max_draft_length
+        self.accepted_by_position = [0] * self.max_draft_length
+
+    def count_draft(self, drafted_depth: int, accepted: int) -> None:
+        """Add one verified draft: its depth, and how many tokens of its path were accepted."""
+        for position in range(drafted_depth):
+            self.drafted_by_position[position] += 1
+        for position in range(accepted):
+            self.accepted_by_position[position] += 1

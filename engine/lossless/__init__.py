@@ -1,0 +1,1 @@
+"""Evidence that speculation changes nothing: exact joint distributions, transform test, greedy comparison."""

@@ -1,0 +1,60 @@
+"""What the engine asks of a backend: one forward pass over a ragged batch, and a paged KV cache.
+
+A step's batch holds, request after request, the tokens that each contributes: one (plain decoding), one plus a
+drafted tree (verification), or a chunk of its prompt (prefill). Every request owns a list of cache blocks; row
+`r` of its context lies in block `r // block_size`, at offset `r % block_size`. The forward pass writes the new
+rows at `past ..`; rows of rejected drafts are simply overwritten by the next step.
+
+A runner promises that the logits of a token depend on its context alone, bit for bit: not on the rest of the
+batch, nor on whether its context came token by token or as a verified chain, nor on how the prompt was cut into
+chunks of two or more tokens. That is what makes speculation lossless in finite precision. Token trees with
+branches are the exception: their rows agree up to rounding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceInput:
+    """The part of one request in a forward pass.
+
+    Attributes:
+        tokens: T token ids.
+        past: rows of this request that are in the cache already.
+        blocks: its cache blocks, enough for past + T rows.
+        is_prompt: whether this is a chunk of a prompt; otherwise each token is one that decoding would take.
+        depths: of a tree with branches, position of each token relative to `past`; None for 0 .. T-1.
+        mask: of a tree with branches, [T, T] bool, token i may see token j; None for a chain.
+        logits_from: first of the T tokens whose logits are wanted (T for none).
+    """
+
+    tokens: Sequence[int]
+    past: int
+    blocks: Sequence[int]
+    is_prompt: bool = False
+    depths: Sequence[int] | None = None
+    mask: NDArray[np.bool_] | None = None
+    logits_from: int = 0
+
+
+class Runner(Protocol):
+    """A compiled target with its KV cache."""
+
+    vocab_size: int
+    block_size: int
+    num_blocks: int
+    max_sequence_length: int
+
+    def forward(self, batch: Sequence[SequenceInput]) -> NDArray[np.float32]:
+        """Run one step and return logits [rows, V], the wanted rows of each input one after another.
+
+        The array is valid, and may be written to, until the next call.
+        """
+
+    def commit(self, blocks: Sequence[int], past: int, kept: Sequence[int]) -> None:
+        """Make rows `past + kept[i]` the rows `past + i`: keeps the accepted path of a tree."""

@@ -1,0 +1,179 @@
+"""Runs the cells of a sweep one after the other inside Locust.
+
+Locust asks a load shape once a second how many users it wants. One second is long beside a cell, so the shape
+of a sweep (:mod:`loadtest.sweep_locustfile`) answers its first question only when the whole sweep is done,
+and meanwhile :class:`Conductor` sets the number of users itself. For each cell:
+
+1. bring the users to the cell's number; all of them wait;
+2. read Triton's counters, open the cell;
+3. hand out work until every measured request has ended (:class:`loadtest.workload.Workload`);
+4. close the cell, which cancels the fillers, and wait until the last user and the server are idle;
+5. read the counters again and write ``cell.json``.
+
+Between two cells no process starts and nothing is waited for, so a change costs a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from typing import Any
+
+import gevent
+from gevent.event import Event
+from locust.runners import Runner
+
+from loadtest import messages
+from loadtest.counters import Counters, MetricsUnavailable, difference, read_counters
+from loadtest.plan import Cell
+from loadtest.records import CellRecord, epoch_ns
+from loadtest.run_directory import RunDirectory
+from loadtest.workload import Workload
+
+_DRAIN_S = 5.0
+_SPAWN_S = 30.0
+_POLL_S = 0.02
+
+
+class SweepAborted(RuntimeError):
+    """The sweep cannot go on; the message says why."""
+
+
+class Conductor:
+    """Hands out the work of each cell and decides when it is over.
+
+    Args:
+        runner: Locust's master or local runner.
+        directory: the sweep's.
+    """
+
+    def __init__(self, runner: Runner, directory: RunDirectory) -> None:
+        self._runner = runner
+        self._directory = directory
+        self._settings = directory.read_settings()
+        self._workload: Workload | None = None
+        self._moved = Event()
+        self._unsent = 0
+        self._errors: list[str] = []
+        runner.register_message(messages.TAKE, self._on_take)
+        runner.register_message(messages.DONE, self._on_done)
+
+    def run(self) -> None:
+        """Measure every missing cell.
+
+        Raises:
+            SweepAborted: the server answers no request, or users or requests hang.
+        """
+        for cell in self._directory.missing():
+            self._run_cell(cell)
+
+    def _run_cell(self, cell: Cell) -> None:
+        tell(event="cell", cell=cell.name, number=cell.number, requests=cell.requests)
+        self._directory.prepare_cell(cell)
+        self._set_users(cell.users)
+        before = self._read_counters()
+        opened_ns = epoch_ns(time.perf_counter_ns())
+        self._conduct(cell, opened_ns)
+        drained = self._wait_for_idle_server()
+        after = self._read_counters()
+        assert self._workload is not None
+        self._directory.finish_cell(
+            CellRecord(
+                name=cell.name,
+                arm=cell.arm.name,
+                load=cell.load.label,
+                round=cell.round,
+                opened_ns=opened_ns,
+                closed_ns=epoch_ns(time.perf_counter_ns()),
+                requests=self._workload.taken - self._unsent,
+                drained=drained,
+                drafted_by_position=difference(before.drafted, after.drafted) if before and after else None,
+                accepted_by_position=difference(before.accepted, after.accepted)
+                if before and after
+                else None,
+            )
+        )
+
+    def _conduct(self, cell: Cell, opened_ns: int) -> None:
+        """Steps 2 to 4, up to the last user's return."""
+        workload = Workload(cell, self._settings.max_tokens, self._settings.seed)
+        self._workload, self._unsent, self._errors = workload, 0, []
+        self._runner.send_message(messages.OPEN, {"cell": cell.number, "opened_ns": opened_ns})
+        while not workload.is_over:
+            self._wait_for_movement(cell)
+        self._check_answers(cell)
+        self._runner.send_message(messages.CLOSE, {"cell": cell.number})
+        while workload.outstanding:
+            self._wait_for_movement(cell)
+
+    def _on_take(self, msg: Any, **_: Any) -> None:
+        work = None
+        if self._workload is not None and self._workload.cell.number == msg.data["cell"]:
+            work = self._workload.take()
+        answer = {"ticket": msg.data["ticket"], "work": dataclasses.asdict(work) if work else None}
+        self._runner.send_message(messages.WORK, answer, msg.node_id)
+
+    def _on_done(self, msg: Any, **_: Any) -> None:
+        assert self._workload is not None
+        done_before = self._workload.measured_done
+        self._workload.done(msg.data["index"])
+        self._unsent += not msg.data["sent"]
+        if msg.data["error"]:
+            self._errors.append(msg.data["error"])
+        if self._workload.measured_done != done_before:
+            tell(event="request", cell=self._workload.cell.name, done=self._workload.measured_done)
+        self._moved.set()
+
+    def _wait_for_movement(self, cell: Cell) -> None:
+        """Until some request ends; each has a deadline, so that a longer silence means a lost process."""
+        patience = self._settings.deadline + _SPAWN_S
+        if not self._moved.wait(patience):
+            raise SweepAborted(f"{cell.name}: no request ended for {patience:g} s; a Locust process is gone")
+        self._moved.clear()
+
+    def _check_answers(self, cell: Cell) -> None:
+        """Going on is pointless without a server, and harmful: cells without data would count as finished."""
+        failed = len(self._errors)
+        gone = all(error.startswith("ServerUnavailable") for error in self._errors)
+        if failed >= cell.requests and (cell.is_warmup or gone):
+            raise SweepAborted(
+                f"{cell.name}: all {failed} requests failed, the last one with {self._errors[-1]}"
+            )
+
+    def _set_users(self, count: int) -> None:
+        self._runner.start(count, spawn_rate=count)
+        give_up = time.monotonic() + _SPAWN_S
+        while self._runner.user_count != count:
+            if time.monotonic() > give_up:
+                raise SweepAborted(
+                    f"Locust runs {self._runner.user_count} users where {count} were asked for"
+                )
+            gevent.sleep(_POLL_S)
+
+    def _wait_for_idle_server(self) -> bool:
+        """Whether the server came to rest; a cancelled request may hold its slot for one more step."""
+        give_up = time.monotonic() + _DRAIN_S
+        while True:
+            counters = self._read_counters()
+            if counters is None or not counters.active_requests:
+                return True
+            if time.monotonic() > give_up:
+                return False
+            gevent.sleep(_POLL_S)
+
+    def _read_counters(self) -> Counters | None:
+        if self._settings.metrics_url is None:
+            return None
+        try:
+            return read_counters(self._settings.metrics_url)
+        except MetricsUnavailable as error:
+            tell(event="warning", text=str(error))
+            return None
+
+
+def tell(**news: object) -> None:
+    """One line of JSON for the process that started the sweep."""
+    sys.stdout.write(json.dumps(news) + "\n")
+    sys.stdout.flush()

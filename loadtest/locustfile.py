@@ -1,0 +1,132 @@
+"""The load test by hand, with all that Locust can do.
+
+    locust -f loadtest/locustfile.py --host grpc://localhost:8001          # web page on port 8089
+    locust -f loadtest/locustfile.py --host http://localhost:8000 --headless -u 8 -r 8 -t 60s
+    locust -f loadtest/locustfile.py --host grpc://localhost:8001 --headless -u 64 -r 64 --processes 4
+    locust -f loadtest/locustfile.py --host grpc://localhost:8001 --master
+    locust -f loadtest/locustfile.py --worker --master-host MASTER         # on any number of machines
+
+The scheme of ``--host`` selects the protocol. The options below are also fields of the web page and can be
+set by environment variables (``LOADTEST_MAX_TOKENS=64``). With ``--records DIR`` every process writes its raw
+records there, and the percentiles printed at the end come from them and not from Locust's rounded ones.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from locust import events
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+from locust.runners import LocalRunner, MasterRunner, WorkerRunner
+from rich.console import Console
+
+# Locust puts the folder of this file on the import path; what is imported below lies one higher.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from client import SamplingOptions
+from loadtest.endless import EndlessSource
+from loadtest.prompts import Prompt, keep_categories, load
+from loadtest.records import RecordWriter, epoch_ns, read_records
+from loadtest.rendering import render
+from loadtest.settings import BUNDLED_PROMPTS
+from loadtest.table import latency_table
+from loadtest.users import (
+    TritonGrpcUser,
+    TritonHttpUser,
+    TritonUser,
+    choose_users,
+    keep_digits,
+    prepare_process,
+)
+
+__all__ = ["TritonGrpcUser", "TritonHttpUser"]
+
+STARTED_NS = epoch_ns(time.perf_counter_ns())
+
+
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
+def add_options(parser: LocustArgumentParser) -> None:
+    """Declare the options."""
+    group = parser.add_argument_group("Drafthouse")
+
+    def add(name: str, text: str, **details: Any) -> None:
+        variable = f"LOADTEST_{name.upper().replace('-', '_')}"
+        group.add_argument(f"--{name}", env_var=variable, help=text, **details)
+
+    add("prompts", "JSONL file in Spec-Bench's format", default=str(BUNDLED_PROMPTS))
+    add("categories", "Categories to use, separated by commas (default: all)", default="")
+    add("chat-template", "Model directory whose chat template wraps each prompt (default: none)", default="")
+    add("triton-model", "Name of the Triton model", default="ensemble")
+    add("max-tokens", "Most tokens of an answer", type=int, default=128)
+    add("temperature", "Sampling temperature, 0 = greedy", type=float, default=0.0)
+    add("num-draft-tokens", "Cap on draft tokens, 0 = no speculation (default: the server's own)", type=int)
+    add("arm", "Name of this configuration in the records", default="by-hand")
+    add(
+        "arrivals-per-user",
+        "Open loop: Poisson arrivals per second of each user (default: closed)",
+        type=float,
+    )
+    add("deadline", "Seconds after which a request has failed", type=float, default=300.0)
+    add("records", "Folder for the raw records (default: none are kept)", default="")
+
+
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def set_up(environment: Environment, **_: Any) -> None:
+    """Choose the protocol; workers run whichever users their master names."""
+    keep_digits()
+    if not isinstance(environment.runner, WorkerRunner):
+        choose_users(environment)
+    if not isinstance(environment.runner, MasterRunner):
+        prepare_process()
+
+
+@events.test_start.add_listener  # type: ignore[untyped-decorator]
+def begin(environment: Environment, **_: Any) -> None:
+    """Take over the options, which the web page may have changed since the last start."""
+    runner, asked = environment.runner, environment.parsed_options
+    if asked is None or not isinstance(runner, (LocalRunner, WorkerRunner)):
+        return
+    worker = f"{socket.gethostname()}-{os.getpid()}"
+    TritonUser.model = asked.triton_model
+    TritonUser.source = EndlessSource(
+        worker=worker,
+        worker_index=runner.worker_index,
+        count_users=lambda: runner.user_count,
+        arm=asked.arm,
+        prompts=_prompts(asked),
+        options=_generation_options(asked),
+        deadline=float(asked.deadline),
+        arrivals_per_user=float(asked.arrivals_per_user) if asked.arrivals_per_user else None,
+        writer=RecordWriter(Path(asked.records) / f"requests-{worker}.jsonl") if asked.records else None,
+    )
+
+
+def _prompts(asked: Namespace) -> tuple[Prompt, ...]:
+    categories = tuple(filter(None, asked.categories.split(",")))
+    prompts = keep_categories(load(Path(asked.prompts)), categories)
+    return render(prompts, Path(asked.chat_template) if asked.chat_template else None)
+
+
+def _generation_options(asked: Namespace) -> SamplingOptions:
+    options = SamplingOptions(max_tokens=int(asked.max_tokens), temperature=float(asked.temperature))
+    if asked.num_draft_tokens not in (None, ""):  # the web page gives text
+        options["num_draft_tokens"] = int(asked.num_draft_tokens)
+    return options
+
+
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
+def report(environment: Environment, **_: Any) -> None:
+    """Print latencies from the raw records of this run, as far as they lie on this machine."""
+    asked = environment.parsed_options
+    if asked is None or not asked.records or isinstance(environment.runner, WorkerRunner):
+        return
+    files = sorted(Path(asked.records).glob("requests-*.jsonl"))
+    records = [record for file in files for record in read_records(file) if record.sent_ns >= STARTED_NS]
+    Console().print(latency_table(records))

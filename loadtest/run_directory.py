@@ -1,0 +1,141 @@
+"""The folder of one sweep: what was asked, what is done, where everything lies.
+
+    sweep.json                     settings, their digest, provenance
+    cells/003-c1-none/
+        requests-<worker>.jsonl    raw records, one line a request
+        cell.json                  written last: the cell is finished
+    plots/*.png  report.json  report.html
+
+A cell counts as finished once it has its ``cell.json``. Whatever an interrupted cell has written stays until
+the sweep is resumed, which measures that cell anew.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loadtest.plan import Cell, plan_cells
+from loadtest.records import CellRecord, RecordError, RequestRecord, read_records
+from loadtest.settings import SweepSettings
+
+
+class RunDirectoryError(RuntimeError):
+    """The folder cannot be used for this sweep; the message says why and what to do."""
+
+
+class RunDirectory:
+    """Reads and writes the folder of one sweep."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sweep_file = path / "sweep.json"
+        self.cells = path / "cells"
+        self.plots = path / "plots"
+        self.report_json = path / "report.json"
+        self.report_html = path / "report.html"
+
+    def begin(self, settings: SweepSettings, provenance: Mapping[str, Any]) -> None:
+        """Start a sweep here, or take up the one that was interrupted here.
+
+        Raises:
+            RunDirectoryError: the folder holds records of other settings, or other files.
+        """
+        if self.sweep_file.exists():
+            self._check_same(settings)
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise RunDirectoryError(
+                f"{self.path} is not empty and not a sweep; give an empty or new directory"
+            )
+        document = {
+            "digest": settings.digest(),
+            "settings": settings.model_dump(mode="json"),
+            "provenance": dict(provenance),
+        }
+        write_atomically(self.sweep_file, json.dumps(document, indent=1, ensure_ascii=False))
+
+    def _check_same(self, settings: SweepSettings) -> None:
+        old, new = self.read_settings().model_dump(mode="json"), settings.model_dump(mode="json")
+        if self._document()["digest"] == settings.digest():
+            return
+        differing = [name for name in new if new[name] != old[name]] or ["the content of the prompts file"]
+        raise RunDirectoryError(
+            f"{self.path} holds a sweep with other settings (different: {', '.join(differing)}); "
+            "give another directory, or delete this one"
+        )
+
+    def _document(self) -> dict[str, Any]:
+        try:
+            document: dict[str, Any] = json.loads(self.sweep_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunDirectoryError(
+                f"{self.path} is not the directory of a sweep: no sweep.json in it"
+            ) from None
+        return document
+
+    def read_settings(self) -> SweepSettings:
+        """The settings that the sweep was begun with."""
+        return SweepSettings.model_validate(self._document()["settings"])
+
+    def read_provenance(self) -> dict[str, Any]:
+        """What produced the records: versions, host, commit, arguments."""
+        provenance: dict[str, Any] = self._document()["provenance"]
+        return provenance
+
+    def missing(self) -> tuple[Cell, ...]:
+        """Cells still to be measured.
+
+        Warm-up is repeated whenever anything is missing, for the server may be new.
+        """
+        cells = plan_cells(self.read_settings())
+        missing = [cell for cell in cells if not cell.is_warmup and not self._cell_file(cell.name).exists()]
+        return tuple(cell for cell in cells if missing and (cell.is_warmup or cell in missing))
+
+    def prepare_cell(self, cell: Cell) -> None:
+        """Make room for a cell's records, dropping those of an interrupted attempt."""
+        shutil.rmtree(self.cells / cell.name, ignore_errors=True)
+        (self.cells / cell.name).mkdir(parents=True)
+
+    def request_file(self, cell_name: str, worker: str) -> Path:
+        """Where one worker writes its records of a cell."""
+        return self.cells / cell_name / f"requests-{worker}.jsonl"
+
+    def finish_cell(self, record: CellRecord) -> None:
+        """Mark a cell as finished."""
+        write_atomically(self._cell_file(record.name), record.to_json())
+
+    def finished(self) -> list[tuple[CellRecord, list[RequestRecord]]]:
+        """All finished cells but the warm-up, in the order of the sweep, with their records by index.
+
+        Raises:
+            RecordError: a record is unreadable, or some are missing.
+        """
+        cells = [cell for cell in plan_cells(self.read_settings()) if not cell.is_warmup]
+        return [self.read_cell(cell.name) for cell in cells if self._cell_file(cell.name).exists()]
+
+    def read_cell(self, name: str) -> tuple[CellRecord, list[RequestRecord]]:
+        """One finished cell and its records by index."""
+        cell = CellRecord.from_json(self._cell_file(name).read_text(encoding="utf-8"))
+        files = sorted((self.cells / name).glob("requests-*.jsonl"))
+        records = sorted(
+            (record for file in files for record in read_records(file)), key=lambda record: record.index
+        )
+        if len(records) != cell.requests:
+            raise RecordError(
+                f"{self.cells / name}: {len(records)} records, but the cell sent {cell.requests} requests"
+            )
+        return cell, records
+
+    def _cell_file(self, name: str) -> Path:
+        return self.cells / name / "cell.json"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that it is either there in full or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,144 @@
+"""Locust users that stream from a served model: :class:`TritonGrpcUser` and :class:`TritonHttpUser`.
+
+A user asks its source for a request, sends it, hands the record back, and tells Locust. For each request
+Locust gets one event with the request latency, and two more, TTFT and TPOT, where there is output, so that
+its page shows them as well (which makes the last line of its table, "Aggregated", add up three of a kind).
+Locust's figures are for watching a run; reports are computed from the raw records.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, ClassVar, Protocol
+
+import locust.stats
+from locust import User, task
+from locust.env import Environment
+
+from client import DrafthouseClient, Stream
+from loadtest.measures import measure
+from loadtest.records import RequestRecord
+from loadtest.sending import Assignment, send
+from loadtest.settings import Protocol as WireProtocol
+
+
+class Source(Protocol):
+    """Where the users of a process get their requests from."""
+
+    worker: str
+    """Name of this process in the records."""
+
+    def next(self, user: int) -> Assignment:
+        """The next request of a user; blocks until there is one and it is due."""
+
+    def started(self, assignment: Assignment, stream: Stream) -> None:
+        """A user is about to send."""
+
+    def was_cancelled(self, assignment: Assignment) -> bool:
+        """Whether the source has cancelled this request on purpose."""
+
+    def done(self, assignment: Assignment, record: RequestRecord) -> None:
+        """A request has ended; keep its record."""
+
+
+class TritonUser(User):
+    """A user that keeps one request running. :attr:`source` must be set before the first one starts."""
+
+    abstract = True
+    protocol: ClassVar[WireProtocol]
+    source: ClassVar[Source]
+    model: ClassVar[str] = "ensemble"
+    _numbers: ClassVar[Any] = itertools.count()
+
+    def on_start(self) -> None:
+        """Connect."""
+        self.number = next(self._numbers)
+        scheme, _, address = (self.host or "").rpartition("://")
+        if scheme not in ("", self.protocol):
+            raise ValueError(
+                f"{type(self).__name__} speaks {self.protocol} and cannot drive {self.host}; "
+                f"start Locust with --host {scheme}://HOST:PORT"
+            )
+        self.client = DrafthouseClient(address, protocol=self.protocol, model=self.model)
+
+    def on_stop(self) -> None:
+        """Disconnect, which cancels a request under way."""
+        self.client.close()
+
+    @task
+    def request(self) -> None:
+        """Send one request."""
+        assignment = self.source.next(self.number)
+        record = send(
+            self.client,
+            assignment,
+            self.source.worker,
+            on_start=lambda stream: self.source.started(assignment, stream),
+            was_cancelled=lambda: self.source.was_cancelled(assignment),
+        )
+        self.source.done(assignment, record)
+        self._tell_locust(record)
+
+    def _tell_locust(self, record: RequestRecord) -> None:
+        if record.failed:
+            latency = (record.ended_ns - record.sent_ns) / 1e6
+            self._fire(
+                self.protocol, record, latency, RuntimeError(f"{record.error}: {record.error_message}")
+            )
+        elif record.completed:
+            measures = measure(record)
+            self._fire(self.protocol, record, measures.latency)
+            self._fire("TTFT", record, measures.ttft)
+            if measures.tpot is not None:
+                self._fire("TPOT", record, measures.tpot)
+
+    def _fire(
+        self, kind: str, record: RequestRecord, milliseconds: float, error: Exception | None = None
+    ) -> None:
+        self.environment.events.request.fire(
+            request_type=kind,
+            name=record.category,
+            response_time=milliseconds,
+            response_length=record.output_tokens or 0,
+            exception=error,
+            context=self.context(),
+        )
+
+
+class TritonGrpcUser(TritonUser):
+    """Streams over KServe v2 gRPC (``ModelStreamInfer``)."""
+
+    protocol: ClassVar[WireProtocol] = "grpc"
+
+
+class TritonHttpUser(TritonUser):
+    """Streams over Triton's ``/generate_stream``."""
+
+    protocol: ClassVar[WireProtocol] = "http"
+
+
+def prepare_process() -> None:
+    """Make gRPC work with Locust's greenlets. To be called once in each process, after it was forked."""
+    from grpc.experimental.gevent import init_gevent
+
+    init_gevent()
+
+
+def keep_digits() -> None:
+    """Let Locust keep three significant digits; it rounds to whole milliseconds, which is all of a TPOT."""
+
+    def three_digits(response_time: float) -> int:
+        return float(f"{response_time:.3g}")  # type: ignore[return-value]  # only a key of a histogram
+
+    locust.stats.bucket_response_time = three_digits
+
+
+def choose_users(environment: Environment) -> None:
+    """Run only the user class that speaks the protocol in the host's scheme, gRPC if there is none."""
+    scheme = (environment.host or "").rpartition("://")[0] or "grpc"
+    found: list[type[User]] = [
+        each for each in environment.user_classes if issubclass(each, TritonUser) and each.protocol == scheme
+    ]
+    if not found:
+        raise ValueError(f"--host must begin with grpc:// or http://, not {scheme}://")
+    environment.user_classes = found

@@ -1,0 +1,117 @@
+"""What the users of one cell send, and when the cell is over.
+
+A cell that simply sends N requests measures its edges: all users start at once, and at the end fewer and
+fewer are still busy, so the last requests run on an emptier server than the first. Here the load is kept up
+on both sides:
+
+1. *Lead-in.* In a closed loop each user first sends one warm-up request, cut to a different length, so that
+   the users do not march in step afterwards (with one user there is none). In an open loop the first fifth of
+   the arrivals.
+2. *Measured.* The cell's N requests, handed out in order as users become free or arrivals are due.
+3. *Fillers.* Until the last measured request has ended, users who would have nothing to do keep sending; then
+   the fillers still running are cancelled. Without them the last requests would run at less than the cell's
+   concurrency.
+
+Throughput is taken over the measured window (:mod:`loadtest.throughput`), latency from measured requests
+alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from loadtest.arrivals import poisson_arrivals
+from loadtest.plan import Cell
+
+Role = Literal["warmup", "measured", "filler"]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One request to send."""
+
+    index: int
+    """Counts the requests of a cell from 0; also tells their sampling seeds apart."""
+    role: Role
+    prompt: int
+    """Position in the balanced order of prompts."""
+    max_tokens: int
+    due: float | None
+    """Open loop: seconds after the cell's opening at which it is to be sent; closed loop: None, at once."""
+
+
+class Workload:
+    """Hands out the work of one cell and knows when the cell is over."""
+
+    def __init__(self, cell: Cell, max_tokens: int, seed: int) -> None:
+        self.cell = cell
+        self.taken = 0
+        self.measured_done = 0
+        self.outstanding: set[int] = set()
+        self._works = _works(cell, max_tokens, seed)
+        self._roles: dict[int, Role] = {}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every measured request has ended; no more work is given out then."""
+        return self.measured_done >= self.cell.requests
+
+    def take(self) -> Work | None:
+        """The next request for whoever asks, or None once the cell is over.
+
+        A cell without need for fillers (one user, or warm-up) has None to give as soon as all its work is
+        taken.
+        """
+        work = None if self.is_over else next(self._works, None)
+        if work is not None:
+            self.taken += 1
+            self.outstanding.add(work.index)
+            self._roles[work.index] = work.role
+        return work
+
+    def done(self, index: int) -> None:
+        """Note that a request has ended, well or not.
+
+        Raises:
+            KeyError: it is not outstanding.
+        """
+        self.outstanding.remove(index)
+        role = self._roles.pop(index)
+        self.measured_done += role == "measured" or self.cell.is_warmup
+
+
+def _works(cell: Cell, max_tokens: int, seed: int) -> Iterator[Work]:
+    if cell.is_warmup:
+        for index in range(cell.requests):
+            yield Work(index, "warmup", cell.first_prompt + index, max_tokens, None)
+        return
+    closed = cell.load.kind == "closed"
+    arrivals: Iterator[float | None] = (
+        itertools.repeat(None) if closed else poisson_arrivals(cell.load.level, seed, cell.round)
+    )
+    lead_in = _lead_in_lengths(cell, max_tokens)
+    for index, length in enumerate(lead_in):
+        prompt = cell.first_prompt + cell.requests + index
+        yield Work(index, "warmup", prompt, length, next(arrivals))
+    for index in range(cell.requests):
+        prompt = cell.first_prompt + index
+        yield Work(len(lead_in) + index, "measured", prompt, max_tokens, next(arrivals))
+    if closed and cell.users == 1:
+        return
+    index = len(lead_in) + cell.requests
+    while True:
+        yield Work(index, "filler", cell.first_prompt + index, max_tokens, next(arrivals))
+        index += 1
+
+
+def _lead_in_lengths(cell: Cell, max_tokens: int) -> list[int]:
+    """Most tokens of each lead-in request: spread evenly in a closed loop, in full in an open loop."""
+    if cell.load.kind == "open":
+        return [max_tokens] * max(2, math.ceil(cell.requests / 5))
+    if cell.users == 1:
+        return []
+    return [max(1, round(max_tokens * (user + 1) / cell.users)) for user in range(cell.users)]

@@ -1,0 +1,1 @@
+"""What proposes tokens: one module a method, the token tree that all return, the registry of their names."""

@@ -1,0 +1,152 @@
+"""ANPD: adaptive n-gram parallel decoding (Ou et al., arXiv 2404.08698, sections 3.1 to 3.3).
+
+The draft comes from counts of the n-grams in the request's own prompt and output, at several levels n =
+N..2. To draft a token, take the last N - 1 tokens and look up what followed them most often; on a miss
+drop the oldest token of the context and look again, down to one token of context. Drafted tokens are fed
+back until K are drafted or every level misses. The counts start with the prompt and grow with emitted
+tokens only, so they follow the live text.
+
+Where this differs from the code published with the paper, on purpose: a miss at every level drafts
+nothing (there it drafts token 1), and each n-gram of the prompt is counted once (there twice, with
+n-grams that join its end to its beginning). Ties go to the n-gram that was inserted last.
+
+Example:
+    >>> speculator = AnpdSpeculator(ngram=3, draft_length=4)
+    >>> speculator.start(0, [5, 6, 7, 8, 5, 6])
+    >>> speculator.propose([0], [4])[0].tokens
+    (7, 8, 5, 6)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speculators.tree import TokenTree
+
+_TOKEN_BITS = 32
+_NONE = -1
+
+
+class NgramTable:
+    """Counts of every n-gram of a growing text, n = 1..N, and the likeliest successor of each one.
+
+    A trie over the text: a node is an n-gram, its children are the (n + 1)-grams that begin with it. The
+    nodes of the text's last 1..N - 1 tokens are kept at hand, so that adding a token and drafting one
+    each cost about N dictionary look-ups, however long the text is. Memory: at most N nodes a token.
+    """
+
+    def __init__(self, ngram: int) -> None:
+        self._levels = ngram
+        self._child: dict[
+            int, int
+        ] = {}  # (node, token) packed into one integer -> node; node 0 is the empty n-gram
+        self._token = [_NONE]
+        self._count = [0]
+        self._best = [_NONE]  # child seen most often, the latest one on a tie
+        self._suffixes = [
+            0
+        ]  # node of the text's last m tokens, m = 0..N - 1 (fewer while the text is shorter)
+
+    def __len__(self) -> int:
+        """Number of distinct n-grams stored, over all levels."""
+        return len(self._count) - 1
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append tokens to the text and count the n-grams that end in each of them."""
+        child, count, best, token_of = self._child, self._count, self._best, self._token
+        suffixes = self._suffixes
+        for token in tokens:
+            extended = [0]
+            for parent in suffixes:
+                key = parent << _TOKEN_BITS | token
+                node = child.get(key, _NONE)
+                if node < 0:
+                    node = child[key] = len(count)
+                    count.append(1)
+                    token_of.append(token)
+                    best.append(_NONE)
+                else:
+                    count[node] += 1
+                leader = best[parent]
+                if leader < 0 or count[node] >= count[leader]:
+                    best[parent] = node
+                extended.append(node)
+            suffixes = extended[: self._levels]
+        self._suffixes = suffixes
+
+    def draft(self, length: int) -> Iterator[int]:
+        """Continue the text by up to ``length`` tokens, fewer if every level misses; does not change it."""
+        child, best, token_of = self._child, self._best, self._token
+        suffixes = self._suffixes
+        for _ in range(length):
+            # The longest context comes last; the empty one (level n = 1) is not a level of the method.
+            leader = next((best[node] for node in suffixes[:0:-1] if node >= 0 and best[node] >= 0), _NONE)
+            if leader < 0:
+                return
+            token = token_of[leader]
+            yield token
+            extended = [
+                child.get(node << _TOKEN_BITS | token, _NONE) if node >= 0 else _NONE for node in suffixes
+            ]
+            suffixes = [0, *extended[: self._levels - 1]]
+
+
+class AnpdSpeculator:
+    """Drafts chains from the n-grams of each request's own text; the methods are those of ``Speculator``.
+
+    Args:
+        ngram: N, the longest n-gram, 2 or more (paper, section 4: 5).
+        draft_length: K, most tokens drafted a step, 1 or more (paper, section 4: 7).
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    name = "anpd"
+    needs_hidden: tuple[int, ...] = ()
+
+    def __init__(self, ngram: int = 5, draft_length: int = 7) -> None:
+        if ngram < 2:
+            raise ValueError(
+                f"anpd: ngram is {ngram}; it must be 2 or more, one token of context and the next one"
+            )
+        if draft_length < 1:
+            raise ValueError(
+                f"anpd: draft_length is {draft_length}; it must be 1 or more (to draft nothing: none)"
+            )
+        self.max_draft_length = draft_length
+        self._ngram = ngram
+        self._tables: dict[int, NgramTable] = {}
+
+    def start(self, request_id: int, prompt: Sequence[int]) -> None:
+        if request_id in self._tables:
+            raise ValueError(
+                f"anpd: request {request_id} is already running; finish it before starting it again"
+            )
+        table = NgramTable(self._ngram)
+        table.extend(prompt)
+        self._tables[request_id] = table
+
+    def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
+        return [
+            TokenTree.chain(tuple(self._table(request_id).draft(min(budget, self.max_draft_length))))
+            for request_id, budget in zip(request_ids, budgets, strict=True)
+        ]
+
+    def observe(
+        self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
+    ) -> None:
+        self._table(request_id).extend(accepted)
+
+    def finish(self, request_id: int) -> None:
+        self._table(request_id)
+        del self._tables[request_id]
+
+    def _table(self, request_id: int) -> NgramTable:
+        try:
+            return self._tables[request_id]
+        except KeyError:
+            raise KeyError(f"anpd: request {request_id} is not running; start it first") from None

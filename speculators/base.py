@@ -1,0 +1,67 @@
+"""What the engine asks of every speculator.
+
+A speculator serves many requests at once and keeps state for each of them between ``start`` and
+``finish``. In each engine step it proposes a token tree for every running request, and afterwards it is
+told which tokens were emitted. The engine verifies every proposal exactly, so a speculator can change how
+fast the output comes, never what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speculators.tree import TokenTree
+
+
+class Speculator(Protocol):
+    """Proposes token trees for the running requests.
+
+    Attributes:
+        name: the method, as the deployment spec names it.
+        max_draft_length: most nodes it proposes for one request in one step; 0 means that it never proposes.
+        needs_hidden: layers of the target whose hidden states ``observe`` receives; empty if it needs none.
+    """
+
+    name: str
+    max_draft_length: int
+    needs_hidden: tuple[int, ...]
+
+    def start(self, request_id: int, prompt: Sequence[int]) -> None:
+        """Begin a request, before its first token is emitted.
+
+        Raises:
+            ValueError: the request is already running.
+        """
+
+    def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
+        """One tree for each request, of at most ``budgets[i]`` nodes (0 is allowed) and ``max_draft_length``.
+
+        Raises:
+            KeyError: a request is not running.
+        """
+
+    def observe(
+        self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
+    ) -> None:
+        """Take in tokens that were emitted: all of them, in order, the first one after the prompt included.
+
+        Args:
+            request_id: the request that they belong to.
+            accepted: the emitted token ids.
+            hidden: float ``[len(accepted), len(needs_hidden), H]``: for each emitted token the hidden
+                states of the row that it was drawn from; None if ``needs_hidden`` is empty.
+
+        Raises:
+            KeyError: the request is not running.
+        """
+
+    def finish(self, request_id: int) -> None:
+        """Forget the request; also called when it is cancelled.
+
+        Raises:
+            KeyError: the request is not running.
+        """

@@ -1,0 +1,46 @@
+"""The speculator that never proposes: plain decoding, the baseline of every measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speculators.tree import EMPTY, TokenTree
+
+
+class NoSpeculator:
+    """Proposes an empty tree for every request; the methods are those of ``Speculator``."""
+
+    name = "none"
+    max_draft_length = 0
+    needs_hidden: tuple[int, ...] = ()
+
+    def __init__(self) -> None:
+        self._running: set[int] = set()
+
+    def start(self, request_id: int, prompt: Sequence[int]) -> None:
+        if request_id in self._running:
+            raise ValueError(
+                f"none: request {request_id} is already running; finish it before starting it again"
+            )
+        self._running.add(request_id)
+
+    def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
+        for request_id in request_ids:
+            self._require(request_id)
+        return [EMPTY] * len(request_ids)
+
+    def observe(
+        self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
+    ) -> None:
+        self._require(request_id)
+
+    def finish(self, request_id: int) -> None:
+        self._require(request_id)
+        self._running.remove(request_id)
+
+    def _require(self, request_id: int) -> None:
+        if request_id not in self._running:
+            raise KeyError(f"none: request {request_id} is not running; start it first")

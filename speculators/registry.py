@@ -1,0 +1,49 @@
+"""Speculators by name: what the deployment spec's `speculation.method` may be.
+
+Example:
+    >>> create("anpd", ngram=5, draft_length=7).max_draft_length
+    7
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from speculators.anpd import AnpdSpeculator
+from speculators.base import Speculator
+from speculators.none import NoSpeculator
+
+METHODS: Mapping[str, Callable[..., Speculator]] = {"none": NoSpeculator, "anpd": AnpdSpeculator}
+
+
+def settings_of(method: str) -> tuple[str, ...]:
+    """Names of the settings that a method has.
+
+    Raises:
+        ValueError: no such method.
+    """
+    return tuple(inspect.signature(_factory(method)).parameters)
+
+
+def create(method: str, **settings: Any) -> Speculator:
+    """Make the speculator ``method`` with its own settings; those left out take the method's defaults.
+
+    Raises:
+        ValueError: no such method, a setting that it does not have, or a value out of range.
+    """
+    factory, known = _factory(method), settings_of(method)
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"speculator {method}: no setting {name!r}; it has {', '.join(known) or 'none'}")
+    return factory(**settings)
+
+
+def _factory(method: str) -> Callable[..., Speculator]:
+    if method in METHODS:
+        return METHODS[method]
+    nearest = difflib.get_close_matches(method, METHODS, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise ValueError(f"no speculator {method!r}{hint} Known: {', '.join(sorted(METHODS))}")

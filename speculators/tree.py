@@ -1,0 +1,126 @@
+"""The token tree: what a speculator proposes and one target step verifies.
+
+A draft is a set of nodes below an implicit root. The root is the last token that was emitted; the target
+has not seen it yet, so a step over n draft nodes runs the target on n + 1 tokens: the root first, then
+the nodes in order. Arrays that belong to a step follow that order, so row 0 is the root and row i + 1 is
+node i. A chain is a tree in which every node has one child; an empty tree is plain decoding.
+
+Example:
+    >>> tree = TokenTree(tokens=(7, 9, 4), parents=(ROOT, ROOT, 0))   # two guesses, then one below the first
+    >>> tree.children(ROOT), tree.children(0), tree.depths
+    ((0, 1), (2,), (1, 1, 2))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTree:
+    """Draft nodes below an implicit root.
+
+    Attributes:
+        tokens: token id of each node.
+        parents: index of each node's parent, in ``ROOT..i - 1`` for node i. Siblings stand in the order
+            in which they were drawn.
+        proposals: for each parent node (``ROOT`` for the root) whose children were drawn at random, the
+            distribution q over the vocabulary, float ``[V]``, that they were drawn from, one after the
+            other without replacement. How many children are drawn and which of them are kept
+            may depend on what was drawn before them but not on their own tokens, or verification is no
+            longer exact. Children of a node that is not in the mapping count as chosen without chance (q
+            is a point mass), which is exact wherever they come from. None: all of them do.
+
+    Two trees are equal when tokens and parents are; proposals are not compared.
+
+    Raises:
+        ValueError: lengths differ, a parent does not come before its child, a token is negative, or
+            proposals name a node that does not exist.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    proposals: Mapping[int, NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        size = len(self.tokens)
+        if len(self.parents) != size:
+            raise ValueError(
+                f"token tree: {size} tokens but {len(self.parents)} parents; give one parent per token"
+            )
+        for node, parent in enumerate(self.parents):
+            if not ROOT <= parent < node:
+                raise ValueError(
+                    f"token tree: parent of node {node} is {parent}; it must lie in {ROOT}..{node - 1}"
+                )
+        if size and min(self.tokens) < 0:
+            raise ValueError(f"token tree: token {min(self.tokens)} is negative; token ids start at 0")
+        for parent in self.proposals or ():
+            if not ROOT <= parent < size:
+                raise ValueError(f"token tree: proposal for node {parent}, but nodes are {ROOT}..{size - 1}")
+
+    @classmethod
+    def chain(
+        cls, tokens: Sequence[int], proposals: Sequence[NDArray[np.float32]] | None = None
+    ) -> TokenTree:
+        """A tree of width one: each token is the child of the one before it.
+
+        Args:
+            tokens: the drafted tokens, in order.
+            proposals: one distribution ``[V]`` per token, the one it was drawn from; None for a
+                deterministic draft.
+        """
+        size = len(tokens)
+        if proposals is None:
+            return cls(tuple(tokens), tuple(range(ROOT, size - 1)))
+        if len(proposals) != size:
+            raise ValueError(f"token chain: {size} tokens but {len(proposals)} proposals; give one per token")
+        return cls(tuple(tokens), tuple(range(ROOT, size - 1)), dict(enumerate(proposals, start=ROOT)))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Distance of each node from the root, 1 for its children; its position is the root's plus this."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(1 if parent == ROOT else depths[parent] + 1)
+        return tuple(depths)
+
+    def children(self, node: int) -> tuple[int, ...]:
+        """Children of ``node`` (``ROOT`` for the root) in the order in which they were drawn."""
+        return tuple([child for child, parent in enumerate(self.parents) if parent == node])
+
+    def ancestor_mask(self) -> NDArray[np.bool_]:
+        """Who sees whom in the target step, bool ``[n + 1, n + 1]``.
+
+        Entry (i, j) is true when row j is row i itself or one of its ancestors; row and column 0 are the
+        root.
+        """
+        mask = np.eye(len(self.tokens) + 1, dtype=np.bool_)
+        for node, parent in enumerate(self.parents):
+            mask[node + 1] |= mask[parent + 1]
+        return mask
+
+    def truncate(self, size: int) -> TokenTree:
+        """The tree of the first ``size`` nodes; the tree itself when it has no more than that.
+
+        Parents come before their children, so what is left is a tree, and siblings drawn first are kept
+        first.
+        """
+        if size < 0:
+            raise ValueError(f"token tree: cannot keep {size} nodes; give 0 or more")
+        if size >= len(self.tokens):
+            return self
+        kept = self.proposals and {parent: q for parent, q in self.proposals.items() if parent < size}
+        return TokenTree(self.tokens[:size], self.parents[:size], kept)
+
+
+EMPTY = TokenTree((), ())

@@ -1,0 +1,73 @@
+"""A real Triton server whose model keeps time instead of computing, with metrics on."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+
+from tests.client.conftest import Triton, environment, free_ports, wait_until_ready
+from tests.client.repository import write_repository
+
+
+@dataclass
+class Server:
+    """Where the server is."""
+
+    triton: Triton
+    metrics_url: str
+
+    @property
+    def grpc(self) -> str:
+        return self.triton.grpc
+
+    @property
+    def http(self) -> str:
+        return self.triton.http
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("loadtest")
+    write_repository(folder / "repository", folder / "journal")
+    shutil.copy(Path(__file__).parent / "triton" / "model.py", folder / "repository" / "words" / "1")
+    started = start_triton(folder)
+    try:
+        yield started
+    finally:
+        started.triton.stop()
+
+
+def start_triton(folder: Path) -> Server:
+    site = Path(str(distribution("nvidia-pytriton").locate_file("")))
+    bundle = site / "pytriton" / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    backend = folder / "backends" / "python"
+    backend.mkdir(parents=True)
+    stub = bundle / "python_backend_stubs" / version / "triton_python_backend_stub"
+    for source in (*(bundle / "backends" / "python").glob("*.*"), stub):
+        (backend / source.name).symlink_to(source)
+    grpc, http, metrics = free_ports(3)
+    log = folder / "log"
+    command = [
+        str(bundle / "bin" / "tritonserver"),
+        f"--model-repository={folder / 'repository'}",
+        f"--backend-directory={folder / 'backends'}",
+        f"--grpc-port={grpc}",
+        f"--http-port={http}",
+        f"--metrics-port={metrics}",
+        "--exit-timeout-secs=5",
+    ]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=environment(site), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    triton = Triton(process, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", folder / "journal", log)
+    wait_until_ready(triton)
+    return Server(triton, f"http://127.0.0.1:{metrics}/metrics")

@@ -1,0 +1,131 @@
+"""The reference forward pass: every supported family in plain NumPy, one token sequence, no cache.
+
+Nothing here is fast or clever; it is written to be compared with the definition in
+`build/targets/architecture.py` line by line, and other engines are compared with it.
+
+Example::
+
+    weights = load_weights(Path("models/smollm2-135m"))
+    logits = forward(weights.architecture, weights, [504, 3575, 282, 4649, 314])     # [5, 49152]
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from build.targets.architecture import Architecture
+
+Array = NDArray[np.floating[Any]]
+
+
+def forward(
+    architecture: Architecture,
+    weights: Mapping[str, NDArray[Any]],
+    tokens: Sequence[int],
+    *,
+    allowed: NDArray[np.bool_] | None = None,
+    positions: Sequence[int] | None = None,
+    dtype: type[np.floating[Any]] = np.float64,
+) -> Array:
+    """Logits [T, V] after each of the T tokens.
+
+    Args:
+        architecture: what to compute.
+        weights: tensors by Hugging Face name, as `load_weights` gives them.
+        tokens: T token ids.
+        allowed: [T, T], whether the token of a row attends to that of a column; causal if None. With
+            `positions`, this makes a token tree. Sliding windows narrow it further.
+        positions: position of each token; 0 .. T - 1 if None.
+        dtype: the type everything is computed in.
+    """
+    place = np.arange(len(tokens)) if positions is None else np.asarray(positions)
+    sees = np.tri(len(tokens), dtype=bool) if allowed is None else allowed
+    embedding = weights["model.embed_tokens.weight"].astype(dtype)
+    hidden = embedding[list(tokens)] * architecture.embedding_multiplier
+    for layer in range(architecture.num_layers):
+        local = _LayerWeights(weights, f"model.layers.{layer}.", dtype)
+        normed = _rms_norm(hidden, local["input_layernorm.weight"], architecture.rms_norm_eps)
+        mixed = _attention(
+            architecture, local, normed, place, _visible(architecture, layer, sees, place), layer
+        )
+        hidden = hidden + mixed * architecture.residual_multiplier
+        normed = _rms_norm(hidden, local["post_attention_layernorm.weight"], architecture.rms_norm_eps)
+        hidden = hidden + _mlp(local, normed) * architecture.residual_multiplier
+    hidden = _rms_norm(hidden, weights["model.norm.weight"].astype(dtype), architecture.rms_norm_eps)
+    head = embedding if architecture.tie_word_embeddings else weights["lm_head.weight"].astype(dtype)
+    logits: Array = hidden @ head.T / architecture.logits_divisor
+    return logits
+
+
+class _LayerWeights:
+    """The weights of one layer, in the type of the computation."""
+
+    def __init__(
+        self, weights: Mapping[str, NDArray[Any]], prefix: str, dtype: type[np.floating[Any]]
+    ) -> None:
+        self._weights, self._prefix, self._dtype = weights, prefix, dtype
+
+    def __getitem__(self, name: str) -> Array:
+        return self._weights[self._prefix + name].astype(self._dtype)
+
+    def linear(self, name: str, inputs: Array) -> Array:
+        """inputs [T, in] -> [T, out], with the bias where the checkpoint has one."""
+        outputs = inputs @ self[f"{name}.weight"].T
+        return outputs + self[f"{name}.bias"] if f"{self._prefix}{name}.bias" in self._weights else outputs
+
+
+def _rms_norm(values: Array, weight: Array, epsilon: float) -> Array:
+    """Normalise the last axis to root mean square 1, then scale by `weight`."""
+    normalised: Array = values / np.sqrt(np.mean(values**2, axis=-1, keepdims=True) + epsilon)
+    return normalised * weight
+
+
+def _visible(
+    architecture: Architecture, layer: int, sees: NDArray[np.bool_], place: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    if architecture.sliding_window is None or layer not in architecture.sliding_layers:
+        return sees
+    return sees & (place[None, :] > place[:, None] - architecture.sliding_window)
+
+
+def _attention(
+    architecture: Architecture,
+    local: _LayerWeights,
+    normed: Array,
+    place: NDArray[np.int64],
+    visible: NDArray[np.bool_],
+    layer: int,
+) -> Array:
+    shape = (len(normed), -1, architecture.head_dim)
+    query = local.linear("self_attn.q_proj", normed).reshape(shape)
+    key = local.linear("self_attn.k_proj", normed).reshape(shape)
+    value = local.linear("self_attn.v_proj", normed).reshape(shape)
+    if architecture.qk_norm:
+        query = _rms_norm(query, local["self_attn.q_norm.weight"], architecture.rms_norm_eps)
+        key = _rms_norm(key, local["self_attn.k_norm.weight"], architecture.rms_norm_eps)
+    if layer not in architecture.no_rope_layers:
+        query, key = (_rotate(architecture, vectors, place) for vectors in (query, key))
+    groups = architecture.num_heads // architecture.num_kv_heads
+    key, value = np.repeat(key, groups, axis=1), np.repeat(value, groups, axis=1)
+    scores = np.einsum("qhd,khd->hqk", query, key) * architecture.softmax_scale
+    scores = np.where(visible, scores, -np.inf)
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares = shares / shares.sum(axis=-1, keepdims=True)
+    mixed = np.einsum("hqk,khd->qhd", shares, value).reshape(len(normed), -1)
+    return local.linear("self_attn.o_proj", mixed)
+
+
+def _rotate(architecture: Architecture, vectors: Array, place: NDArray[np.int64]) -> Array:
+    """Turn the pairs (i, i + head_dim / 2) of vectors [T, heads, head_dim] by position * frequency_i."""
+    angles = place[:, None, None] * architecture.inverse_frequencies()
+    cos = (np.cos(angles) * architecture.attention_scaling).astype(vectors.dtype)
+    sin = (np.sin(angles) * architecture.attention_scaling).astype(vectors.dtype)
+    first, second = np.split(vectors, 2, axis=-1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _mlp(local: _LayerWeights, normed: Array) -> Array:
+    gate = local.linear("mlp.gate_proj", normed)
+    return local.linear("mlp.down_proj", gate / (1.0 + np.exp(-gate)) * local.linear("mlp.up_proj", normed))
