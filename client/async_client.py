@@ -61,7 +61,8 @@ class AsyncStream:
         self._plan = plan
         self._call: AsyncCall | None = None
         self._collector: Collector | None = None
-        self._state = "new"
+        self._begun = False
+        self._complete = False
         self._cancelled = False
 
     @property
@@ -77,9 +78,9 @@ class AsyncStream:
         Raises:
             RuntimeError: iteration has not begun, has not ended, or ended before the request could be sent.
         """
-        if self._collector is None or self._state in ("new", "running"):
+        if self._collector is None or not (self._complete or self._cancelled):
             raise RuntimeError("the stream has no result yet: iterate it to its end, or cancel it, first")
-        return self._collector.result(complete=self._state == "complete")
+        return self._collector.result(complete=self._complete)
 
     def cancel(self) -> None:
         """Cancel the request, on the server too. After the end it does nothing.
@@ -92,11 +93,11 @@ class AsyncStream:
             self._call.cancel()
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
-        if self._state != "new":
+        if self._begun:
             raise RuntimeError(
                 "a stream can be iterated only once: keep the chunks, or send the request again"
             )
-        self._state = "running"
+        self._begun = True
         return self._chunks()
 
     async def __aenter__(self) -> AsyncStream:
@@ -119,13 +120,12 @@ class AsyncStream:
                     chunk = self._collect(outputs)
                     if chunk is not None:
                         yield chunk
-            self._state = "complete"
+            self._complete = True
         except errors.InvalidRequest:
             self._server.forget(self._plan.model)
             raise
         finally:
-            if self._state != "complete":
-                self._state = "ended early"
+            if not self._complete:
                 self.cancel()
 
     async def _start(self) -> AsyncCall:

@@ -150,7 +150,11 @@ def _add_options(inputs: _Inputs, options: SamplingOptions, level: int) -> None:
 
     plain: dict[str, Any] = dict(options)
     for option, value in _distribution(plain).items():
-        inputs.offer(*tensor_of(option), [value])
+        name, datatype = tensor_of(option)
+        if value == plain.get(option):
+            inputs.require(name, datatype, [value], option)
+        else:
+            inputs.offer(name, datatype, [value])
     for option in ("temperature", "top_k", "top_p"):
         plain.pop(option, None)
     for option, value in plain.items():

@@ -1,9 +1,9 @@
 """What can go wrong between a caller and the served model, as one small tree of exceptions.
 
-Triton tells why a request failed in its message only: inside a gRPC stream it sends no status (asked for one by the
-header `triton_grpc_error`, version 2.51 crashes under load), and over HTTP every failure of a generation has status
-400. So :func:`from_server` reads the message. Everything a client method raises on purpose is a
-:class:`ClientError`:
+Triton tells why a request failed in its message only: inside a gRPC stream it sends no status (asked for
+one by the header `triton_grpc_error`, version 2.51 crashes under load), and over HTTP every failure of a
+generation has status 400. So :func:`from_server` reads the message. Everything a client method raises on
+purpose is a :class:`ClientError`:
 
     try:
         result = client.generate("Hello", deadline=2.0)
@@ -64,8 +64,8 @@ class ServerError(ClientError):
     """The server failed while it worked on a request that it had accepted."""
 
 
-# The wordings are those of Triton's core, front ends and Python backend; the first two also those of the kit's engine
-# and of TensorRT-LLM's backend. The first that fits decides.
+# The wordings are those of Triton's core, front ends and Python backend; the first two also those of the
+# kit's engine and of TensorRT-LLM's backend. The first that fits decides.
 _BY_MESSAGE = tuple(
     (re.compile(pattern, re.IGNORECASE), kind)
     for pattern, kind in (
@@ -95,7 +95,8 @@ def from_server(message: str, code: str | None = None, request_id: str | None = 
 
     Args:
         message: the server's message, kept word for word.
-        code: name of the gRPC status, which decides where the message says nothing known; None where there is none.
+        code: name of the gRPC status, which decides where the message says nothing known; None where there
+            is none.
         request_id: attached to the error.
     """
     by_message = next((kind for pattern, kind in _BY_MESSAGE if pattern.search(message)), None)

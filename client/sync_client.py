@@ -61,7 +61,8 @@ class Stream:
         self._plan = plan
         self._call: Call | None = None
         self._collector: Collector | None = None
-        self._state = "new"
+        self._begun = False
+        self._complete = False
         self._cancelled = False
 
     @property
@@ -77,9 +78,9 @@ class Stream:
         Raises:
             RuntimeError: iteration has not begun, has not ended, or ended before the request could be sent.
         """
-        if self._collector is None or self._state in ("new", "running"):
+        if self._collector is None or not (self._complete or self._cancelled):
             raise RuntimeError("the stream has no result yet: iterate it to its end, or cancel it, first")
-        return self._collector.result(complete=self._state == "complete")
+        return self._collector.result(complete=self._complete)
 
     def cancel(self) -> None:
         """Cancel the request, on the server too. Any thread may call it; after the end it does nothing.
@@ -92,11 +93,11 @@ class Stream:
             self._call.cancel()
 
     def __iter__(self) -> Iterator[Chunk]:
-        if self._state != "new":
+        if self._begun:
             raise RuntimeError(
                 "a stream can be iterated only once: keep the chunks, or send the request again"
             )
-        self._state = "running"
+        self._begun = True
         return self._chunks()
 
     def __enter__(self) -> Stream:
@@ -118,13 +119,12 @@ class Stream:
                     chunk = self._collect(outputs)
                     if chunk is not None:
                         yield chunk
-            self._state = "complete"
+            self._complete = True
         except errors.InvalidRequest:
             self._server.forget(self._plan.model)
             raise
         finally:
-            if self._state != "complete":
-                self._state = "ended early"
+            if not self._complete:
                 self.cancel()
 
     def _start(self) -> Call:

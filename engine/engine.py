@@ -86,11 +86,11 @@ class Engine:
                 return True
         return False
 
-    def abort(self, message: str) -> None:
+    def abort(self, error: Exception) -> None:
         """End every request with an error: the runner failed in a way that is nobody's fault."""
         for item in (*self._running, *self._waiting):
             item.finish_reason = "error"
-            self._close(item, (), error=message)
+            self._close(item, (), error=error)
 
     @property
     def idle(self) -> bool:
@@ -177,7 +177,7 @@ class Engine:
                 self._advance(item, tree, rows, from_prompt=batch.is_prompt)
             except LogitsError as error:
                 item.finish_reason = "error"
-                self._close(item, (), error=str(error))
+                self._close(item, (), error=error)
 
     def _advance(
         self, item: RunningRequest, tree: TokenTree, logits: NDArray[np.float32], *, from_prompt: bool
@@ -221,14 +221,14 @@ class Engine:
             item.draft_length.update(max(depths), accepted)
             item.metrics.total_draft_tokens += len(tree)
             item.metrics.total_accepted_draft_tokens += accepted
-            self.statistics.count_draft(max(depths), accepted)
+            self.statistics.count_draft(len(tree), max(depths), accepted)
 
     def _close(
         self,
         item: RunningRequest,
         tokens: tuple[int, ...],
         log_probs: tuple[float, ...] = (),
-        error: str | None = None,
+        error: Exception | None = None,
     ) -> None:
         """Give back what the request holds and send its last event."""
         if item in self._running:

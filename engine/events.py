@@ -37,6 +37,7 @@ class Event:
     """Tokens that a step emitted for a request; the last event of a request has a finish reason.
 
     `log_probs` are natural logarithms under the target at temperature 1, one a token, if they were asked for.
+    `error` says why the reason is "error".
     """
 
     request_id: int
@@ -44,7 +45,7 @@ class Event:
     metrics: RequestMetrics
     log_probs: tuple[float, ...] = ()
     finish_reason: FinishReason | None = None
-    error: str | None = None
+    error: Exception | None = None
 
 
 Sink = Callable[[Event], None]
@@ -62,6 +63,8 @@ class EngineStatistics:
     steps: int = 0
     emitted_tokens: int = 0
     request_steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     drafted_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
     draft_seconds: float = 0.0
@@ -75,8 +78,10 @@ class EngineStatistics:
         self.drafted_by_position = [0] * self.max_draft_length
         self.accepted_by_position = [0] * self.max_draft_length
 
-    def count_draft(self, drafted_depth: int, accepted: int) -> None:
-        """Add one verified draft: its depth, and how many tokens of its path were accepted."""
+    def count_draft(self, nodes: int, drafted_depth: int, accepted: int) -> None:
+        """Add one verified draft: its size and depth, and how many tokens of its path were accepted."""
+        self.drafted_tokens += nodes
+        self.accepted_tokens += accepted
         for position in range(drafted_depth):
             self.drafted_by_position[position] += 1
         for position in range(accepted):

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from engine.request import SamplingParams
 
 Distribution = NDArray[np.float64]
-# Below every Exp(1) variate but an exact 0 (probability 2**-53 each), and large enough that 1 / TINY is
-# finite.
+# Keeps an Exp(1) variate of exactly 0 (probability 2**-53) from making 0 / 0; too small to change others.
 _TINY = 1e-300
 # Logits in a block of the top-k search; shorter blocks give a tighter bound from more maxima.
 _BLOCK = 32

@@ -30,6 +30,7 @@ Sampling. Let p be the target's distribution at a node.
 
    and by induction from the last child to the first, the whole comes out as p. A child with d(x) = 0 cannot
    have been drawn from d (it repeats a rejected sibling, say) and is passed over, which leaves r as it is.
+   With drawn children the tokens of a seed, though not their distribution, depend on the trees proposed.
 
 No child left and the leaf reached are the same case: emit y ~ p there, the bonus token.
 """

@@ -56,7 +56,8 @@ class Conductor:
         self._workload: Workload | None = None
         self._moved = Event()
         self._unsent = 0
-        self._errors: list[str] = []
+        self._failed = 0
+        self._last_error: str | None = None
         runner.register_message(messages.TAKE, self._on_take)
         runner.register_message(messages.DONE, self._on_done)
 
@@ -99,7 +100,7 @@ class Conductor:
     def _conduct(self, cell: Cell, opened_ns: int) -> None:
         """Steps 2 to 4, up to the last user's return."""
         workload = Workload(cell, self._settings.max_tokens, self._settings.seed)
-        self._workload, self._unsent, self._errors = workload, 0, []
+        self._workload, self._unsent, self._failed, self._last_error = workload, 0, 0, None
         self._runner.send_message(messages.OPEN, {"cell": cell.number, "opened_ns": opened_ns})
         while not workload.is_over:
             self._wait_for_movement(cell)
@@ -120,8 +121,9 @@ class Conductor:
         done_before = self._workload.measured_done
         self._workload.done(msg.data["index"])
         self._unsent += not msg.data["sent"]
-        if msg.data["error"]:
-            self._errors.append(msg.data["error"])
+        self._failed += msg.data["error"] is not None
+        if msg.data["sent"]:
+            self._last_error = msg.data["error"]
         if self._workload.measured_done != done_before:
             tell(event="request", cell=self._workload.cell.name, done=self._workload.measured_done)
         self._moved.set()
@@ -134,16 +136,16 @@ class Conductor:
         self._moved.clear()
 
     def _check_answers(self, cell: Cell) -> None:
-        """Going on is pointless without a server, and harmful: cells without data would count as finished."""
-        failed = len(self._errors)
-        gone = all(error.startswith("ServerUnavailable") for error in self._errors)
-        if failed >= cell.requests and (cell.is_warmup or gone):
+        """Stop before a cell without a server is taken for finished; it would never be measured again."""
+        gone = self._last_error is not None and self._last_error.startswith("ServerUnavailable")
+        if gone or (cell.is_warmup and self._failed == cell.requests):
             raise SweepAborted(
-                f"{cell.name}: all {failed} requests failed, the last one with {self._errors[-1]}"
+                f"{cell.name}: {self._failed} requests failed; the last one: {self._last_error}"
             )
 
     def _set_users(self, count: int) -> None:
-        self._runner.start(count, spawn_rate=count)
+        # Locust spreads stopping over time as well as starting, hence the greater of the two numbers.
+        self._runner.start(count, spawn_rate=max(count, self._runner.user_count))
         give_up = time.monotonic() + _SPAWN_S
         while self._runner.user_count != count:
             if time.monotonic() > give_up:
@@ -175,5 +177,8 @@ class Conductor:
 
 def tell(**news: object) -> None:
     """One line of JSON for the process that started the sweep."""
-    sys.stdout.write(json.dumps(news) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps(news) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise SystemExit("the process that started this sweep is gone") from None

@@ -42,7 +42,6 @@ from loadtest.users import (
     TritonHttpUser,
     TritonUser,
     choose_users,
-    keep_digits,
     prepare_process,
 )
 
@@ -80,7 +79,6 @@ def add_options(parser: LocustArgumentParser) -> None:
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def set_up(environment: Environment, **_: Any) -> None:
     """Choose the protocol; workers run whichever users their master names."""
-    keep_digits()
     if not isinstance(environment.runner, WorkerRunner):
         choose_users(environment)
     if not isinstance(environment.runner, MasterRunner):

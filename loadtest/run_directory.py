@@ -12,9 +12,11 @@ the sweep is resumed, which measures that cell anew.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,20 @@ class RunDirectory:
         """What produced the records: versions, host, commit, arguments."""
         provenance: dict[str, Any] = self._document()["provenance"]
         return provenance
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from measuring into this folder.
+
+        Raises:
+            RunDirectoryError: another one does.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunDirectoryError(f"{self.path}: another process is measuring into it") from None
+            yield
 
     def missing(self) -> tuple[Cell, ...]:
         """Cells still to be measured.

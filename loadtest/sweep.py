@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,13 @@ def run_sweep(
     directory = RunDirectory(path.resolve())
     directory.begin(settings, provenance.collect())
     interrupted = False
-    if directory.missing():
-        try:
-            _measure(settings, directory, on_news)
-        except KeyboardInterrupt:
-            interrupted = True
-    return SweepResult(write_report(directory.path), directory.path, interrupted)
+    with directory.locked():
+        if directory.missing():
+            try:
+                _measure(settings, directory, on_news)
+            except KeyboardInterrupt:
+                interrupted = True
+        return SweepResult(write_report(directory.path), directory.path, interrupted)
 
 
 def _measure(settings: SweepSettings, directory: RunDirectory, on_news: Callable[[News], None]) -> None:
@@ -128,16 +129,20 @@ def _locust(settings: SweepSettings, directory: RunDirectory, log: Path) -> Iter
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """End Locust and its workers, first by asking."""
+    """End Locust, first by asking, and workers that outlive their master."""
     if process.poll() is None:
-        process.terminate()
-        try:
+        _signal_group(process, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=_STOP_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    _signal_group(process, signal.SIGKILL)
+    process.wait()
     if process.stdout is not None:
         process.stdout.close()
+
+
+def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 def _command(settings: SweepSettings, directory: RunDirectory) -> list[str]:

@@ -1,9 +1,9 @@
 """Locust users that stream from a served model: :class:`TritonGrpcUser` and :class:`TritonHttpUser`.
 
 A user asks its source for a request, sends it, hands the record back, and tells Locust. For each request
-Locust gets one event with the request latency, and two more, TTFT and TPOT, where there is output, so that
-its page shows them as well (which makes the last line of its table, "Aggregated", add up three of a kind).
-Locust's figures are for watching a run; reports are computed from the raw records.
+Locust gets one event with the request latency in milliseconds, and two more where there is output, TTFT and,
+in microseconds because Locust rounds, TPOT. Its page shows all three, and its last line, "Aggregated", adds
+them up. Locust's figures are for watching a run; reports are computed from the raw records.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from typing import Any, ClassVar, Protocol
 
-import locust.stats
 from locust import User, task
 from locust.env import Environment
 
@@ -90,15 +89,13 @@ class TritonUser(User):
             self._fire(self.protocol, record, measures.latency)
             self._fire("TTFT", record, measures.ttft)
             if measures.tpot is not None:
-                self._fire("TPOT", record, measures.tpot)
+                self._fire("TPOT us", record, 1000 * measures.tpot)
 
-    def _fire(
-        self, kind: str, record: RequestRecord, milliseconds: float, error: Exception | None = None
-    ) -> None:
+    def _fire(self, kind: str, record: RequestRecord, time: float, error: Exception | None = None) -> None:
         self.environment.events.request.fire(
             request_type=kind,
             name=record.category,
-            response_time=milliseconds,
+            response_time=time,
             response_length=record.output_tokens or 0,
             exception=error,
             context=self.context(),
@@ -122,15 +119,6 @@ def prepare_process() -> None:
     from grpc.experimental.gevent import init_gevent
 
     init_gevent()
-
-
-def keep_digits() -> None:
-    """Let Locust keep three significant digits; it rounds to whole milliseconds, which is all of a TPOT."""
-
-    def three_digits(response_time: float) -> int:
-        return float(f"{response_time:.3g}")  # type: ignore[return-value]  # only a key of a histogram
-
-    locust.stats.bucket_response_time = three_digits
 
 
 def choose_users(environment: Environment) -> None:

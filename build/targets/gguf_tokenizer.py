@@ -256,18 +256,19 @@ def _bpe(
 
 
 def _add_template(tokenizer: Tokenizer, vocabulary: _Vocabulary, add_bos: bool, add_eos: bool) -> None:
-    before = [vocabulary.role("bos_token")] if add_bos else []
-    after = [vocabulary.role("eos_token")] if add_eos else []
-    if not any(before + after):
+    """Let encoding put the beginning and end token around a text, where the model was trained with them."""
+    before = [token for token in [vocabulary.role("bos_token")] if token and add_bos]
+    after = [token for token in [vocabulary.role("eos_token")] if token and add_eos]
+    if not before and not after:
         return
-    first = (
-        [f"{token}:0" for token in before if token] + ["$A:0"] + [f"{token}:0" for token in after if token]
-    )
-    second = [item.replace(":0", ":1") for item in first]
+
+    def around(text: str, sequence: int) -> list[str]:
+        return [f"{item}:{sequence}" for item in (*before, text, *after)]
+
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=" ".join(first),
-        pair=" ".join(first + second),
-        special_tokens=[(token, vocabulary.tokens.index(token)) for token in before + after if token],
+        single=" ".join(around("$A", 0)),
+        pair=" ".join(around("$A", 0) + around("$B", 1)),
+        special_tokens=[(token, vocabulary.tokens.index(token)) for token in before + after],
     )
 
 

@@ -1,9 +1,9 @@
 """`drafthouse model SOURCE DIR`: any supported source becomes one kind of directory.
 
 The result is a model in Hugging Face layout (safetensors, config.json, generation_config.json, tokenizer
-files with the chat template) plus `drafthouse_target.json`, which says what it was made from, by which versions,
-and the hash of every file. It is written beside its final place and renamed when it is complete and has been read
-back, so a directory that exists is a directory that works.
+files with the chat template) plus `drafthouse_target.json`, which says what it was made from, by which
+versions, and the hash of every file. It is written beside its final place and renamed when it is complete and
+has been read back, so a directory that exists is a directory that works.
 
 Example::
 

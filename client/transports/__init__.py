@@ -45,6 +45,12 @@ class Deadline:
             raise errors.past_deadline(self.seconds)
         return left if at_most is None else min(left, at_most)
 
+    def missed(self, address: str, protocol: str) -> errors.ClientError:
+        """The error for a question that got no answer in :meth:`remaining` (CONTROL_TIMEOUT) seconds."""
+        if self._end is not None and time.monotonic() >= self._end:
+            return errors.past_deadline(self.seconds)
+        return errors.unreachable(address, protocol, f"no answer in {CONTROL_TIMEOUT:g} s")
+
 
 class Call(Protocol):
     """One request under way."""

@@ -42,7 +42,7 @@ class AsyncGrpcTransport:
         try:
             message = await metadata(messages.ModelMetadataRequest(name=model), timeout=timeout)
         except grpc.RpcError as error:
-            failure = kserve.translate(error, self._address, deadline.seconds or CONTROL_TIMEOUT)
+            failure = kserve.question_failure(error, self._address, deadline)
         else:
             return kserve.read_declared(message)
         if isinstance(failure, errors.InvalidRequest):
@@ -108,4 +108,4 @@ class _AsyncGrpcCall:
     def _failure(self, error: grpc.RpcError) -> errors.ClientError:
         if self._cancelled:
             return errors.cancelled(self._request.request_id)
-        return kserve.translate(error, self._address, self._deadline.seconds, self._request.request_id)
+        return kserve.generation_failure(error, self._address, self._deadline, self._request.request_id)

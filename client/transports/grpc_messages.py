@@ -9,7 +9,7 @@ client's time goes into.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from tritonclient.grpc import service_pb2 as messages
 
 from client import errors
 from client.contract import Declared, Outputs, Request, Tensor
+from client.transports import Deadline
 
 CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
@@ -88,36 +89,47 @@ def known_models(message: messages.RepositoryIndexResponse) -> list[str]:
     return [model.name for model in message.models]
 
 
-def translate(
-    error: Any, address: str, deadline: float | None, request_id: str | None = None
-) -> errors.ClientError:
-    """The client's error for a failed call (`grpc.RpcError`, sync or asyncio).
+# How gRPC itself words that no connection could be had, and that one was lost.
+_NO_CONNECTION = ("failed to connect", "Connection refused", "DNS", "name resolver", "http1.x", "HTTP/1")
+_LOST_CONNECTION = (
+    "Socket closed",
+    "Connection reset",
+    "recvmsg",
+    "GOAWAY",
+    "Stream removed",
+    "EOF",
+    "RST_STREAM",
+)
 
-    UNAVAILABLE has two meanings: gRPC's own, that no connection could be had or kept, and Triton's, that a
-    model is not ready. gRPC's own wordings tell them apart.
-    """
+
+def generation_failure(error: Any, address: str, deadline: Deadline, request_id: str) -> errors.ClientError:
+    """The client's error for a generation whose call failed (`grpc.RpcError`, sync or asyncio)."""
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return errors.past_deadline(deadline.seconds, request_id)
+    return _failure(error, address, request_id)
+
+
+def question_failure(error: Any, address: str, deadline: Deadline) -> errors.ClientError:
+    """The client's error for a question about a model whose call failed (`grpc.RpcError` of either kind)."""
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return deadline.missed(address, "grpc")
+    return _failure(error, address, None)
+
+
+def _failure(error: Any, address: str, request_id: str | None) -> errors.ClientError:
     code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return errors.past_deadline(deadline, request_id)
-    if code is grpc.StatusCode.UNAVAILABLE:
-        if any(
-            sign in details
-            for sign in ("failed to connect", "Connection refused", "DNS", "http1.x", "HTTP/1")
-        ):
-            return errors.unreachable(address, "grpc", details, request_id)
-        if any(sign in details for sign in ("Socket closed", "Connection reset", "recvmsg", "GOAWAY", "EOF")):
-            return errors.connection_lost(address, details, request_id)
+    if any(sign in details for sign in _NO_CONNECTION):
+        return errors.unreachable(address, "grpc", details, request_id)
+    if any(sign in details for sign in _LOST_CONNECTION):
+        return errors.connection_lost(address, details, request_id)
     return errors.from_server(details, code.name, request_id)
 
 
 def _write_tensor(tensor: Tensor) -> bytes:
     if tensor.datatype == "BYTES":
-        return b"".join(struct.pack("<I", len(data)) + data for data in _encoded(tensor.values))
+        texts = [text.encode() for text in tensor.values]
+        return b"".join(struct.pack("<I", len(text)) + text for text in texts)
     return np.asarray(tensor.values, dtype=_DTYPES[tensor.datatype]).tobytes()
-
-
-def _encoded(values: Iterable[str]) -> Iterable[bytes]:
-    return (value.encode() for value in values)
 
 
 def _read_tensor(datatype: str, raw: bytes) -> list[Any]:

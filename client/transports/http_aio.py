@@ -35,20 +35,19 @@ class AsyncHttpTransport:
 
     async def declared_inputs(self, model: str, deadline: Deadline) -> Mapping[str, Declared]:
         """As :meth:`Transport.declared_inputs`."""
-        timeout = deadline.remaining(CONTROL_TIMEOUT)
-        status, body = await self._ask("GET", kserve.model_path(model), timeout)
+        status, body = await self._ask("GET", kserve.model_path(model), deadline)
         if status == 200:
             return kserve.read_declared(body)
         failure = kserve.read_failure(status, body)
         if isinstance(failure, errors.InvalidRequest):
-            _, index = await self._ask("POST", kserve.INDEX_PATH, timeout)
+            _, index = await self._ask("POST", kserve.INDEX_PATH, deadline)
             failure = unknown_model(model, kserve.known_models(index))
         raise failure
 
     async def is_ready(self, model: str) -> bool:
         """As :meth:`Transport.is_ready`."""
         try:
-            status, _ = await self._ask("GET", f"{kserve.model_path(model)}/ready", CONTROL_TIMEOUT)
+            status, _ = await self._ask("GET", f"{kserve.model_path(model)}/ready", Deadline(None))
         except errors.ClientError:
             return False
         return status == 200
@@ -58,13 +57,13 @@ class AsyncHttpTransport:
         if self._opened is not None:
             await self._opened.close()
 
-    async def _ask(self, method: str, path: str, timeout: float | None) -> tuple[int, bytes]:
-        limit = aiohttp.ClientTimeout(total=timeout)
+    async def _ask(self, method: str, path: str, deadline: Deadline) -> tuple[int, bytes]:
+        limit = aiohttp.ClientTimeout(total=deadline.remaining(CONTROL_TIMEOUT))
         try:
             async with self._session.request(method, path, timeout=limit) as response:
                 return response.status, await response.read()
         except asyncio.TimeoutError:  # in Python 3.10 not yet the built-in one
-            raise errors.past_deadline(timeout) from None
+            raise deadline.missed(self._address, "http") from None
         except aiohttp.ClientError as error:
             raise errors.unreachable(self._address, "http", str(error)) from None
 
@@ -126,11 +125,7 @@ class _AsyncHttpCall:
         )
 
     async def _read(self, response: aiohttp.ClientResponse) -> AsyncIterator[Outputs]:
-        request_id = self._request.request_id
-        rest = b""
+        events = kserve.EventReader(self._request.request_id)
         async for data in response.content.iter_any():
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                outputs = kserve.read_event(line, request_id)
-                if outputs is not None:
-                    yield outputs
+            for outputs in events.feed(data):
+                yield outputs

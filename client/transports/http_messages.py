@@ -8,7 +8,7 @@ bare value) and answers on `/generate_stream` with one server-sent event for eac
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from client import errors
@@ -38,33 +38,36 @@ def write_request(request: Request) -> bytes:
     return json.dumps(body).encode()
 
 
-def read_event(line: bytes, request_id: str) -> Outputs | None:
-    """The response in one line of a server-sent event stream; None for the empty lines between events.
+class EventReader:
+    """Finds the responses in a server-sent event stream, whatever pieces it arrives in.
 
-    Triton writes each event as a single `data:` line.
-
-    Raises:
-        ClientError: the event reports an error.
+    Triton writes each event as a single line, `data: {...}`, and an empty one after it.
     """
-    line = line.strip()
-    return read_response(line[len(b"data:") :], request_id) if line.startswith(b"data:") else None
 
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+        self._rest = b""
 
-def read_response(body: bytes, request_id: str) -> Outputs:
-    """The response in one JSON object.
+    def feed(self, data: bytes) -> Iterator[Outputs]:
+        """The responses that `data` completes.
 
-    Raises:
-        ClientError: it reports an error.
-    """
-    fields = json.loads(body)
-    if "error" in fields:
-        raise errors.from_server(fields["error"], None, request_id)
-    return {name: value if isinstance(value, list) else [value] for name, value in fields.items()}
+        Raises:
+            ClientError: an event reports an error.
+        """
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield self._read(json.loads(line[len(b"data:") :]))
+
+    def _read(self, fields: dict[str, Any]) -> Outputs:
+        if "error" in fields:
+            raise errors.from_server(fields["error"], None, self._request_id)
+        return {name: value if isinstance(value, list) else [value] for name, value in fields.items()}
 
 
 def read_failure(status: int, body: bytes, request_id: str | None = None) -> errors.ClientError:
-    """The error for an HTTP answer other than 200. What fails before its first response comes as such an answer, with
-    the body written as an event."""
+    """The error for an HTTP answer other than 200. What fails before its first response comes as such an
+    answer, with the body written as an event."""
     try:
         message = json.loads(body.strip().removeprefix(b"data:"))["error"]
     except (ValueError, KeyError, TypeError):

@@ -24,6 +24,7 @@ class HttpTransport:
     def __init__(self, host: str, port: int) -> None:
         self._host = host
         self._port = port
+        self._address = f"{host}:{port}"
 
     def start(self, request: Request, deadline: Deadline) -> Call:
         """As :meth:`Transport.start`."""
@@ -31,20 +32,19 @@ class HttpTransport:
 
     def declared_inputs(self, model: str, deadline: Deadline) -> Mapping[str, Declared]:
         """As :meth:`Transport.declared_inputs`."""
-        timeout = deadline.remaining(CONTROL_TIMEOUT)
-        status, body = self._ask("GET", kserve.model_path(model), timeout)
+        status, body = self._ask("GET", kserve.model_path(model), deadline)
         if status == 200:
             return kserve.read_declared(body)
         failure = kserve.read_failure(status, body)
         if isinstance(failure, errors.InvalidRequest):
-            _, index = self._ask("POST", kserve.INDEX_PATH, timeout)
+            _, index = self._ask("POST", kserve.INDEX_PATH, deadline)
             failure = unknown_model(model, kserve.known_models(index))
         raise failure
 
     def is_ready(self, model: str) -> bool:
         """As :meth:`Transport.is_ready`."""
         try:
-            status, _ = self._ask("GET", f"{kserve.model_path(model)}/ready", CONTROL_TIMEOUT)
+            status, _ = self._ask("GET", f"{kserve.model_path(model)}/ready", Deadline(None))
         except errors.ClientError:
             return False
         return status == 200
@@ -52,16 +52,17 @@ class HttpTransport:
     def close(self) -> None:
         """As :meth:`Transport.close`; nothing is kept open between calls."""
 
-    def _ask(self, method: str, path: str, timeout: float | None) -> tuple[int, bytes]:
+    def _ask(self, method: str, path: str, deadline: Deadline) -> tuple[int, bytes]:
+        timeout = deadline.remaining(CONTROL_TIMEOUT)
         connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
         try:
             connection.request(method, path)
             response = connection.getresponse()
             return response.status, response.read()
         except TimeoutError:
-            raise errors.past_deadline(timeout) from None
+            raise deadline.missed(self._address, "http") from None
         except (OSError, http.client.HTTPException) as error:
-            raise errors.unreachable(f"{self._host}:{self._port}", "http", _reason(error)) from None
+            raise errors.unreachable(self._address, "http", _reason(error)) from None
         finally:
             connection.close()
 
@@ -121,16 +122,11 @@ class _HttpCall:
         return self._connection.getresponse()
 
     def _read(self, response: http.client.HTTPResponse) -> Iterator[Outputs]:
-        request_id = self._request.request_id
-        while line := response.readline():
-            outputs = kserve.read_event(line, request_id)
-            if outputs is not None:
-                yield outputs
+        events = kserve.EventReader(self._request.request_id)
+        # Unlike readline(), read1() tells a body that broke off from one that is complete.
+        while data := response.read1():
+            yield from events.feed(data)
             self._limit_wait()
-        # http.client ends a chunked body that broke off like one that is complete, but closes only the
-        # latter.
-        if not response.isclosed():
-            raise self._lost("the response broke off")
 
     def _limit_wait(self) -> None:
         self._connection.sock.settimeout(self._deadline.remaining())

@@ -1,8 +1,7 @@
 """Verifiers that are wrong on purpose: a test that does not reject them proves nothing.
 
-Each fault is one that public implementations have had. The rule is written out here in its textbook form
-(point masses tried child by child) with one line wrong, apart from the engine's own code, which has no
-switch for being wrong.
+Each fault is an easy one to make. The rule is written out here in its textbook form (point masses tried
+child by child) with one line wrong; the engine's own code has no switch for being wrong.
 """
 
 from __future__ import annotations

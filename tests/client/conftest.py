@@ -1,7 +1,8 @@
-"""A real Triton server for the client's tests, started once, always stopped."""
+"""A real Triton server for the client's tests, started once and always stopped, and clients of every kind."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -15,9 +16,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from client import AsyncDrafthouseClient, AsyncStream, Chunk, DrafthouseClient, GenerationResult
 from tests.client.repository import write_repository
 
 START_SECONDS = 60
@@ -41,7 +44,7 @@ class Triton:
         end = time.monotonic() + 15
         while time.monotonic() < end:
             for line in self.journal.read_text().splitlines() if self.journal.exists() else ():
-                how, _, name = line.rpartition(" ")
+                how, _, name = line.partition(" ")
                 if name == request_id:
                     return how
             time.sleep(0.02)
@@ -164,3 +167,89 @@ def start_another(tmp_path: Path) -> Iterator[Callable[[], Triton]]:
     yield start
     for server in started:
         server.stop()
+
+
+class Blocking:
+    """The asyncio client, driven from synchronous tests, so that both clients pass the same ones."""
+
+    def __init__(self, client: AsyncDrafthouseClient, loop: asyncio.AbstractEventLoop) -> None:
+        self._client = client
+        self._loop = loop
+
+    def generate(self, *arguments: Any, **options: Any) -> GenerationResult:
+        return self._loop.run_until_complete(self._client.generate(*arguments, **options))
+
+    def generate_tokens(self, *arguments: Any, **options: Any) -> GenerationResult:
+        return self._loop.run_until_complete(self._client.generate_tokens(*arguments, **options))
+
+    def chat(self, *arguments: Any, **options: Any) -> GenerationResult:
+        return self._loop.run_until_complete(self._client.chat(*arguments, **options))
+
+    def stream(self, *arguments: Any, **options: Any) -> BlockingStream:
+        return BlockingStream(self._client.stream(*arguments, **options), self._loop)
+
+    def stream_tokens(self, *arguments: Any, **options: Any) -> BlockingStream:
+        return BlockingStream(self._client.stream_tokens(*arguments, **options), self._loop)
+
+    def stream_chat(self, *arguments: Any, **options: Any) -> BlockingStream:
+        return BlockingStream(self._client.stream_chat(*arguments, **options), self._loop)
+
+    def is_ready(self) -> bool:
+        return self._loop.run_until_complete(self._client.is_ready())
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._client.close())
+
+
+class BlockingStream:
+    """An asyncio stream, driven from synchronous tests."""
+
+    def __init__(self, stream: AsyncStream, loop: asyncio.AbstractEventLoop) -> None:
+        self._stream = stream
+        self._loop = loop
+
+    def __iter__(self) -> Iterator[Chunk]:
+        chunks = self._stream.__aiter__()
+        end = object()
+
+        async def following() -> Any:
+            return await anext(chunks, end)
+
+        while (chunk := self._loop.run_until_complete(following())) is not end:
+            yield chunk
+
+    @property
+    def result(self) -> GenerationResult:
+        return self._stream.result
+
+
+Connect = Callable[..., Any]
+
+
+@pytest.fixture(params=["grpc", "http", "grpc-asyncio", "http-asyncio"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+    """Makes clients of one kind: `connect(triton_or_address, model=...)`."""
+    protocol, _, flavour = request.param.partition("-")
+    loop = asyncio.new_event_loop() if flavour else None
+    opened: list[Any] = []
+
+    def connect(server: Triton | str, **settings: Any) -> Any:
+        address = server if isinstance(server, str) else server.address(protocol)
+        if loop is None:
+            opened.append(DrafthouseClient(address, protocol=protocol, **settings))
+        else:
+            opened.append(Blocking(AsyncDrafthouseClient(address, protocol=protocol, **settings), loop))
+        return opened[-1]
+
+    yield connect
+    for client in opened:
+        client.close()
+    if loop is not None:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+@pytest.fixture
+def client(connect: Connect, triton: Triton) -> Any:
+    """A client of each kind, of the ensemble."""
+    return connect(triton)

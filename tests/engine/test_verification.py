@@ -164,13 +164,11 @@ def test_residual_that_rounds_to_nothing_falls_back_to_the_target() -> None:
 
 
 def test_children_outside_their_proposal_are_passed_over() -> None:
-    # Token 2 has no mass in q, and the second 0 repeats a sibling that was rejected.
-    proposal = np.array([1.0, 0.0, 0.0], np.float32)
-    tree = TokenTree((0, 0, 2), (ROOT,) * 3, {ROOT: proposal})
-    target = np.array([0.25, 0.25, 0.5])
-    outcomes = exact_distribution(lambda branches: verify_sampling(tree, [target] * 4, branches))
-    accepted = {Verdict((0,), 0): 0.0625, Verdict((0,), 1): 0.0625, Verdict((0,), 2): 0.125}
-    assert outcomes == pytest.approx({**accepted, Verdict((), 1): 0.25, Verdict((), 2): 0.5})
+    # The second 0 repeats a sibling that was rejected, and token 2 has no mass in q; token 1 is still tried.
+    tree = TokenTree((0, 0, 1, 2), (ROOT,) * 4, {ROOT: np.array([0.5, 0.5, 0.0], np.float32)})
+    target = np.array([0.1, 0.6, 0.3])
+    paths = exact_distribution(lambda branches: verify_sampling(tree, [target] * 5, branches).path)
+    assert paths == pytest.approx({(0,): 0.2, (2,): 0.8 * 0.25, (): 0.6})
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def record(
 def simulate_sweep(
     path: Path, settings: SweepSettings, cells: int | None = None, failing: int = 0
 ) -> RunDirectory:
-    """A directory as a sweep leaves it, with the first `cells` cells finished and `failing` failures in each."""
+    """A directory as a sweep leaves it: with the first `cells` cells, and `failing` failures in each."""
     directory = RunDirectory(path)
     directory.begin(
         settings, {"command": ["drafthouse", "loadtest", "spec.yaml"], "commit": None, "host": {"cores": 2}}

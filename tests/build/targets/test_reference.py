@@ -77,13 +77,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def _transformers_model(directory: Path, config: dict[str, Any]) -> Any:
     """A random model of Transformers, saved the way Transformers saves."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(0)
     settings = {key: value for key, value in config.items() if key != "model_type"}
-    described = AutoConfig.for_model(config["model_type"], **settings)
-    model = AutoModelForCausalLM.from_config(described, attn_implementation="eager").eval()
+    described = transformers.AutoConfig.for_model(config["model_type"], **settings)
+    model = transformers.AutoModelForCausalLM.from_config(described, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = torch.randn_like(parameter)
@@ -94,8 +92,7 @@ def _transformers_model(directory: Path, config: dict[str, Any]) -> Any:
 
 
 def _logits(model: Any) -> Any:
-    import torch
-
+    torch = pytest.importorskip("torch")
     with torch.no_grad():
         return model(torch.tensor([TOKENS])).logits[0].numpy()
 
@@ -112,8 +109,7 @@ def test_logits_equal_those_of_transformers(variant: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_reads_what_was_made_from_gguf(family: str, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    transformers = pytest.importorskip("transformers")
     config = tiny_config(family)
     builder = GgufBuilder(config, {})
     weights = random_weights(builder.architecture)
@@ -122,7 +118,7 @@ def test_transformers_reads_what_was_made_from_gguf(family: str, tmp_path: Path)
         AutoModelForCausalLM.from_pretrained(tmp_path / "target", attn_implementation="eager").float().eval()
     )
     np.testing.assert_allclose(forward(builder.architecture, weights, TOKENS), _logits(model), atol=TOLERANCE)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "target")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "target")
     assert tokenizer.eos_token == "<|im_end|>"
     text = tokenizer.apply_chat_template([{"role": "user", "content": "the é 12"}], tokenize=False)
     assert text == "<|im_start|>the é 12<|im_end|>"

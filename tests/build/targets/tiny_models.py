@@ -9,7 +9,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from tokenizers import pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 
 from build.targets.architecture import Architecture
 
@@ -114,11 +115,10 @@ def write_sharded(directory: Path, config: Mapping[str, Any], weights: Mapping[s
 
 def write_tokenizer(directory: Path) -> None:
     """tokenizer.json and tokenizer_config.json with a chat template."""
-    from tokenizers import AddedToken, Tokenizer, decoders
-    from tokenizers.models import BPE
-
     vocabulary = {token: index for index, token in enumerate(byte_level_tokens())}
-    tokenizer = Tokenizer(BPE(vocabulary, [tuple(merge.split(" ")) for merge in MERGES]))
+    tokenizer = Tokenizer(
+        BPE(vocabulary, [(left, right) for left, _, right in (merge.partition(" ") for merge in MERGES)])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])

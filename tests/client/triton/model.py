@@ -63,7 +63,7 @@ class TritonPythonModel:
         try:
             how = self.speak(inputs, sender)
         except pb_utils.TritonModelException as error:
-            how = f"lost ({error})"
+            how = f"lost:{error}".replace(" ", "-")
         with self.lock, self.journal.open("a") as journal:
             journal.write(f"{how} {request_id}\n")
 

@@ -1,7 +1,7 @@
-"""A Triton Python model with the contract's tensors, the counters of speculation, and a clock instead of a language model.
+"""A Triton Python model with the contract's tensors and speculation counters, and a clock for a language model.
 
-A step takes 2 ms. It yields one token, or with speculation three tokens (two of seven drafts accepted) and one (none
-accepted) in turn, until `max_tokens`. A prompt that begins with "fail" is refused.
+A step takes 2 ms. It yields one token, or with speculation three tokens (two of seven drafts accepted) and
+one (none accepted) in turn, until `max_tokens`. A prompt that begins with "fail" is refused.
 """
 
 import json

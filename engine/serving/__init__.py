@@ -1,0 +1,1 @@
+"""The engine behind Triton: what the model repository's `model.py` files call."""

@@ -1,0 +1,207 @@
+"""Tensors of the `tensorrt_llm` model to generation requests, and events back to tensors.
+
+Names, types and shapes are those of NVIDIA's `inflight_batcher_llm` (`model_repo/contract.json`). A parameter that
+the embedded engine does not have is refused by name unless it says what the engine does anyway, so nobody gets
+an answer to another question than the one that was asked.
+"""
+
+import math
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.events import Event, RequestMetrics
+from engine.request import GenerationRequest, RequestError, SamplingParams
+
+Tensors = Mapping[str, NDArray[Any]]
+
+# Parameters with the one value (or the two) that the embedded engine honours.
+_NEUTRAL: Mapping[str, tuple[float, ...]] = {
+    "beam_width": (0, 1),
+    "num_return_sequences": (0, 1),
+    "repetition_penalty": (0, 1),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "len_penalty": (0, 1),
+    "early_stopping": (0,),
+    "beam_search_diversity_rate": (0,),
+    "runtime_top_p_min": (0,),
+    "runtime_top_p_decay": (0, 1),
+    "return_context_logits": (0,),
+    "return_generation_logits": (0,),
+}
+# Tensors that must be absent or hold nothing.
+_REFUSED = (
+    *("bad_words_list", "embedding_bias", "draft_input_ids", "draft_logits", "decoder_input_ids"),
+    *("prompt_embedding_table", "lora_task_id", "lora_weights", "lora_config", "encoder_input_features"),
+    *("guided_decoding_guide_type", "guided_decoding_guide", "context_phase_params"),
+    *("lookahead_window_size", "lookahead_ngram_size", "lookahead_verification_set_size"),
+)
+_FILLER = -1  # NVIDIA's padding of word lists
+
+
+class GenerationCall:
+    """One Triton request to `tensorrt_llm`: one generation per row of its batch, and how to answer."""
+
+    def __init__(self, tensors: Tensors, default_end_ids: frozenset[int], exclude_input: bool) -> None:
+        """Check and take in all tensors.
+
+        Raises:
+            RequestError: names the tensor, what is wrong, and what would be right.
+        """
+        _refuse_unsupported(tensors)
+        lengths = np.atleast_1d(_required(tensors, "input_lengths")).ravel()
+        prompts = np.atleast_2d(_required(tensors, "input_ids"))
+        if len(lengths) != len(prompts):
+            raise RequestError(f"input_ids has {len(prompts)} rows but input_lengths {len(lengths)}; one length a row")
+        self.streaming = bool(_scalar(tensors, "streaming", 0))
+        self.return_log_probs = bool(_scalar(tensors, "return_log_probs", 0))
+        self.return_metrics = bool(_scalar(tensors, "return_perf_metrics", 0))
+        self.exclude_input = bool(_scalar(tensors, "exclude_input_in_output", int(exclude_input)))
+        end_id = int(_scalar(tensors, "end_id", _FILLER))
+        self._end_ids = frozenset({end_id}) if end_id >= 0 else default_end_ids
+        self.requests = [self._request(tensors, prompts[row], int(lengths[row]), row) for row in range(len(prompts))]
+
+    def _request(self, tensors: Tensors, prompt: NDArray[Any], length: int, row: int) -> GenerationRequest:
+        if not 0 <= length <= len(prompt):
+            raise RequestError(f"input_lengths is {length}; it must lie in 1..{len(prompt)}, the width of input_ids")
+        draft_length = int(_scalar(tensors, "num_draft_tokens", -1, row))
+        max_tokens = int(_scalar(tensors, "request_output_len", None, row))
+        min_tokens = max(int(_scalar(tensors, name, 0, row)) for name in ("min_tokens", "min_length"))
+        if draft_length < 0 and "num_draft_tokens" in tensors:
+            raise RequestError(f"num_draft_tokens is {draft_length}; it must be 0 (speculation off) or more")
+        return GenerationRequest(
+            prompt=tuple(prompt[:length].tolist()),
+            max_tokens=max_tokens,
+            sampling=_sampling(tensors, row),
+            stop_sequences=_words(tensors.get("stop_words_list"), row),
+            end_ids=self._end_ids,
+            min_tokens=min_tokens,
+            draft_length=draft_length if draft_length >= 0 else None,
+            return_log_probs=self.return_log_probs,
+        )
+
+
+class Answer:
+    """Collects the events of one generation and makes the tensors of its responses."""
+
+    def __init__(self, call: GenerationCall, row: int) -> None:
+        self._call = call
+        self._row = row
+        self._prefix = () if call.exclude_input or call.streaming else call.requests[row].prompt
+        self._tokens: list[int] = []
+        self._log_probs: list[float] = []
+        self._sent = 0
+
+    def add(self, event: Event) -> dict[str, NDArray[Any]] | None:
+        """Take in an event; the response that is due now, if one is."""
+        self._tokens.extend(event.tokens)
+        self._log_probs.extend(event.log_probs)
+        if not event.finish_reason and not self._call.streaming:
+            return None
+        first, self._sent = self._sent, len(self._tokens)
+        tokens = np.array([[*self._prefix, *self._tokens[first:]]], np.int32)
+        log_probs = np.array([[self._log_probs[first:] or [0.0]]], np.float32)
+        return {
+            "output_ids": tokens[:, None, :],
+            "sequence_length": np.array([[tokens.shape[1]]], np.int32),
+            "previous_output_ids": np.array([self._tokens[:first]], np.int32),
+            "is_final": np.array([[event.finish_reason is not None]]),
+            "cum_log_probs": np.array([[math.fsum(self._log_probs)]], np.float32),
+            "output_log_probs": log_probs,
+            "batch_index": np.array([[self._row]], np.int32),
+            **_metric_tensors(event.metrics, real=self._call.return_metrics and event.finish_reason is not None),
+        }
+
+
+def _metric_tensors(metrics: RequestMetrics, *, real: bool) -> dict[str, NDArray[Any]]:
+    """Performance outputs; zero unless asked for and final, as NVIDIA's backend fills them."""
+    counts = {
+        "kv_cache_alloc_new_blocks": metrics.kv_blocks,
+        "kv_cache_reused_blocks": 0,
+        "kv_cache_alloc_total_blocks": metrics.kv_blocks,
+        "total_accepted_draft_tokens": metrics.total_accepted_draft_tokens,
+        "total_draft_tokens": metrics.total_draft_tokens,
+    }
+    times = {
+        "arrival_time_ns": metrics.arrival_ns,
+        "first_scheduled_time_ns": metrics.first_scheduled_ns,
+        "first_token_time_ns": metrics.first_token_ns,
+        "last_token_time_ns": metrics.last_token_ns,
+    }
+    return {
+        **{name: np.array([[value * real]], np.int32) for name, value in counts.items()},
+        **{name: np.array([[value * real]], np.int64) for name, value in times.items()},
+        "acceptance_rate": np.array([[metrics.acceptance_rate * real]], np.float32),
+        "num_input_tokens": np.array([[metrics.num_input_tokens]], np.int32),
+        "num_output_tokens": np.array([[metrics.num_output_tokens]], np.int32),
+    }
+
+
+def _sampling(tensors: Tensors, row: int) -> SamplingParams:
+    seed = tensors.get("seed", tensors.get("random_seed"))
+    top_p = float(_scalar(tensors, "runtime_top_p", 1.0, row))
+    return SamplingParams(
+        temperature=float(_scalar(tensors, "temperature", 0.0, row)),
+        top_k=int(_scalar(tensors, "runtime_top_k", 0, row)),
+        top_p=top_p if top_p != 0 else 1.0,  # NVIDIA's clients send 0 for "off"
+        seed=secrets.randbits(64) if seed is None else int(np.ravel(seed)[min(row, seed.size - 1)]),
+    )
+
+
+def _refuse_unsupported(tensors: Tensors) -> None:
+    for name, allowed in _NEUTRAL.items():
+        if name in tensors and not np.isin(tensors[name], allowed).all():
+            given = ", ".join(str(value) for value in np.ravel(tensors[name])[:4])
+            choices = " or ".join(f"{value:g}" for value in allowed)
+            raise RequestError(f"{name} is {given}; the embedded engine supports only {choices}")
+    for name in _REFUSED:
+        if name in tensors and not _is_blank(tensors[name]):
+            raise RequestError(f"{name} is not supported by the embedded engine; leave it out")
+
+
+def _is_blank(value: NDArray[Any]) -> bool:
+    """Nothing, or only the fillers with which NVIDIA's preprocessing pads (0 and -1)."""
+    if value.dtype == object:
+        return not any(value.ravel())
+    return bool(np.isin(value, (0, _FILLER)).all())
+
+
+def _required(tensors: Tensors, name: str) -> NDArray[Any]:
+    if name not in tensors:
+        raise RequestError(f"{name} is missing")
+    return tensors[name]
+
+
+def _scalar(tensors: Tensors, name: str, default: float | None, row: int = 0) -> float:
+    if name not in tensors:
+        if default is None:
+            raise RequestError(f"{name} is missing")
+        return default
+    values = np.ravel(tensors[name])
+    if not values.size:
+        raise RequestError(f"{name} is empty; it must hold one value")
+    value = values[min(row, values.size - 1)].item()
+    if not math.isfinite(value):
+        raise RequestError(f"{name} is {value}; it must be a finite number")
+    return float(value) if isinstance(value, float) else int(value)
+
+
+def _words(tensor: NDArray[Any] | None, row: int) -> tuple[tuple[int, ...], ...]:
+    """Read a word list: [2, n], the words' tokens one after another above the end offset of each word."""
+    if tensor is None or not tensor.size:
+        return ()
+    lists = tensor if tensor.ndim == 3 else tensor[None]
+    if lists.ndim != 3 or lists.shape[1] != 2:
+        raise RequestError(f"stop_words_list has shape {list(tensor.shape)}; it must be [2, n] per request")
+    tokens, offsets = lists[min(row, len(lists) - 1)]
+    words, start = [], 0
+    for end in offsets[offsets > 0].tolist():
+        if not start < end <= len(tokens):
+            raise RequestError(f"stop_words_list: offset {end} must lie in {start + 1}..{len(tokens)}")
+        words.append(tuple(tokens[start:end].tolist()))
+        start = end
+    return tuple(words)

@@ -1,0 +1,99 @@
+"""The `tensorrt_llm` model on the embedded engine."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from deployments.spec import DeploymentSpec
+from engine.engine import Engine, EngineLimits
+from engine.events import Event
+from engine.openvino_runner import OpenVinoRunner
+from engine.manifest import check_fits
+from engine.request import RequestError
+from engine.service import EngineService
+from engine.serving.backend import directory, parameters, refusal, response, tensors
+from engine.serving.contract import Answer, GenerationCall
+from engine.serving.metrics import EngineMetrics
+from speculators.registry import create, settings_of
+
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class GenerationModel:
+    """Hands requests to the engine and its events back to Triton."""
+
+    def initialize(self, arguments: Mapping[str, str]) -> None:
+        """Load the engine that the model's parameters name.
+
+        Raises:
+            EngineError: it is missing or does not fit the deployment.
+        """
+        spec = DeploymentSpec.model_validate_json(parameters(arguments)["deployment"])
+        engine_directory = directory(arguments, "gpt_model_path")
+        limits = EngineLimits(
+            max_batch_size=spec.engine.max_batch_size,
+            max_sequence_length=spec.engine.max_sequence_length,
+            max_queue_size=spec.engine.max_queue_size,
+            prefill_chunk=spec.engine.prefill_chunk,
+        )
+        runner = open_runner(spec, engine_directory)
+        settings = spec.speculation.model_dump(exclude={"method"})
+        known = settings_of(spec.speculation.method)
+        speculator = create(spec.speculation.method, **{key: settings[key] for key in known})
+        engine = Engine(runner, speculator, limits)
+        metrics = EngineMetrics(engine.statistics, limits, runner)
+        self._end_ids = frozenset(runner.manifest.end_ids)
+        self._exclude_input = spec.serving.exclude_input_in_output
+        self._service = EngineService(engine, metrics.publish)
+
+    def execute(self, requests: list[Any]) -> None:
+        """Start generations; their responses follow from the engine's thread."""
+        for request in requests:
+            _Exchange(request).start(self._service, self._end_ids, self._exclude_input)
+
+    def finalize(self) -> None:
+        """End what still runs."""
+        self._service.close()
+
+
+class _Exchange:
+    """One Triton request and its responses."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+        self._sender = request.get_response_sender()
+        self._wanted = request.requested_output_names()
+        self._open = 0
+
+    def start(self, service: EngineService, end_ids: frozenset[int], exclude_input: bool) -> None:
+        try:
+            call = GenerationCall(tensors(self._request), end_ids, exclude_input)
+        except RequestError as error:
+            self._sender.send(refusal(error), flags=_FINAL)
+            return
+        self._open = len(call.requests)
+        for row, request in enumerate(call.requests):
+            answer = Answer(call, row)
+            service.submit(request, lambda event, answer=answer: self._send(event, answer), self._sender.is_cancelled)  # type: ignore[misc]
+
+    def _send(self, event: Event, answer: Answer) -> None:
+        self._open -= event.finish_reason is not None
+        flags = 0 if self._open else _FINAL
+        if event.error is not None:
+            self._sender.send(refusal(event.error), flags=flags)
+        elif event.finish_reason == "cancelled":
+            error = pb_utils.TritonError("the request was cancelled", pb_utils.TritonError.CANCELLED)
+            self._sender.send(pb_utils.InferenceResponse(error=error), flags=flags)
+        elif outputs := answer.add(event):
+            self._sender.send(response(outputs, self._wanted), flags=flags)
+
+
+def open_runner(spec: DeploymentSpec, directory: Any) -> OpenVinoRunner:
+    """The compiled engine of a deployment, with a cache for as many full-length requests as run at once."""
+    length = spec.engine.max_sequence_length
+    blocks = spec.engine.max_batch_size * math.ceil(length / 32)
+    runner = OpenVinoRunner(directory, num_blocks=blocks, threads=spec.engine.threads)
+    check_fits(runner.manifest, directory, precision=spec.engine.precision, max_sequence_length=length)
+    return runner

@@ -1,0 +1,94 @@
+"""The `preprocessing` and `postprocessing` models."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.request import RequestError
+from engine.serving.backend import directory, parameters, refusal, response, tensors
+from engine.serving.contract import Tensors
+from engine.serving.text import TextCodec, decode_prompt
+
+_NO_TOKEN = -1
+
+
+class PreprocessingModel:
+    """Text to token ids; word lists to the contract's offset layout."""
+
+    def initialize(self, arguments: Mapping[str, str]) -> None:
+        """Load the tokenizer."""
+        self._codec = TextCodec(directory(arguments, "tokenizer_dir"))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            return response(preprocess(self._codec, tensors(request)), request.requested_output_names())
+        except RequestError as error:
+            return refusal(error)
+
+
+class PostprocessingModel:
+    """Token ids to text; knows the request's earlier tokens, so chunks join without seams."""
+
+    def initialize(self, arguments: Mapping[str, str]) -> None:
+        """Load the tokenizer."""
+        skip = parameters(arguments)["skip_special_tokens"] == "true"
+        self._codec = TextCodec(directory(arguments, "tokenizer_dir"), skip_special_tokens=skip)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request."""
+        return [response({"OUTPUT": postprocess(self._codec, tensors(request))}) for request in requests]
+
+
+def preprocess(codec: TextCodec, inputs: Tensors) -> dict[str, NDArray[Any]]:
+    """Outputs of `preprocessing` for a request's inputs.
+
+    Raises:
+        RequestError: a text is not UTF-8.
+    """
+    prompts = [codec.encode(decode_prompt(text)) for text in inputs["QUERY"].ravel()]
+    width = max(1, *map(len, prompts))
+    rows = len(prompts)
+    ids = np.array([prompt + [0] * (width - len(prompt)) for prompt in prompts], np.int32).reshape(rows, width)
+    return {
+        "INPUT_ID": ids,
+        "REQUEST_INPUT_LEN": np.array([[len(prompt)] for prompt in prompts], np.int32),
+        "DECODER_INPUT_ID": np.zeros((rows, 1), np.int32),
+        "REQUEST_DECODER_INPUT_LEN": np.ones((rows, 1), np.int32),
+        "STOP_WORDS_IDS": _word_lists(codec, inputs.get("STOP_WORDS_DICT"), rows),
+        "BAD_WORDS_IDS": _word_lists(codec, inputs.get("BAD_WORDS_DICT"), rows),
+        "REQUEST_OUTPUT_LEN": inputs["REQUEST_OUTPUT_LEN"],
+        "OUT_END_ID": inputs.get("END_ID", np.full((rows, 1), _NO_TOKEN, np.int32)),
+        "OUT_PAD_ID": inputs.get("PAD_ID", np.full((rows, 1), _NO_TOKEN, np.int32)),
+    }
+
+
+def postprocess(codec: TextCodec, inputs: Tensors) -> NDArray[np.object_]:
+    """Text of each row, one-dimensional as NVIDIA's clients expect it.
+
+    TOKENS_BATCH is [rows, beams, tokens]; PREVIOUS_TOKENS and IS_FINAL come from the embedded engine.
+    """
+    texts = []
+    for row, tokens in enumerate(inputs["TOKENS_BATCH"]):
+        new = np.atleast_2d(tokens)[0][: int(np.ravel(inputs["SEQUENCE_LENGTH"])[row])].tolist()
+        previous = inputs["PREVIOUS_TOKENS"][row].tolist() if "PREVIOUS_TOKENS" in inputs else []
+        final = bool(np.ravel(inputs["IS_FINAL"])[row]) if "IS_FINAL" in inputs else True
+        texts.append(codec.decode_next(previous, new, final=final).encode("utf-8"))
+    return np.array(texts, dtype=np.object_)
+
+
+def _word_lists(codec: TextCodec, words: NDArray[Any] | None, rows: int) -> NDArray[np.int32]:
+    """[rows, 2, n]: the words of each row (all rows alike if there is one list)."""
+    lists = [[decode_prompt(word) for word in row] for row in np.atleast_2d(words)] if words is not None else [[]]
+    encoded = [codec.word_lists(lists[min(row, len(lists) - 1)]) for row in range(rows)]
+    width = max(item.shape[1] for item in encoded)
+    filled = np.full((rows, 2, width), _NO_TOKEN, np.int32)
+    filled[:, 0] = 0
+    for row, item in enumerate(encoded):
+        filled[row, :, : item.shape[1]] = item
+    return filled

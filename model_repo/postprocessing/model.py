@@ -1,0 +1,5 @@
+"""`postprocessing`: token ids to text."""
+
+from engine.serving.tokenization import PostprocessingModel as TritonPythonModel
+
+__all__ = ["TritonPythonModel"]

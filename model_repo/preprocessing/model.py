@@ -1,0 +1,5 @@
+"""`preprocessing`: text to token ids."""
+
+from engine.serving.tokenization import PreprocessingModel as TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
