@@ -65,7 +65,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     add("triton-model", "Name of the Triton model", default="ensemble")
     add("max-tokens", "Most tokens of an answer", type=int, default=128)
     add("temperature", "Sampling temperature, 0 = greedy", type=float, default=0.0)
-    add("num-draft-tokens", "Cap on draft tokens, 0 = no speculation (default: the server's own)", type=int)
+    add("num-draft-tokens", "Cap on draft tokens, 0 = no speculation (default: the server's own)", default="")
     add("arm", "Name of this configuration in the records", default="by-hand")
     add(
         "arrivals-per-user",
@@ -114,7 +114,7 @@ def _prompts(asked: Namespace) -> tuple[Prompt, ...]:
 
 def _generation_options(asked: Namespace) -> SamplingOptions:
     options = SamplingOptions(max_tokens=int(asked.max_tokens), temperature=float(asked.temperature))
-    if asked.num_draft_tokens not in (None, ""):  # the web page gives text
+    if asked.num_draft_tokens:
         options["num_draft_tokens"] = int(asked.num_draft_tokens)
     return options
 

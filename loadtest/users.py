@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from typing import Any, ClassVar, Protocol
 
+import gevent
 from locust import User, task
 from locust.env import Environment
 
@@ -19,6 +20,9 @@ from loadtest.measures import measure
 from loadtest.records import RequestRecord
 from loadtest.sending import Assignment, send
 from loadtest.settings import Protocol as WireProtocol
+
+# Without a pause, users of a server that refuses at once would keep a core busy with being refused.
+_PAUSE_AFTER_FAILURE_S = 0.1
 
 
 class Source(Protocol):
@@ -77,6 +81,8 @@ class TritonUser(User):
         )
         self.source.done(assignment, record)
         self._tell_locust(record)
+        if record.failed:
+            gevent.sleep(_PAUSE_AFTER_FAILURE_S)
 
     def _tell_locust(self, record: RequestRecord) -> None:
         if record.failed:

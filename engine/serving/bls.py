@@ -60,7 +60,7 @@ class BlsModel:
         for generated in _stream(self._generation, generation_inputs, names):
             text = _call("postprocessing", _renamed(generated, GENERATION_TO_POSTPROCESSING), ("OUTPUT",))
             outputs = [generated[name] for name in GENERATION_OUTPUTS if name in generated]
-            yield [_rename(text["OUTPUT"], "text_output"), *outputs]
+            yield [pb_utils.Tensor("text_output", text["OUTPUT"].as_numpy()), *outputs]
 
 
 def _call(model: str, inputs: Tensors, names: Any) -> Tensors:
@@ -80,8 +80,11 @@ def _stream(model: str, inputs: Tensors, names: Any, *, decoupled: bool = True) 
 
 
 def _renamed(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
-    return {inner: _rename(tensors[public], inner) for public, inner in names.items() if public in tensors}
+    """Inputs of the next model. Scalars reach a model without their last axis, which callers have to give."""
+    renamed = {}
+    for public, inner in names.items():
+        if public in tensors:
+            value = tensors[public].as_numpy()
+            renamed[inner] = pb_utils.Tensor(inner, value[:, None] if value.ndim == 1 else value)
+    return renamed
 
-
-def _rename(tensor: Any, name: str) -> Any:
-    return pb_utils.Tensor(name, tensor.as_numpy())

@@ -1,7 +1,7 @@
-"""However a caller leaves a generation, the model on the server learns of it: the checks read the model's journal.
+"""However a caller leaves a generation, the model on the server learns of it: see the model's journal.
 
-Over HTTP Triton notices a client that left when it next writes to it, so there the model has to be talking; over
-gRPC it may also be silent, as it is while it works on a long prompt.
+Over HTTP Triton notices a client that left when it next writes to it, so there the model has to be talking;
+over gRPC it may also be silent, as it is while it works on a long prompt.
 """
 
 from __future__ import annotations

@@ -37,11 +37,10 @@ def test_failures_of_the_model(client: Any, prompt: str, kind: type[errors.Clien
 
 def test_failure_in_mid_stream_comes_after_the_chunks(client: Any) -> None:
     stream = client.stream("breaks down after some words")
-    chunks = []
+    chunks = iter(stream)
+    assert next(chunks).text == "breaks down "
     with pytest.raises(errors.ServerError, match="the model broke down"):
-        for chunk in stream:
-            chunks.append(chunk.text)
-    assert chunks == ["breaks down "]
+        next(chunks)
     assert stream.result.text == "breaks down "
     assert stream.result.finish_reason == "cancelled"
 

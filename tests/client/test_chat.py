@@ -1,0 +1,160 @@
+"""Chat templates render as Transformers renders them. The expected texts are written out, so no Transformers here."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client import ChatTemplate, errors
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nBe helpful<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+HELLO = [{"role": "user", "content": "Hello <b>&amp;</b> 你好"}]
+
+
+def write(folder: Path, config: dict[str, Any], **files: str) -> Path:
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_chatml() -> None:
+    assert ChatTemplate(CHATML).render(HELLO) == (
+        "<|im_start|>system\nBe helpful<|im_end|>\n"
+        "<|im_start|>user\nHello <b>&amp;</b> 你好<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_without_generation_prompt() -> None:
+    assert ChatTemplate(CHATML).render(HELLO, add_generation_prompt=False).endswith("<|im_end|>\n")
+
+
+def test_whitespace_control_of_blocks() -> None:
+    source = "{% for message in messages %}\n    {% if true %}\n[{{ message.content }}]\n    {% endif %}\n{% endfor %}\n"
+    assert ChatTemplate(source).render([{"role": "user", "content": "x"}]) == "[x]\n"
+
+
+def test_special_tokens_of_every_form(tmp_path: Path) -> None:
+    config = {
+        "bos_token": {"content": "<s>", "lstrip": False},
+        "eos_token": "</s>",
+        "pad_token": None,
+        "additional_special_tokens": ["<a>", {"content": "<b>"}],
+        "chat_template": "{{ bos_token }}{{ eos_token }}{{ pad_token is defined }}{{ additional_special_tokens }}",
+    }
+    assert ChatTemplate.from_directory(write(tmp_path, config)).render([]) == "<s></s>False['<a>', '<b>']"
+
+
+def test_special_tokens_map_fills_in(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path,
+        {"eos_token": "</s>", "chat_template": "{{ bos_token }}{{ eos_token }}"},
+        special_tokens_map__json='{"bos_token": "<s>", "eos_token": "old"}',
+    )
+    assert ChatTemplate.from_directory(folder).render([]) == "<s></s>"
+
+
+def test_template_file_wins(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"chat_template": "config"}, chat_template__jinja="file")
+    assert ChatTemplate.from_directory(folder).render([]) == "file"
+
+
+def test_templates_by_name(tmp_path: Path) -> None:
+    named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
+    folder = write(tmp_path, {"chat_template": named})
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("R")
+    names = ("default", "tool_use", "rag")
+    assert [ChatTemplate.from_directory(folder, name).render([]) for name in names] == ["D", "T", "R"]
+    with pytest.raises(errors.InvalidRequest, match="no chat template 'rga', only: default, rag, tool_use"):
+        ChatTemplate.from_directory(folder, "rga")
+
+
+def test_model_without_template(tmp_path: Path) -> None:
+    with pytest.raises(errors.InvalidRequest, match="not a chat model") as caught:
+        ChatTemplate.from_directory(write(tmp_path, {"bos_token": "<s>"}))
+    assert caught.value.field == "template"
+
+
+def test_directory_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(errors.InvalidRequest, match="not a directory"):
+        ChatTemplate.from_directory(tmp_path / "nothing")
+
+
+def test_template_may_refuse_messages() -> None:
+    source = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}ok"
+    )
+    template = ChatTemplate(source)
+    assert template.render(HELLO) == "ok"
+    with pytest.raises(errors.InvalidRequest, match="System role not supported") as caught:
+        template.render([{"role": "system", "content": "x"}])
+    assert caught.value.field == "messages"
+
+
+def test_date() -> None:
+    template = ChatTemplate("{{ strftime_now('%Y') }} {{ strftime_now is defined }}")
+    assert template.render([]) in {f"{datetime.now().year} True", f"{datetime.now().year - 1} True"}
+
+
+def test_tools_and_tojson() -> None:
+    tools = [{"name": "größe", "parameters": {"b": 1, "a": "<é>"}}]
+    assert ChatTemplate("{{ tools | tojson }}").render([], tools=tools) == (
+        '[{"name": "größe", "parameters": {"b": 1, "a": "<é>"}}]'
+    )
+    assert ChatTemplate("{{ tools[0].parameters | tojson(indent=2) }}").render([], tools=tools) == (
+        '{\n  "b": 1,\n  "a": "<é>"\n}'
+    )
+    assert ChatTemplate("{% if not tools %}none{% endif %}").render([]) == "none"
+
+
+def test_generation_block_and_loop_controls() -> None:
+    source = (
+        "{% for message in messages %}{% if message.role == 'tool' %}{% continue %}{% endif %}"
+        "{% generation %}{{ message.content }}{% endgeneration %}{% endfor %}"
+    )
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "tool", "content": "b"},
+        {"role": "x", "content": "c"},
+    ]
+    assert ChatTemplate(source).render(messages) == "ac"
+
+
+def test_variables_reach_the_template() -> None:
+    template = ChatTemplate("{% if enable_thinking is defined and not enable_thinking %}quiet{% endif %}")
+    assert template.render([], enable_thinking=False) == "quiet"
+    assert template.render([]) == ""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ cycler.__init__.__globals__.os.system('true') }}",
+    ],
+)
+def test_templates_are_confined(source: str) -> None:
+    with pytest.raises(errors.InvalidRequest, match="cannot render"):
+        ChatTemplate(source).render(HELLO)
+
+
+def test_invalid_template_says_where() -> None:
+    with pytest.raises(errors.InvalidRequest, match="line 2"):
+        ChatTemplate("fine\n{% if %}")
+
+
+@pytest.mark.parametrize("message", ["hello", {"content": "x"}, {"role": 3}])
+def test_messages_must_have_a_role(message: Any) -> None:
+    with pytest.raises(errors.InvalidRequest, match=r"messages\[1\] must be a dictionary with a 'role'"):
+        ChatTemplate(CHATML).render([*HELLO, message])
