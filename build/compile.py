@@ -1,31 +1,42 @@
 """Compiles a target in Hugging Face layout into an engine directory.
 
 The directory holds `model.onnx` with its weights as external data, the tokenizer's files, and the manifest
-(`engine.manifest`). It is assembled beside its destination and renamed, so it is complete or absent.
+(`engine.manifest`). It is assembled beside its destination and renamed, so it is complete or absent, also
+when two processes compile the same engine.
 
 Example::
 
-    compile_engine(Path("models/smollm2-135m"), Path("runs/engines/smollm2-135m-int8"), precision="int8", max_sequence_length=2048)
+    directory = Path("runs/engines/smollm2-135m-int8")
+    compile_engine(Path("models/smollm2-135m"), directory, precision="int8", max_sequence_length=2048)
 """
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import onnx
 import openvino as ov
 
 from build.graph.target import build_target_graph
 from build.targets.architecture import Architecture
+from build.targets.files import complete_directory, writing_errors
 from build.targets.weights import load_weights
-from engine.manifest import FORMAT_VERSION, MANIFEST_NAME, MODEL_NAME, EngineError, EngineManifest, load_manifest
+from engine.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    MODEL_NAME,
+    EngineError,
+    EngineManifest,
+    load_manifest,
+)
 from engine.openvino_runner import BLOCK_SIZE
 
 _WEIGHTS_NAME = "model.onnx.data"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_CONFIGURATION_FILES = ("config.json", "generation_config.json", *_TOKENIZER_FILES)
 
 
 def compile_engine(
@@ -46,7 +57,7 @@ def compile_engine(
         report: gets a line for each stage.
 
     Raises:
-        TargetError: the source cannot be read.
+        TargetError: the source cannot be read, or `directory` cannot be written.
         EngineError: the source is shorter-sighted than `max_sequence_length`.
     """
     architecture = Architecture.from_directory(source)
@@ -56,8 +67,8 @@ def compile_engine(
             f"engine.max_sequence_length {max_sequence_length} is beyond that"
         )
     digest = _source_hash(source)
-    existing = _existing(directory)
-    if existing is not None and _is_wanted(existing, digest, precision, max_sequence_length):
+    existing = _existing(directory, (digest, precision, max_sequence_length))
+    if existing is not None:
         report(f"{directory}: up to date")
         return existing
     report(f"{source}: reading weights")
@@ -66,59 +77,64 @@ def compile_engine(
     graph = build_target_graph(
         architecture, weights, precision=precision, max_positions=max_sequence_length, block_size=BLOCK_SIZE
     )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        report(f"writing {directory}")
+    report(f"writing {directory}")
+    with writing_errors(directory), complete_directory(directory) as staging:
         onnx.save_model(graph, str(staging / MODEL_NAME), save_as_external_data=True, location=_WEIGHTS_NAME)
         for name in _TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copy2(source / name, staging / name)
+        graph_files = (staging / MODEL_NAME, staging / _WEIGHTS_NAME)
         manifest = EngineManifest(
             format_version=FORMAT_VERSION,
             source=source.name,
             source_sha256=digest,
-            graph_sha256=_hash_files(staging / MODEL_NAME, staging / _WEIGHTS_NAME),
+            graph_sha256=_hash_files(*graph_files),
+            file_sizes={path.name: path.stat().st_size for path in graph_files},
             precision="int8" if precision == "int8" else "fp32",
-            family=architecture.family,
-            vocab_size=architecture.vocab_size,
-            num_layers=architecture.num_layers,
-            num_kv_heads=architecture.num_kv_heads,
-            head_dim=architecture.head_dim,
-            hidden_size=architecture.hidden_size,
-            intermediate_size=architecture.intermediate_size,
-            block_size=BLOCK_SIZE,
             max_sequence_length=max_sequence_length,
-            end_ids=architecture.eos_token_ids,
-            versions={"openvino": ov.get_version(), "onnx": onnx.__version__, "drafthouse": version("drafthouse")},
+            **_facts(architecture, max_sequence_length),
+            versions={
+                "openvino": ov.get_version(),
+                "onnx": onnx.__version__,
+                "drafthouse": version("drafthouse"),
+            },
         )
         (staging / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        staging.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        staging.rename(directory)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return manifest
 
 
-def _existing(directory: Path) -> EngineManifest | None:
+def _facts(architecture: Architecture, max_sequence_length: int) -> dict[str, Any]:
+    """What the manifest repeats of the architecture."""
+    window = architecture.sliding_window
+    return {
+        "family": architecture.family,
+        "vocab_size": architecture.vocab_size,
+        "num_layers": architecture.num_layers,
+        "num_kv_heads": architecture.num_kv_heads,
+        "head_dim": architecture.head_dim,
+        "hidden_size": architecture.hidden_size,
+        "intermediate_size": architecture.intermediate_size,
+        "block_size": BLOCK_SIZE,
+        "sliding_window": window if window is not None and window < max_sequence_length else None,
+        "end_ids": architecture.eos_token_ids,
+    }
+
+
+def _existing(directory: Path, wanted: tuple[str, str, int]) -> EngineManifest | None:
+    """Manifest of the engine in `directory` if it is intact and of this source hash, precision and length."""
     try:
-        return load_manifest(directory)
+        found = load_manifest(directory)
     except EngineError:
         return None
-
-
-def _is_wanted(manifest: EngineManifest, digest: str, precision: str, max_sequence_length: int) -> bool:
-    return (manifest.source_sha256, manifest.precision, manifest.max_sequence_length) == (
-        digest,
-        precision,
-        max_sequence_length,
-    )
+    if (found.source_sha256, found.precision, found.max_sequence_length) != wanted:
+        return None
+    intact = _hash_files(directory / MODEL_NAME, directory / _WEIGHTS_NAME) == found.graph_sha256
+    return found if intact else None
 
 
 def _source_hash(source: Path) -> str:
-    return _hash_files(source / "config.json", *sorted(source.glob("*.safetensors")))
+    configuration = [source / name for name in _CONFIGURATION_FILES if (source / name).is_file()]
+    return _hash_files(*configuration, *sorted(source.glob("*.safetensors")))
 
 
 def _hash_files(*paths: Path) -> str:

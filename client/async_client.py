@@ -52,8 +52,7 @@ class AsyncStream:
     request on the server. After `break` Python does so when the event loop next runs; at the end of an
     `async with` block it has been done.
 
-    Iterating raises what went wrong as a :class:`client.errors.ClientError`, after the chunks that came
-    before.
+    Iterating raises what went wrong as a :class:`client.errors.ClientError`, after the chunks before it.
     """
 
     def __init__(self, server: AsyncServer, plan: Plan) -> None:
@@ -85,8 +84,7 @@ class AsyncStream:
     def cancel(self) -> None:
         """Cancel the request, on the server too. After the end it does nothing.
 
-        An iteration under way raises :class:`client.errors.Cancelled`, so that what it got is not taken for
-        all.
+        An iteration under way raises :class:`client.errors.Cancelled`: what it got must not pass for all.
         """
         self._cancelled = True
         if self._call is not None:
@@ -156,8 +154,7 @@ class AsyncDrafthouseClient:
 
     All methods that generate take :class:`SamplingOptions` as keywords and besides
 
-        deadline: seconds from sending within which the request must end, else it is cancelled; None: no
-            limit.
+        deadline: seconds from sending after which the request is cancelled; None: no limit.
         request_id: the id for the server's log; by default a random one.
 
     and raise :class:`client.errors.InvalidRequest` before anything is sent if an argument cannot be right,
@@ -184,7 +181,10 @@ class AsyncDrafthouseClient:
         request_id: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> GenerationResult:
-        """Continue `prompt`, and return when the generation has ended."""
+        """Continue `prompt`, and return when the generation has ended.
+
+        It is :meth:`stream`, collected: Triton can cancel what it streams, and the result has all timings.
+        """
         plan = text_plan(self.model, prompt, options, deadline=deadline, request_id=request_id)
         return await self._run(plan)
 
@@ -209,8 +209,7 @@ class AsyncDrafthouseClient:
         request_id: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> GenerationResult:
-        """The assistant's answer to `messages` (each with `role` and `content`), which `template` makes a
-        prompt of."""
+        """The assistant's answer to `messages` (each with `role` and `content`), as `template` puts them."""
         prompt = template.render(messages)
         return await self.generate(prompt, deadline=deadline, request_id=request_id, **options)
 
@@ -240,8 +239,7 @@ class AsyncDrafthouseClient:
 
         Args:
             ids: the prompt, special tokens included.
-            end_id: the token that ends generation, which only the caller knows here; None: `max_tokens`
-                alone ends it.
+            end_id: the token that ends generation, which only the caller knows here; None: no token does.
         """
         plan = token_plan(self.token_model, ids, end_id, options, deadline=deadline, request_id=request_id)
         return await self._run(plan)
@@ -292,7 +290,7 @@ def _transport(url: str, protocol: Protocol) -> AsyncTransport:
     if protocol == "grpc":
         from client.transports.grpc_aio import AsyncGrpcTransport
 
-        return AsyncGrpcTransport(str(address))
+        return AsyncGrpcTransport(address)
     from client.transports.http_aio import AsyncHttpTransport
 
-    return AsyncHttpTransport(*address)
+    return AsyncHttpTransport(address)

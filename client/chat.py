@@ -91,8 +91,7 @@ class ChatTemplate:
             variables: anything else that the template reads, such as ``enable_thinking``.
 
         Raises:
-            InvalidRequest: the template refuses the messages (its own words are in the error), or fails on
-                them.
+            InvalidRequest: the template refuses the messages, in its own words, or fails on them.
         """
         for position, message in enumerate(messages):
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
@@ -112,8 +111,7 @@ class ChatTemplate:
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}...{% endgeneration %}`, which marks the assistant's words for training; here just
-    its content."""
+    """`{% generation %}...{% endgeneration %}`, which marks what training learns; here just its content."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
 

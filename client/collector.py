@@ -1,5 +1,4 @@
-"""Turns the responses of one request into chunks and, at the end, into its result. Sync and asyncio share
-it."""
+"""Turns the responses of one request into chunks and, at the end, into its result."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ class Collector:
         self._has_tokens = False
 
     def add(self, outputs: Outputs, received_ns: int) -> Chunk | None:
-        """Take one response in; the chunk it makes, or None if it carries no output (the closing, empty
-        one)."""
+        """Take one response in; the chunk it makes, or None if it carries no output, as the last may."""
         update = read_outputs(outputs)
         self._figures.update(update.figures)
         self._has_tokens = self._has_tokens or update.tokens is not None
@@ -61,8 +59,7 @@ class Collector:
         return tuple(value for chunk in self._chunks for value in chunk.log_probs or ())
 
     def _finish_reason(self, count: int | None) -> FinishReason | None:
-        """The contract has no finish reason: a generation shorter than its limit met an end token or stop
-        string."""
+        """The contract has none, but a generation shorter than its limit met an end token or stop string."""
         if count is None:
             return None
         return "stop" if count < self._request.options["max_tokens"] else "length"

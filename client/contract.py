@@ -88,8 +88,7 @@ class _Inputs:
     def offer(self, name: str, datatype: str, values: Sequence[Any]) -> None:
         """Add a tensor if the model declares it.
 
-        The contract's dims are 1-D; a model that batches (`max_batch_size` > 0) has one dimension more in
-        front.
+        The contract's dims are 1-D; a model that batches (`max_batch_size` > 0) has one more in front.
         """
         if declared := self._declared.get(name):
             shape = (1,) * (declared.rank - 1) + (len(values),)
@@ -136,7 +135,7 @@ def token_request(
     inputs.require("input_ids", "INT32", ids, "ids")
     inputs.require("input_lengths", "INT32", [len(ids)], "ids")
     if end_id is not None:
-        inputs.require("end_id", "INT32", [end_id], "end_id")
+        inputs.require("end_id", "INT32", [int(end_id)], "end_id")
     _add_options(inputs, options, level=1)
     inputs.offer("streaming", "BOOL", [True])
     return Request(model, request_id, tuple(inputs.tensors), options)

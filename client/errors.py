@@ -43,8 +43,7 @@ class InvalidRequest(ClientError, ValueError):
 
 
 class ServerUnavailable(ClientError):
-    """Nothing usable answers at the address: no server, the wrong port, a model still loading, a lost
-    connection."""
+    """Nothing usable answers there: no server, the wrong port, a model still loading, a lost connection."""
 
 
 class QueueFull(ClientError):
@@ -56,8 +55,7 @@ class DeadlineExceeded(ClientError, TimeoutError):
 
 
 class Cancelled(ClientError):
-    """The request was cancelled, by :meth:`Stream.cancel` or by the server (which does so when it shuts
-    down)."""
+    """The request was cancelled, by :meth:`Stream.cancel` or by the server."""
 
 
 class ServerError(ClientError):
@@ -95,8 +93,7 @@ def from_server(message: str, code: str | None = None, request_id: str | None = 
 
     Args:
         message: the server's message, kept word for word.
-        code: name of the gRPC status, which decides where the message says nothing known; None where there
-            is none.
+        code: name of the gRPC status, if there is one; it decides where the message says nothing known.
         request_id: attached to the error.
     """
     by_message = next((kind for pattern, kind in _BY_MESSAGE if pattern.search(message)), None)
@@ -116,8 +113,7 @@ def unreachable(address: str, protocol: str, reason: str, request_id: str | None
 
 
 def connection_lost(address: str, reason: str, request_id: str | None = None) -> ServerUnavailable:
-    """The error for a connection that broke after the request was sent: whatever came so far is
-    incomplete."""
+    """The error for a connection that broke after the request was sent."""
     return ServerUnavailable(
         f"lost the connection to {address} before the request ended ({reason}); its output is incomplete",
         request_id=request_id,

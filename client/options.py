@@ -23,19 +23,16 @@ _UINT64_MAX = 2**64 - 1
 
 
 class SamplingOptions(TypedDict, total=False):
-    """How to generate. Every key is optional; None means the default, except for `stop`, whose default is
-    ``()``."""
+    """How to generate. Every key is optional, and None means the default."""
 
     max_tokens: int
     """Most tokens to generate, 1 or more; 64 by default."""
     temperature: float
-    """0 (the default) is greedy: the most likely token each time. Above 0 samples from softmax(logits /
-    temperature)."""
+    """0, the default, is greedy: always the likeliest token. Above: draws from softmax(logits / this)."""
     top_k: int | None
     """Sample among the k most likely tokens only; 0 or None: no limit. Without effect when greedy."""
     top_p: float | None
-    """Sample among the fewest most likely tokens whose probabilities sum to at least this, in (0, 1]; None:
-    all."""
+    """Sample among the fewest tokens whose probabilities sum to at least this, in (0, 1]; None: all."""
     seed: int | None
     """Random seed in 0 .. 2**64 - 1 of a sampled request. None: the server's own choice."""
     stop: Sequence[str]
@@ -43,8 +40,7 @@ class SamplingOptions(TypedDict, total=False):
     min_tokens: int | None
     """The end token is not allowed before this many tokens."""
     num_draft_tokens: int | None
-    """Most draft tokens to verify in a step of this request; 0 switches speculation off. None: as the
-    server decides."""
+    """Most draft tokens to verify in one step; 0: no speculation; None: the server's choice."""
     return_log_probs: bool
     """Whether to return the natural log-probability of each generated token."""
 
@@ -53,8 +49,7 @@ def check_options(options: Mapping[str, Any]) -> SamplingOptions:
     """`options` with defaults filled in and None left out.
 
     Raises:
-        InvalidRequest: a name that is not an option, or a value that no server can serve; ``.field`` names
-            it.
+        InvalidRequest: a name that is not an option, or a value that no server can serve.
     """
     for name in options:
         if name not in _CHECKS:
@@ -65,6 +60,7 @@ def check_options(options: Mapping[str, Any]) -> SamplingOptions:
         wanted = _CHECKS[name](value)
         if wanted:
             raise InvalidRequest(f"{name} must be {wanted}, not {value!r}", field=name)
+        checked[name] = _plain(value)
     if checked.get("min_tokens", 0) > checked["max_tokens"]:
         raise InvalidRequest(
             f"min_tokens ({checked['min_tokens']}) must not exceed max_tokens ({checked['max_tokens']})",
@@ -95,8 +91,7 @@ def check_prompt(prompt: object) -> str:
 
 
 def check_token_ids(ids: Sequence[int]) -> list[int]:
-    """`ids` as a list; raises :class:`InvalidRequest` unless it is a non-empty sequence of token ids
-    (INT32, >= 0)."""
+    """`ids` as a list; raises :class:`InvalidRequest` unless there are some, all INT32 and 0 or above."""
     tokens = list(ids)
     if not tokens:
         raise InvalidRequest("ids must hold at least one token id", field="ids")
@@ -113,6 +108,13 @@ def _nearest(name: str) -> str:
 
 def _is_number(value: object) -> bool:
     return not isinstance(value, bool) and (isinstance(value, (int, float)) or hasattr(value, "__float__"))
+
+
+def _plain(value: Any) -> Any:
+    """A checked value as Python's own type: JSON knows no numpy scalars."""
+    if isinstance(value, (bool, Sequence)):
+        return value
+    return value.__index__() if hasattr(value, "__index__") else float(value)
 
 
 def _integer(value: object, low: int, high: int) -> str | None:

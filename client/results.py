@@ -15,8 +15,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One streamed piece of output: what one decode step (or a few) added. With speculation a chunk holds
-    several tokens."""
+    """One streamed piece of output, what a decode step added: with speculation, several tokens."""
 
     text: str
     """New text; the texts of all chunks, joined, are the result's text. Empty for token-level streams."""
@@ -25,7 +24,7 @@ class Chunk:
     log_probs: tuple[float, ...] | None
     """Natural log-probabilities of `tokens`, if asked for."""
     received_ns: int
-    """When the client had this chunk, before decoding it (:func:`time.perf_counter_ns`)."""
+    """When the client had this chunk (:func:`time.perf_counter_ns`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +48,7 @@ class Timings:
 
     @property
     def time_to_first_chunk(self) -> float | None:
-        """Seconds from sending to the first output, at the client (TTFT as genai-perf and AIPerf define
-        it)."""
+        """Seconds from sending to the first output at the client: TTFT as genai-perf and AIPerf define it."""
         return _seconds(self.sent_ns, self.first_chunk_ns)
 
     @property

@@ -52,8 +52,7 @@ class Stream:
     (KeyboardInterrupt included) cancels the request on the server, and so does the end of a `with` block,
     which is the way to be certain of it where something else keeps the iterator alive.
 
-    Iterating raises what went wrong as a :class:`client.errors.ClientError`, after the chunks that came
-    before.
+    Iterating raises what went wrong as a :class:`client.errors.ClientError`, after the chunks before it.
     """
 
     def __init__(self, server: Server, plan: Plan) -> None:
@@ -85,8 +84,7 @@ class Stream:
     def cancel(self) -> None:
         """Cancel the request, on the server too. Any thread may call it; after the end it does nothing.
 
-        An iteration under way raises :class:`client.errors.Cancelled`, so that what it got is not taken for
-        all.
+        An iteration under way raises :class:`client.errors.Cancelled`: what it got must not pass for all.
         """
         self._cancelled = True
         if self._call is not None:
@@ -155,8 +153,7 @@ class DrafthouseClient:
 
     All methods that generate take :class:`SamplingOptions` as keywords and besides
 
-        deadline: seconds from sending within which the request must end, else it is cancelled; None: no
-            limit.
+        deadline: seconds from sending after which the request is cancelled; None: no limit.
         request_id: the id for the server's log; by default a random one.
 
     and raise :class:`client.errors.InvalidRequest` before anything is sent if an argument cannot be right,
@@ -183,7 +180,10 @@ class DrafthouseClient:
         request_id: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> GenerationResult:
-        """Continue `prompt`, and return when the generation has ended."""
+        """Continue `prompt`, and return when the generation has ended.
+
+        It is :meth:`stream`, collected: Triton can cancel what it streams, and the result has all timings.
+        """
         plan = text_plan(self.model, prompt, options, deadline=deadline, request_id=request_id)
         return self._run(plan)
 
@@ -208,8 +208,7 @@ class DrafthouseClient:
         request_id: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> GenerationResult:
-        """The assistant's answer to `messages` (each with `role` and `content`), which `template` makes a
-        prompt of."""
+        """The assistant's answer to `messages` (each with `role` and `content`), as `template` puts them."""
         prompt = template.render(messages)
         return self.generate(prompt, deadline=deadline, request_id=request_id, **options)
 
@@ -239,8 +238,7 @@ class DrafthouseClient:
 
         Args:
             ids: the prompt, special tokens included.
-            end_id: the token that ends generation, which only the caller knows here; None: `max_tokens`
-                alone ends it.
+            end_id: the token that ends generation, which only the caller knows here; None: no token does.
         """
         plan = token_plan(self.token_model, ids, end_id, options, deadline=deadline, request_id=request_id)
         return self._run(plan)
@@ -291,7 +289,7 @@ def _transport(url: str, protocol: Protocol) -> Transport:
     if protocol == "grpc":
         from client.transports.grpc_sync import GrpcTransport
 
-        return GrpcTransport(str(address))
+        return GrpcTransport(address)
     from client.transports.http_sync import HttpTransport
 
-    return HttpTransport(*address)
+    return HttpTransport(address)

@@ -75,7 +75,7 @@ class LoadtestSpec(_Section):
     concurrency: tuple[int, ...] = Field((1, 2, 4, 8, 16), description="Closed loop: users that wait for their answer.")
     request_rates: tuple[float, ...] = Field((), description="Open loop: Poisson arrivals a second.")
     max_tokens: int = Field(64, ge=1, description="Output tokens a request asks for.")
-    requests: int = Field(24, ge=1, description="Requests of a cell, or four per user if that is more.")
+    requests: int = Field(12, ge=1, description="Measured requests of a cell, or two per user if that is more.")
     rounds: int = Field(2, ge=1, description="How often each cell is measured, the arms alternating.")
     report: Path = Field(Path("runs/report"), description="Directory of records and report.")
 

@@ -1,8 +1,8 @@
 """The engine: in-flight batching with exact speculation.
 
-`Engine.step` is the architecture: admit, propose, run, accept. Requests join and leave between steps; a step's
-forward pass holds, side by side, the trees of requests that decode and chunks of prompts that are still read.
-The engine has no thread of its own and is not thread-safe: `engine.service` drives it.
+`Engine.step` is the architecture: admit, propose, run, accept. Requests join and leave between steps; a
+step's forward pass holds, side by side, the trees of requests that decode and chunks of prompts that are
+still read. The engine has no thread of its own and is not thread-safe: `engine.service` drives it.
 
 Example::
 
@@ -24,11 +24,11 @@ from engine.events import EngineStatistics, Event, RequestMetrics, Sink
 from engine.kv_cache import BlockPool
 from engine.request import GenerationRequest, QueueFullError, RequestError
 from engine.runner import Runner, SequenceInput
-from engine.running import RunningRequest
+from engine.running import SHORTEST_CHUNK, RunningRequest
 from engine.sampling import LogitsError, RequestRandom, TargetDistributions
 from engine.verification import Verdict, verify_greedy, verify_sampling
 from speculators.base import Speculator
-from speculators.tree import EMPTY, TokenTree
+from speculators.tree import EMPTY, ROOT, TokenTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,25 @@ class EngineLimits:
     max_queue_size: int = 64
     prefill_chunk: int = 128
 
+    def __post_init__(self) -> None:
+        if self.prefill_chunk < SHORTEST_CHUNK:
+            raise ValueError(f"prefill_chunk is {self.prefill_chunk}; it must be {SHORTEST_CHUNK} or more")
+
 
 class Engine:
-    """Serves generation requests on one runner with one speculator."""
+    """Serves generation requests on one runner with one speculator.
+
+    Raises:
+        ValueError: the runner's cache or positions are too short for one request of the greatest length.
+    """
 
     def __init__(self, runner: Runner, speculator: Speculator, limits: EngineLimits) -> None:
+        rows = runner.num_blocks * runner.block_size
+        if limits.max_sequence_length > min(runner.max_sequence_length, rows):
+            raise ValueError(
+                f"max_sequence_length is {limits.max_sequence_length}, but the engine was compiled for "
+                f"{runner.max_sequence_length} tokens and its cache holds {rows}"
+            )
         self.limits = limits
         self.statistics = EngineStatistics(speculator.max_draft_length)
         self._runner = runner
@@ -63,7 +77,8 @@ class Engine:
         self._check(request)
         if len(self._waiting) >= self.limits.max_queue_size + self._free_slots():
             raise QueueFullError(
-                f"the queue is full: {len(self._running)} requests run and {len(self._waiting)} wait; try again later"
+                f"the queue is full: {len(self._running)} requests run and {len(self._waiting)} wait; "
+                "try again later"
             )
         self._next_id += 1
         most = self._speculator.max_draft_length
@@ -113,10 +128,11 @@ class Engine:
 
     def _check(self, request: GenerationRequest) -> None:
         length = len(request.prompt) + request.max_tokens
-        if max(request.prompt) >= self._runner.vocab_size:
-            raise RequestError(
-                f"the prompt holds token {max(request.prompt)}; the vocabulary ends at {self._runner.vocab_size - 1}"
-            )
+        last = self._runner.vocab_size - 1
+        if max(request.prompt) > last:
+            raise RequestError(f"the prompt holds token {max(request.prompt)}; the vocabulary ends at {last}")
+        if not all(0 <= token <= last for token in request.end_ids):
+            raise RequestError(f"end token {max(request.end_ids)} is outside the vocabulary, 0..{last}")
         if length > self.limits.max_sequence_length:
             raise RequestError(
                 f"{len(request.prompt)} prompt tokens and max_tokens {request.max_tokens} make {length}, "
@@ -145,7 +161,16 @@ class Engine:
         items = [item for item in self._running if not item.in_prefill and item.draft_budget > 0]
         trees = self._speculator.propose([item.id for item in items], [item.draft_budget for item in items])
         self.statistics.draft_seconds += time.perf_counter() - started
-        return {item.id: tree for item, tree in zip(items, trees, strict=True)}
+        return {item.id: self._checked(item, tree) for item, tree in zip(items, trees, strict=True)}
+
+    def _checked(self, item: RunningRequest, tree: TokenTree) -> TokenTree:
+        """The tree as the runner can verify it; a node too many would be written to a neighbour's cache."""
+        if len(tree) > item.draft_budget or max(tree.tokens, default=0) >= self._runner.vocab_size:
+            raise ValueError(
+                f"speculator {self._speculator.name} proposed {tree} to request {item.id}; at most "
+                f"{item.draft_budget} nodes are allowed, with tokens below {self._runner.vocab_size}"
+            )
+        return tree if self._runner.takes_branches else _first_chain(tree)
 
     def _plan(self, drafts: dict[int, TokenTree]) -> list[tuple[RunningRequest, TokenTree, SequenceInput]]:
         """Every request that decodes, and prompt chunks, oldest first, as far as the step's share goes."""
@@ -155,7 +180,7 @@ class Engine:
             if not item.in_prefill:
                 tree = drafts.get(item.id, EMPTY)
                 plan.append((item, tree, item.next_tree(tree)))
-            elif left > 1:
+            elif left >= SHORTEST_CHUNK:
                 chunk = item.next_chunk(left)
                 left -= len(chunk.tokens)
                 plan.append((item, EMPTY, chunk))
@@ -169,6 +194,8 @@ class Engine:
             count = len(batch.tokens) - batch.logits_from
             rows = logits[row : row + count]
             row += count
+            if item.finish_reason:  # cancelled by the sink of a request before it
+                continue
             if batch.is_prompt:
                 item.cached += len(batch.tokens)
                 if not count:
@@ -194,8 +221,8 @@ class Engine:
                 self._runner.commit(item.blocks, item.cached, (0, *(node + 1 for node in verdict.path)))
             item.cached += len(tokens)
         taken = item.emit(tokens)
-        self._count(item, tree, depths, len(verdict.path), len(taken))
-        log_probs = ()
+        self._count(item, tree, max(depths), min(len(verdict.path), len(taken)), len(taken))
+        log_probs: tuple[float, ...] = ()
         if item.request.return_log_probs:
             rows = (0, *(node + 1 for node in verdict.path))
             log_probs = tuple(_log_prob(plain[row], token) for row, token in zip(rows, taken, strict=False))
@@ -211,17 +238,17 @@ class Engine:
             return verify_greedy(tree, logits, item.id)
         return verify_sampling(tree, TargetDistributions(logits, sampling, item.id), item.random)
 
-    def _count(
-        self, item: RunningRequest, tree: TokenTree, depths: tuple[int, ...], accepted: int, taken: int
-    ) -> None:
-        item.metrics.steps += 1
-        self.statistics.request_steps += 1
+    def _count(self, item: RunningRequest, tree: TokenTree, depth: int, accepted: int, taken: int) -> None:
+        """Count what was emitted: no draft tokens beyond the end, no step for the end token alone."""
+        steps = int(taken > 0)
+        item.metrics.steps += steps
+        self.statistics.request_steps += steps
         self.statistics.emitted_tokens += taken
         if len(tree):
-            item.draft_length.update(max(depths), accepted)
+            item.draft_length.update(depth, accepted)
             item.metrics.total_draft_tokens += len(tree)
             item.metrics.total_accepted_draft_tokens += accepted
-            self.statistics.count_draft(len(tree), max(depths), accepted)
+            self.statistics.count_draft(len(tree), depth, accepted)
 
     def _close(
         self,
@@ -246,6 +273,17 @@ class Engine:
         statistics.prefilling = sum(item.in_prefill for item in self._running)
         statistics.decoding = len(self._running) - statistics.prefilling
         statistics.used_blocks = self._pool.num_blocks - self._pool.free
+
+
+def _first_chain(tree: TokenTree) -> TokenTree:
+    """The path through first children: which siblings are left out does not depend on their tokens."""
+    path, node = [ROOT], ROOT
+    while children := tree.children(node):
+        node = children[0]
+        path.append(node)
+    drawn = tree.proposals or {}
+    kept = {depth: drawn[node] for depth, node in enumerate(path, ROOT) if node in drawn}
+    return TokenTree(tuple(tree.tokens[node] for node in path[1:]), tuple(range(ROOT, len(path) - 2)), kept)
 
 
 def _log_prob(logits: NDArray[np.float32], token: int) -> float:

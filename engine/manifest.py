@@ -3,10 +3,11 @@
 `engine.json` lies beside `model.onnx`. It is written last, so a directory without it is not an engine.
 """
 
+import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "engine.json"
@@ -26,9 +27,11 @@ class EngineManifest(BaseModel):
     source: str
     """Directory name of the model that was compiled."""
     source_sha256: str
-    """Hash over the source's config.json and weights."""
+    """Hash over the source's configuration, tokenizer and weights."""
     graph_sha256: str
     """Hash of model.onnx and its external data."""
+    file_sizes: dict[str, int]
+    """Bytes of each of the two, by name: checked on every load, where the hash would take seconds."""
     precision: Literal["int8", "fp32"]
     family: str
     vocab_size: int
@@ -39,6 +42,8 @@ class EngineManifest(BaseModel):
     intermediate_size: int
     block_size: int
     max_sequence_length: int
+    sliding_window: int | None
+    """Shortest window of a layer; None if none is shorter than max_sequence_length."""
     end_ids: tuple[int, ...]
     versions: dict[str, str]
 
@@ -47,28 +52,48 @@ def load_manifest(directory: Path) -> EngineManifest:
     """Read `engine.json`.
 
     Raises:
-        EngineError: no engine there, or one of another format; says what to run.
+        EngineError: no engine there, one of another format, or one with files that are missing or cut
+            short; says what to run.
     """
     path = directory / MANIFEST_NAME
     if not path.is_file():
-        raise EngineError(f"{directory} holds no compiled engine ({MANIFEST_NAME} is missing); run `drafthouse build`")
-    try:
-        manifest = EngineManifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise EngineError(f"{path} is no manifest of this release ({error.error_count()} errors); rebuild it") from None
-    if manifest.format_version != FORMAT_VERSION:
         raise EngineError(
-            f"{path} has format {manifest.format_version}, this release reads {FORMAT_VERSION}; run `drafthouse build` again"
+            f"{directory} holds no compiled engine ({MANIFEST_NAME} is missing); run `drafthouse build`"
         )
-    if not (directory / MODEL_NAME).is_file():
-        raise EngineError(f"{directory / MODEL_NAME} is missing; run `drafthouse build` again")
+    manifest = _parse(path)
+    for name, size in manifest.file_sizes.items():
+        file = directory / name
+        if not file.is_file():
+            raise EngineError(f"{file} is missing; run `drafthouse build` again")
+        if (found := file.stat().st_size) != size:
+            raise EngineError(
+                f"{file} is damaged: {found} bytes instead of {size}; run `drafthouse build` again"
+            )
     return manifest
 
 
-def check_fits(manifest: EngineManifest, directory: Path, *, precision: str, max_sequence_length: int) -> None:
+def _parse(path: Path) -> EngineManifest:
+    try:
+        content = json.loads(path.read_bytes())
+        found = content["format_version"]
+        if found == FORMAT_VERSION:
+            return EngineManifest.model_validate(content)
+    except (ValueError, TypeError, KeyError):  # no JSON, no object, a field missing or wrong
+        raise EngineError(f"{path} is damaged; run `drafthouse build` again") from None
+    raise EngineError(
+        f"{path} has format {found}, this release reads {FORMAT_VERSION}; run `drafthouse build` again"
+    )
+
+
+def check_fits(
+    manifest: EngineManifest, directory: Path, *, precision: str, max_sequence_length: int
+) -> None:
     """Raise EngineError if the engine cannot do what a deployment asks of it."""
     if manifest.precision != precision:
-        raise EngineError(f"{directory} is a {manifest.precision} engine, the spec asks for {precision}; run `drafthouse build`")
+        raise EngineError(
+            f"{directory} is a {manifest.precision} engine, the spec asks for {precision}; "
+            "run `drafthouse build`"
+        )
     if manifest.max_sequence_length < max_sequence_length:
         raise EngineError(
             f"{directory} was compiled for {manifest.max_sequence_length} tokens, the spec asks for "

@@ -1,14 +1,14 @@
 """What the engine asks of a backend: one forward pass over a ragged batch, and a paged KV cache.
 
-A step's batch holds, request after request, the tokens that each contributes: one (plain decoding), one plus a
-drafted tree (verification), or a chunk of its prompt (prefill). Every request owns a list of cache blocks; row
-`r` of its context lies in block `r // block_size`, at offset `r % block_size`. The forward pass writes the new
-rows at `past ..`; rows of rejected drafts are simply overwritten by the next step.
+A step's batch holds, request after request, the tokens that each contributes: one (plain decoding), one plus
+a drafted tree (verification), or a chunk of its prompt (prefill). Every request owns a list of cache blocks;
+row `r` of its context lies in block `r // block_size`, at offset `r % block_size`. The forward pass writes the
+new rows at `past ..`; rows of rejected drafts are simply overwritten by the next step.
 
 A runner promises that the logits of a token depend on its context alone, bit for bit: not on the rest of the
-batch, nor on whether its context came token by token or as a verified chain, nor on how the prompt was cut into
-chunks of two or more tokens. That is what makes speculation lossless in finite precision. Token trees with
-branches are the exception: their rows agree up to rounding.
+batch, nor on whether its context came token by token or as a verified chain, nor on how the prompt was cut
+into chunks of two or more tokens. That is what makes speculation lossless in finite precision. Token trees
+with branches are the exception: their rows agree up to rounding.
 """
 
 from collections.abc import Sequence
@@ -49,6 +49,8 @@ class Runner(Protocol):
     block_size: int
     num_blocks: int
     max_sequence_length: int
+    takes_branches: bool
+    """Whether trees may have branches; chains are always taken."""
 
     def forward(self, batch: Sequence[SequenceInput]) -> NDArray[np.float32]:
         """Run one step and return logits [rows, V], the wanted rows of each input one after another.

@@ -13,14 +13,16 @@ from engine.runner import SequenceInput
 from engine.sampling import RequestRandom
 from speculators.tree import TokenTree
 
+SHORTEST_CHUNK = 3  # room for a chunk of two tokens that leaves none alone
+
 
 @dataclass(slots=True, eq=False)
 class RunningRequest:
     """One request from admission to its last token.
 
-    Invariant: `cached` rows of `prompt + output` lie in the cache. While the prompt is read, `cached` is at most
-    its length; afterwards everything but the last emitted token is cached, and that token is the root of the
-    next step's tree.
+    Invariant: `cached` rows of `prompt + output` lie in the cache. While the prompt is read, `cached` is at
+    most its length; afterwards everything but the last emitted token is cached, and that token is the root of
+    the next step's tree.
     """
 
     # Set by admission.
@@ -47,9 +49,9 @@ class RunningRequest:
         return min(self.draft_length.current, self.request.max_tokens - len(self.output) - 1)
 
     def next_chunk(self, limit: int) -> SequenceInput:
-        """The next part of the prompt, of at most `limit` tokens (2 or more).
+        """The next part of the prompt, of at most `limit` tokens (SHORTEST_CHUNK or more).
 
-        Never leaves a single token for the chunk after it: see the promise in `engine.runner`.
+        No part is a single token unless the prompt is: see the promise in `engine.runner`.
         """
         left = len(self.request.prompt) - self.cached
         size = min(limit, left)

@@ -21,6 +21,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import gevent
 from locust import events
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
@@ -79,6 +80,9 @@ def add_options(parser: LocustArgumentParser) -> None:
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def set_up(environment: Environment, **_: Any) -> None:
     """Choose the protocol; workers run whichever users their master names."""
+    gevent.sleep(
+        0
+    )  # lets the event loop's clock catch up with the imports, or --run-time ends that much early
     if not isinstance(environment.runner, WorkerRunner):
         choose_users(environment)
     if not isinstance(environment.runner, MasterRunner):

@@ -23,18 +23,24 @@ class Distribution(_Entry):
     count: int
     """Values; for `icl` the gaps between chunks, otherwise requests."""
     mean: float
+    """Arithmetic mean, in milliseconds."""
     p50: float
+    """Median, in milliseconds."""
     p90: float
+    """90th percentile, in milliseconds, linearly interpolated as numpy does."""
     p99: float
+    """99th percentile."""
 
 
 class PointReport(_Entry):
     """One arm at one load point."""
 
     arm: str
+    """Name of the arm."""
     load: str
     """``c8``: 8 users; ``2.5rps``: 2.5 arrivals per second."""
     kind: Literal["closed", "open"]
+    """Closed or open loop."""
     level: float
     """Users or arrivals per second."""
     rounds: int
@@ -62,11 +68,17 @@ class PointReport(_Entry):
     acceptance_rate: float | None
     """Accepted / proposed draft tokens; null where nothing was proposed."""
     ttft: Distribution | None
+    """Time to the first output."""
     itl: Distribution | None
+    """Time per token after the first chunk."""
     tpot: Distribution | None
+    """Time per token after the first token."""
     icl: Distribution | None
+    """Gaps between chunks."""
     latency: Distribution | None
+    """Time to the last output."""
     queue: Distribution | None
+    """Wait on the server before its first step, by the server's clock."""
 
 
 class SpeedUp(_Entry):
@@ -76,14 +88,17 @@ class SpeedUp(_Entry):
     """
 
     arm: str
+    """Name of the arm."""
     load: str
+    """As in `points`."""
     level: float
     """Users."""
     value: float
     """Ratio of output tokens per second, over the rounds that both arms finished."""
     low: float
+    """Lower end of the interval."""
     high: float
-    """95 % interval (with `low`) of a paired bootstrap over rounds and, within rounds, requests.
+    """Upper end of the 95 % interval of a paired bootstrap over rounds and, within rounds, requests.
 
     Approximate above one user, since requests that run together are not independent.
     """
@@ -97,11 +112,15 @@ class CategoryReport(_Entry):
     """One arm on one kind of prompt."""
 
     arm: str
+    """Name of the arm."""
     category: str
+    """Kind of prompt."""
     requests: int
     """Completed measured requests, all load points together."""
     acceptance_length: float | None
+    """Tokens per target step, 1.0 without speculation."""
     acceptance_rate: float | None
+    """Accepted / proposed draft tokens; null where nothing was proposed."""
     tokens_per_second: float | None
     """At the lowest concurrency: mean over requests of output tokens / latency, as Spec-Bench defines it."""
     speedup: float | None
@@ -112,10 +131,13 @@ class ArmReport(_Entry):
     """One arm over everything that was sent."""
 
     arm: str
+    """Name of the arm."""
     num_draft_tokens: int | None
     """The cap its requests ask for; null: the server's own."""
     acceptance_length: float | None
+    """Tokens per target step, 1.0 without speculation."""
     acceptance_rate: float | None
+    """Accepted / proposed draft tokens; null where nothing was proposed."""
     mean_category_speedup: float | None
     """Mean of the categories' speed-ups at the lowest concurrency; null for the baseline."""
     overall_speedup: float | None
@@ -126,10 +148,13 @@ class PositionReport(_Entry):
     """Acceptance at one position of the draft, from Triton's counters, lead-in and fillers included."""
 
     arm: str
+    """Name of the arm."""
     position: int
     """1 is the first draft token."""
     drafted: int
+    """Tokens proposed there."""
     accepted: int
+    """Those of them that the target accepted."""
     rate: float
     """Accepted / drafted."""
 
@@ -138,10 +163,13 @@ class FailureReport(_Entry):
     """Requests of one arm at one load that failed in the same way, whatever their role."""
 
     arm: str
+    """Name of the arm."""
     load: str
+    """As in `points`."""
     error: str
     """Class of the error."""
     count: int
+    """Requests."""
     example: str
     """One of the messages."""
 
@@ -150,15 +178,19 @@ class Report(_Entry):
     """Everything that was found."""
 
     schema_version: int = SCHEMA_VERSION
+    """Raised when a field changes its meaning or goes."""
     digest: str
     """Hash of settings and prompts."""
     complete: bool
     """False if the sweep was interrupted and cells are missing."""
     cells_finished: int
+    """Cells measured, warm-up not counted."""
     cells_planned: int
+    """Cells the settings ask for."""
     started: str | None
+    """When the first cell was opened (ISO 8601, UTC)."""
     ended: str | None
-    """ISO 8601, UTC: opening of the first cell, closing of the last."""
+    """When the last cell was closed."""
     baseline: str
     """The arm that speed-ups are relative to."""
     lowest_load: str | None
@@ -167,12 +199,17 @@ class Report(_Entry):
     Null if there is none.
     """
     arms: list[ArmReport]
+    """The baseline first."""
     points: list[PointReport]
+    """By load point, and in each by arm."""
     speedups: list[SpeedUp]
+    """Every other arm at every concurrency that it and the baseline have finished."""
     categories: list[CategoryReport]
+    """By kind of prompt, and in each by arm."""
     positions: list[PositionReport]
     """Empty if Triton's counters could not be read."""
     failures: list[FailureReport]
+    """Empty if every request was answered."""
     undrained_cells: list[str]
     """Cells after which the server still reported running requests, which may have slowed the next cell."""
     settings: dict[str, Any]

@@ -169,5 +169,6 @@ def _size(path: Path) -> int:
 
 def _last_words(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
+    causes = [line for line in lines if line.startswith("WARNING: Retrying")]
     errors = [line for line in lines if line.startswith("ERROR")]
-    return " ".join(errors[-2:] or lines[-2:]) or "it said nothing"
+    return " ".join([*causes[-1:], *errors[-1:]] or lines[-2:]) or "it said nothing"

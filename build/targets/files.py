@@ -5,13 +5,14 @@ import hashlib
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
 from build.targets.errors import TargetError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY)
 # Directory entries and JSON files beside the weights.
 _SPARE_BYTES = 32 * 2**20
 _BLOCK_BYTES = 2**20
@@ -87,14 +88,22 @@ def complete_directory(directory: Path) -> Iterator[Path]:
 
 
 def _replace(directory: Path, new: Path) -> None:
-    if not directory.exists():
-        new.rename(directory)
-        return
+    """Rename `new` to `directory`, also while another process does the same with a directory of its own."""
     old = new.with_suffix(".old")
-    directory.rename(old)
     try:
-        new.rename(directory)
+        while True:
+            with suppress(FileNotFoundError):
+                directory.rename(old)
+            try:
+                new.rename(directory)
+                return
+            except OSError as error:
+                if error.errno not in _OCCUPIED:
+                    raise
+            shutil.rmtree(old, ignore_errors=True)  # another process was faster; its directory is next
     except BaseException:
-        old.rename(directory)
+        if old.exists() and not directory.exists():
+            old.rename(directory)
         raise
-    shutil.rmtree(old)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

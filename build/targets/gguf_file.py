@@ -57,7 +57,7 @@ class GgufFile:
             raise TargetError(f"{self.path}: metadata {key} is damaged: {error}") from error
         if not isinstance(content, kind) or (kind is int and isinstance(content, bool)):
             raise TargetError(
-                f"{self.path}: metadata {key} is a {type(content).__name__}; it must be a {kind.__name__}"
+                f"{self.path}: metadata {key} is of type {type(content).__name__}; it must be {kind.__name__}"
             )
         return content
 

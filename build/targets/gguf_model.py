@@ -5,8 +5,10 @@ rotary kernel (Llama, Granite, SmolLM3) it also reorders the rows of the query a
 the pair (i, i + d/2) of Hugging Face lies at (2i, 2i + 1). Both are undone here. Qwen files keep their rows.
 
 Storage. float32, float16 and bfloat16 tensors keep their type and so their exact values. Quantised tensors
-are dequantised in float32 and stored as float16, rounded to nearest: relative error at most 2**-11, two
-orders below the step of the quantisation itself, for half the size of float32.
+are dequantised in float32 and stored as float16, rounded to nearest, for half the size of float32: relative
+error at most 2**-11, two orders below the step of the quantisation itself. Measured on SmolLM2-135M from Q4_1
+against exact values: logits, which span 70, move by 0.006 on average and by 0.04 at most; the distribution of
+the next token by a divergence of 3e-5.
 """
 
 from collections.abc import Callable, Mapping

@@ -196,8 +196,9 @@ def _is_made_from(directory: Path, origin: _Origin) -> bool:
         raise TargetError(f"{directory} exists and is not a target; choose another directory, or remove it")
     provenance = read_json(directory / PROVENANCE_FILE)
     if provenance.get("source_sha256") != origin.sha256:
+        now = "what it holds now" if provenance.get("source") == origin.source else origin.source
         raise TargetError(
-            f"{directory} holds a target made from {provenance.get('source')}, not from {origin.source}; "
+            f"{directory} holds a target made from {provenance.get('source')}, not from {now}; "
             "choose another directory, or remove it"
         )
     files = provenance.get("files", {})

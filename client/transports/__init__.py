@@ -21,8 +21,7 @@ from client import errors
 from client.contract import Declared, Outputs, Request
 
 CONTROL_TIMEOUT = 10.0
-"""Seconds that health and metadata questions may take, which need no model: a server this slow is not
-serving."""
+"""Seconds that a question about health or metadata, which needs no model, may take."""
 
 
 class Deadline:
@@ -47,7 +46,7 @@ class Deadline:
 
     def missed(self, address: str, protocol: str) -> errors.ClientError:
         """The error for a question that got no answer in :meth:`remaining` (CONTROL_TIMEOUT) seconds."""
-        if self._end is not None and time.monotonic() >= self._end:
+        if self.seconds is not None and self.seconds < CONTROL_TIMEOUT:
             return errors.past_deadline(self.seconds)
         return errors.unreachable(address, protocol, f"no answer in {CONTROL_TIMEOUT:g} s")
 
@@ -56,12 +55,10 @@ class Call(Protocol):
     """One request under way."""
 
     def responses(self) -> Generator[Outputs, None, None]:
-        """The responses as they arrive, ending when the server says that there are no more; raises
-        `ClientError`."""
+        """The responses as they arrive, up to the last; raises `ClientError`."""
 
     def cancel(self) -> None:
-        """End the call on both sides; `responses` then raises `Cancelled`. Any thread, any time, any number
-        of times."""
+        """End the call on both sides; `responses` then raises `Cancelled`. From any thread, at any time."""
 
 
 class Transport(Protocol):
@@ -71,8 +68,7 @@ class Transport(Protocol):
         """A call that sends `request` when its responses are first asked for."""
 
     def declared_inputs(self, model: str, deadline: Deadline) -> Mapping[str, Declared]:
-        """The inputs that `model` declares, by name; raises `InvalidRequest` if the server does not know
-        it."""
+        """The inputs that `model` declares, by name; raises `InvalidRequest` if there is no such model."""
 
     def is_ready(self, model: str) -> bool:
         """Whether the server is up and `model` can be asked; False also where nothing answers."""

@@ -11,17 +11,17 @@ import grpc.aio
 from tritonclient.grpc import service_pb2 as messages
 
 from client import errors
+from client.address import Address
 from client.contract import Declared, Outputs, Request, unknown_model
 from client.transports import CONTROL_TIMEOUT, AsyncCall, Deadline
 from client.transports import grpc_messages as kserve
 
 
 class AsyncGrpcTransport:
-    """One channel to one server. It is made on first use because it belongs to the event loop that runs
-    then."""
+    """One channel to one server, made on first use: it belongs to the event loop that runs then."""
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, address: Address) -> None:
+        self._address = str(address)
         self._opened: Any = None
 
     @property

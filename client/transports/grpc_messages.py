@@ -21,7 +21,13 @@ from client import errors
 from client.contract import Declared, Outputs, Request, Tensor
 from client.transports import Deadline
 
-CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+# No limit on message sizes (a long answer with log-probabilities is large), and no detour through a web proxy
+# that the environment names, which the HTTP transports do not take either.
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+)
 
 _DTYPES = {
     "BOOL": np.dtype("?"),

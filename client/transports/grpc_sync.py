@@ -9,6 +9,7 @@ import grpc
 from tritonclient.grpc import service_pb2 as messages
 
 from client import errors
+from client.address import Address
 from client.contract import Declared, Outputs, Request, unknown_model
 from client.transports import CONTROL_TIMEOUT, Call, Deadline
 from client.transports import grpc_messages as kserve
@@ -17,9 +18,9 @@ from client.transports import grpc_messages as kserve
 class GrpcTransport:
     """One channel to one server; threads and gevent greenlets may share it."""
 
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self._channel = grpc.insecure_channel(address, options=kserve.CHANNEL_OPTIONS)
+    def __init__(self, address: Address) -> None:
+        self._address = str(address)
+        self._channel = grpc.insecure_channel(self._address, options=kserve.CHANNEL_OPTIONS)
         self._stream = kserve.STREAM_INFER.bind(self._channel.unary_stream)
         self._metadata = kserve.MODEL_METADATA.bind(self._channel.unary_unary)
         self._ready = kserve.MODEL_READY.bind(self._channel.unary_unary)

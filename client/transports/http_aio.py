@@ -8,17 +8,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 import aiohttp
 
 from client import errors
+from client.address import Address
 from client.contract import Declared, Outputs, Request, unknown_model
 from client.transports import CONTROL_TIMEOUT, AsyncCall, Deadline
 from client.transports import http_messages as kserve
 
 
 class AsyncHttpTransport:
-    """One session with one server. It is made on first use because it belongs to the event loop that runs
-    then."""
+    """One session with one server, made on first use: it belongs to the event loop that runs then."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._address = f"{host}:{port}"
+    def __init__(self, address: Address) -> None:
+        self._address = str(address)
         self._opened: aiohttp.ClientSession | None = None
 
     @property

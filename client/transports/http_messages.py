@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from client import errors
 from client.contract import Declared, Outputs, Request
@@ -24,7 +25,7 @@ def generate_path(request: Request) -> str:
 
 def model_path(model: str) -> str:
     """The path of a model's metadata, under which its other paths are."""
-    return f"/v2/models/{model}"
+    return f"/v2/models/{quote(model, safe='')}"
 
 
 INDEX_PATH = "/v2/repository/index"

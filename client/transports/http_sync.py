@@ -13,6 +13,7 @@ import socket
 from collections.abc import Generator, Iterator, Mapping
 
 from client import errors
+from client.address import Address
 from client.contract import Declared, Outputs, Request, unknown_model
 from client.transports import CONTROL_TIMEOUT, Call, Deadline
 from client.transports import http_messages as kserve
@@ -21,14 +22,12 @@ from client.transports import http_messages as kserve
 class HttpTransport:
     """A way to one server; threads may share it."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._host = host
-        self._port = port
-        self._address = f"{host}:{port}"
+    def __init__(self, address: Address) -> None:
+        self._address = address
 
     def start(self, request: Request, deadline: Deadline) -> Call:
         """As :meth:`Transport.start`."""
-        return _HttpCall(self._host, self._port, request, deadline)
+        return _HttpCall(self._address, request, deadline)
 
     def declared_inputs(self, model: str, deadline: Deadline) -> Mapping[str, Declared]:
         """As :meth:`Transport.declared_inputs`."""
@@ -54,15 +53,15 @@ class HttpTransport:
 
     def _ask(self, method: str, path: str, deadline: Deadline) -> tuple[int, bytes]:
         timeout = deadline.remaining(CONTROL_TIMEOUT)
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+        connection = http.client.HTTPConnection(*self._address, timeout=timeout)
         try:
             connection.request(method, path)
             response = connection.getresponse()
             return response.status, response.read()
         except TimeoutError:
-            raise deadline.missed(self._address, "http") from None
+            raise deadline.missed(str(self._address), "http") from None
         except (OSError, http.client.HTTPException) as error:
-            raise errors.unreachable(self._address, "http", _reason(error)) from None
+            raise errors.unreachable(str(self._address), "http", _reason(error)) from None
         finally:
             connection.close()
 
@@ -70,9 +69,9 @@ class HttpTransport:
 class _HttpCall:
     """One connection with one request."""
 
-    def __init__(self, host: str, port: int, request: Request, deadline: Deadline) -> None:
-        self._address = f"{host}:{port}"
-        self._connection = http.client.HTTPConnection(host, port)
+    def __init__(self, address: Address, request: Request, deadline: Deadline) -> None:
+        self._address = address
+        self._connection = http.client.HTTPConnection(*address)
         self._request = request
         self._deadline = deadline
         self._cancelled = False
@@ -110,7 +109,7 @@ class _HttpCall:
             raise errors.past_deadline(self._deadline.seconds, self._request.request_id) from None
         except OSError as error:
             raise errors.unreachable(
-                self._address, "http", _reason(error), self._request.request_id
+                str(self._address), "http", _reason(error), self._request.request_id
             ) from None
 
     def _send(self) -> http.client.HTTPResponse:
@@ -134,7 +133,7 @@ class _HttpCall:
     def _lost(self, reason: str) -> errors.ClientError:
         if self._cancelled:
             return errors.cancelled(self._request.request_id)
-        return errors.connection_lost(self._address, reason, self._request.request_id)
+        return errors.connection_lost(str(self._address), reason, self._request.request_id)
 
 
 def _reason(error: Exception) -> str:

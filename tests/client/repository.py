@@ -1,7 +1,7 @@
 """Lays out the model repository of the client's tests: one Python model under several contracts.
 
-- `ensemble`: a real Triton ensemble around `words`, batching (`max_batch_size` 4), with all of the contract
-that the client uses.
+- `ensemble`: a real Triton ensemble around `words`, batching (`max_batch_size` 4), with all of the
+  contract that the client uses.
 - `tensorrt_llm`: the token-level contract.
 - `legacy`: an older server's: no metrics, no token ids, no optional additions, not batching.
 """

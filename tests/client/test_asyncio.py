@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from client import AsyncDrafthouseClient, AsyncStream, errors
-from tests.client.conftest import Triton
+from tests.client.triton_server import Triton
+
+pytestmark = pytest.mark.triton
 
 ENDLESS = {"prompt": "endless words", "max_tokens": 1_000_000}
 

@@ -14,7 +14,10 @@ from collections.abc import Iterator
 import pytest
 
 from client import DrafthouseClient, Stream, errors
-from tests.client.conftest import Connect, Triton
+from tests.client.conftest import Connect
+from tests.client.triton_server import Triton
+
+pytestmark = pytest.mark.triton
 
 ENDLESS = {"prompt": "endless words", "max_tokens": 1_000_000}
 

@@ -1,4 +1,4 @@
-"""Chat templates render as Transformers renders them. The expected texts are written out, so no Transformers here."""
+"""Chat templates render as Transformers renders them; the expected texts are written out."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def test_without_generation_prompt() -> None:
 
 
 def test_whitespace_control_of_blocks() -> None:
-    source = "{% for message in messages %}\n    {% if true %}\n[{{ message.content }}]\n    {% endif %}\n{% endfor %}\n"
+    source = (
+        "{% for message in messages %}\n    {% if true %}\n[{{ message.content }}]\n    {% endif %}\n"
+        "{% endfor %}\n"
+    )
     assert ChatTemplate(source).render([{"role": "user", "content": "x"}]) == "[x]\n"
 
 
@@ -49,7 +52,8 @@ def test_special_tokens_of_every_form(tmp_path: Path) -> None:
         "eos_token": "</s>",
         "pad_token": None,
         "additional_special_tokens": ["<a>", {"content": "<b>"}],
-        "chat_template": "{{ bos_token }}{{ eos_token }}{{ pad_token is defined }}{{ additional_special_tokens }}",
+        "chat_template": "{{ bos_token }}{{ eos_token }}{{ pad_token is defined }}"
+        "{{ additional_special_tokens }}",
     }
     assert ChatTemplate.from_directory(write(tmp_path, config)).render([]) == "<s></s>False['<a>', '<b>']"
 

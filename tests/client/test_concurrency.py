@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from client import DrafthouseClient
-from tests.client.conftest import Triton
+from tests.client.triton_server import Triton
+
+pytestmark = pytest.mark.triton
 
 ROOT = Path(__file__).resolve().parents[2]
 

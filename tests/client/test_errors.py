@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from client import AsyncDrafthouseClient, DrafthouseClient, errors
-from tests.client.conftest import Connect, Triton
+from tests.client.conftest import Connect
+from tests.client.triton_server import Triton
+
+pytestmark = pytest.mark.triton
 
 
 @pytest.mark.parametrize(
@@ -105,7 +108,17 @@ def test_errors_are_also_what_python_calls_them() -> None:
 
 @pytest.mark.parametrize("kind", [DrafthouseClient, AsyncDrafthouseClient])
 @pytest.mark.parametrize(
-    "url", ["localhost", "http://localhost:8000", "localhost:", "localhost:x", ":8001", "a:1/v2"]
+    "url",
+    [
+        "localhost",
+        "[::1",
+        "::1:8001",
+        "http://localhost:8000",
+        "localhost:",
+        "localhost:x",
+        ":8001",
+        "a:1/v2",
+    ],
 )
 def test_address_must_be_host_and_port(kind: type, url: str) -> None:
     with pytest.raises(errors.InvalidRequest, match="HOST:PORT") as caught:

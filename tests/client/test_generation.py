@@ -6,10 +6,14 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from client import ChatTemplate, errors
-from tests.client.conftest import Connect, Triton
+from tests.client.conftest import Connect
+from tests.client.triton_server import Triton
+
+pytestmark = pytest.mark.triton
 
 PROMPT = "the quick 🦊 jumps über 猫 and a d\u0323\u0307og"
 
@@ -133,6 +137,12 @@ def test_all_options_reach_the_model(client: Any) -> None:
         "return_log_probs": [True],
         **ASKED_FOR_ALWAYS,
     }
+
+
+def test_numbers_of_numpy_reach_the_model(client: Any) -> None:
+    options = sent(client, max_tokens=np.int32(9), temperature=np.float32(0.5), seed=np.uint64(7))
+    assert (options["max_tokens"], options["temperature"], options["seed"]) == ([9], [0.5], [7])
+    assert client.generate_tokens(np.array([1, 2]), end_id=np.int64(2)).tokens == (1, 2)
 
 
 def test_sampling_says_what_it_samples_from(client: Any) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.conftest import Triton, environment, free_ports, wait_until_ready
 from tests.client.repository import write_repository
+from tests.client.triton_server import Triton, environment, free_ports, wait_until_ready
 
 
 @dataclass
@@ -62,6 +62,8 @@ def start_triton(folder: Path) -> Server:
         f"--grpc-port={grpc}",
         f"--http-port={http}",
         f"--metrics-port={metrics}",
+        "--grpc-address=127.0.0.1",
+        "--http-address=127.0.0.1",
         "--exit-timeout-secs=5",
     ]
     with log.open("wb") as output:

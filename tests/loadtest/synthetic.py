@@ -7,10 +7,11 @@ Each step of a request with drafts yields one token or three in turn. Prefill ta
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from loadtest.plan import Cell, plan_cells
-from loadtest.prompts import keep_categories, load, select
+from loadtest.prompts import Prompt, load, select
 from loadtest.records import CellRecord, RecordWriter, RequestRecord, ServerTimes
 from loadtest.run_directory import RunDirectory
 from loadtest.settings import SweepSettings
@@ -110,8 +111,7 @@ def _simulate_cell(cell: Cell, settings: SweepSettings, start_ns: int, failing: 
 def _simulate_request(
     cell: Cell, settings: SweepSettings, work: Work, free_ns: int, start_ns: int, failing: int
 ) -> RequestRecord:
-    prompts = keep_categories(load(settings.prompts), settings.categories)
-    prompt = select(prompts, 1, work.prompt)[0]
+    prompt = select(_prompts(settings.prompts), 1, work.prompt)[0]
     due = None if work.due is None else start_ns + round(work.due * 1e9)
     sent = max(free_ns, due or 0)
     batch = cell.users if cell.load.kind == "closed" else 2
@@ -149,6 +149,11 @@ def _simulate_request(
             chunk_tokens=(),
         )
     return made
+
+
+@functools.cache
+def _prompts(path: Path) -> tuple[Prompt, ...]:
+    return load(path)
 
 
 def _chunks(tokens: int, speculative: bool) -> list[int]:

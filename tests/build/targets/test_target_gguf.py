@@ -164,7 +164,7 @@ def test_missing_and_mistyped_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"metadata llama\.feed_forward_length is missing"):
         _read(builder.write(tmp_path / "missing.gguf"))
     builder.settings["feed_forward_length"] = "many"
-    with pytest.raises(TargetError, match=r"llama\.feed_forward_length is a str; it must be a int"):
+    with pytest.raises(TargetError, match=r"llama\.feed_forward_length is of type str; it must be int"):
         _read(builder.write(tmp_path / "mistyped.gguf"))
 
 

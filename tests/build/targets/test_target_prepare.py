@@ -87,6 +87,15 @@ def test_a_target_of_another_source_is_left_alone(tmp_path: Path) -> None:
     assert prepare_target(str(first), tmp_path / "target").reused
 
 
+def test_a_source_that_changed_is_noticed(tmp_path: Path) -> None:
+    path, _ = tiny_gguf(tmp_path / "tiny.gguf")
+    prepare_target(str(path), tmp_path / "target")
+    path.unlink()
+    tiny_gguf(path, rope_theta=500.0)
+    with pytest.raises(TargetError, match=r"made from .*tiny\.gguf, not from what it holds now"):
+        prepare_target(str(path), tmp_path / "target")
+
+
 @pytest.mark.parametrize("kind", ["directory", "file"])
 def test_what_is_not_a_target_is_left_alone(kind: str, tmp_path: Path) -> None:
     path, _ = tiny_gguf(tmp_path / "tiny.gguf")

@@ -1,4 +1,4 @@
-"""A Triton Python model with the contract's tensors and speculation counters, and a clock for a language model.
+"""A Triton Python model with the contract's tensors and counters, and a clock for a language model.
 
 A step takes 2 ms. It yields one token, or with speculation three tokens (two of seven drafts accepted) and
 one (none accepted) in turn, until `max_tokens`. A prompt that begins with "fail" is refused.

@@ -1,0 +1,24 @@
+"""Entry point of `drafthouse`."""
+
+import typer
+
+from cli import measure, prepare, serve
+
+app = typer.Typer(
+    help="Speculative decoding on Triton Inference Server: build, serve, measure, prove.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (
+    *(prepare.doctor, prepare.model, prepare.build),
+    *(serve.serve, serve.generate),
+    *(measure.loadtest, measure.demo),
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

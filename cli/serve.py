@@ -1,0 +1,80 @@
+"""`drafthouse serve` and `generate`: a running server and a request to it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cli.common import SpecArgument, console, errors, progress, read_spec, told
+from cli.prepare import build_deployment
+from client import ChatTemplate, DrafthouseClient, SamplingOptions
+from deploy.triton import TritonServer
+from deployments.spec import DeploymentSpec
+
+_LOG = Path("runs/triton.log")
+
+
+def serve(spec_path: SpecArgument) -> None:
+    """Build what is missing, start Triton, and serve until Ctrl-C."""
+    with told():
+        spec = read_spec(spec_path)
+        build_deployment(spec)
+        with running_server(spec) as server:
+            console.print(f"serving {spec.name}: stop with Ctrl-C")
+            status = server.wait()
+        console.print(f"tritonserver ended with status {status}; its log is {_LOG}")
+
+
+def generate(
+    spec_path: SpecArgument,
+    prompt: Annotated[str, typer.Argument(help="Text to continue, or with --chat the user's message.")],
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")] = False,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest tokens up to this mass.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of a sampled request.")] = None,
+    draft_tokens: Annotated[int | None, typer.Option(help="Most draft tokens a step; 0: no speculation.")] = None,
+    protocol: Annotated[Literal["grpc", "http"], typer.Option(help="How to talk to the server.")] = "grpc",
+) -> None:
+    """Stream one request from the running server."""
+    with told():
+        spec = read_spec(spec_path)
+        options: SamplingOptions = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k}
+        options |= {"top_p": top_p, "seed": seed, "num_draft_tokens": draft_tokens}
+        text = ChatTemplate.from_directory(spec.target.model).render([{"role": "user", "content": prompt}]) if chat else prompt
+        port = spec.serving.grpc_port if protocol == "grpc" else spec.serving.http_port
+        with DrafthouseClient(f"{spec.serving.host}:{port}", protocol=protocol) as client:
+            stream = client.stream(text, **options)
+            for chunk in stream:
+                console.print(chunk.text, end="", markup=False, soft_wrap=True)
+            console.print()
+        result = stream.result
+        about = [f"{result.num_output_tokens} tokens", f"finished: {result.finish_reason}"]
+        if result.acceptance is not None:
+            about.append(f"acceptance length {result.acceptance.length:.2f}, rate {result.acceptance.rate:.2f}")
+        errors.print(f"[dim]{', '.join(about)}[/]")
+
+
+@contextmanager
+def running_server(spec: DeploymentSpec) -> Iterator[TritonServer]:
+    """Triton on the deployment's repository, ready; stopped at the end."""
+    serving = spec.serving
+    _LOG.parent.mkdir(parents=True, exist_ok=True)
+    server = TritonServer(
+        serving.repository,
+        http_port=serving.http_port,
+        grpc_port=serving.grpc_port,
+        metrics_port=serving.metrics_port,
+        host=serving.host,
+        log=_LOG,
+    )
+    with server:
+        with progress() as show:
+            show("starting Triton", None)
+            server.wait_until_ready()
+        ports = f"gRPC {serving.grpc_port}, HTTP {serving.http_port}, metrics {serving.metrics_port}"
+        console.print(f"Triton is ready on {serving.host}: {ports}")
+        yield server

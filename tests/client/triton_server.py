@@ -1,0 +1,140 @@
+"""Starts the real Triton server of the nvidia-pytriton wheel on the test repository."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from importlib.metadata import distribution
+from pathlib import Path
+
+from tests.client.repository import write_repository
+
+START_SECONDS = 60
+
+
+@dataclass
+class Triton:
+    """A running server."""
+
+    process: subprocess.Popen[bytes]
+    http: str
+    grpc: str
+    journal: Path
+    log: Path
+
+    def address(self, protocol: str) -> str:
+        return self.grpc if protocol == "grpc" else self.http
+
+    def ending(self, request_id: str) -> str:
+        """How the request ended as the model saw it; waits for its line in the journal."""
+        end = time.monotonic() + 15
+        while time.monotonic() < end:
+            for line in self.journal.read_text().splitlines() if self.journal.exists() else ():
+                how, _, name = line.partition(" ")
+                if name == request_id:
+                    return how
+            time.sleep(0.02)
+        raise AssertionError(f"the model never ended request {request_id}")
+
+    def kill(self) -> None:
+        """Let the server die without a word, its model processes too."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for found in sockets:
+            found.bind(("127.0.0.1", 0))
+        return [int(found.getsockname()[1]) for found in sockets]
+    finally:
+        for found in sockets:
+            found.close()
+
+
+def start_triton(folder: Path) -> Triton:
+    """Start the `tritonserver` of the nvidia-pytriton wheel on the test repository; returns when it is
+    ready."""
+    site = Path(str(distribution("nvidia-pytriton").locate_file("")))
+    bundle = site / "pytriton" / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    backends = folder / "backends"
+    (backends / "python").mkdir(parents=True)
+    stub = bundle / "python_backend_stubs" / version / "triton_python_backend_stub"
+    for source in (*(bundle / "backends" / "python").glob("*.*"), stub):
+        (backends / "python" / source.name).symlink_to(source)
+    journal, repository, log = folder / "journal", folder / "repository", folder / "log"
+    write_repository(repository, journal)
+    grpc, http = free_ports(2)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [
+                str(bundle / "bin" / "tritonserver"),
+                f"--model-repository={repository}",
+                f"--backend-directory={backends}",
+                f"--grpc-port={grpc}",
+                f"--http-port={http}",
+                "--grpc-address=127.0.0.1",
+                "--http-address=127.0.0.1",
+                "--allow-metrics=false",
+                "--exit-timeout-secs=5",
+            ],
+            env=environment(site),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    triton = Triton(process, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", journal, log)
+    wait_until_ready(triton)
+    return triton
+
+
+def environment(site: Path) -> dict[str, str]:
+    """What the server and its Python stub need from the environment.
+
+    The stub embeds Python. From 3.11 on it does so isolated: PYTHONPATH is ignored, and the packages are
+    those of the `python3` that PATH finds first, which therefore has to be this interpreter's (virtual)
+    environment. 3.10 goes by PYTHONPATH.
+    """
+    libraries = [str(site / "nvidia_pytriton.libs"), str(sysconfig.get_config_var("LIBDIR"))]
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+        "PYTHONPATH": str(site),
+    }
+
+
+def wait_until_ready(triton: Triton) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and triton.process.poll() is None:
+        if is_ready(triton):
+            return
+        time.sleep(0.1)
+    triton.stop()
+    raise RuntimeError(f"Triton did not start:\n{triton.log.read_text()}")
+
+
+def is_ready(triton: Triton) -> bool:
+    try:
+        urllib.request.urlopen(f"http://{triton.http}/v2/health/ready", timeout=5)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+    return True

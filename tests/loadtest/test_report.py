@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from loadtest.findings import findings, result_line
+from loadtest.report import write_report
+from loadtest.schema import Report
+from loadtest.settings import Arm, Slo, SweepSettings
+from loadtest.table import latency_table, result_table
+from tests.loadtest.synthetic import record, simulate_sweep
+
+SETTINGS = SweepSettings(
+    arms=(Arm(name="none", num_draft_tokens=0), Arm(name="anpd"), Arm(name="other")),
+    concurrency=(1, 16),
+    request_rates=(1,),
+    arrival_seconds=8,
+    rounds=2,
+    max_tokens=16,
+    slo=Slo(ttft=60),
+    subject={"model": "<script>alert(1)</script>"},
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "run"
+    simulate_sweep(path, SETTINGS, failing=1)
+    write_report(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(run: Path) -> Report:
+    return Report.model_validate_json((run / "report.json").read_text(encoding="utf-8"))
+
+
+class Page(HTMLParser):
+    """Collects what a page links to, and checks that its tags are balanced."""
+
+    VOID = frozenset({"meta", "img", "source", "link", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attributes if name in ("src", "srcset", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_needs_nothing_but_itself(run: Path) -> None:
+    page = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert "script" not in page.tags and "link" not in page.tags
+
+
+def test_page_has_the_figures(run: Path, report: Report) -> None:
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", (run / "report.html").read_text(encoding="utf-8")))
+    for point in report.points:
+        assert f"{point.output_tokens_per_second:,.1f}" in text
+    for speedup in report.speedups:
+        assert f"{speedup.value:.2f}" in text
+    for sentence in findings(report):
+        assert sentence in text.replace("&#39;", "'")
+    assert report.digest in text and "QueueFull" in text
+
+
+def test_plots_are_pictures(run: Path) -> None:
+    plots = {file.stem: file.read_bytes() for file in (run / "plots").iterdir()}
+    assert set(plots) == {
+        "throughput",
+        "speedup",
+        "latency-closed",
+        "latency-open",
+        "acceptance-by-category",
+        "acceptance-by-position",
+        "failures",
+    }
+    assert all(picture.startswith(b"\x89PNG") for picture in plots.values())
+
+
+def test_report_has_what_produced_it(report: Report) -> None:
+    assert report.settings == SETTINGS.model_dump(mode="json")
+    assert report.provenance["command"] == ["drafthouse", "loadtest", "spec.yaml"]
+
+
+def test_every_field_of_the_schema_is_described() -> None:
+    schema = Report.model_json_schema()
+    undocumented = {
+        f"{name}.{field}"
+        for name, model in {**schema["$defs"], "Report": schema}.items()
+        for field, details in model["properties"].items()
+        if "description" not in details
+    }
+    assert undocumented == set()
+
+
+def test_unfinished_sweep_has_a_report_that_says_so(tmp_path: Path) -> None:
+    simulate_sweep(tmp_path / "run", SETTINGS, cells=4)
+    report = write_report(tmp_path / "run")
+    assert not report.complete
+    assert any("interrupted with 1 of 18 cells" in sentence for sentence in findings(report))
+
+
+def test_findings_name_the_turning_point(report: Report) -> None:
+    text = " ".join(findings(report))
+    assert "At 1 user, anpd gives" in text
+    assert "For anpd, it pays up to 1 user and it is slower from 16 users on." in text
+
+
+def test_table_and_last_line(run: Path, report: Report) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(result_table(report))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "c16" in text and f"{report.speedups[0].value:.2f}" in text and "of 24" in text
+    line = result_line(report, run)
+    assert "\n" not in line
+    document = json.loads(line)
+    assert document["complete"] and document["failures"] == sum(point.failures for point in report.points)
+    assert Path(document["html"]).is_file()
+
+
+def test_table_of_some_records() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(latency_table([record([10, 20], [1, 5]), record([], [], error="ServerError")]))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "1 requests completed, 1 failed" in text and "20.00" in text

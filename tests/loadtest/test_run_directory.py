@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loadtest.records import RecordError
+from loadtest.run_directory import RunDirectory, RunDirectoryError
+from loadtest.settings import Slo, SweepSettings
+from tests.loadtest.synthetic import simulate_sweep
+
+SETTINGS = SweepSettings(concurrency=(1,), rounds=1, max_tokens=4, requests=2)
+
+
+def test_missing_cells_come_with_their_warmup(tmp_path: Path) -> None:
+    directory = simulate_sweep(tmp_path, SETTINGS, cells=3)
+    assert [cell.name for cell in directory.missing()] == [
+        "000-c1-none",
+        "001-c1-speculative",
+        "003-c1-speculative",
+    ]
+    assert simulate_sweep(tmp_path, SETTINGS).missing() == ()
+
+
+def test_the_same_sweep_is_taken_up_again(tmp_path: Path) -> None:
+    simulate_sweep(tmp_path, SETTINGS, cells=3)
+    directory = RunDirectory(tmp_path)
+    directory.begin(SETTINGS.model_copy(update={"slo": Slo(ttft=5)}), {})
+    assert len(directory.finished()) == 1
+    assert directory.read_settings().slo.ttft == 5
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    simulate_sweep(tmp_path, SETTINGS, cells=3)
+    with pytest.raises(RunDirectoryError, match=r"different: max_tokens, seed"):
+        RunDirectory(tmp_path).begin(SETTINGS.model_copy(update={"max_tokens": 5, "seed": 3}), {})
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(RunDirectoryError, match="not empty and not a sweep"):
+        RunDirectory(tmp_path).begin(SETTINGS, {})
+    with pytest.raises(RunDirectoryError, match=r"no sweep\.json"):
+        RunDirectory(tmp_path).read_settings()
+
+
+def test_lost_records_are_noticed(tmp_path: Path) -> None:
+    directory = simulate_sweep(tmp_path, SETTINGS)
+    file = directory.request_file("002-c1-none", "0")
+    file.write_text(file.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(RecordError, match="1 records, but the cell sent 2"):
+        directory.finished()
+
+
+def test_two_sweeps_do_not_share_a_directory(tmp_path: Path) -> None:
+    directory = simulate_sweep(tmp_path, SETTINGS)
+    with (
+        directory.locked(),
+        pytest.raises(RunDirectoryError, match="another process"),
+        RunDirectory(tmp_path).locked(),
+    ):
+        pass
+
+
+def test_an_interrupted_cell_starts_afresh(tmp_path: Path) -> None:
+    directory = simulate_sweep(tmp_path, SETTINGS, cells=3)
+    cell = directory.missing()[-1]
+    directory.prepare_cell(cell)
+    directory.request_file(cell.name, "1").write_text("half a rec")
+    directory.prepare_cell(cell)
+    assert not directory.request_file(cell.name, "1").exists()
