@@ -65,7 +65,9 @@ def assemble_repository(spec: DeploymentSpec, engine_directory: Path, repository
             if name in _PYTHON_MODELS:
                 shutil.copy2(_MODELS / name / "model.py", version / "model.py")
             config = _config(name, spec, engine_directory.resolve())
-            (staging / name / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
+            (staging / name / "config.pbtxt").write_text(
+                text_format.MessageToString(config), encoding="utf-8"
+            )
         staging.chmod(0o755)
         if repository.exists():
             shutil.rmtree(repository)

@@ -58,7 +58,12 @@ def progress() -> Iterator[Callable[[str, float | None], None]]:
         task = bar.add_task("", total=None)
 
         def show(message: str, share: float | None = None) -> None:
-            bar.update(task, description=_escaped(message), total=None if share is None else 1.0, completed=share or 0)
+            bar.update(
+                task,
+                description=_escaped(message),
+                total=None if share is None else 1.0,
+                completed=share or 0,
+            )
 
         yield show
 
@@ -66,7 +71,9 @@ def progress() -> Iterator[Callable[[str, float | None], None]]:
 def commit() -> str | None:
     """The checked-out commit, if this is a checkout."""
     root = Path(__file__).resolve().parents[1]
-    found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     return found.stdout.strip() or None
 
 

@@ -22,7 +22,9 @@ def loadtest(
     spec_path: SpecArgument,
     protocol: Annotated[Literal["grpc", "http"], typer.Option(help="What the users speak.")] = "grpc",
     processes: Annotated[int, typer.Option(help="Locust processes to spread the users over.")] = 1,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew instead of going on with an unfinished sweep.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure anew instead of going on with an unfinished sweep.")
+    ] = False,
 ) -> None:
     """Measure the running server: every load, with speculation off and on, and write the report."""
     with told():

@@ -29,7 +29,9 @@ def doctor() -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     table.add_row("Python", platform.python_version(), "3.10 to 3.12")
     table.add_row("processor", f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB", "embedded engine")
-    table.add_row("shared libpython", str(python_library() or "missing: see README"), "Triton's Python backend")
+    table.add_row(
+        "shared libpython", str(python_library() or "missing: see README"), "Triton's Python backend"
+    )
     for package in _PACKAGES:
         table.add_row(package, _version(package), "production engines" if package == "tensorrt-llm" else "")
     for program in _PROGRAMS:
@@ -71,7 +73,9 @@ def _prepare(source: str, directory: Path) -> None:
     with progress() as show:
         summary = prepare_target(source, directory, show)
     size = f"{summary.num_parameters / 1e6:.0f}M parameters, {summary.weight_bytes / 2**20:.0f} MiB"
-    console.print(f"model: {summary.architecture.family}, {size}, in {summary.directory}" + " (reused)" * summary.reused)
+    console.print(
+        f"model: {summary.architecture.family}, {size}, in {summary.directory}" + " (reused)" * summary.reused
+    )
 
 
 def _processor() -> str:
@@ -79,7 +83,9 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
 
 
 def _version(package: str) -> str:

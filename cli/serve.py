@@ -30,13 +30,19 @@ def serve(spec_path: SpecArgument) -> None:
 def generate(
     spec_path: SpecArgument,
     prompt: Annotated[str, typer.Argument(help="Text to continue, or with --chat the user's message.")],
-    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")
+    ] = False,
     max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest tokens up to this mass.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample among the likeliest tokens up to this mass.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of a sampled request.")] = None,
-    draft_tokens: Annotated[int | None, typer.Option(help="Most draft tokens a step; 0: no speculation.")] = None,
+    draft_tokens: Annotated[
+        int | None, typer.Option(help="Most draft tokens a step; 0: no speculation.")
+    ] = None,
     protocol: Annotated[Literal["grpc", "http"], typer.Option(help="How to talk to the server.")] = "grpc",
 ) -> None:
     """Stream one request from the running server."""
@@ -44,7 +50,11 @@ def generate(
         spec = read_spec(spec_path)
         options: SamplingOptions = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k}
         options |= {"top_p": top_p, "seed": seed, "num_draft_tokens": draft_tokens}
-        text = ChatTemplate.from_directory(spec.target.model).render([{"role": "user", "content": prompt}]) if chat else prompt
+        text = (
+            ChatTemplate.from_directory(spec.target.model).render([{"role": "user", "content": prompt}])
+            if chat
+            else prompt
+        )
         port = spec.serving.grpc_port if protocol == "grpc" else spec.serving.http_port
         with DrafthouseClient(f"{spec.serving.host}:{port}", protocol=protocol) as client:
             stream = client.stream(text, **options)
@@ -54,7 +64,9 @@ def generate(
         result = stream.result
         about = [f"{result.num_output_tokens} tokens", f"finished: {result.finish_reason}"]
         if result.acceptance is not None:
-            about.append(f"acceptance length {result.acceptance.length:.2f}, rate {result.acceptance.rate:.2f}")
+            about.append(
+                f"acceptance length {result.acceptance.length:.2f}, rate {result.acceptance.rate:.2f}"
+            )
         errors.print(f"[dim]{', '.join(about)}[/]")
 
 

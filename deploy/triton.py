@@ -165,7 +165,13 @@ def free_ports(count: int) -> list[int]:
 def python_library() -> Path | None:
     """The shared libpython of this interpreter, or None if there is none."""
     name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-    places = [sysconfig.get_config_var("LIBDIR"), str(Path(sys.base_prefix) / "lib"), "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"]
+    places = [
+        sysconfig.get_config_var("LIBDIR"),
+        str(Path(sys.base_prefix) / "lib"),
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib64",
+        "/usr/lib",
+    ]
     found = (Path(place) / name for place in places if place)
     return next((path for path in found if path.exists()), None)
 
@@ -183,7 +189,9 @@ def _assemble_python_backend(site: Path, backends: Path) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = bundle / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
-        raise TritonError(f"{_PACKAGE} has no backend stub for Python {version}; use Python 3.10, 3.11 or 3.12")
+        raise TritonError(
+            f"{_PACKAGE} has no backend stub for Python {version}; use Python 3.10, 3.11 or 3.12"
+        )
     if python_library() is None:
         raise TritonError(
             f"libpython{version}.so.1.0 was not found, which Triton's Python backend needs: install the package "
@@ -200,7 +208,11 @@ def _environment(site: Path) -> dict[str, str]:
     the `python3` that PATH finds first, hence this interpreter's environment. 3.10 goes by PYTHONPATH.
     """
     library = python_library()
-    libraries = [str(site / "nvidia_pytriton.libs"), str(library.parent) if library else "", os.environ.get("LD_LIBRARY_PATH", "")]
+    libraries = [
+        str(site / "nvidia_pytriton.libs"),
+        str(library.parent) if library else "",
+        os.environ.get("LD_LIBRARY_PATH", ""),
+    ]
     root = Path(__file__).resolve().parents[1]
     return {
         **os.environ,

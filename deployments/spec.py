@@ -29,17 +29,23 @@ class TargetSpec(_Section):
     """The model that is served."""
 
     model: Path = Field(description="Directory in Hugging Face layout, as `drafthouse model` writes it.")
-    source: str | None = Field(None, description="What `drafthouse model` fetches when the directory is missing.")
+    source: str | None = Field(
+        None, description="What `drafthouse model` fetches when the directory is missing."
+    )
 
 
 class EngineSpec(_Section):
     """How the target is compiled and run."""
 
-    precision: Literal["int8", "fp32"] = Field("int8", description="Weights: int8 per output channel, or fp32.")
+    precision: Literal["int8", "fp32"] = Field(
+        "int8", description="Weights: int8 per output channel, or fp32."
+    )
     max_batch_size: int = Field(16, ge=1, le=256, description="Requests that run at once.")
     max_sequence_length: int = Field(2048, ge=64, description="Prompt and output of one request, in tokens.")
     max_queue_size: int = Field(64, ge=0, description="Requests that wait; one more is refused.")
-    prefill_chunk: int = Field(128, ge=8, description="Prompt tokens a step takes in beside running requests.")
+    prefill_chunk: int = Field(
+        128, ge=8, description="Prompt tokens a step takes in beside running requests."
+    )
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 takes every core.")
 
 
@@ -54,12 +60,16 @@ class SpeculationSpec(_Section):
 class ServingSpec(_Section):
     """Where Triton listens and what the repository's defaults are."""
 
-    repository: Path = Field(Path("runs/model_repo"), description="Where `drafthouse build` assembles the model repository.")
+    repository: Path = Field(
+        Path("runs/model_repo"), description="Where `drafthouse build` assembles the model repository."
+    )
     host: str = Field("127.0.0.1", description="Address that the server binds to.")
     http_port: int = Field(8000, ge=1, le=65535)
     grpc_port: int = Field(8001, ge=1, le=65535)
     metrics_port: int = Field(8002, ge=1, le=65535)
-    exclude_input_in_output: bool = Field(True, description="Answer without the prompt unless a request says otherwise.")
+    exclude_input_in_output: bool = Field(
+        True, description="Answer without the prompt unless a request says otherwise."
+    )
 
     @model_validator(mode="after")
     def _ports_differ(self) -> "ServingSpec":
@@ -71,11 +81,17 @@ class ServingSpec(_Section):
 class LoadtestSpec(_Section):
     """The sweep that `drafthouse loadtest` runs."""
 
-    prompts: Path = Field(Path("loadtest/prompts/drafthouse.jsonl"), description="JSONL in Spec-Bench's format.")
-    concurrency: tuple[int, ...] = Field((1, 2, 4, 8, 16), description="Closed loop: users that wait for their answer.")
+    prompts: Path = Field(
+        Path("loadtest/prompts/drafthouse.jsonl"), description="JSONL in Spec-Bench's format."
+    )
+    concurrency: tuple[int, ...] = Field(
+        (1, 2, 4, 8, 16), description="Closed loop: users that wait for their answer."
+    )
     request_rates: tuple[float, ...] = Field((), description="Open loop: Poisson arrivals a second.")
     max_tokens: int = Field(64, ge=1, description="Output tokens a request asks for.")
-    requests: int = Field(12, ge=1, description="Measured requests of a cell, or two per user if that is more.")
+    requests: int = Field(
+        12, ge=1, description="Measured requests of a cell, or two per user if that is more."
+    )
     rounds: int = Field(2, ge=1, description="How often each cell is measured, the arms alternating.")
     report: Path = Field(Path("runs/report"), description="Directory of records and report.")
 
@@ -83,7 +99,9 @@ class LoadtestSpec(_Section):
 class DeploymentSpec(_Section):
     """The whole file."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Names the compiled engine and the report.")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Names the compiled engine and the report."
+    )
     target: TargetSpec
     engine: EngineSpec = EngineSpec()
     speculation: SpeculationSpec = SpeculationSpec()
@@ -123,7 +141,9 @@ def _explain(item: Any) -> str:
         return f"{location or 'spec'}: {item['msg']} (given: {item['input']!r})"
     known = _keys_at(item["loc"][:-1])
     near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-    return f"{location}: unknown key" + (f", did you mean {near[0]}?" if near else f"; known: {', '.join(known)}")
+    return f"{location}: unknown key" + (
+        f", did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+    )
 
 
 def _keys_at(location: tuple[Any, ...]) -> list[str]:

@@ -32,9 +32,20 @@ def _nothing(kind: type[np.generic], rank: int = 1) -> Any:
 
 
 def _convert(node: NodeContext) -> list[ov.Output]:
-    (queries, keys, values, key_cache, value_cache, past, begins, blocks, block_begins, longest, bias, bias_begins) = (
-        node.get_input(index) for index in range(12)
-    )
+    (
+        queries,
+        keys,
+        values,
+        key_cache,
+        value_cache,
+        past,
+        begins,
+        blocks,
+        block_begins,
+        longest,
+        bias,
+        bias_begins,
+    ) = (node.get_input(index) for index in range(12))
     inputs = [
         *(queries, keys, values, key_cache, value_cache, past, begins, blocks, block_begins),
         _constant(node.get_attribute("scale"), np.float32),

@@ -2,8 +2,8 @@
 
 A step's batch holds, request after request, the tokens that each contributes: one (plain decoding), one plus
 a drafted tree (verification), or a chunk of its prompt (prefill). Every request owns a list of cache blocks;
-row `r` of its context lies in block `r // block_size`, at offset `r % block_size`. The forward pass writes the
-new rows at `past ..`; rows of rejected drafts are simply overwritten by the next step.
+row `r` of its context lies in block `r // block_size`, at offset `r % block_size`. The forward pass writes
+the new rows at `past ..`; rows of rejected drafts are simply overwritten by the next step.
 
 A runner promises that the logits of a token depend on its context alone, bit for bit: not on the rest of the
 batch, nor on whether its context came token by token or as a verified chain, nor on how the prompt was cut

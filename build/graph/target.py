@@ -160,5 +160,9 @@ class _TargetGraph:
         """One matrix product for all named projections, whose outputs stand side by side."""
         weight = np.concatenate([self._weights[f"{name}.weight"] for name in names])
         biases = [self._weights.get(f"{name}.bias") for name in names]
-        bias = np.concatenate([b for b in biases if b is not None]) if any(b is not None for b in biases) else None
+        bias = (
+            np.concatenate([b for b in biases if b is not None])
+            if any(b is not None for b in biases)
+            else None
+        )
         return self._graph.linear(value, weight, "+".join(names), bias)

@@ -35,7 +35,11 @@ def response(outputs: Mapping[str, NDArray[Any]], wanted: Iterable[str] = ()) ->
     """A response with those outputs that are wanted (all if nothing is named)."""
     names = set(wanted) or outputs.keys()
     return pb_utils.InferenceResponse(
-        [pb_utils.Tensor(name, np.ascontiguousarray(value)) for name, value in outputs.items() if name in names]
+        [
+            pb_utils.Tensor(name, np.ascontiguousarray(value))
+            for name, value in outputs.items()
+            if name in names
+        ]
     )
 
 

@@ -87,4 +87,3 @@ def _renamed(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
             value = tensors[public].as_numpy()
             renamed[inner] = pb_utils.Tensor(inner, value[:, None] if value.ndim == 1 else value)
     return renamed
-

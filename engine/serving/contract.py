@@ -56,18 +56,24 @@ class GenerationCall:
         lengths = np.atleast_1d(_required(tensors, "input_lengths")).ravel()
         prompts = np.atleast_2d(_required(tensors, "input_ids"))
         if len(lengths) != len(prompts):
-            raise RequestError(f"input_ids has {len(prompts)} rows but input_lengths {len(lengths)}; one length a row")
+            raise RequestError(
+                f"input_ids has {len(prompts)} rows but input_lengths {len(lengths)}; one length a row"
+            )
         self.streaming = bool(_scalar(tensors, "streaming", 0))
         self.return_log_probs = bool(_scalar(tensors, "return_log_probs", 0))
         self.return_metrics = bool(_scalar(tensors, "return_perf_metrics", 0))
         self.exclude_input = bool(_scalar(tensors, "exclude_input_in_output", int(exclude_input)))
         end_id = int(_scalar(tensors, "end_id", _FILLER))
         self._end_ids = frozenset({end_id}) if end_id >= 0 else default_end_ids
-        self.requests = [self._request(tensors, prompts[row], int(lengths[row]), row) for row in range(len(prompts))]
+        self.requests = [
+            self._request(tensors, prompts[row], int(lengths[row]), row) for row in range(len(prompts))
+        ]
 
     def _request(self, tensors: Tensors, prompt: NDArray[Any], length: int, row: int) -> GenerationRequest:
         if not 0 <= length <= len(prompt):
-            raise RequestError(f"input_lengths is {length}; it must lie in 1..{len(prompt)}, the width of input_ids")
+            raise RequestError(
+                f"input_lengths is {length}; it must lie in 1..{len(prompt)}, the width of input_ids"
+            )
         draft_length = int(_scalar(tensors, "num_draft_tokens", -1, row))
         max_tokens = int(_scalar(tensors, "request_output_len", None, row))
         min_tokens = max(int(_scalar(tensors, name, 0, row)) for name in ("min_tokens", "min_length"))
@@ -113,7 +119,9 @@ class Answer:
             "cum_log_probs": np.array([[math.fsum(self._log_probs)]], np.float32),
             "output_log_probs": log_probs,
             "batch_index": np.array([[self._row]], np.int32),
-            **_metric_tensors(event.metrics, real=self._call.return_metrics and event.finish_reason is not None),
+            **_metric_tensors(
+                event.metrics, real=self._call.return_metrics and event.finish_reason is not None
+            ),
         }
 
 

@@ -76,7 +76,9 @@ class _Exchange:
         self._open = len(call.requests)
         for row, request in enumerate(call.requests):
             answer = Answer(call, row)
-            service.submit(request, lambda event, answer=answer: self._send(event, answer), self._sender.is_cancelled)  # type: ignore[misc]
+            service.submit(
+                request, lambda event, answer=answer: self._send(event, answer), self._sender.is_cancelled
+            )  # type: ignore[misc]
 
     def _send(self, event: Event, answer: Answer) -> None:
         self._open -= event.finish_reason is not None

@@ -29,19 +29,33 @@ class EngineMetrics:
         self._families: list[Any] = []
         positions = [str(position) for position in range(1, statistics.max_draft_length + 1)]
         self._drafted_total = self._counter("trtllm_spec_decode_num_draft_tokens_total", "Drafted tokens")
-        self._accepted_total = self._counter("trtllm_spec_decode_num_accepted_tokens_total", "Accepted drafted tokens")
-        self._drafted = self._by_label("trtllm_spec_decode_drafted_tokens_total", "Steps that drafted so deep", positions)
+        self._accepted_total = self._counter(
+            "trtllm_spec_decode_num_accepted_tokens_total", "Accepted drafted tokens"
+        )
+        self._drafted = self._by_label(
+            "trtllm_spec_decode_drafted_tokens_total", "Steps that drafted so deep", positions
+        )
         self._accepted = self._by_label(
             "trtllm_spec_decode_accepted_tokens_total", "Steps that accepted so deep", positions
         )
-        self._length = self._gauge("trtllm_spec_decode_acceptance_length", "Tokens per step of a request, since start")
+        self._length = self._gauge(
+            "trtllm_spec_decode_acceptance_length", "Tokens per step of a request, since start"
+        )
         self._overhead = self._gauge("trtllm_spec_decode_draft_overhead", "Share of step time spent drafting")
-        self._decoded = self._gauge("trtllm_avg_decoded_tokens_per_iter", "Tokens per step of a request, since start")
+        self._decoded = self._gauge(
+            "trtllm_avg_decoded_tokens_per_iter", "Tokens per step of a request, since start"
+        )
         self._requests = self._gauges(
-            "nv_trt_llm_request_metrics", "Requests by state", "request_type", ("active", "max", "scheduled", "context", "waiting")
+            "nv_trt_llm_request_metrics",
+            "Requests by state",
+            "request_type",
+            ("active", "max", "scheduled", "context", "waiting"),
         )
         self._blocks = self._gauges(
-            "nv_trt_llm_kv_cache_block_metrics", "KV cache blocks", "kv_cache_block_type", ("max", "free", "used", "tokens_per")
+            "nv_trt_llm_kv_cache_block_metrics",
+            "KV cache blocks",
+            "kv_cache_block_type",
+            ("max", "free", "used", "tokens_per"),
         )
         self.publish()
 
@@ -64,7 +78,9 @@ class EngineMetrics:
             metric.set(value)
         total = self._cache.num_blocks
         for metric, value in zip(
-            self._blocks, (total, total - now.used_blocks, now.used_blocks, self._cache.block_size), strict=True
+            self._blocks,
+            (total, total - now.used_blocks, now.used_blocks, self._cache.block_size),
+            strict=True,
         ):
             metric.set(value)
 

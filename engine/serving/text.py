@@ -107,4 +107,6 @@ def decode_prompt(value: bytes | str) -> str:
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RequestError(f"text_input is not valid UTF-8 at byte {error.start}; send text encoded as UTF-8") from None
+        raise RequestError(
+            f"text_input is not valid UTF-8 at byte {error.start}; send text encoded as UTF-8"
+        ) from None

@@ -54,7 +54,9 @@ def preprocess(codec: TextCodec, inputs: Tensors) -> dict[str, NDArray[Any]]:
     prompts = [codec.encode(decode_prompt(text)) for text in inputs["QUERY"].ravel()]
     width = max(1, *map(len, prompts))
     rows = len(prompts)
-    ids = np.array([prompt + [0] * (width - len(prompt)) for prompt in prompts], np.int32).reshape(rows, width)
+    ids = np.array([prompt + [0] * (width - len(prompt)) for prompt in prompts], np.int32).reshape(
+        rows, width
+    )
     return {
         "INPUT_ID": ids,
         "REQUEST_INPUT_LEN": np.array([[len(prompt)] for prompt in prompts], np.int32),
@@ -84,7 +86,9 @@ def postprocess(codec: TextCodec, inputs: Tensors) -> NDArray[np.object_]:
 
 def _word_lists(codec: TextCodec, words: NDArray[Any] | None, rows: int) -> NDArray[np.int32]:
     """[rows, 2, n]: the words of each row (all rows alike if there is one list)."""
-    lists = [[decode_prompt(word) for word in row] for row in np.atleast_2d(words)] if words is not None else [[]]
+    lists = (
+        [[decode_prompt(word) for word in row] for row in np.atleast_2d(words)] if words is not None else [[]]
+    )
     encoded = [codec.word_lists(lists[min(row, len(lists) - 1)]) for row in range(rows)]
     width = max(item.shape[1] for item in encoded)
     filled = np.full((rows, 2, width), _NO_TOKEN, np.int32)

@@ -30,8 +30,22 @@ PREPROCESSING_TO_GENERATION: Mapping[str, str] = {
 }
 
 _SAME_NAME = (
-    *("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens", "min_length"),
-    *("seed", "random_seed", "beam_width", "num_return_sequences", "exclude_input_in_output", "num_draft_tokens"),
+    *(
+        "temperature",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "min_tokens",
+        "min_length",
+    ),
+    *(
+        "seed",
+        "random_seed",
+        "beam_width",
+        "num_return_sequences",
+        "exclude_input_in_output",
+        "num_draft_tokens",
+    ),
     *("return_log_probs", "return_context_logits", "return_generation_logits", "return_perf_metrics"),
     *("return_num_input_tokens", "return_num_output_tokens", "prompt_embedding_table", "prompt_vocab_size"),
     *("lora_task_id", "lora_weights", "lora_config", "guided_decoding_guide_type", "guided_decoding_guide"),
@@ -52,10 +66,23 @@ GENERATION_TO_POSTPROCESSING: Mapping[str, str] = {
 }
 
 GENERATION_OUTPUTS = (
-    *("cum_log_probs", "output_log_probs", "context_logits", "generation_logits", "batch_index", "sequence_index"),
+    *(
+        "cum_log_probs",
+        "output_log_probs",
+        "context_logits",
+        "generation_logits",
+        "batch_index",
+        "sequence_index",
+    ),
     *("kv_cache_alloc_new_blocks", "kv_cache_reused_blocks", "kv_cache_alloc_total_blocks"),
     *("arrival_time_ns", "first_scheduled_time_ns", "first_token_time_ns", "last_token_time_ns"),
-    *("acceptance_rate", "total_accepted_draft_tokens", "total_draft_tokens", "num_input_tokens", "num_output_tokens"),
+    *(
+        "acceptance_rate",
+        "total_accepted_draft_tokens",
+        "total_draft_tokens",
+        "num_input_tokens",
+        "num_output_tokens",
+    ),
     "output_ids",
 )
 """Outputs of `tensorrt_llm` that are public under the same name."""

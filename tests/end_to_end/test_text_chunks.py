@@ -14,7 +14,23 @@ from engine.serving.text import TextCodec, decode_prompt
 from tests.end_to_end.tiny_tokenizers import FAMILY, FLAG, SPECIAL_TOKENS, TOKENIZER_NAMES, write_tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-PIECES = (*SPECIAL_TOKENS, FAMILY, FLAG, REPLACEMENT, " ", "  ", "\n", "the", " draft", "ß", "世", "🙂", "'s", " .", "n't")
+PIECES = (
+    *SPECIAL_TOKENS,
+    FAMILY,
+    FLAG,
+    REPLACEMENT,
+    " ",
+    "  ",
+    "\n",
+    "the",
+    " draft",
+    "ß",
+    "世",
+    "🙂",
+    "'s",
+    " .",
+    "n't",
+)
 
 VOCABULARY = 600  # of the largest; ids beyond a tokenizer's own decode to nothing
 
@@ -55,14 +71,19 @@ def test_any_tokens_cut_anywhere(codec: TextCodec, picks: list[int], cuts: list[
 
 
 @settings(max_examples=200, deadline=None)
-@given(text=st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=8)), max_size=12).map("".join), cuts=cut_points)
+@given(
+    text=st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=8)), max_size=12).map("".join),
+    cuts=cut_points,
+)
 def test_any_text_cut_anywhere(codec: TextCodec, text: str, cuts: list[int]) -> None:
     ids = codec.encode(text)
     assert "".join(chunks(codec, ids, cuts)) == codec.decode(ids)
 
 
 @settings(max_examples=200, deadline=None)
-@given(runs=st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 90)), max_size=5), step=st.integers(1, 5))
+@given(
+    runs=st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 90)), max_size=5), step=st.integers(1, 5)
+)
 def test_long_runs_of_one_token(codec: TextCodec, runs: list[tuple[int, int]], step: int) -> None:
     """Runs longer than the window of tokens that is decoded again: special tokens, halves of characters, marks."""
     ids = [pick % VOCABULARY for pick, length in runs for _ in range(length)]

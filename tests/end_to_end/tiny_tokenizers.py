@@ -50,7 +50,9 @@ def _byte_fallback() -> Tokenizer:
     """As Llama 2 and Mistral: characters outside the vocabulary become `<0xE4>` tokens, one a byte."""
     bare = Tokenizer(models.BPE())
     bare.normalizer = _spaces_marked()
-    trained = json.loads(_trained(bare, trainers.BpeTrainer(**_common(), limit_alphabet=60)).to_str())["model"]
+    trained = json.loads(_trained(bare, trainers.BpeTrainer(**_common(), limit_alphabet=60)).to_str())[
+        "model"
+    ]
     pieces = [*SPECIAL_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += [piece for piece in trained["vocab"] if piece not in SPECIAL_TOKENS]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
@@ -89,7 +91,9 @@ def _trained(tokenizer: Tokenizer, trainer: Trainer) -> Tokenizer:
 
 
 def _with_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
     return tokenizer
 
 

@@ -1,0 +1,89 @@
+"""Tiny random targets of every family, compiled: what tests of graph, runner, engine and benches run on.
+
+The models have two to four layers, the byte-level vocabulary of `tests.build.targets.tiny_models`, and heads of
+32, the smallest that OpenVINO's paged attention takes. Compiling one takes 10 ms, loading it 100 ms.
+
+Example::
+
+    targets = TinyTargets(tmp_path)
+    runner = targets.runner("llama", "int8")
+    weights = targets.weights("llama")        # for `tests.reference_model.forward`
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from build.compile import compile_engine
+from build.targets.architecture import Architecture
+from build.targets.weights import Weights, load_weights
+from engine.openvino_runner import OpenVinoRunner
+from tests.build.targets.tiny_models import FAMILIES, random_weights, tiny_config, write_huggingface
+
+MAX_LENGTH = 256
+NUM_BLOCKS = 64
+THREADS = 2
+
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{family: (family, {}) for family in FAMILIES},
+    "llama tied": ("llama", {"tie_word_embeddings": True}),
+    "llama biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama heads of 64": ("llama", {"head_dim": 64}),
+    "llama one kv head": ("llama", {"num_key_value_heads": 1}),
+    "llama3 rope": ("llama", {"rope_scaling": _LLAMA3}),
+    "linear rope": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+    "yarn rope": ("qwen2", {"rope_scaling": _YARN}),
+    "mistral window 9": ("mistral", {"sliding_window": 9}),
+    "mistral window 200": ("mistral", {"sliding_window": 200}),
+    "qwen2 window in one layer": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "qwen3 biases": ("qwen3", {"attention_bias": True}),
+}
+
+
+class TinyTargets:
+    """Sources, engines and runners by variant, each made once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._runners: dict[tuple[str, str], OpenVinoRunner] = {}
+
+    def source(self, variant: str) -> Path:
+        """Model directory in Hugging Face layout, with a tokenizer."""
+        directory = self._root / "sources" / variant.replace(" ", "-")
+        if not directory.exists():
+            family, changes = VARIANTS[variant]
+            config = tiny_config(family, **{"head_dim": 32, **changes})
+            write_huggingface(directory, config, random_weights(Architecture.from_config(config)))
+        return directory
+
+    def weights(self, variant: str) -> Weights:
+        """The weights, and in `.architecture` what they are the weights of."""
+        return load_weights(self.source(variant))
+
+    def engine(self, variant: str, precision: str) -> Path:
+        """Directory of the compiled engine."""
+        directory = self._root / "engines" / f"{variant.replace(' ', '-')}-{precision}"
+        compile_engine(self.source(variant), directory, precision=precision, max_sequence_length=MAX_LENGTH)
+        return directory
+
+    def runner(self, variant: str, precision: str) -> OpenVinoRunner:
+        """The loaded engine with a cache of NUM_BLOCKS blocks; shared, so its cache holds what others left."""
+        key = variant, precision
+        if key not in self._runners:
+            self._runners[key] = OpenVinoRunner(
+                self.engine(variant, precision), num_blocks=NUM_BLOCKS, threads=THREADS
+            )
+        return self._runners[key]
