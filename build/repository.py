@@ -34,14 +34,19 @@ _TEXT_LEVEL = [
     {"name": "num_draft_tokens", "data_type": "TYPE_INT32", "dims": [1], "optional": True},
 ]
 # What the kit adds to NVIDIA's tensors: seeds and lengths under the names that outside clients send, speculation
-# per request, the tokens themselves, and what joins streamed text without seams.
+# per request, the tokens themselves, what joins streamed text without seams, and what tells the engine that a
+# client has gone.
 _ADDED_INPUTS: Mapping[str, list[dict[str, Any]]] = {
     "ensemble": _TEXT_LEVEL,
     "tensorrt_llm_bls": _TEXT_LEVEL,
-    "tensorrt_llm": [{**tensor, "reshape": []} for tensor in _TEXT_LEVEL],
+    "tensorrt_llm": [
+        *({**tensor, "reshape": []} for tensor in _TEXT_LEVEL),
+        {"name": "generation_handle", "data_type": "TYPE_UINT64", "dims": [1], "optional": True},
+    ],
     "postprocessing": [
         {"name": "PREVIOUS_TOKENS", "data_type": "TYPE_INT32", "dims": [-1], "optional": True},
         {"name": "IS_FINAL", "data_type": "TYPE_BOOL", "dims": [1], "optional": True},
+        {"name": "GENERATION_HANDLE", "data_type": "TYPE_UINT64", "dims": [1], "optional": True},
     ],
 }
 _ADDED_OUTPUTS: Mapping[str, list[dict[str, Any]]] = {
@@ -50,6 +55,7 @@ _ADDED_OUTPUTS: Mapping[str, list[dict[str, Any]]] = {
     "tensorrt_llm": [
         {"name": "previous_output_ids", "data_type": "TYPE_INT32", "dims": [-1]},
         {"name": "is_final", "data_type": "TYPE_BOOL", "dims": [1]},
+        {"name": "generation_handle", "data_type": "TYPE_UINT64", "dims": [1]},
     ],
 }
 
@@ -121,7 +127,10 @@ def _parameters(name: str, spec: DeploymentSpec, engine_directory: Path) -> dict
         # Callers beyond the queue are told so by the engine, hence one thread more than it takes in.
         most = spec.engine.max_batch_size + spec.engine.max_queue_size + 1
         return {"tensorrt_llm_model_name": "tensorrt_llm", "max_requests": str(most)}
-    return {"tokenizer_dir": directory, "skip_special_tokens": "true"}
+    tokenizer = {"tokenizer_dir": directory}
+    if name == "preprocessing":
+        return tokenizer
+    return {**tokenizer, "skip_special_tokens": "true", "tensorrt_llm_model_name": "tensorrt_llm"}
 
 
 def _add_steps(config: Any) -> None:

@@ -1,7 +1,7 @@
 """Tiny random targets of every family, compiled: what tests of graph, runner, engine and benches run on.
 
-The models have two to four layers, the byte-level vocabulary of `tests.build.targets.tiny_models`, and heads of
-32, the smallest that OpenVINO's paged attention takes. Compiling one takes 10 ms, loading it 100 ms.
+The models have two to four layers, the byte-level vocabulary of `tests.build.targets.tiny_models`, and heads
+of 32, the smallest that OpenVINO's paged attention takes. Compiling one takes 10 ms, loading it 100 ms.
 
 Example::
 
@@ -51,6 +51,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3 biases": ("qwen3", {"attention_bias": True}),
 }
+# Two layers of SmolLM2-135M: kernels are chosen by matrix sizes, so small ones cannot speak for real ones.
+FULL_SIZE = "full size"
+_FULL_SIZE_SETTINGS = {
+    "vocab_size": 49_152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
 
 
 class TinyTargets:
@@ -64,7 +75,8 @@ class TinyTargets:
         """Model directory in Hugging Face layout, with a tokenizer."""
         directory = self._root / "sources" / variant.replace(" ", "-")
         if not directory.exists():
-            family, changes = VARIANTS[variant]
+            full_size = variant == FULL_SIZE
+            family, changes = ("llama", _FULL_SIZE_SETTINGS) if full_size else VARIANTS[variant]
             config = tiny_config(family, **{"head_dim": 32, **changes})
             write_huggingface(directory, config, random_weights(Architecture.from_config(config)))
         return directory
@@ -80,7 +92,7 @@ class TinyTargets:
         return directory
 
     def runner(self, variant: str, precision: str) -> OpenVinoRunner:
-        """The loaded engine with a cache of NUM_BLOCKS blocks; shared, so its cache holds what others left."""
+        """The loaded engine with NUM_BLOCKS cache blocks; it is shared, so they hold what others left."""
         key = variant, precision
         if key not in self._runners:
             self._runners[key] = OpenVinoRunner(

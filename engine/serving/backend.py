@@ -4,7 +4,7 @@ Runs inside Triton's Python backend only, which provides `triton_python_backend_
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,43 @@ def response(outputs: Mapping[str, NDArray[Any]], wanted: Iterable[str] = ()) ->
 
 
 def refusal(error: Exception) -> Any:
-    """A response that says what is wrong, with the status that clients tell causes apart by."""
-    code = pb_utils.TritonError.INTERNAL
+    """A response that says what is wrong.
+
+    Status codes do not survive an ensemble, so clients tell causes apart by the words as well.
+    """
+    message, code = f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL
     if isinstance(error, QueueFullError):
-        code = pb_utils.TritonError.UNAVAILABLE
+        message, code = str(error), pb_utils.TritonError.UNAVAILABLE
     elif isinstance(error, RequestError):
-        code = pb_utils.TritonError.INVALID_ARG
-    message = str(error) if isinstance(error, RequestError) else f"{type(error).__name__}: {error}"
+        message, code = f"invalid request: {error}", pb_utils.TritonError.INVALID_ARG
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+
+def stop_generation(model: str, handle: NDArray[Any]) -> None:
+    """End a running generation of `model`; `handle` came with its tokens. Harmless if it has ended."""
+    values = {
+        "stop": np.array([[True]]),
+        "generation_handle": handle.reshape(1, 1),
+        "input_lengths": np.array([[0]], np.int32),
+        "request_output_len": np.array([[0]], np.int32),
+    }
+    for _ in call_model(model, [pb_utils.Tensor(name, value) for name, value in values.items()], ()):
+        pass
+
+
+def call_model(
+    model: str, inputs: list[Any], outputs: Iterable[str], *, decoupled: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Run another model of this server; its responses' tensors by name.
+
+    Raises:
+        pb_utils.TritonModelException: the model refused; carries its message.
+    """
+    request = pb_utils.InferenceRequest(
+        model_name=model, inputs=inputs, requested_output_names=list(dict.fromkeys(outputs))
+    )
+    for answer in request.exec(decoupled=True) if decoupled else [request.exec()]:
+        if answer.has_error():
+            raise pb_utils.TritonModelException(answer.error().message())
+        if answer.output_tensors():
+            yield {tensor.name(): tensor for tensor in answer.output_tensors()}

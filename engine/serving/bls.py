@@ -4,13 +4,13 @@ Every request runs in a thread of its own, so requests stream side by side; the 
 tensors are those of `engine.serving.wiring`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from engine.serving.backend import parameters
+from engine.serving.backend import call_model, parameters, stop_generation
 from engine.serving.wiring import (
     GENERATION_OUTPUTS,
     GENERATION_TO_POSTPROCESSING,
@@ -45,38 +45,30 @@ class BlsModel:
         try:
             wanted = set(request.requested_output_names())
             inputs = {tensor.name(): tensor for tensor in request.inputs()}
-            for outputs in self._responses(inputs):
+            for generated in self._generate(inputs):
                 if sender.is_cancelled():
-                    break  # dropping the iterator cancels the generation behind it
+                    stop_generation(self._generation, generated["generation_handle"].as_numpy())
+                outputs = self._outputs(generated)
                 sender.send(pb_utils.InferenceResponse([t for t in outputs if t.name() in wanted]))
             sender.send(flags=_FINAL)
         except pb_utils.TritonModelException as error:
             sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))), flags=_FINAL)
 
-    def _responses(self, inputs: Tensors) -> Iterator[list[Any]]:
+    def _generate(self, inputs: Tensors) -> Iterator[Tensors]:
         prepared = _call("preprocessing", _renamed(inputs, TO_PREPROCESSING), PREPROCESSING_TO_GENERATION)
-        generation_inputs = _renamed(inputs, TO_GENERATION) | _renamed(prepared, PREPROCESSING_TO_GENERATION)
+        renamed = _renamed(inputs, TO_GENERATION) | _renamed(prepared, PREPROCESSING_TO_GENERATION)
         names = (*GENERATION_TO_POSTPROCESSING, *GENERATION_OUTPUTS)
-        for generated in _stream(self._generation, generation_inputs, names):
-            text = _call("postprocessing", _renamed(generated, GENERATION_TO_POSTPROCESSING), ("OUTPUT",))
-            outputs = [generated[name] for name in GENERATION_OUTPUTS if name in generated]
-            yield [pb_utils.Tensor("text_output", text["OUTPUT"].as_numpy()), *outputs]
+        return call_model(self._generation, list(renamed.values()), names)
+
+    def _outputs(self, generated: Tensors) -> list[Any]:
+        tokens = _renamed(generated, GENERATION_TO_POSTPROCESSING)
+        text = _call("postprocessing", tokens, ("OUTPUT",))["OUTPUT"].as_numpy()
+        passed_on = [generated[name] for name in GENERATION_OUTPUTS if name in generated]
+        return [pb_utils.Tensor("text_output", text), *passed_on]
 
 
-def _call(model: str, inputs: Tensors, names: Any) -> Tensors:
-    return next(iter(_stream(model, inputs, names, decoupled=False)))
-
-
-def _stream(model: str, inputs: Tensors, names: Any, *, decoupled: bool = True) -> Iterator[Tensors]:
-    request = pb_utils.InferenceRequest(
-        model_name=model, inputs=list(inputs.values()), requested_output_names=list(dict.fromkeys(names))
-    )
-    answers = request.exec(decoupled=True) if decoupled else [request.exec()]
-    for answer in answers:
-        if answer.has_error():
-            raise pb_utils.TritonModelException(answer.error().message())
-        if answer.output_tensors():
-            yield {tensor.name(): tensor for tensor in answer.output_tensors()}
+def _call(model: str, inputs: Tensors, names: Iterable[str]) -> Tensors:
+    return next(call_model(model, list(inputs.values()), names, decoupled=False))
 
 
 def _renamed(tensors: Tensors, names: Mapping[str, str]) -> Tensors:

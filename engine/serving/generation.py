@@ -1,9 +1,12 @@
 """The `tensorrt_llm` model on the embedded engine."""
 
+import itertools
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from deployments.spec import DeploymentSpec
@@ -14,7 +17,7 @@ from engine.manifest import check_fits
 from engine.request import RequestError
 from engine.service import EngineService
 from engine.serving.backend import directory, parameters, refusal, response, tensors
-from engine.serving.contract import Answer, GenerationCall
+from engine.serving.contract import Answer, GenerationCall, Tensors
 from engine.serving.metrics import EngineMetrics
 from speculators.registry import create, settings_of
 
@@ -46,12 +49,30 @@ class GenerationModel:
         metrics = EngineMetrics(engine.statistics, limits, runner)
         self._end_ids = frozenset(runner.manifest.end_ids)
         self._exclude_input = spec.serving.exclude_input_in_output
+        self._exchanges: dict[int, _Exchange] = {}
         self._service = EngineService(engine, metrics.publish)
 
     def execute(self, requests: list[Any]) -> None:
         """Start generations; their responses follow from the engine's thread."""
         for request in requests:
-            _Exchange(request).start(self._service, self._end_ids, self._exclude_input)
+            inputs = tensors(request)
+            if "stop" in inputs and inputs["stop"].any():
+                self._stop(request, inputs)
+            else:
+                exchange = _Exchange(request, self._exchanges)
+                exchange.start(inputs, self._service, self._end_ids, self._exclude_input)
+
+    def _stop(self, request: Any, inputs: Tensors) -> None:
+        """End a generation: that of the handle, or as with NVIDIA's backend those of the request's own id."""
+        handle = int(np.ravel(inputs["generation_handle"])[0]) if "generation_handle" in inputs else None
+        for exchange in list(self._exchanges.values()):
+            if (
+                exchange.handle == handle
+                if handle is not None
+                else exchange.request_id == request.request_id()
+            ):
+                exchange.stopped = True
+        request.get_response_sender().send(flags=_FINAL)
 
     def finalize(self) -> None:
         """End what still runs."""
@@ -59,36 +80,52 @@ class GenerationModel:
 
 
 class _Exchange:
-    """One Triton request and its responses."""
+    """One Triton request and its responses.
 
-    def __init__(self, request: Any) -> None:
-        self._request = request
+    Triton does not tell a running step of an ensemble that its client has gone. So `postprocessing`, which is
+    told, says so here by `stop`, naming the handle that came with the tokens.
+    """
+
+    _handles = itertools.count(1)
+
+    def __init__(self, request: Any, open_exchanges: dict[int, "_Exchange"]) -> None:
+        self.handle = next(self._handles)
+        self.request_id = request.request_id()
+        self.stopped = False
         self._sender = request.get_response_sender()
         self._wanted = request.requested_output_names()
+        self._exchanges = open_exchanges
         self._open = 0
 
-    def start(self, service: EngineService, end_ids: frozenset[int], exclude_input: bool) -> None:
+    def start(
+        self, inputs: Tensors, service: EngineService, end_ids: frozenset[int], exclude_input: bool
+    ) -> None:
         try:
-            call = GenerationCall(tensors(self._request), end_ids, exclude_input)
+            call = GenerationCall(inputs, end_ids, exclude_input)
         except RequestError as error:
             self._sender.send(refusal(error), flags=_FINAL)
             return
         self._open = len(call.requests)
+        self._exchanges[self.handle] = self
         for row, request in enumerate(call.requests):
-            answer = Answer(call, row)
-            service.submit(
-                request, lambda event, answer=answer: self._send(event, answer), self._sender.is_cancelled
-            )  # type: ignore[misc]
+            service.submit(request, partial(self._send, Answer(call, row)), self._abandoned)
 
-    def _send(self, event: Event, answer: Answer) -> None:
-        self._open -= event.finish_reason is not None
+    def _abandoned(self) -> bool:
+        return self.stopped or self._sender.is_cancelled()
+
+    def _send(self, answer: Answer, event: Event) -> None:
+        if event.finish_reason:
+            self._open -= 1
         flags = 0 if self._open else _FINAL
+        if not self._open:
+            del self._exchanges[self.handle]
         if event.error is not None:
             self._sender.send(refusal(event.error), flags=flags)
         elif event.finish_reason == "cancelled":
             error = pb_utils.TritonError("the request was cancelled", pb_utils.TritonError.CANCELLED)
             self._sender.send(pb_utils.InferenceResponse(error=error), flags=flags)
         elif outputs := answer.add(event):
+            outputs["generation_handle"] = np.array([[self.handle]], np.uint64)
             self._sender.send(response(outputs, self._wanted), flags=flags)
 
 

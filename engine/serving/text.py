@@ -6,6 +6,7 @@ characters whose bytes are incomplete, and runs of byte-fallback tokens (`<0xE4>
 as a whole.
 """
 
+import enum
 import json
 import re
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from engine.request import RequestError
 
 _REPLACEMENT = "�"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-_WINDOW = 32  # tokens decoded before a chunk; more than the tokens of any one character
+_WINDOW = 8  # tokens decoded again before a chunk; one is enough unless a decoder looks at neighbours
 
 
 class TextCodec:
@@ -29,6 +30,9 @@ class TextCodec:
         """Load the tokenizer of a model or engine directory."""
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         self._skip_special_tokens = skip_special_tokens
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._skipped = {token for token, entry in added.items() if entry.special and skip_special_tokens}
+        self._kinds: dict[int, _Kind] = {}
         config_path = directory / "tokenizer_config.json"
         config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
         self._begin = self._special_id(config.get("bos_token")) if config.get("add_bos_token") else None
@@ -50,12 +54,11 @@ class TextCodec:
 
     def decode_next(self, previous: Sequence[int], new: Sequence[int], *, final: bool) -> str:
         """Text that `new` tokens add to what was given out for `previous` ones."""
-        start = self._window_start(previous)
-        window = [*previous[start:], *new]
-        end = len(window) if final else self._stable_end(window)
-        before = self._stable_end(window[: len(previous) - start])
-        given, whole = self._settled(window[:before]), self.decode(window[:end])
-        return whole[len(given) :] if final else self._settled(window[:end])[len(given) :]
+        window = self._window(previous)
+        given = self._settled(window)
+        window += [token for token in new if self._kind(token) is not _Kind.SILENT]
+        whole = self.decode(window) if final else self._settled(window)
+        return whole[len(given) :]
 
     def word_lists(self, words: Sequence[str]) -> NDArray[np.int32]:
         """Stop words as the contract's [2, n] tensor: tokens above end offsets, padded with 0 and -1."""
@@ -71,29 +74,51 @@ class TextCodec:
         found: int | None = self._tokenizer.token_to_id(content) if content else None
         return found
 
+    def _window(self, ids: Sequence[int]) -> list[int]:
+        """The last tokens that have a text, from one on at which decoding may begin.
+
+        Many decoders treat the first token in a way of its own, so the window begins with one that has been
+        given out: what is done to it is then done to both texts that are compared.
+        """
+        window: list[int] = []
+        for token in reversed(ids):
+            kind = self._kind(token)
+            if kind is not _Kind.SILENT:
+                window.append(token)
+            if kind is _Kind.START and len(window) >= _WINDOW:
+                break
+        window.reverse()
+        return window
+
     def _settled(self, ids: Sequence[int]) -> str:
-        """Text of the tokens without an incomplete last character."""
-        return self.decode(ids).rstrip(_REPLACEMENT)
-
-    def _stable_end(self, ids: Sequence[int]) -> int:
-        """Number of tokens before the run of byte-fallback tokens at the end."""
+        """Text that no later token can change: without the run of byte tokens, or half a character, at the end."""
         end = len(ids)
-        while end and self._is_byte(ids[end - 1]):
+        while end and self._kind(ids[end - 1]) is _Kind.BYTE:
             end -= 1
-        return end
+        return self.decode(ids[:end]).rstrip(_REPLACEMENT)
 
-    def _window_start(self, ids: Sequence[int]) -> int:
-        """Where to start decoding: at a character's first byte, and not inside a run of byte tokens."""
-        start = max(0, len(ids) - _WINDOW)
-        while start and (self._is_byte(ids[start]) or self._is_byte(ids[start - 1])):
-            start -= 1
-        while start and (text := self.decode([ids[start - 1]])).endswith(_REPLACEMENT) | (not text):
-            start -= 1
-        return start
+    def _kind(self, token: int) -> "_Kind":
+        kind = self._kinds.get(token)
+        if kind is None:
+            kind = self._kinds[token] = self._find_kind(token)
+        return kind
 
-    def _is_byte(self, token: int) -> bool:
+    def _find_kind(self, token: int) -> "_Kind":
         piece = self._tokenizer.id_to_token(token)
-        return piece is not None and _BYTE_TOKEN.fullmatch(piece) is not None
+        if piece is None or token in self._skipped:
+            return _Kind.SILENT
+        if _BYTE_TOKEN.fullmatch(piece):
+            return _Kind.BYTE
+        return _Kind.INSIDE if self.decode([token]).startswith(_REPLACEMENT) else _Kind.START
+
+
+class _Kind(enum.Enum):
+    """How a token takes part in decoding."""
+
+    SILENT = "not at all: a special token that is skipped, or an id without a token"
+    BYTE = "a byte-fallback token, decoded together with its neighbours"
+    INSIDE = "maybe the middle of a character"
+    START = "begins with a whole character"
 
 
 def decode_prompt(value: bytes | str) -> str:

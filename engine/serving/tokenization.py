@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.request import RequestError
-from engine.serving.backend import directory, parameters, refusal, response, tensors
+from engine.serving.backend import directory, parameters, refusal, response, stop_generation, tensors
 from engine.serving.contract import Tensors
 from engine.serving.text import TextCodec, decode_prompt
 
@@ -33,16 +33,29 @@ class PreprocessingModel:
 
 
 class PostprocessingModel:
-    """Token ids to text; knows the request's earlier tokens, so chunks join without seams."""
+    """Token ids to text; knows the request's earlier tokens, so chunks join without seams.
+
+    It is also the model of an ensemble that Triton tells when the client of a stream has gone; it passes that
+    on to the generation (see `engine.serving.generation`).
+    """
 
     def initialize(self, arguments: Mapping[str, str]) -> None:
         """Load the tokenizer."""
-        skip = parameters(arguments)["skip_special_tokens"] == "true"
-        self._codec = TextCodec(directory(arguments, "tokenizer_dir"), skip_special_tokens=skip)
+        settings = parameters(arguments)
+        self._codec = TextCodec(
+            directory(arguments, "tokenizer_dir"),
+            skip_special_tokens=settings["skip_special_tokens"] == "true",
+        )
+        self._generation = settings["tensorrt_llm_model_name"]
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request."""
-        return [response({"OUTPUT": postprocess(self._codec, tensors(request))}) for request in requests]
+        return [self._answer(request, tensors(request)) for request in requests]
+
+    def _answer(self, request: Any, inputs: Tensors) -> Any:
+        if request.is_cancelled() and "GENERATION_HANDLE" in inputs:
+            stop_generation(self._generation, inputs["GENERATION_HANDLE"])
+        return response({"OUTPUT": postprocess(self._codec, inputs)})
 
 
 def preprocess(codec: TextCodec, inputs: Tensors) -> dict[str, NDArray[Any]]:

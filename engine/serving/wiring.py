@@ -63,6 +63,7 @@ GENERATION_TO_POSTPROCESSING: Mapping[str, str] = {
     "sequence_length": "SEQUENCE_LENGTH",
     "previous_output_ids": "PREVIOUS_TOKENS",
     "is_final": "IS_FINAL",
+    "generation_handle": "GENERATION_HANDLE",
 }
 
 GENERATION_OUTPUTS = (

@@ -1,20 +1,18 @@
 """The runner's promise, bit for bit: a token's logits depend on its context and on nothing else.
 
-Every comparison here is of equality, not of closeness. It is what lets greedy output be the same token for token
-with and without speculation.
+Every comparison here is of equality, not of closeness. It is what lets greedy output be the same token for
+token with and without speculation.
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from build.compile import compile_engine
 from engine.openvino_runner import OpenVinoRunner
 from engine.runner import SequenceInput
-from tests.tiny import TinyTargets
+from tests.tiny import FULL_SIZE, TinyTargets
 
 Logits = NDArray[np.float32]
 
@@ -192,12 +190,9 @@ def test_nothing_is_read_from_unwritten_rows(contexts: Contexts) -> None:
     np.testing.assert_array_equal(contexts.run(contexts.part(again, PROMPT, PROMPT + 3, request)), after)
 
 
-@pytest.mark.model
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
-def test_all_of_it_at_the_size_of_a_real_model(precision: str, smollm2: Path, tmp_path: Path) -> None:
-    """Kernels are chosen by matrix sizes, so a tiny model cannot speak for a real one."""
-    compile_engine(smollm2, tmp_path / "engine", precision=precision, max_sequence_length=128)
-    contexts = Contexts(OpenVinoRunner(tmp_path / "engine", num_blocks=48))
-    check_verified_chains(contexts, (2, 5, 8, 16))
+def test_all_of_it_at_full_size_on_every_core(precision: str, tiny_targets: TinyTargets) -> None:
+    contexts = Contexts(OpenVinoRunner(tiny_targets.engine(FULL_SIZE, precision), num_blocks=48))
+    check_verified_chains(contexts, (2, 3, 5, 8, 16))
     check_prompt_chunks(contexts, [[2, 43], [32, 13], [9] * 5])
-    check_neighbours(contexts, (1, 2, 5, 8), steps=2)
+    check_neighbours(contexts, (1, 2, 5, 8), steps=3)

@@ -67,9 +67,12 @@ def test_every_node_sees_its_path_alone(
     np.testing.assert_allclose(found, expected[length:], atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", TOLERANCE), ("int8", 0.1)])
 @pytest.mark.parametrize("length", [6, 31, 60])
-def test_node_and_path_agree_on_the_engine(precision: str, length: int, tiny_targets: TinyTargets) -> None:
+def test_node_and_path_agree_on_the_engine(
+    precision: str, tolerance: float, length: int, tiny_targets: TinyTargets
+) -> None:
+    """In int8 a difference in the last bit can move an activation to the next of its 255 values."""
     runner = tiny_targets.runner("llama", precision)
     prompt = np.random.default_rng(length).integers(0, 265, length).tolist()
     tree = TokenTree((5, 6, 7, 8, 9, 10, 11, 5), (ROOT, ROOT, 0, 0, 1, 2, 5, 6))
@@ -79,7 +82,7 @@ def test_node_and_path_agree_on_the_engine(precision: str, length: int, tiny_tar
         read_prompt(runner, prompt, PATH_BLOCKS)
         tokens = [ROOT_TOKEN, *(tree.tokens[index] for index in path_to(tree, node))]
         alone = runner.forward([SequenceInput(tokens, length, PATH_BLOCKS)])
-        np.testing.assert_allclose(found[node + 1], alone[-1], atol=TOLERANCE)
+        np.testing.assert_allclose(found[node + 1], alone[-1], atol=tolerance)
 
 
 @settings(

@@ -1,0 +1,176 @@
+"""Drives an engine by hand and keeps what it says about each request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.engine import Engine, EngineLimits
+from engine.events import Event
+from engine.openvino_runner import OpenVinoRunner
+from engine.request import GenerationRequest
+from engine.runner import Runner, SequenceInput
+from speculators.base import Speculator
+from speculators.none import NoSpeculator
+from speculators.tree import ROOT, TokenTree
+from tests.tiny import MAX_LENGTH, NUM_BLOCKS, THREADS
+
+VOCABULARY = 265
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The events of one request."""
+
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for event in self.events for token in event.tokens]
+
+    @property
+    def log_probs(self) -> list[float]:
+        return [value for event in self.events for value in event.log_probs]
+
+    @property
+    def last(self) -> Event:
+        """The final event; there must be one, and nothing after it."""
+        assert [event.finish_reason is not None for event in self.events] == [False] * (
+            len(self.events) - 1
+        ) + [True]
+        return self.events[-1]
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.events) and self.events[-1].finish_reason is not None
+
+
+def make_engine(runner: Runner, speculator: Speculator | None = None, **limits: Any) -> Engine:
+    """An engine with limits that suit the tiny targets."""
+    return Engine(
+        runner, speculator or NoSpeculator(), EngineLimits(**{"max_sequence_length": MAX_LENGTH, **limits})
+    )
+
+
+def submit(engine: Engine, request: GenerationRequest) -> Outcome:
+    """Queue a request and collect its events."""
+    outcome = Outcome()
+    engine.submit(request, outcome.events.append)
+    return outcome
+
+
+def run(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Outcome]:
+    """Submit all requests, step until nothing is left, and see that nothing is."""
+    outcomes = [submit(engine, request) for request in requests]
+    while engine.step():
+        pass
+    check_empty(engine)
+    return outcomes
+
+
+def check_empty(engine: Engine) -> None:
+    """Nothing runs, nothing waits, and every cache block is free."""
+    statistics = engine.statistics
+    assert engine.idle
+    assert (statistics.waiting, statistics.prefilling, statistics.decoding) == (0, 0, 0)
+    assert statistics.used_blocks == 0
+
+
+def generate(
+    runner: Runner, request: GenerationRequest, speculator: Speculator | None = None, **limits: Any
+) -> Outcome:
+    """What the request gives when nothing else runs."""
+    return run(make_engine(runner, speculator, **limits), [request])[0]
+
+
+def plain(runner: Runner, request: GenerationRequest) -> list[int]:
+    """Its tokens by plain decoding, ignoring whatever may end it early."""
+    return generate(runner, replace(request, stop_sequences=(), end_ids=frozenset(), min_tokens=0)).tokens
+
+
+def prompt_of(length: int, seed: int = 0) -> tuple[int, ...]:
+    """A random prompt."""
+    return tuple(np.random.default_rng([seed, length]).integers(0, VOCABULARY, length).tolist())
+
+
+class BranchingOracle:
+    """Proposes trees whose last branch is what plain decoding emits; the other branches leave it early or at once.
+
+    Args:
+        outputs: for each prompt the tokens that plain decoding emits after it.
+        max_draft_length: most nodes.
+    """
+
+    name = "branching oracle"
+    needs_hidden: tuple[int, ...] = ()
+
+    def __init__(self, outputs: Mapping[tuple[int, ...], Sequence[int]], max_draft_length: int) -> None:
+        self.max_draft_length = max_draft_length
+        self._outputs = outputs
+        self._left: dict[int, list[int]] = {}
+
+    def start(self, request_id: int, prompt: Sequence[int]) -> None:
+        self._left[request_id] = list(self._outputs[tuple(prompt)])
+
+    def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
+        return [
+            self._tree(self._left[request_id], budget)
+            for request_id, budget in zip(request_ids, budgets, strict=True)
+        ]
+
+    def observe(
+        self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
+    ) -> None:
+        del self._left[request_id][: len(accepted)]
+
+    def finish(self, request_id: int) -> None:
+        del self._left[request_id]
+
+    def _tree(self, known: Sequence[int], budget: int) -> TokenTree:
+        """A wrong token beside every right one, the right ones last."""
+        tokens: list[int] = []
+        parents: list[int] = []
+        parent = ROOT
+        for token in known:
+            if len(tokens) + 2 > budget:
+                break
+            tokens += [(token + 1) % VOCABULARY, token]
+            parents += [parent, parent]
+            parent = len(tokens) - 1
+        return TokenTree(tuple(tokens), tuple(parents))
+
+
+class PoisonedRunner(OpenVinoRunner):
+    """A real runner that spoils the logits of the inputs that `poisoned` picks."""
+
+    def __init__(self, directory: Path, poisoned: Callable[[SequenceInput], bool]) -> None:
+        super().__init__(directory, num_blocks=NUM_BLOCKS, threads=THREADS)
+        self._poisoned = poisoned
+
+    def forward(self, batch: Sequence[SequenceInput]) -> NDArray[np.float32]:
+        logits, row = super().forward(batch), 0
+        for item in batch:
+            count = len(item.tokens) - item.logits_from
+            if self._poisoned(item):
+                logits[row : row + count, 17] = np.nan
+            row += count
+        return logits
+
+
+class BrokenRunner(OpenVinoRunner):
+    """A real runner whose forward pass fails from the n-th call on."""
+
+    def __init__(self, directory: Path, calls: int) -> None:
+        super().__init__(directory, num_blocks=NUM_BLOCKS, threads=THREADS)
+        self._calls = calls
+
+    def forward(self, batch: Sequence[SequenceInput]) -> NDArray[np.float32]:
+        self._calls -= 1
+        if self._calls < 0:
+            raise RuntimeError("the device is gone")
+        return super().forward(batch)
