@@ -4,7 +4,8 @@ A draft that is thrown away costs its share of the step. So the length that a re
 everything it drafted was accepted, falls to what was accepted plus one otherwise, and halves when nothing was;
 it never falls below one, or a text that becomes predictable again would not be noticed. The rule is that of TCP
 congestion control in small (additive there, multiplicative here, since drafts are short). On the 135M model it
-keeps four fifths of the accepted tokens of a fixed length of 7 and throws away half as many.
+keeps four fifths of the accepted tokens of a fixed length of 7 and throws away half as many. Of a tree the
+length is its number of nodes, and a level counts for as many as it has on average.
 """
 
 _START = 3
@@ -19,12 +20,14 @@ class DraftLength:
 
     @property
     def current(self) -> int:
-        """Tokens to draft now; 0 only if `most` is 0."""
+        """Nodes to draft now; 0 only if `most` is 0."""
         return self._length
 
-    def update(self, drafted: int, accepted: int) -> None:
-        """Learn that of `drafted` tokens (1 or more) the first `accepted` were right."""
-        if accepted == drafted:
-            self._length = min(self._most, max(self._length, 2 * drafted))
+    def update(self, nodes: int, depth: int, accepted: int) -> None:
+        """Learn that of a draft of so many nodes and levels (1 or more) the first `accepted` levels held."""
+        width = -(-nodes // depth)  # 1 for a chain
+        if accepted == depth:
+            length = max(self._length, 2 * nodes)
         else:
-            self._length = min(self._most, max(1, accepted + 1 if accepted else self._length // 2))
+            length = width * (accepted + 1) if accepted else self._length // 2
+        self._length = min(self._most, max(1, length))

@@ -245,7 +245,7 @@ class Engine:
         self.statistics.request_steps += steps
         self.statistics.emitted_tokens += taken
         if len(tree):
-            item.draft_length.update(depth, accepted)
+            item.draft_length.update(len(tree), depth, accepted)
             item.metrics.total_draft_tokens += len(tree)
             item.metrics.total_accepted_draft_tokens += accepted
             self.statistics.count_draft(len(tree), depth, accepted)

@@ -103,6 +103,12 @@ class SweepSettings(_Frozen):
     Part of the settings' digest.
     """
 
+    @field_validator("prompts", "chat_template")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        """Locust runs in another folder."""
+        return None if path is None else path.resolve()
+
     @field_validator("concurrency")
     @classmethod
     def _positive_users(cls, values: tuple[int, ...]) -> tuple[int, ...]:

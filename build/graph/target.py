@@ -122,7 +122,7 @@ class _TargetGraph:
         )[0]
 
     def _caches(self, layer: int, block_size: int) -> list[str]:
-        shape = ["blocks", self._arch.num_kv_heads, block_size, self._arch.head_dim]
+        shape: list[int | str] = ["blocks", self._arch.num_kv_heads, block_size, self._arch.head_dim]
         kinds = ("key_cache", "value_cache")
         return [self._graph.input(f"{kind}.{layer}", TensorProto.FLOAT, shape) for kind in kinds]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtrc, kolmogorov  # type: ignore[import-untyped]  # scipy ships no types
+from scipy.special import chdtrc, kolmogorov
 
 # Cochran's rule: the chi-square approximation holds for cells with at least this expectation.
 _MIN_EXPECTED = 5.0

@@ -12,8 +12,8 @@ import triton_python_backend_utils as pb_utils
 from deployments.spec import DeploymentSpec
 from engine.engine import Engine, EngineLimits
 from engine.events import Event
-from engine.openvino_runner import OpenVinoRunner
 from engine.manifest import check_fits
+from engine.openvino_runner import OpenVinoRunner
 from engine.request import RequestError
 from engine.service import EngineService
 from engine.serving.backend import directory, parameters, refusal, response, tensors

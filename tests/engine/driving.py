@@ -99,7 +99,7 @@ def prompt_of(length: int, seed: int = 0) -> tuple[int, ...]:
 
 
 class BranchingOracle:
-    """Proposes trees whose last branch is what plain decoding emits; the other branches leave it early or at once.
+    """Proposes trees with what plain decoding emits and, before each such token, a wrong sibling.
 
     Args:
         outputs: for each prompt the tokens that plain decoding emits after it.

@@ -22,6 +22,8 @@ from loadtest.summary import summarise
 from loadtest.sweep import SweepError, run_sweep
 from tests.loadtest.conftest import Server
 
+pytestmark = pytest.mark.triton
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

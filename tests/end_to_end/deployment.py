@@ -1,0 +1,120 @@
+"""A deployment of a tiny random model behind a real Triton server, and what tests look at from outside."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from build.compile import compile_engine
+from build.repository import assemble_repository
+from build.targets.architecture import Architecture
+from deploy.triton import TritonServer, free_ports
+from deployments.spec import DeploymentSpec
+from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
+from tests.end_to_end.tiny_tokenizers import END_ID, write_tokenizer
+
+VOCABULARY = 600
+MAX_BATCH_SIZE = 8
+MAX_QUEUE_SIZE = 6
+MAX_SEQUENCE_LENGTH = 2048
+_SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A running server and where its parts lie."""
+
+    server: TritonServer
+    spec: DeploymentSpec
+    target: Path
+    engine: Path
+    repository: Path
+    log: Path
+
+    @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.server.grpc_port}"
+
+    @property
+    def http(self) -> str:
+        return f"127.0.0.1:{self.server.http_port}"
+
+    def metrics(self) -> dict[str, float]:
+        """All of Triton's metrics without a model label: `name`, or `name/value` for those with one label."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.server.metrics_port}/metrics", timeout=10) as answer:
+            samples = (_SAMPLE.match(line) for line in answer.read().decode().splitlines())
+        found = {}
+        for name, labels, value in (sample.groups() for sample in samples if sample):
+            parts = [part.split("=")[1].strip('"') for part in (labels or "").split(",") if "=" in part]
+            found["/".join([name, *parts])] = float(value)
+        return found
+
+    def running(self) -> int:
+        """Requests in the engine, waiting ones included."""
+        return int(self.metrics()["nv_trt_llm_request_metrics/active"])
+
+    def used_blocks(self) -> int:
+        return int(self.metrics()["nv_trt_llm_kv_cache_block_metrics/used"])
+
+    def is_idle(self) -> bool:
+        """Nothing runs and every block of the KV cache is free."""
+        metrics = self.metrics()
+        blocks = "nv_trt_llm_kv_cache_block_metrics"
+        return metrics["nv_trt_llm_request_metrics/active"] == 0 and metrics[f"{blocks}/free"] == metrics[f"{blocks}/max"]
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+    """Return once the condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"after {seconds:g} s still not: {what}"
+        time.sleep(0.01)
+
+
+@contextmanager
+def deployed(folder: Path, tokenizer: str, **engine: Any) -> Iterator[Deployment]:
+    """Compile a tiny model with that tokenizer, assemble its repository, serve it, and stop it again."""
+    target = write_target(folder / "target", tokenizer)
+    http, grpc, metrics = free_ports(3)
+    limits = {
+        "precision": "fp32",
+        "max_batch_size": MAX_BATCH_SIZE,
+        "max_queue_size": MAX_QUEUE_SIZE,
+        "max_sequence_length": MAX_SEQUENCE_LENGTH,
+        "threads": 1,
+    }
+    spec = DeploymentSpec.model_validate(
+        {
+            "name": "tiny",
+            "target": {"model": target},
+            "engine": {**limits, **engine},
+            "speculation": {"method": "anpd"},
+            "serving": {"http_port": http, "grpc_port": grpc, "metrics_port": metrics},
+        }
+    )
+    engine_directory, log = folder / "engine", folder / "triton.log"
+    length = spec.engine.max_sequence_length
+    compile_engine(target, engine_directory, precision=spec.engine.precision, max_sequence_length=length)
+    repository = assemble_repository(spec, engine_directory, folder / "repository")
+    server = TritonServer(repository, http_port=http, grpc_port=grpc, metrics_port=metrics, log=log)
+    with server:
+        server.wait_until_ready()
+        yield Deployment(server, spec, target, engine_directory, repository, log)
+
+
+def write_target(directory: Path, tokenizer: str, **changes: Any) -> Path:
+    """A random Llama in Hugging Face layout whose end token is the tokenizer's."""
+    shape: Mapping[str, Any] = {"vocab_size": VOCABULARY, "max_position_embeddings": MAX_SEQUENCE_LENGTH}
+    config = tiny_config("llama", **{"head_dim": 32, "eos_token_id": END_ID, **shape, **changes})
+    weights = random_weights(Architecture.from_config(config), seed=3)
+    for name in weights:
+        if "o_proj" in name:  # little attention: the output falls into loops, which drafts then follow
+            weights[name] *= 0.05
+    write_huggingface(directory, config, weights)
+    return write_tokenizer(directory, tokenizer)
