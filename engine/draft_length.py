@@ -1,11 +1,11 @@
 """How much to draft for a request: follows what was accepted lately.
 
 A draft that is thrown away costs its share of the step. So the length that a request may draft doubles when
-everything it drafted was accepted, falls to what was accepted plus one otherwise, and halves when nothing was;
-it never falls below one, or a text that becomes predictable again would not be noticed. The rule is that of TCP
-congestion control in small (additive there, multiplicative here, since drafts are short). On the 135M model it
-keeps four fifths of the accepted tokens of a fixed length of 7 and throws away half as many. Of a tree the
-length is its number of nodes, and a level counts for as many as it has on average.
+everything it drafted was accepted, falls to what was accepted plus one otherwise, and halves when nothing
+was; it never falls below one, or a text that becomes predictable again would not be noticed. The rule is that
+of TCP congestion control in small (additive there, multiplicative here, since drafts are short). On the 135M
+model it keeps four fifths of the accepted tokens of a fixed length of 7 and throws away half as many. Of a
+tree the length is its number of nodes, and a level counts for as many as it has on average.
 """
 
 _START = 3

@@ -59,10 +59,10 @@ def _range(arm: str, closed: Sequence[SpeedUp]) -> str:
         return f"{arm} pays at every concurrency measured, up to {_users(closed[-1])}."
     if not pays and not costs:
         return f"No concurrency measured shows a clear difference between {arm} and the baseline."
-    parts = [f"it pays up to {_users(pays[-1])}" if pays else "it pays at no concurrency measured"]
+    parts = [f"pays up to {_users(pays[-1])}" if pays else "pays at no concurrency measured"]
     if costs:
-        parts.append(f"it is slower from {_users(costs[0])} on")
-    return f"For {arm}, {' and '.join(parts)}."
+        parts.append(f"is slower from {_users(costs[0])} on")
+    return f"{arm} {' and '.join(parts)}."
 
 
 def _users(speedup: SpeedUp) -> str:

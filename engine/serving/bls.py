@@ -10,7 +10,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from engine.serving.backend import call_model, parameters, stop_generation
+from engine.serving.backend import call_model, parameters, refusal, stop_generation
 from engine.serving.wiring import (
     GENERATION_OUTPUTS,
     GENERATION_TO_POSTPROCESSING,
@@ -53,6 +53,8 @@ class BlsModel:
             sender.send(flags=_FINAL)
         except pb_utils.TritonModelException as error:
             sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))), flags=_FINAL)
+        except Exception as error:  # nobody else would answer the request
+            sender.send(refusal(error), flags=_FINAL)
 
     def _generate(self, inputs: Tensors) -> Iterator[Tensors]:
         prepared = _call("preprocessing", _renamed(inputs, TO_PREPROCESSING), PREPROCESSING_TO_GENERATION)

@@ -38,9 +38,18 @@ _REFUSED = (
     *("bad_words_list", "embedding_bias", "draft_input_ids", "draft_logits", "decoder_input_ids"),
     *("prompt_embedding_table", "lora_task_id", "lora_weights", "lora_config", "encoder_input_features"),
     *("guided_decoding_guide_type", "guided_decoding_guide", "context_phase_params"),
+    *("encoder_output_lengths", "cross_attention_mask", "skip_cross_attn_blocks", "prompt_table_extra_ids"),
+    *("mrope_rotary_cos_sin", "mrope_position_deltas"),
     *("lookahead_window_size", "lookahead_ngram_size", "lookahead_verification_set_size"),
 )
 _FILLER = -1  # NVIDIA's padding of word lists
+# Outputs of the contract that this engine has nothing to say about, filled as NVIDIA's backend fills them. Leaving
+# them out is no choice: perf_analyzer reads every output that is declared, sent or not, and exports broken JSON.
+_PLACEHOLDERS: Tensors = {
+    "sequence_index": np.zeros((1, 1), np.int32),
+    "context_logits": np.zeros((1, 1, 1), np.float32),
+    "generation_logits": np.zeros((1, 1, 1, 1), np.float32),
+}
 
 
 class GenerationCall:
@@ -119,6 +128,7 @@ class Answer:
             "cum_log_probs": np.array([[math.fsum(self._log_probs)]], np.float32),
             "output_log_probs": log_probs,
             "batch_index": np.array([[self._row]], np.int32),
+            **_PLACEHOLDERS,
             **_metric_tensors(
                 event.metrics, real=self._call.return_metrics and event.finish_reason is not None
             ),
@@ -167,15 +177,15 @@ def _refuse_unsupported(tensors: Tensors) -> None:
             choices = " or ".join(f"{value:g}" for value in allowed)
             raise RequestError(f"{name} is {given}; the embedded engine supports only {choices}")
     for name in _REFUSED:
-        if name in tensors and not _is_blank(tensors[name]):
+        if name in tensors and not is_blank(tensors[name]):
             raise RequestError(f"{name} is not supported by the embedded engine; leave it out")
 
 
-def _is_blank(value: NDArray[Any]) -> bool:
+def is_blank(value: NDArray[Any]) -> bool:
     """Nothing, or only the fillers with which NVIDIA's preprocessing pads (0 and -1)."""
     if value.dtype == object:
         return not any(value.ravel())
-    return bool(np.isin(value, (0, _FILLER)).all())
+    return bool(((value == 0) | (value == _FILLER)).all())
 
 
 def _required(tensors: Tensors, name: str) -> NDArray[Any]:

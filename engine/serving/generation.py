@@ -1,7 +1,7 @@
 """The `tensorrt_llm` model on the embedded engine."""
 
-import itertools
 import math
+import secrets
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -55,24 +55,36 @@ class GenerationModel:
     def execute(self, requests: list[Any]) -> None:
         """Start generations; their responses follow from the engine's thread."""
         for request in requests:
-            inputs = tensors(request)
-            if "stop" in inputs and inputs["stop"].any():
-                self._stop(request, inputs)
-            else:
-                exchange = _Exchange(request, self._exchanges)
-                exchange.start(inputs, self._service, self._end_ids, self._exclude_input)
+            try:
+                self._start(request, tensors(request))
+            except Exception as error:  # one request's fault is not to become that of its neighbours
+                request.get_response_sender().send(refusal(error), flags=_FINAL)
+
+    def _start(self, request: Any, inputs: Tensors) -> None:
+        if "stop" in inputs and inputs["stop"].any():
+            self._stop(request, inputs)
+            return
+        call = GenerationCall(inputs, self._end_ids, self._exclude_input)
+        _Exchange(request, self._exchanges).start(call, self._service)
 
     def _stop(self, request: Any, inputs: Tensors) -> None:
         """End a generation: that of the handle, or as with NVIDIA's backend those of the request's own id."""
-        handle = int(np.ravel(inputs["generation_handle"])[0]) if "generation_handle" in inputs else None
-        for exchange in list(self._exchanges.values()):
-            if (
-                exchange.handle == handle
-                if handle is not None
-                else exchange.request_id == request.request_id()
-            ):
-                exchange.stopped = True
+        if "generation_handle" in inputs:
+            handle = int(np.ravel(inputs["generation_handle"])[0])
+            meant = [exchange for exchange in self._open() if exchange.handle == handle]
+        elif request.request_id():
+            meant = [exchange for exchange in self._open() if exchange.request_id == request.request_id()]
+        else:
+            raise RequestError(
+                "stop is set but the request has no id; give it that of the request to be stopped"
+            )
+        for exchange in meant:
+            exchange.stopped = True
         request.get_response_sender().send(flags=_FINAL)
+
+    def _open(self) -> list["_Exchange"]:
+        """A copy, since the engine's thread takes out what has ended."""
+        return list(self._exchanges.values())
 
     def finalize(self) -> None:
         """End what still runs."""
@@ -83,13 +95,12 @@ class _Exchange:
     """One Triton request and its responses.
 
     Triton does not tell a running step of an ensemble that its client has gone. So `postprocessing`, which is
-    told, says so here by `stop`, naming the handle that came with the tokens.
+    told, says so here by `stop`, naming the handle that came with the tokens. The handle is random: whoever
+    does not have it cannot stop what others have running.
     """
 
-    _handles = itertools.count(1)
-
     def __init__(self, request: Any, open_exchanges: dict[int, "_Exchange"]) -> None:
-        self.handle = next(self._handles)
+        self.handle = secrets.randbits(64)
         self.request_id = request.request_id()
         self.stopped = False
         self._sender = request.get_response_sender()
@@ -97,14 +108,7 @@ class _Exchange:
         self._exchanges = open_exchanges
         self._open = 0
 
-    def start(
-        self, inputs: Tensors, service: EngineService, end_ids: frozenset[int], exclude_input: bool
-    ) -> None:
-        try:
-            call = GenerationCall(inputs, end_ids, exclude_input)
-        except RequestError as error:
-            self._sender.send(refusal(error), flags=_FINAL)
-            return
+    def start(self, call: GenerationCall, service: EngineService) -> None:
         self._open = len(call.requests)
         self._exchanges[self.handle] = self
         for row, request in enumerate(call.requests):

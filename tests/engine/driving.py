@@ -145,6 +145,18 @@ class BranchingOracle:
         return TokenTree(tuple(tokens), tuple(parents))
 
 
+class WatchedRunner(OpenVinoRunner):
+    """A real runner that remembers its inputs in `batches`."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, num_blocks=NUM_BLOCKS, threads=THREADS)
+        self.batches: list[list[SequenceInput]] = []
+
+    def forward(self, batch: Sequence[SequenceInput]) -> NDArray[np.float32]:
+        self.batches.append(list(batch))
+        return super().forward(batch)
+
+
 class PoisonedRunner(OpenVinoRunner):
     """A real runner that spoils the logits of the inputs that `poisoned` picks."""
 

@@ -1,4 +1,4 @@
-"""What ends a request: its length, a stop sequence, an end token; with drafts across that place and without."""
+"""What ends a request: its length, a stop sequence, an end token; also in the middle of a draft."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -119,10 +119,20 @@ def test_unfinished_sweep_has_a_report_that_says_so(tmp_path: Path) -> None:
     assert any("interrupted with 1 of 18 cells" in sentence for sentence in findings(report))
 
 
+@pytest.mark.parametrize(("arms", "cells", "failing"), [(1, None, 0), (2, 0, 0), (2, None, 99)])
+def test_there_is_always_a_page(tmp_path: Path, arms: int, cells: int | None, failing: int) -> None:
+    """With nothing to compare with, nothing finished, or nothing but failures."""
+    asked = SweepSettings(arms=SETTINGS.arms[:arms], concurrency=(1,), rounds=1, max_tokens=4)
+    simulate_sweep(tmp_path / "run", asked, cells=cells, failing=failing)
+    report = write_report(tmp_path / "run")
+    assert report.speedups == []
+    assert Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8")).open == []
+
+
 def test_findings_name_the_turning_point(report: Report) -> None:
     text = " ".join(findings(report))
     assert "At 1 user, anpd gives" in text
-    assert "For anpd, it pays up to 1 user and it is slower from 16 users on." in text
+    assert "anpd pays up to 1 user and is slower from 16 users on." in text
 
 
 def test_table_and_last_line(run: Path, report: Report) -> None:
