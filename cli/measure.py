@@ -9,7 +9,7 @@ from cli.common import SpecArgument, console, errors, read_spec, told
 from cli.prepare import build_deployment
 from cli.serve import running_server
 from client import ChatTemplate, DrafthouseClient
-from deployments.spec import DeploymentSpec
+from deployments.spec import DeploymentSpec, with_loadtest
 from loadtest.progress import Progress
 from loadtest.settings import Arm, SweepSettings
 from loadtest.sweep import run_sweep
@@ -20,15 +20,30 @@ _GREETING = "Explain in two sentences why the sky is blue."
 
 def loadtest(
     spec_path: SpecArgument,
+    prompts: Annotated[Path | None, typer.Option(help="JSONL of prompts, instead of the spec's.")] = None,
+    concurrency: Annotated[
+        str | None, typer.Option(help="Users, as in 1,2,4, instead of the spec's.")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(help="Requests of a cell, instead of the spec's.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of a request, instead of the spec's.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Alternating rounds, instead of the spec's.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Directory of the report, instead of the spec's.")
+    ] = None,
     protocol: Annotated[Literal["grpc", "http"], typer.Option(help="What the users speak.")] = "grpc",
     processes: Annotated[int, typer.Option(help="Locust processes to spread the users over.")] = 1,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Measure anew instead of going on with an unfinished sweep.")
+        bool, typer.Option("--fresh", help="Set an earlier report aside and measure anew.")
     ] = False,
 ) -> None:
     """Measure the running server: every load, with speculation off and on, and write the report."""
     with told():
         spec = read_spec(spec_path)
+        users = concurrency.split(",") if concurrency else None
+        changes = {"prompts": prompts, "concurrency": users, "requests": requests, "max_tokens": max_tokens}
+        spec = with_loadtest(spec, {**changes, "rounds": rounds, "report": report})
         _sweep(spec, protocol, processes, fresh=fresh)
 
 
@@ -69,6 +84,9 @@ def _sweep(spec: DeploymentSpec, protocol: Literal["grpc", "http"], processes: i
 def _settings(spec: DeploymentSpec, protocol: Literal["grpc", "http"], processes: int) -> SweepSettings:
     load, serving = spec.loadtest, spec.serving
     port = serving.grpc_port if protocol == "grpc" else serving.http_port
+    arms: tuple[Arm, ...] = (Arm(name="none", num_draft_tokens=0),)
+    if spec.speculation.method != "none":
+        arms += (Arm(name=spec.speculation.method),)
     return SweepSettings(
         host=f"{serving.host}:{port}",
         protocol=protocol,
@@ -76,7 +94,7 @@ def _settings(spec: DeploymentSpec, protocol: Literal["grpc", "http"], processes
         prompts=load.prompts.resolve(),
         chat_template=spec.target.model.resolve(),
         max_tokens=load.max_tokens,
-        arms=(Arm(name="none", num_draft_tokens=0), Arm(name=spec.speculation.method)),
+        arms=arms,
         concurrency=load.concurrency,
         request_rates=load.request_rates,
         rounds=load.rounds,

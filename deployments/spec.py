@@ -10,6 +10,7 @@ Example::
 """
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,6 +113,20 @@ class DeploymentSpec(_Section):
     def engine_directory(self) -> Path:
         """Where the compiled target lies: one per target and precision, shared by deployments."""
         return Path("runs/engines") / f"{self.target.model.name}-{self.engine.precision}"
+
+
+def with_loadtest(spec: DeploymentSpec, changes: Mapping[str, Any]) -> DeploymentSpec:
+    """The spec with other values in its `loadtest` section; those that are None stay as they are.
+
+    Raises:
+        SpecError: a value is impossible.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    try:
+        load = LoadtestSpec.model_validate(spec.loadtest.model_dump() | given)
+    except ValidationError as error:
+        raise SpecError("; ".join(_explain(item) for item in error.errors())) from None
+    return spec.model_copy(update={"loadtest": load})
 
 
 def load_spec(path: Path) -> DeploymentSpec:

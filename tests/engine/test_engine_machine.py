@@ -146,7 +146,7 @@ def test_any_sequence_of_calls(precision: str, tiny_targets: TinyTargets) -> Non
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         machine,
         settings=settings(
-            max_examples=50,
+            max_examples=30,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,

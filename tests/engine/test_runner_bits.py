@@ -193,6 +193,6 @@ def test_nothing_is_read_from_unwritten_rows(contexts: Contexts) -> None:
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
 def test_all_of_it_at_full_size_on_every_core(precision: str, tiny_targets: TinyTargets) -> None:
     contexts = Contexts(OpenVinoRunner(tiny_targets.engine(FULL_SIZE, precision), num_blocks=48))
-    check_verified_chains(contexts, (2, 3, 5, 8, 16))
-    check_prompt_chunks(contexts, [[2, 43], [32, 13], [9] * 5])
-    check_neighbours(contexts, (1, 2, 5, 8), steps=3)
+    check_verified_chains(contexts, (2, 8, 16))
+    check_prompt_chunks(contexts, [[2, 43], [32, 13]])
+    check_neighbours(contexts, (1, 2, 8), steps=2)

@@ -1,0 +1,36 @@
+"""One served deployment for all end-to-end tests, and what it has to answer, computed without Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.end_to_end.calls import GrpcCaller
+from tests.end_to_end.deployment import Deployment, deployed, wait_until
+from tests.end_to_end.reference import Reference
+
+
+@pytest.fixture(scope="session")
+def shared_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with deployed(tmp_path_factory.mktemp("deployment"), "byte-level") as deployment:
+        yield deployment
+
+
+@pytest.fixture
+def served(shared_deployment: Deployment) -> Iterator[Deployment]:
+    """The server; whatever a test did, nothing may run and every cache block must be free afterwards."""
+    yield shared_deployment
+    wait_until(shared_deployment.is_idle, "no request runs and all KV blocks are free")
+
+
+@pytest.fixture(scope="session")
+def reference(shared_deployment: Deployment) -> Reference:
+    """Plain decoding of the same engine, in this process."""
+    return Reference(shared_deployment.engine)
+
+
+@pytest.fixture
+def grpc_caller(served: Deployment) -> Iterator[GrpcCaller]:
+    with GrpcCaller(served.grpc) as caller:
+        yield caller
