@@ -2,7 +2,7 @@
 
 import typer
 
-from cli import measure, prepare, serve
+from cli import bench, measure, prepare, serve
 
 app = typer.Typer(
     help="Speculative decoding on Triton Inference Server: build, serve, measure, prove.",
@@ -14,7 +14,7 @@ app = typer.Typer(
 for command in (
     *(prepare.doctor, prepare.model, prepare.build),
     *(serve.serve, serve.generate),
-    *(measure.loadtest, measure.demo),
+    *(measure.loadtest, bench.bench, measure.demo),
 ):
     app.command()(command)
 

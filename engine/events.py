@@ -78,6 +78,16 @@ class EngineStatistics:
         self.drafted_by_position = [0] * self.max_draft_length
         self.accepted_by_position = [0] * self.max_draft_length
 
+    @property
+    def active(self) -> int:
+        """Requests that wait or run."""
+        return self.waiting + self.prefilling + self.decoding
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Acceptance length since the engine started; 0 before the first token."""
+        return self.emitted_tokens / self.request_steps if self.request_steps else 0.0
+
     def count_draft(self, nodes: int, drafted_depth: int, accepted: int) -> None:
         """Add one verified draft: its size and depth, and how many tokens of its path were accepted."""
         self.drafted_tokens += nodes

@@ -1,16 +1,24 @@
 """Speculation counters and load gauges on Triton's own `/metrics`.
 
-Names are those that TensorRT-LLM 1.3 exports (`trtllm_spec_decode_*`, positions counted from 1) and, for load, the
-families of its Triton backend (`nv_trt_llm_*`), so dashboards made for one work with the other. Triton's custom
-metrics crash the server when two threads touch them; `publish` is called from the engine's thread alone.
+Names are those that TensorRT-LLM 1.3 exports (`trtllm_spec_decode_*`, positions counted from 1) and, for load,
+the families of its Triton backend (`nv_trt_llm_*`), so dashboards made for one work with the other.
+
+Triton's custom metrics crash the server when two threads touch them, so `publish` is called from the engine's
+thread alone; and each change of a value is a message to the server that the thread waits for, so values are
+published when the engine falls idle and otherwise ten times a second.
 """
 
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import triton_python_backend_utils as pb_utils
 
 from engine.engine import EngineLimits
 from engine.events import EngineStatistics
+
+_PERIOD_SECONDS = 0.1
 
 
 class _Cache(Protocol):
@@ -23,89 +31,110 @@ class EngineMetrics:
 
     def __init__(self, statistics: EngineStatistics, limits: EngineLimits, cache: _Cache) -> None:
         self._statistics = statistics
-        self._limits = limits
-        self._cache = cache
-        self._published: dict[int, float] = {}
-        self._families: list[Any] = []
-        positions = [str(position) for position in range(1, statistics.max_draft_length + 1)]
-        self._drafted_total = self._counter("trtllm_spec_decode_num_draft_tokens_total", "Drafted tokens")
-        self._accepted_total = self._counter(
-            "trtllm_spec_decode_num_accepted_tokens_total", "Accepted drafted tokens"
-        )
-        self._drafted = self._by_label(
-            "trtllm_spec_decode_drafted_tokens_total", "Steps that drafted so deep", positions
-        )
-        self._accepted = self._by_label(
-            "trtllm_spec_decode_accepted_tokens_total", "Steps that accepted so deep", positions
-        )
-        self._length = self._gauge(
-            "trtllm_spec_decode_acceptance_length", "Tokens per step of a request, since start"
-        )
-        self._overhead = self._gauge("trtllm_spec_decode_draft_overhead", "Share of step time spent drafting")
-        self._decoded = self._gauge(
-            "trtllm_avg_decoded_tokens_per_iter", "Tokens per step of a request, since start"
-        )
-        self._requests = self._gauges(
-            "nv_trt_llm_request_metrics",
-            "Requests by state",
-            "request_type",
-            ("active", "max", "scheduled", "context", "waiting"),
-        )
-        self._blocks = self._gauges(
-            "nv_trt_llm_kv_cache_block_metrics",
-            "KV cache blocks",
-            "kv_cache_block_type",
-            ("max", "free", "used", "tokens_per"),
-        )
-        self.publish()
+        self._families: list[Any] = []  # Triton drops a family with its last reference
+        self._series: list[_Series] = []
+        self._next_time = 0.0
+        self._declare_speculation(statistics)
+        self._declare_load(statistics, limits, cache)
+        self._publish_all()
 
     def publish(self) -> None:
-        """Bring the exported values up to date."""
-        now = self._statistics
-        for position, metric in enumerate(self._drafted):
-            self._raise_to(metric, now.drafted_by_position[position])
-        for position, metric in enumerate(self._accepted):
-            self._raise_to(metric, now.accepted_by_position[position])
-        self._raise_to(self._drafted_total, now.drafted_tokens)
-        self._raise_to(self._accepted_total, now.accepted_tokens)
-        length = now.emitted_tokens / now.request_steps if now.request_steps else 0.0
-        self._length.set(length)
-        self._decoded.set(length)
-        self._overhead.set(now.draft_seconds / now.step_seconds if now.step_seconds else 0.0)
-        running = now.prefilling + now.decoding
-        states = (running + now.waiting, self._limits.max_batch_size, running, now.prefilling, now.waiting)
-        for metric, value in zip(self._requests, states, strict=True):
-            metric.set(value)
-        total = self._cache.num_blocks
-        for metric, value in zip(
-            self._blocks,
-            (total, total - now.used_blocks, now.used_blocks, self._cache.block_size),
-            strict=True,
-        ):
-            metric.set(value)
+        """Bring the exported values up to date, if they are due."""
+        now = time.monotonic()
+        if now >= self._next_time or not self._statistics.active:
+            self._next_time = now + _PERIOD_SECONDS
+            self._publish_all()
 
-    def _raise_to(self, metric: Any, value: float) -> None:
-        """Counters can only be raised, by the difference to what was published."""
-        change = value - self._published.get(id(metric), 0.0)
-        if change > 0:
-            metric.increment(change)
-            self._published[id(metric)] = value
+    def _publish_all(self) -> None:
+        for series in self._series:
+            series.publish()
 
-    def _family(self, name: str, description: str, kind: int) -> Any:
-        family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
-        self._families.append(family)
-        return family
+    def _declare_speculation(self, now: EngineStatistics) -> None:
+        counters: dict[str, tuple[str, Callable[[], float]]] = {
+            "trtllm_spec_decode_num_draft_tokens_total": ("Drafted tokens", lambda: now.drafted_tokens),
+            "trtllm_spec_decode_num_accepted_tokens_total": (
+                "Drafted tokens that were accepted",
+                lambda: now.accepted_tokens,
+            ),
+        }
+        for name, (description, value) in counters.items():
+            self._add(self._family(name, description, counter=True), {}, value, counter=True)
+        by_position: dict[str, tuple[str, list[int]]] = {
+            "trtllm_spec_decode_drafted_tokens_total": (
+                "Drafts that reached so deep",
+                now.drafted_by_position,
+            ),
+            "trtllm_spec_decode_accepted_tokens_total": (
+                "Drafts that were accepted so deep",
+                now.accepted_by_position,
+            ),
+        }
+        for name, (description, values) in by_position.items():
+            family = self._family(name, description, counter=True)
+            for position in range(now.max_draft_length):
+                labels = {"token_position": str(position + 1)}
+                self._add(family, labels, partial(values.__getitem__, position), counter=True)
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
+            "trtllm_spec_decode_acceptance_length": (
+                "Tokens per step of a request",
+                lambda: now.tokens_per_step,
+            ),
+            "trtllm_avg_decoded_tokens_per_iter": (
+                "Tokens per step of a request",
+                lambda: now.tokens_per_step,
+            ),
+            "trtllm_spec_decode_draft_overhead": (
+                "Share of step time spent drafting",
+                lambda: now.draft_seconds / (now.step_seconds or 1.0),
+            ),
+        }
+        for name, (description, gauge) in gauges.items():
+            self._add(self._family(name, description), {}, gauge)
 
-    def _counter(self, name: str, description: str) -> Any:
-        return self._family(name, description, pb_utils.MetricFamily.COUNTER).Metric(labels={})
+    def _declare_load(self, now: EngineStatistics, limits: EngineLimits, cache: _Cache) -> None:
+        requests: dict[str, Callable[[], float]] = {
+            "active": lambda: now.active,
+            "max": lambda: limits.max_batch_size,
+            "scheduled": lambda: now.prefilling + now.decoding,
+            "context": lambda: now.prefilling,
+            "waiting": lambda: now.waiting,
+        }
+        family = self._family("nv_trt_llm_request_metrics", "Requests by state")
+        for state, value in requests.items():
+            self._add(family, {"request_type": state}, value)
+        blocks: dict[str, Callable[[], float]] = {
+            "max": lambda: cache.num_blocks,
+            "free": lambda: cache.num_blocks - now.used_blocks,
+            "used": lambda: now.used_blocks,
+            "tokens_per": lambda: cache.block_size,
+        }
+        family = self._family("nv_trt_llm_kv_cache_block_metrics", "KV cache blocks")
+        for kind, value in blocks.items():
+            self._add(family, {"kv_cache_block_type": kind}, value)
 
-    def _by_label(self, name: str, description: str, positions: list[str]) -> list[Any]:
-        family = self._family(name, description, pb_utils.MetricFamily.COUNTER)
-        return [family.Metric(labels={"token_position": position}) for position in positions]
+    def _family(self, name: str, description: str, *, counter: bool = False) -> Any:
+        kind = pb_utils.MetricFamily.COUNTER if counter else pb_utils.MetricFamily.GAUGE
+        self._families.append(pb_utils.MetricFamily(name=name, description=description, kind=kind))
+        return self._families[-1]
 
-    def _gauge(self, name: str, description: str) -> Any:
-        return self._family(name, description, pb_utils.MetricFamily.GAUGE).Metric(labels={})
+    def _add(
+        self, family: Any, labels: dict[str, str], value: Callable[[], float], *, counter: bool = False
+    ) -> None:
+        self._series.append(_Series(family.Metric(labels=labels), value, counter))
 
-    def _gauges(self, name: str, description: str, label: str, values: tuple[str, ...]) -> list[Any]:
-        family = self._family(name, description, pb_utils.MetricFamily.GAUGE)
-        return [family.Metric(labels={label: value}) for value in values]
+
+class _Series:
+    """One exported value; it is sent only when it has changed, counters as the difference."""
+
+    def __init__(self, metric: Any, value: Callable[[], float], counter: bool) -> None:
+        self._metric, self._value, self._counter = metric, value, counter
+        self._published = 0.0
+
+    def publish(self) -> None:
+        value = self._value()
+        if value != self._published:
+            if self._counter:
+                self._metric.increment(value - self._published)
+            else:
+                self._metric.set(value)
+            self._published = value

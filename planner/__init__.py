@@ -1,0 +1,1 @@
+"""What to run when: measured cost today (`drafthouse bench`), profile and plan to come."""

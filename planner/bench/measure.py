@@ -1,0 +1,222 @@
+"""Measures the embedded engine: step cost by verified tokens and by batch, tokens a second, bound and peer.
+
+Everything that is compared alternates within one run, since timings on shared machines drift by a factor of two:
+each round measures every subject once, and ratios are medians of the rounds' own ratios.
+
+Example::
+
+    result = run_bench(Path("runs/engines/smollm2-135m-int8"), gguf=None, rounds=7)
+    print(result.ratio("8 tokens", "1 token"))
+"""
+
+import json
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.engine import Engine, EngineLimits
+from engine.manifest import MODEL_NAME
+from engine.openvino_runner import OpenVinoRunner
+from engine.request import GenerationRequest
+from engine.runner import SequenceInput
+from engine.verification import verify_greedy
+from speculators.registry import create
+from speculators.tree import TokenTree
+
+CONTEXT = 256  # tokens in the cache before a measured step
+TOKENS = (1, 2, 4, 8, 16)
+BATCHES = (1, 2, 4, 8, 16)
+_REPEATS = 8  # steps of one subject in one round
+_GENERATED = 96  # tokens of one generation in one round
+
+Subject = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """Raw figures by subject, one a round: milliseconds a step, or tokens a second."""
+
+    engine: str
+    weight_bytes: int
+    rounds: Mapping[str, list[float]]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    def median(self, subject: str) -> float:
+        """Median over the rounds."""
+        return statistics.median(self.rounds[subject])
+
+    def spread(self, subject: str) -> tuple[float, float]:
+        """Least and greatest over the rounds."""
+        return min(self.rounds[subject]), max(self.rounds[subject])
+
+    def ratio(self, subject: str, base: str) -> float:
+        """Median of the rounds' own ratios of two subjects."""
+        pairs = zip(self.rounds[subject], self.rounds[base], strict=True)
+        return statistics.median(value / reference for value, reference in pairs)
+
+    @property
+    def bound_ms(self) -> float:
+        """Least time of a step at batch 1: reading every weight once at the measured bandwidth."""
+        return self.weight_bytes / (self.median("bandwidth GB/s") * 1e9) * 1e3
+
+    def to_json(self) -> str:
+        """One line for programs."""
+        figures = {name: [round(value, 4) for value in values] for name, values in self.rounds.items()}
+        return json.dumps(
+            {
+                "engine": self.engine,
+                "weight_bytes": self.weight_bytes,
+                "bound_ms": round(self.bound_ms, 3),
+                "rounds": figures,
+                "environment": dict(self.environment),
+            }
+        )
+
+
+def run_bench(
+    engine_directory: Path,
+    *,
+    others: Mapping[str, Subject],
+    rounds: int,
+    threads: int = 0,
+    report: Callable[[str], None] = lambda line: None,
+) -> BenchResult:
+    """Measure the engine in a directory, alternating with other subjects.
+
+    Args:
+        engine_directory: a compiled engine.
+        others: what else to measure, each a call that returns its figure (peers, the served engine).
+        rounds: how often each subject is measured; one more round warms up.
+        threads: of the engine; 0 for all cores.
+        report: gets a line a round.
+
+    Raises:
+        EngineError: the engine cannot be loaded.
+    """
+    runner = OpenVinoRunner(engine_directory, num_blocks=BATCHES[-1] * 64, threads=threads)
+    weight_bytes = (engine_directory / f"{MODEL_NAME}.data").stat().st_size
+    subjects = {
+        **_steps(runner),
+        **_generations(runner),
+        "bandwidth GB/s": _Bandwidth(weight_bytes),
+        **others,
+    }
+    figures: dict[str, list[float]] = {name: [] for name in subjects}
+    for number in range(rounds + 1):
+        report("warming up" if number == 0 else f"round {number} of {rounds}")
+        for name, subject in subjects.items():
+            figure = subject()
+            if number:
+                figures[name].append(figure)
+    environment = {**_environment(), "versions": runner.manifest.versions, "context": CONTEXT}
+    return BenchResult(engine_directory.name, weight_bytes, figures, environment)
+
+
+def genai_subject(gguf: Path) -> Subject | None:
+    """openvino-genai on the GGUF file that the engine was made from, tokens a second; None if not installed.
+
+    Its own figure is used: time per output token after the first, without tokenising.
+    """
+    try:
+        import openvino_genai
+    except ImportError:
+        return None
+    pipeline = openvino_genai.LLMPipeline(str(gguf), "CPU")
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens, config.ignore_eos, config.do_sample = _GENERATED, True, False
+    prompt = "Tell me a long story about a ship and its crew. " * (CONTEXT // 12)
+
+    def measure() -> float:
+        metrics = pipeline.generate([prompt], config).perf_metrics
+        return 1e3 / float(metrics.get_tpot().mean)
+
+    return measure
+
+
+def _steps(runner: OpenVinoRunner) -> dict[str, Subject]:
+    """Verification steps: one request with so many tokens, and so many requests with one."""
+    subjects: dict[str, Subject] = {}
+    for count in TOKENS:
+        subjects[f"{count} token" + "s" * (count > 1)] = _Step(runner, 1, count)
+    for batch in BATCHES[1:]:
+        subjects[f"batch {batch}"] = _Step(runner, batch, 1)
+    return subjects
+
+
+class _Step:
+    """Median milliseconds of a step: forward pass and greedy verification."""
+
+    def __init__(self, runner: OpenVinoRunner, batch: int, tokens: int) -> None:
+        blocks = -(-(CONTEXT + tokens) // runner.block_size)
+        drafted = list(range(100, 100 + tokens))
+        self._runner = runner
+        self._tree = TokenTree.chain(drafted[1:])
+        self._batch = [
+            SequenceInput(drafted, CONTEXT, range(row * blocks, (row + 1) * blocks)) for row in range(batch)
+        ]
+
+    def __call__(self) -> float:
+        times = []
+        for _ in range(_REPEATS):
+            started = time.perf_counter()
+            logits = self._runner.forward(self._batch)
+            for row in range(len(self._batch)):
+                rows = logits[row * (len(self._tree) + 1) : (row + 1) * (len(self._tree) + 1)]
+                verify_greedy(self._tree, rows, row)
+            times.append((time.perf_counter() - started) * 1e3)
+        return statistics.median(times)
+
+
+def _generations(runner: OpenVinoRunner) -> dict[str, Subject]:
+    """Plain decoding through the whole engine, tokens a second after the prompts."""
+
+    def measure(batch: int) -> float:
+        engine = Engine(runner, create("none"), EngineLimits(max_batch_size=batch))
+        stamps: list[int] = []
+        for row in range(batch):
+            prompt = tuple(range(200 + row, 200 + row + CONTEXT))
+            engine.submit(
+                GenerationRequest(prompt, _GENERATED), lambda event: stamps.append(time.perf_counter_ns())
+            )
+        while engine.step():
+            pass
+        # From the step after the last prompt has been read, when every request decodes.
+        window = stamps[-batch * (_GENERATED // 2) :]
+        return (len(window) - batch) / (window[-1] - window[batch - 1]) * 1e9
+
+    return {f"engine, batch {batch}, tokens/s": lambda batch=batch: measure(batch) for batch in (1, 8)}  # type: ignore[misc]
+
+
+class _Bandwidth:
+    """GB/s at which all cores together read a buffer as large as the weights, again and again."""
+
+    def __init__(self, size: int) -> None:
+        self._parts = np.array_split(np.ones(size // 8, np.int64), _cores())
+
+    def __call__(self) -> float:
+        times = []
+        for _ in range(_REPEATS):
+            threads = [threading.Thread(target=part.max) for part in self._parts]
+            started = time.perf_counter()
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            times.append(time.perf_counter() - started)
+        return sum(part.nbytes for part in self._parts) / statistics.median(times) / 1e9
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+def _environment() -> dict[str, Any]:
+    return {"python": platform.python_version(), "machine": platform.machine(), "cores": _cores()}
