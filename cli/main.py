@@ -2,7 +2,7 @@
 
 import typer
 
-from cli import bench, measure, prepare, serve
+from cli import bench, measure, prepare, serve, verify
 
 app = typer.Typer(
     help="Speculative decoding on Triton Inference Server: build, serve, measure, prove.",
@@ -13,7 +13,7 @@ app = typer.Typer(
 )
 for command in (
     *(prepare.doctor, prepare.model, prepare.build),
-    *(serve.serve, serve.generate),
+    *(serve.serve, serve.generate, verify.verify),
     *(measure.loadtest, bench.bench, measure.demo),
 ):
     app.command()(command)

@@ -13,9 +13,13 @@ from dataclasses import dataclass
 
 from engine.engine import Engine
 from engine.events import Event, RequestMetrics, Sink
-from engine.request import GenerationRequest, RequestError
+from engine.request import GenerationRequest
 
 _log = logging.getLogger(__name__)
+
+
+def _always() -> bool:
+    return True
 
 
 @dataclass(slots=True, eq=False)
@@ -80,12 +84,16 @@ class EngineService:
         def sink(event: Event) -> None:
             if event.finish_reason:
                 self._active.remove(submission)
-            submission.sink(event)
+            try:
+                submission.sink(event)
+            except Exception:  # the other requests of the step must not pay for it
+                _log.exception("a response could not be sent; its request is ended")
+                submission.abandoned = _always
 
         self._active.append(submission)
         try:
             submission.engine_id = self._engine.submit(submission.request, sink)
-        except RequestError as error:
+        except Exception as error:
             metrics = RequestMetrics(len(submission.request.prompt), arrival_ns=0)
             sink(Event(0, (), metrics, finish_reason="error", error=error))
 

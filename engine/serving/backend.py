@@ -5,6 +5,7 @@ Runs inside Triton's Python backend only, which provides `triton_python_backend_
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,21 @@ def refusal(error: Exception) -> Any:
         message, code = str(error), pb_utils.TritonError.UNAVAILABLE
     elif isinstance(error, RequestError):
         message, code = f"invalid request: {error}", pb_utils.TritonError.INVALID_ARG
+    elif isinstance(error, CancelledError):
+        message, code = "the request was cancelled", pb_utils.TritonError.CANCELLED
+    elif isinstance(error, pb_utils.TritonModelException):
+        message = str(error)  # another model's refusal, passed on word for word
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+
+def refuse(sender: Any, error: Exception) -> None:
+    """End a request of a decoupled model with an error.
+
+    The final flag goes apart: an error that carries it and is not the first response never reaches a caller
+    within the server, who then waits for ever (Triton 2.51).
+    """
+    sender.send(refusal(error))
+    sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def stop_generation(model: str, handle: NDArray[Any]) -> None:

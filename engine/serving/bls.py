@@ -10,7 +10,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from engine.serving.backend import call_model, parameters, refusal, stop_generation
+from engine.serving.backend import call_model, parameters, refuse, stop_generation
 from engine.serving.wiring import (
     GENERATION_OUTPUTS,
     GENERATION_TO_POSTPROCESSING,
@@ -51,10 +51,8 @@ class BlsModel:
                 outputs = self._outputs(generated)
                 sender.send(pb_utils.InferenceResponse([t for t in outputs if t.name() in wanted]))
             sender.send(flags=_FINAL)
-        except pb_utils.TritonModelException as error:
-            sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))), flags=_FINAL)
-        except Exception as error:  # nobody else would answer the request
-            sender.send(refusal(error), flags=_FINAL)
+        except Exception as error:  # a model's refusal, or a fault of ours: nobody else would tell the client
+            refuse(sender, error)
 
     def _generate(self, inputs: Tensors) -> Iterator[Tensors]:
         prepared = _call("preprocessing", _renamed(inputs, TO_PREPROCESSING), PREPROCESSING_TO_GENERATION)

@@ -3,6 +3,7 @@
 import math
 import secrets
 from collections.abc import Mapping
+from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from engine.manifest import check_fits
 from engine.openvino_runner import OpenVinoRunner
 from engine.request import RequestError
 from engine.service import EngineService
-from engine.serving.backend import directory, parameters, refusal, response, tensors
+from engine.serving.backend import directory, parameters, refusal, refuse, response, tensors
 from engine.serving.contract import Answer, GenerationCall, Tensors
 from engine.serving.metrics import EngineMetrics
 from speculators.registry import create, settings_of
@@ -58,7 +59,7 @@ class GenerationModel:
             try:
                 self._start(request, tensors(request))
             except Exception as error:  # one request's fault is not to become that of its neighbours
-                request.get_response_sender().send(refusal(error), flags=_FINAL)
+                refuse(request.get_response_sender(), error)
 
     def _start(self, request: Any, inputs: Tensors) -> None:
         if "stop" in inputs and inputs["stop"].any():
@@ -103,6 +104,7 @@ class _Exchange:
         self.handle = secrets.randbits(64)
         self.request_id = request.request_id()
         self.stopped = False
+        self._failed = False
         self._sender = request.get_response_sender()
         self._wanted = request.requested_output_names()
         self._exchanges = open_exchanges
@@ -118,19 +120,21 @@ class _Exchange:
         return self.stopped or self._sender.is_cancelled()
 
     def _send(self, answer: Answer, event: Event) -> None:
+        """Pass on an event of one row. What ends a row with an error ends the request and its other rows."""
         if event.finish_reason:
             self._open -= 1
-        flags = 0 if self._open else _FINAL
-        if not self._open:
+        last = not self._open
+        if last:
             del self._exchanges[self.handle]
-        if event.error is not None:
-            self._sender.send(refusal(event.error), flags=flags)
-        elif event.finish_reason == "cancelled":
-            error = pb_utils.TritonError("the request was cancelled", pb_utils.TritonError.CANCELLED)
-            self._sender.send(pb_utils.InferenceResponse(error=error), flags=flags)
-        elif outputs := answer.add(event):
+        error = CancelledError() if event.finish_reason == "cancelled" else event.error
+        if error is not None and not self._failed:
+            self._failed = self.stopped = True
+            self._sender.send(refusal(error))
+        elif not self._failed and (outputs := answer.add(event)):
             outputs["generation_handle"] = np.array([[self.handle]], np.uint64)
-            self._sender.send(response(outputs, self._wanted), flags=flags)
+            self._sender.send(response(outputs, self._wanted), flags=_FINAL if last else 0)
+        if self._failed and last:
+            self._sender.send(flags=_FINAL)  # see `refuse` for why apart
 
 
 def open_runner(spec: DeploymentSpec, directory: Any) -> OpenVinoRunner:

@@ -5,7 +5,7 @@ each round measures every subject once, and ratios are medians of the rounds' ow
 
 Example::
 
-    result = run_bench(Path("runs/engines/smollm2-135m-int8"), gguf=None, rounds=7)
+    result = run_bench(Path("runs/engines/smollm2-135m-int8"), others={}, rounds=7)
     print(result.ratio("8 tokens", "1 token"))
 """
 
@@ -103,10 +103,10 @@ def run_bench(
     """
     runner = OpenVinoRunner(engine_directory, num_blocks=BATCHES[-1] * 64, threads=threads)
     weight_bytes = (engine_directory / f"{MODEL_NAME}.data").stat().st_size
-    subjects = {
+    subjects: dict[str, Subject] = {
         **_steps(runner),
         **_generations(runner),
-        "bandwidth GB/s": _Bandwidth(weight_bytes),
+        "bandwidth GB/s": _Bandwidth(weight_bytes, threads or _cores()),
         **others,
     }
     figures: dict[str, list[float]] = {name: [] for name in subjects}
@@ -179,10 +179,11 @@ def _generations(runner: OpenVinoRunner) -> dict[str, Subject]:
     """Plain decoding through the whole engine, tokens a second after the prompts."""
 
     def measure(batch: int) -> float:
-        engine = Engine(runner, create("none"), EngineLimits(max_batch_size=batch))
+        limits = EngineLimits(max_batch_size=batch, max_sequence_length=runner.max_sequence_length)
+        engine = Engine(runner, create("none"), limits)
         stamps: list[int] = []
         for row in range(batch):
-            prompt = tuple(range(200 + row, 200 + row + CONTEXT))
+            prompt = tuple((row + position) % runner.vocab_size for position in range(CONTEXT))
             engine.submit(
                 GenerationRequest(prompt, _GENERATED), lambda event: stamps.append(time.perf_counter_ns())
             )
@@ -196,10 +197,10 @@ def _generations(runner: OpenVinoRunner) -> dict[str, Subject]:
 
 
 class _Bandwidth:
-    """GB/s at which all cores together read a buffer as large as the weights, again and again."""
+    """GB/s at which as many threads as the engine has read a buffer as large as the weights, again and again."""
 
-    def __init__(self, size: int) -> None:
-        self._parts = np.array_split(np.ones(size // 8, np.int64), _cores())
+    def __init__(self, size: int, threads: int) -> None:
+        self._parts = np.array_split(np.ones(size // 8, np.int64), threads)
 
     def __call__(self) -> float:
         times = []

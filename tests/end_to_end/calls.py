@@ -14,7 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc as services
-from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, serialize_byte_tensor, triton_to_np_dtype
+from tritonclient.utils import (
+    deserialize_bytes_tensor,
+    np_to_triton_dtype,
+    serialize_byte_tensor,
+    triton_to_np_dtype,
+)
 
 Tensors = Mapping[str, NDArray[Any]]
 _SECONDS = 30.0
@@ -74,7 +79,9 @@ def write_message(model: str, tensors: Tensors, request_id: str = "") -> message
     for name, values in tensors.items():
         datatype = np_to_triton_dtype(values.dtype)
         message.inputs.add(name=name, datatype=datatype, shape=values.shape)
-        raw = serialize_byte_tensor(values).item() if datatype == "BYTES" and values.size else values.tobytes()
+        raw = (
+            serialize_byte_tensor(values).item() if datatype == "BYTES" and values.size else values.tobytes()
+        )
         message.raw_input_contents.append(b"" if values.size == 0 else raw)
     return message
 
@@ -84,7 +91,9 @@ def read_message(message: messages.ModelInferResponse) -> Tensors:
     found = {}
     for output, raw in zip(message.outputs, message.raw_output_contents, strict=True):
         text = output.datatype == "BYTES"
-        flat = deserialize_bytes_tensor(raw) if text else np.frombuffer(raw, triton_to_np_dtype(output.datatype))
+        flat = (
+            deserialize_bytes_tensor(raw) if text else np.frombuffer(raw, triton_to_np_dtype(output.datatype))
+        )
         found[output.name] = flat.reshape(tuple(output.shape))
     return found
 
@@ -129,7 +138,9 @@ def whole_tokens(answers: list[Tensors]) -> list[int]:
     return [token for answer in answers for token in answer["output_ids"].ravel().tolist()]
 
 
-def http_post(address: str, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
+def http_post(
+    address: str, path: str, body: bytes, headers: Mapping[str, str] | None = None
+) -> tuple[int, bytes]:
     """Status and body of the answer."""
     connection = http.client.HTTPConnection(address, timeout=_SECONDS)
     try:
@@ -140,7 +151,9 @@ def http_post(address: str, path: str, body: bytes, headers: Mapping[str, str] |
         connection.close()
 
 
-def http_generate(address: str, fields: Mapping[str, Any], model: str = "ensemble", stream: bool = False) -> list[Any]:
+def http_generate(
+    address: str, fields: Mapping[str, Any], model: str = "ensemble", stream: bool = False
+) -> list[Any]:
     """The JSON objects that `/generate` (one) or `/generate_stream` (one an event) answers with."""
     path = f"/v2/models/{model}/generate" + "_stream" * stream
     status, body = http_post(address, path, json.dumps(fields).encode())

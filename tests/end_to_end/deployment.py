@@ -47,7 +47,9 @@ class Deployment:
 
     def metrics(self) -> dict[str, float]:
         """All of Triton's metrics without a model label: `name`, or `name/value` for those with one label."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.server.metrics_port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{self.server.metrics_port}/metrics", timeout=10
+        ) as answer:
             samples = (_SAMPLE.match(line) for line in answer.read().decode().splitlines())
         found = {}
         for name, labels, value in (sample.groups() for sample in samples if sample):
@@ -66,7 +68,10 @@ class Deployment:
         """Nothing runs and every block of the KV cache is free."""
         metrics = self.metrics()
         blocks = "nv_trt_llm_kv_cache_block_metrics"
-        return metrics["nv_trt_llm_request_metrics/active"] == 0 and metrics[f"{blocks}/free"] == metrics[f"{blocks}/max"]
+        return (
+            metrics["nv_trt_llm_request_metrics/active"] == 0
+            and metrics[f"{blocks}/free"] == metrics[f"{blocks}/max"]
+        )
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:

@@ -56,9 +56,7 @@ def test_token_level_model(grpc_caller: GrpcCaller, reference: Reference, stream
 
 @of_each_text_model
 @streamed_or_not
-def test_batch_of_prompts(
-    grpc_caller: GrpcCaller, reference: Reference, model: str, stream: bool
-) -> None:
+def test_batch_of_prompts(grpc_caller: GrpcCaller, reference: Reference, model: str, stream: bool) -> None:
     answers = grpc_caller.infer(model, text_inputs(*PROMPTS, max_tokens=24, stream=stream))
     texts = [whole_text(answers, row) for row in range(len(PROMPTS))]
     assert texts == [reference.text(prompt, 24) for prompt in PROMPTS]
@@ -77,9 +75,7 @@ def test_batch_with_values_of_their_own(grpc_caller: GrpcCaller, reference: Refe
 
 
 @of_each_text_model
-def test_prompt_in_the_output_if_asked_for(
-    grpc_caller: GrpcCaller, reference: Reference, model: str
-) -> None:
+def test_prompt_in_the_output_if_asked_for(grpc_caller: GrpcCaller, reference: Reference, model: str) -> None:
     continuation = reference.text(PROMPTS[0])
     excluded = grpc_caller.infer(model, text_inputs(PROMPTS[0], exclude_input_in_output=True))
     included = grpc_caller.infer(model, text_inputs(PROMPTS[0], exclude_input_in_output=False))
@@ -160,7 +156,9 @@ def test_seeded_samples(grpc_caller: GrpcCaller, reference: Reference, model: st
     expected = reference.tokens(PROMPTS[1], 48, sampling=params)
     assert expected != reference.tokens(PROMPTS[1], 48)
     for drafted in (0, 7):
-        inputs = text_inputs(PROMPTS[1], max_tokens=48, **chances, **{name: 2**63 + 5}, num_draft_tokens=drafted)
+        inputs = text_inputs(
+            PROMPTS[1], max_tokens=48, **chances, **{name: 2**63 + 5}, num_draft_tokens=drafted
+        )
         assert whole_tokens(grpc_caller.infer(model, inputs)) == expected
 
 
@@ -172,13 +170,17 @@ def test_samples_without_a_seed_differ(grpc_caller: GrpcCaller) -> None:
 
 def test_another_seed_gives_another_sample(grpc_caller: GrpcCaller) -> None:
     samples = [
-        whole_tokens(grpc_caller.infer("ensemble", text_inputs(PROMPTS[1], max_tokens=32, temperature=1.5, seed=seed)))
+        whole_tokens(
+            grpc_caller.infer("ensemble", text_inputs(PROMPTS[1], max_tokens=32, temperature=1.5, seed=seed))
+        )
         for seed in (1, 2)
     ]
     assert samples[0] != samples[1]
 
 
-@pytest.mark.parametrize("greedy", [{}, {"temperature": 0.0}, {"temperature": 1.0, "top_k": 1}, {"top_p": 0.0}])
+@pytest.mark.parametrize(
+    "greedy", [{}, {"temperature": 0.0}, {"temperature": 1.0, "top_k": 1}, {"top_p": 0.0}]
+)
 def test_greedy_in_all_its_spellings(
     grpc_caller: GrpcCaller, reference: Reference, greedy: dict[str, float]
 ) -> None:

@@ -1,0 +1,99 @@
+"""`drafthouse verify`: is the served output the target's own?"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.common import SpecArgument, console, progress, read_spec, told
+from client import ChatTemplate, DrafthouseClient
+from deployments.spec import DeploymentSpec
+from engine.lossless.served import Output, VerifySettings, summary, verify_served
+from engine.openvino_runner import OpenVinoRunner
+from engine.serving.text import TextCodec
+from loadtest.prompts import load, select
+
+_RECORDS = Path("runs/verify")
+
+
+def verify(
+    spec_path: SpecArgument,
+    prompts: Annotated[Path | None, typer.Option(help="JSONL of prompts, instead of the spec's.")] = None,
+    count: Annotated[int, typer.Option(help="Prompts to take, balanced over the categories.")] = 60,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 128,
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the statistical runs.")] = False,
+) -> None:
+    """Check the running server: greedy and sampled output with and without speculation, and statistics."""
+    with told():
+        spec = read_spec(spec_path)
+        settings = VerifySettings(max_tokens=max_tokens)
+        if quick:
+            settings = replace(settings, joint_runs=20_000, control_runs=5_000)
+        chosen = _prompts(spec, prompts or spec.loadtest.prompts, count, max_tokens)
+        runner = OpenVinoRunner(
+            spec.engine_directory, num_blocks=8 * -(-spec.engine.max_sequence_length // 32)
+        )
+        outputs: list[Output] = []
+        checks = []
+        address = f"{spec.serving.host}:{spec.serving.grpc_port}"
+        end_ids = frozenset(runner.manifest.end_ids)
+        with DrafthouseClient(address) as client, progress() as show:
+            ask = _Server(client, min(end_ids, default=None))
+            show(f"asking the server, {len(chosen)} prompts", None)
+            for check in verify_served(chosen, ask, runner, end_ids, settings, outputs.append):
+                checks.append(check)
+                mark = "[green]pass[/]" if check.passed else "[bold red]FAIL[/]"
+                console.print(f"{mark}  {check.name}: {check.outcome}")
+                if check.details:
+                    console.print(check.details, markup=False)
+        _save(spec, outputs, summary(checks))
+        print(json.dumps(summary(checks)), flush=True)
+        if not all(check.passed for check in checks):
+            raise SystemExit(1)
+
+
+class _Server:
+    """Asks the token-level model, so that no tokenizer stands between the two outputs."""
+
+    def __init__(self, client: DrafthouseClient, end_id: int | None) -> None:
+        self._client, self._end_id = client, end_id
+
+    def __call__(
+        self, prompt: tuple[int, ...], *, max_tokens: int, speculate: bool, temperature: float, seed: int
+    ) -> Sequence[int]:
+        result = self._client.generate_tokens(
+            prompt,
+            end_id=self._end_id,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            num_draft_tokens=None if speculate else 0,
+        )
+        return result.tokens or ()
+
+
+def _prompts(spec: DeploymentSpec, path: Path, count: int, max_tokens: int) -> dict[str, tuple[int, ...]]:
+    """Token ids of the prompts, in the model's chat template, cut so that the answer fits."""
+    codec = TextCodec(spec.target.model)
+    template = ChatTemplate.from_directory(spec.target.model)
+    most = spec.engine.max_sequence_length - max_tokens
+    chosen = {}
+    for prompt in select(load(path), count):
+        text = template.render([{"role": "user", "content": prompt.text}])
+        chosen[f"{prompt.category}/{prompt.id}"] = tuple(codec.encode(text)[-most:])
+    return chosen
+
+
+def _save(spec: DeploymentSpec, outputs: list[Output], report: dict[str, object]) -> None:
+    """Raw answers and report, each written beside its place and renamed."""
+    folder = _RECORDS / spec.name
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(asdict(output)) + "\n" for output in outputs)
+    for name, content in (("outputs.jsonl", lines), ("report.json", json.dumps(report, indent=1) + "\n")):
+        partial = folder / f".{name}.partial"
+        partial.write_text(content, encoding="utf-8")
+        partial.rename(folder / name)
+    console.print(f"raw answers and report: {folder}")

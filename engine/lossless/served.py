@@ -1,0 +1,252 @@
+"""Is the served output the target's own? What `drafthouse verify` runs.
+
+Output is asked of a running server, through a callable, so that the whole path is under test. Three checks:
+
+1. Greedy: with and without speculation, at every concurrency asked for, token for token. The engine promises
+   equal bits for chains (`engine.runner`); where outputs differ all the same, the gap between the two logits is
+   compared with the noise between step shapes in that very context.
+2. Sampled with the same seed: equal token for token, since deterministic drafts take no part in the drawing.
+3. Sampled, by statistics: the verifier's joint distribution on enumerable toy targets with faulty verifiers as
+   controls, and the probability integral transform of the served tokens under the real model.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.lossless.greedy import GreedyReport, GreedyRun, compare_greedy
+from engine.lossless.joint import joint_checks
+from engine.lossless.transform import TransformTest
+from engine.request import SamplingParams
+from engine.runner import Runner, SequenceInput
+from engine.sampling import target_distribution
+
+Tokens = tuple[int, ...]
+_BATCH = 8  # neighbours, and tokens of a chain, in the step shapes that noise is measured between
+_CONTROL_TEMPERATURE = 1.2
+_SHAPES = ("token by token", "batch of 8", "chain of 8")
+
+
+class Generate(Protocol):
+    """Asks the server to continue a prompt."""
+
+    def __call__(
+        self, prompt: Tokens, *, max_tokens: int, speculate: bool, temperature: float, seed: int
+    ) -> Sequence[int]:
+        """The emitted tokens, end token excluded."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifySettings:
+    """What to check, and how thoroughly.
+
+    `alpha` is the probability that a correct engine fails one of the statistical checks.
+    """
+
+    max_tokens: int = 128
+    concurrency: tuple[int, ...] = (1, 8)
+    sampled_prompts: int = 24
+    joint_runs: int = 200_000
+    control_runs: int = 20_000
+    alpha: float = 1e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the report: what was checked, what came out, whether that is as it must be."""
+
+    name: str
+    outcome: str
+    passed: bool
+    details: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One answer of the server, kept as raw record."""
+
+    prompt: str
+    arm: str
+    tokens: Tokens
+
+
+def verify_served(
+    prompts: Mapping[str, Tokens],
+    generate: Generate,
+    runner: Runner,
+    end_ids: frozenset[int],
+    settings: VerifySettings,
+    record: Callable[[Output], None],
+) -> Iterator[Check]:
+    """Run all checks; each result is given as soon as it is there.
+
+    Args:
+        prompts: token ids by name.
+        generate: asks the server; called from several threads.
+        runner: the same engine in process, to score tokens and step shapes.
+        end_ids: tokens that end the output.
+        settings: what to check.
+        record: gets every answer.
+    """
+    served = _Served(prompts, generate, settings, record)
+    reference = served.greedy(speculate=False, concurrency=settings.concurrency[0])
+    for concurrency in settings.concurrency:
+        for speculate in (False, True):
+            if (speculate, concurrency) == (False, settings.concurrency[0]):
+                continue
+            outputs = served.greedy(speculate=speculate, concurrency=concurrency)
+            yield _greedy_check(prompts, reference, outputs, runner, end_ids, speculate, concurrency)
+    plain, speculative = served.sampled(speculate=False), served.sampled(speculate=True)
+    equal = sum(plain[name] == speculative[name] for name in plain)
+    outcome = f"{equal} of {len(plain)} prompts equal, {sum(map(len, plain.values()))} tokens"
+    yield Check("sampled, same seed, speculation off and on", outcome, equal == len(plain))
+    yield _transform_check(prompts, speculative, runner, settings)
+    for joint in joint_checks(settings.joint_runs, settings.control_runs, settings.alpha, settings.seed):
+        fault = (
+            f"control: {joint.fault.name.lower().replace('_', ' ')}"
+            if joint.fault
+            else "the engine's verifier"
+        )
+        verdict = "rejected" if joint.fit.rejected else "not rejected"
+        yield Check(
+            f"joint distribution, {joint.scenario}, {fault}",
+            f"p = {joint.fit.p_value:.2g}, {verdict}",
+            joint.passed,
+        )
+
+
+class _Served:
+    """Answers of the server for all prompts."""
+
+    def __init__(
+        self,
+        prompts: Mapping[str, Tokens],
+        generate: Generate,
+        settings: VerifySettings,
+        record: Callable[[Output], None],
+    ) -> None:
+        self._prompts, self._generate, self._settings, self._record = prompts, generate, settings, record
+
+    def greedy(self, *, speculate: bool, concurrency: int) -> dict[str, Tokens]:
+        return self._ask(self._prompts, concurrency, speculate=speculate, temperature=0.0)
+
+    def sampled(self, *, speculate: bool) -> dict[str, Tokens]:
+        chosen = dict(list(self._prompts.items())[: self._settings.sampled_prompts])
+        return self._ask(chosen, self._settings.concurrency[-1], speculate=speculate, temperature=1.0)
+
+    def _ask(
+        self, prompts: Mapping[str, Tokens], concurrency: int, *, speculate: bool, temperature: float
+    ) -> dict[str, Tokens]:
+        arm = f"{'speculative' if speculate else 'plain'}, temperature {temperature:g}, concurrency {concurrency}"
+
+        def one(numbered: tuple[int, tuple[str, Tokens]]) -> Output:
+            seed, (name, prompt) = numbered
+            most = self._settings.max_tokens
+            tokens = self._generate(
+                prompt,
+                max_tokens=most,
+                speculate=speculate,
+                temperature=temperature,
+                seed=self._settings.seed + seed,
+            )
+            return Output(name, arm, tuple(tokens))
+
+        with ThreadPoolExecutor(concurrency) as pool:
+            outputs = list(pool.map(one, enumerate(prompts.items())))
+        for output in outputs:
+            self._record(output)
+        return {output.prompt: output.tokens for output in outputs}
+
+
+def _greedy_check(
+    prompts: Mapping[str, Tokens],
+    reference: Mapping[str, Tokens],
+    outputs: Mapping[str, Tokens],
+    runner: Runner,
+    end_ids: frozenset[int],
+    speculate: bool,
+    concurrency: int,
+) -> Check:
+    runs = [GreedyRun(name, prompts[name], reference[name], outputs[name]) for name in prompts]
+    report: GreedyReport = compare_greedy(runs, _Scorer(runner).score, _SHAPES, end_ids)
+    arm = "with" if speculate else "without"
+    outcome = f"{report.equal} of {report.prompts} prompts equal, {report.tokens} tokens, "
+    outcome += f"{report.near_ties} near-ties, {report.bugs} bugs"
+    details = report.table() if report.divergences else ""
+    return Check(f"greedy, {arm} speculation, concurrency {concurrency}", outcome, report.lossless, details)
+
+
+def _transform_check(
+    prompts: Mapping[str, Tokens], outputs: Mapping[str, Tokens], runner: Runner, settings: VerifySettings
+) -> Check:
+    test = TransformTest(_CONTROL_TEMPERATURE, settings.seed)
+    params = SamplingParams(temperature=1.0)
+    scorer = _Scorer(runner)
+    for name, tokens in outputs.items():
+        for logits, token in zip(scorer.rows(prompts[name], tokens), tokens, strict=False):
+            test.observe(target_distribution(logits, params), token)
+    report = test.report(settings.alpha)
+    emitted, control = report.emitted, report.control
+    p_value, control_p = (min(each.rank_p_value, each.id_p_value) for each in (emitted, control))
+    outcome = (
+        f"{emitted.positions} tokens: p = {p_value:.2g}; control at temperature {_CONTROL_TEMPERATURE}: "
+    )
+    return Check(
+        "probability integral transform, with speculation", f"{outcome}p = {control_p:.2g}", report.passed
+    )
+
+
+class _Scorer:
+    """Logits of the same engine in process, in steps of one's choice."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._blocks = -(-runner.max_sequence_length // runner.block_size)
+
+    def rows(self, prompt: Tokens, tokens: Tokens) -> NDArray[np.float32]:
+        """Logits [T, V] that the T tokens were drawn from."""
+        self._read(prompt, 0)
+        whole = (prompt[-1], *tokens[:-1])
+        item = SequenceInput(whole, len(prompt) - 1, self._table(0))
+        return self._runner.forward([item])
+
+    def score(self, prefix: Sequence[int], shape: str) -> NDArray[np.float32]:
+        """Logits [V] after `prefix`, its last tokens run in steps of `shape`."""
+        tail = min(_BATCH, len(prefix) - 1)
+        head, last = tuple(prefix[:-tail]), tuple(prefix[-tail:])
+        rows = range(_BATCH if shape == _SHAPES[1] else 1)
+        for row in rows:
+            self._read((*head, 0), row)
+        steps = [last] if shape == _SHAPES[2] else [(token,) for token in last]
+        past = len(head)
+        for tokens in steps:
+            logits = self._runner.forward([SequenceInput(tokens, past, self._table(row)) for row in rows])
+            past += len(tokens)
+        last_row: NDArray[np.float32] = logits[len(steps[-1]) - 1].copy()
+        return last_row
+
+    def _read(self, prompt: Tokens, row: int) -> None:
+        """Put all but the last token of a prompt into the cache."""
+        if len(prompt) > 1:
+            self._runner.forward(
+                [SequenceInput(prompt[:-1], 0, self._table(row), is_prompt=True, logits_from=len(prompt) - 1)]
+            )
+
+    def _table(self, row: int) -> range:
+        return range(row * self._blocks, (row + 1) * self._blocks)
+
+
+def summary(checks: Sequence[Check]) -> dict[str, Any]:
+    """The report as plain data for JSON."""
+    return {
+        "passed": all(check.passed for check in checks),
+        "checks": [
+            {"name": check.name, "outcome": check.outcome, "passed": check.passed, "details": check.details}
+            for check in checks
+        ],
+    }

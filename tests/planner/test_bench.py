@@ -1,0 +1,67 @@
+"""`drafthouse bench` measures every subject in every round and computes from what it recorded."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from build.compile import compile_engine
+from build.targets.architecture import Architecture
+from planner.bench.measure import BATCHES, TOKENS, BenchResult, run_bench
+from planner.bench.table import step_table, throughput_table
+from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
+
+PEER = "peer, batch 1, tokens/s"
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> BenchResult:
+    """Two rounds over a tiny engine that is just long enough, beside a peer whose figures are known."""
+    root = tmp_path_factory.mktemp("bench")
+    config = tiny_config("llama", head_dim=32, max_position_embeddings=384)
+    source = write_huggingface(root / "source", config, random_weights(Architecture.from_config(config)))
+    compile_engine(source, root / "tiny", precision="int8", max_sequence_length=384)
+    peer = iter([1.0, 10.0, 30.0])
+    return run_bench(root / "tiny", others={PEER: lambda: next(peer)}, rounds=2)
+
+
+def test_every_subject_is_measured_in_every_round(result: BenchResult) -> None:
+    expected = {f"{count} token{'s' * (count > 1)}" for count in TOKENS}
+    expected |= {f"batch {batch}" for batch in BATCHES[1:]} | {"bandwidth GB/s", PEER}
+    expected |= {f"engine, batch {batch}, tokens/s" for batch in (1, 8)}
+    assert set(result.rounds) == expected
+    for figures in result.rounds.values():
+        assert len(figures) == 2 and all(figure > 0 for figure in figures)
+
+
+def test_the_first_round_warms_up(result: BenchResult) -> None:
+    assert result.rounds[PEER] == [10.0, 30.0]
+    assert (result.median(PEER), result.spread(PEER)) == (20.0, (10.0, 30.0))
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """Figures that drift together keep their ratio."""
+    result = BenchResult("e", 10**6, {"a": [2.0, 20.0, 8.0], "b": [1.0, 10.0, 2.0], "bandwidth GB/s": [2.0]})
+    assert result.ratio("a", "b") == 2.0
+    assert result.bound_ms == pytest.approx(0.5)
+
+
+def test_the_json_document_has_the_raw_figures(result: BenchResult) -> None:
+    text = result.to_json()
+    content = json.loads(text)
+    assert "\n" not in text
+    assert content["rounds"][PEER] == [10.0, 30.0]
+    assert content["bound_ms"] == pytest.approx(result.bound_ms, abs=1e-3)
+    assert content["weight_bytes"] == result.weight_bytes > 100_000
+    assert content["environment"]["versions"]["openvino"]
+
+
+def test_the_tables_show_every_subject(result: BenchResult) -> None:
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(step_table(result))
+    console.print(throughput_table(result))
+    text = console.export_text()
+    for name in result.rounds:
+        assert name == "bandwidth GB/s" or name.removesuffix(", tokens/s") in text
+    assert "memory bound" in text
