@@ -41,7 +41,7 @@ def verify(
         address = f"{spec.serving.host}:{spec.serving.grpc_port}"
         end_ids = frozenset(runner.manifest.end_ids)
         with DrafthouseClient(address) as client, progress() as show:
-            ask = _Server(client, min(end_ids, default=None))
+            ask = _Server(client)
             show(f"asking the server, {len(chosen)} prompts", None)
             for check in verify_served(chosen, ask, runner, end_ids, settings, outputs.append):
                 checks.append(check)
@@ -58,15 +58,14 @@ def verify(
 class _Server:
     """Asks the token-level model, so that no tokenizer stands between the two outputs."""
 
-    def __init__(self, client: DrafthouseClient, end_id: int | None) -> None:
-        self._client, self._end_id = client, end_id
+    def __init__(self, client: DrafthouseClient) -> None:
+        self._client = client
 
     def __call__(
         self, prompt: tuple[int, ...], *, max_tokens: int, speculate: bool, temperature: float, seed: int
     ) -> Sequence[int]:
         result = self._client.generate_tokens(
             prompt,
-            end_id=self._end_id,
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,

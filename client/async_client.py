@@ -239,7 +239,8 @@ class AsyncDrafthouseClient:
 
         Args:
             ids: the prompt, special tokens included.
-            end_id: the token that ends generation, which only the caller knows here; None: no token does.
+            end_id: the token that ends generation, which only the caller knows here; None: the server's own (on the
+                embedded engine the model's end tokens).
         """
         plan = token_plan(self.token_model, ids, end_id, options, deadline=deadline, request_id=request_id)
         return await self._run(plan)
