@@ -12,7 +12,7 @@ test: setup-dev  ## all tests but the heavy outside clients
 	$(BIN)/python -m pytest -m "not outside"
 
 test-outside: setup-dev  ## genai-perf, AIPerf and LlamaIndex, each installed into its own environment
-	$(BIN)/python -m pytest -m outside
+	$(BIN)/python -m pytest -m outside -rs
 
 check: setup-dev  ## format, lint, types
 	$(BIN)/ruff format --check .

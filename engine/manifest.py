@@ -91,7 +91,7 @@ def check_fits(
     """Raise EngineError if the engine cannot do what a deployment asks of it."""
     if manifest.precision != precision:
         raise EngineError(
-            f"{directory} is a {manifest.precision} engine, the spec asks for {precision}; "
+            f"{directory} was compiled in {manifest.precision}, the spec asks for {precision}; "
             "run `drafthouse build`"
         )
     if manifest.max_sequence_length < max_sequence_length:

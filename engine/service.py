@@ -78,6 +78,8 @@ class EngineService:
                 self._start(submission)
             self._drop_abandoned()
             self._step()
+        for submission in self._inbox:  # nobody adds to it any more; these want an answer, too
+            self._start(submission)
         self._engine.abort(RuntimeError("the server is shutting down"))
 
     def _start(self, submission: _Submission) -> None:

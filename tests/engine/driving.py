@@ -175,14 +175,17 @@ class PoisonedRunner(OpenVinoRunner):
 
 
 class BrokenRunner(OpenVinoRunner):
-    """A real runner whose forward pass fails from the n-th call on."""
+    """A real runner whose forward pass fails after so many calls, until it is repaired."""
 
     def __init__(self, directory: Path, calls: int) -> None:
         super().__init__(directory, num_blocks=NUM_BLOCKS, threads=THREADS)
-        self._calls = calls
+        self._left: float = calls
+
+    def repair(self) -> None:
+        self._left = float("inf")
 
     def forward(self, batch: Sequence[SequenceInput]) -> NDArray[np.float32]:
-        self._calls -= 1
-        if self._calls < 0:
+        self._left -= 1
+        if self._left < 0:
             raise RuntimeError("the device is gone")
         return super().forward(batch)

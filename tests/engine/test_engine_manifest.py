@@ -79,7 +79,7 @@ def test_what_does_not_fit_the_spec_is_refused(directory: Path) -> None:
     manifest = load_manifest(directory)
     check_fits(manifest, directory, precision="int8", max_sequence_length=256)
     check_fits(manifest, directory, precision="int8", max_sequence_length=64)
-    with pytest.raises(EngineError, match="is a int8 engine, the spec asks for fp32"):
+    with pytest.raises(EngineError, match="was compiled in int8, the spec asks for fp32"):
         check_fits(manifest, directory, precision="fp32", max_sequence_length=256)
     with pytest.raises(EngineError, match=re.escape("compiled for 256 tokens, the spec asks for 257")):
         check_fits(manifest, directory, precision="int8", max_sequence_length=257)

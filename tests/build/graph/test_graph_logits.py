@@ -47,7 +47,7 @@ def test_fp32_equals_the_reference(variant: str, tiny_targets: TinyTargets) -> N
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_int8_is_close_to_the_reference(variant: str, tiny_targets: TinyTargets) -> None:
-    """Most of the difference is that of rounded weights; rounded activations and fp16 KV rows add little."""
+    """Most of the difference is that of rounded weights; rounded activations add little."""
     weights = tiny_targets.weights(variant)
     found = _engine_logits(tiny_targets.runner(variant, "int8"))
     rounded = {name: _rounded(name, values) for name, values in weights.items()}
