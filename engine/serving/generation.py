@@ -3,7 +3,6 @@
 import math
 import secrets
 from collections.abc import Mapping
-from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any
 
@@ -104,7 +103,7 @@ class _Exchange:
         self.handle = secrets.randbits(64)
         self.request_id = request.request_id()
         self.stopped = False
-        self._failed = False
+        self._ended = False
         self._sender = request.get_response_sender()
         self._wanted = request.requested_output_names()
         self._exchanges = open_exchanges
@@ -120,20 +119,25 @@ class _Exchange:
         return self.stopped or self._sender.is_cancelled()
 
     def _send(self, answer: Answer, event: Event) -> None:
-        """Pass on an event of one row. What ends a row with an error ends the request and its other rows."""
+        """Pass on an event of one row. What ends a row with an error ends the request and its other rows.
+
+        A request that was cancelled gets no error but only its end: nobody listens any more, and tritonserver 2.51
+        now and then crashes when it writes to a gRPC stream that its client has cancelled.
+        """
         if event.finish_reason:
             self._open -= 1
         last = not self._open
         if last:
             del self._exchanges[self.handle]
-        error = CancelledError() if event.finish_reason == "cancelled" else event.error
-        if error is not None and not self._failed:
-            self._failed = self.stopped = True
-            self._sender.send(refusal(error))
-        elif not self._failed and (outputs := answer.add(event)):
+        if event.finish_reason == "cancelled":
+            self._ended = True
+        elif event.error is not None and not self._ended:
+            self._ended = self.stopped = True
+            self._sender.send(refusal(event.error))
+        elif not self._ended and (outputs := answer.add(event)):
             outputs["generation_handle"] = np.array([[self.handle]], np.uint64)
             self._sender.send(response(outputs, self._wanted), flags=_FINAL if last else 0)
-        if self._failed and last:
+        if self._ended and last:
             self._sender.send(flags=_FINAL)  # see `refuse` for why apart
 
 

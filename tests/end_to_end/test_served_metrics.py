@@ -99,8 +99,8 @@ def test_gauges_follow_the_load(grpc_caller: GrpcCaller, served: Deployment) -> 
     inputs = text_inputs(PROMPT, "x = [1.5", max_tokens=4000, stream=True)
     stream = grpc_caller.open("ensemble", inputs)
     received = responses(stream)
-    for _ in range(20):  # the metrics are published after the step, so behind its tokens
-        next(received)
+    next(received)
+    wait_until(lambda: served.metrics()[f"{requests}/scheduled"] == 2, "both rows decode")
     during = served.metrics()
     assert (during[f"{requests}/active"], during[f"{requests}/scheduled"]) == (2, 2)
     assert (during[f"{requests}/waiting"], during[f"{requests}/context"]) == (0, 0)
