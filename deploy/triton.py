@@ -83,6 +83,8 @@ class TritonServer:
             *("--metrics-address", self.host, "--metrics-port", str(self.metrics_port)),
             *("--allow-gpu-metrics", "false", "--allow-cpu-metrics", "false", "--log-warning", "false"),
             "--disable-auto-complete-config",
+            # Request objects are not reused: 2.51 crashes now and then when one whose client had cancelled is.
+            *("--grpc-infer-allocation-pool-size", "0"),
         ]
         output = self._log.open("wb") if self._log else None
         try:
