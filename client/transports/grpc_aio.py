@@ -81,6 +81,7 @@ class _AsyncGrpcCall:
         """As :meth:`Call.responses`."""
         if self._cancelled:
             raise errors.cancelled(self._request.request_id)
+        failure: errors.ClientError | None = None
         try:
             self._rpc = self._stream(
                 kserve.write_request(self._request),
@@ -88,16 +89,20 @@ class _AsyncGrpcCall:
             )
             async for message in self._rpc:
                 if message.error_message:
-                    raise errors.from_server(message.error_message, None, self._request.request_id)
-                yield kserve.read_response(message.infer_response)
+                    # As in `client.transports.grpc_sync`: read on to the stream's end.
+                    failure = errors.from_server(message.error_message, None, self._request.request_id)
+                elif failure is None:
+                    yield kserve.read_response(message.infer_response)
         except grpc.RpcError as error:
-            raise self._failure(error) from None
+            raise failure or self._failure(error) from None
         except asyncio.CancelledError:
             # grpc.aio raises it for a cancelled call as well as for a cancelled task; only the former is
             # ours to report.
             if self._cancelled:
                 raise errors.cancelled(self._request.request_id) from None
             raise
+        if failure is not None:
+            raise failure
 
     def cancel(self) -> None:
         """As :meth:`Call.cancel`."""

@@ -70,6 +70,7 @@ class _GrpcCall:
 
     def responses(self) -> Generator[Outputs, None, None]:
         """As :meth:`Call.responses`."""
+        failure: errors.ClientError | None = None
         try:
             self._rpc = self._stream(
                 kserve.write_request(self._request),
@@ -79,10 +80,14 @@ class _GrpcCall:
                 self._rpc.cancel()
             for message in self._rpc:
                 if message.error_message:
-                    raise errors.from_server(message.error_message, None, self._request.request_id)
-                yield kserve.read_response(message.infer_response)
+                    # The stream's end follows. Hanging up before it would leave the request open in Triton 2.51.
+                    failure = errors.from_server(message.error_message, None, self._request.request_id)
+                elif failure is None:
+                    yield kserve.read_response(message.infer_response)
         except grpc.RpcError as error:
-            raise self._failure(error) from None
+            raise failure or self._failure(error) from None
+        if failure is not None:
+            raise failure
 
     def cancel(self) -> None:
         """As :meth:`Call.cancel`."""

@@ -88,7 +88,8 @@ def verify_served(
     Args:
         prompts: token ids by name.
         generate: asks the server; called from several threads.
-        runner: the same engine in process, to score tokens and step shapes.
+        runner: the same engine in process, to score tokens and step shapes; its cache must hold eight of the
+            longest prompts with their outputs.
         end_ids: tokens that end the output.
         settings: what to check.
         record: gets every answer.
@@ -105,7 +106,7 @@ def verify_served(
     equal = sum(plain[name] == speculative[name] for name in plain)
     outcome = f"{equal} of {len(plain)} prompts equal, {sum(map(len, plain.values()))} tokens"
     yield Check("sampled, same seed, speculation off and on", outcome, equal == len(plain))
-    yield _transform_check(prompts, speculative, runner, settings)
+    yield _transform_check(prompts, speculative, runner, end_ids, settings)
     for joint in joint_checks(settings.joint_runs, settings.control_runs, settings.alpha, settings.seed):
         fault = (
             f"control: {joint.fault.name.lower().replace('_', ' ')}"
@@ -182,14 +183,26 @@ def _greedy_check(
 
 
 def _transform_check(
-    prompts: Mapping[str, Tokens], outputs: Mapping[str, Tokens], runner: Runner, settings: VerifySettings
+    prompts: Mapping[str, Tokens],
+    outputs: Mapping[str, Tokens],
+    runner: Runner,
+    end_ids: frozenset[int],
+    settings: VerifySettings,
 ) -> Check:
+    """Test every draw of every output, the one that ended it included: without it, the others would be biased.
+
+    Which of several end tokens it was is not known, so they count as one token.
+    """
     test = TransformTest(_CONTROL_TEMPERATURE, settings.seed)
     params = SamplingParams(temperature=1.0)
-    scorer = _Scorer(runner)
+    scorer, ends = _Scorer(runner), sorted(end_ids)
     for name, tokens in outputs.items():
-        for logits, token in zip(scorer.rows(prompts[name], tokens), tokens, strict=False):
-            test.observe(target_distribution(logits, params), token)
+        draws = tokens if len(tokens) == settings.max_tokens else (*tokens, *ends[:1])
+        for logits, token in zip(scorer.rows(prompts[name], draws), draws, strict=True):
+            probs = target_distribution(logits, params)
+            if ends:
+                probs[ends[0]], probs[ends[1:]] = probs[ends].sum(), 0
+            test.observe(probs, token)
     report = test.report(settings.alpha)
     emitted, control = report.emitted, report.control
     p_value, control_p = (min(each.rank_p_value, each.id_p_value) for each in (emitted, control))
@@ -206,10 +219,12 @@ class _Scorer:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._blocks = -(-runner.max_sequence_length // runner.block_size)
+        self._blocks = runner.num_blocks // _BATCH
 
     def rows(self, prompt: Tokens, tokens: Tokens) -> NDArray[np.float32]:
         """Logits [T, V] that the T tokens were drawn from."""
+        if not tokens:
+            return np.zeros((0, self._runner.vocab_size), np.float32)
         self._read(prompt, 0)
         whole = (prompt[-1], *tokens[:-1])
         item = SequenceInput(whole, len(prompt) - 1, self._table(0))

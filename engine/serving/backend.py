@@ -62,13 +62,11 @@ def refusal(error: Exception) -> Any:
 
 
 def refuse(sender: Any, error: Exception) -> None:
-    """End a request of a decoupled model with an error.
+    """Answer a request of a decoupled model with an error and nothing else.
 
-    The final flag goes apart: an error that carries it and is not the first response never reaches a caller
-    within the server, who then waits for ever (Triton 2.51).
+    The final flag goes with it: apart from it, tritonserver 2.51 may crash while it still writes the error.
     """
-    sender.send(refusal(error))
-    sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    sender.send(refusal(error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def stop_generation(model: str, handle: NDArray[Any]) -> None:

@@ -103,7 +103,8 @@ class _Exchange:
         self.handle = secrets.randbits(64)
         self.request_id = request.request_id()
         self.stopped = False
-        self._ended = False
+        self._error: Exception | None = None
+        self._begun = False
         self._sender = request.get_response_sender()
         self._wanted = request.requested_output_names()
         self._exchanges = open_exchanges
@@ -119,26 +120,37 @@ class _Exchange:
         return self.stopped or self._sender.is_cancelled()
 
     def _send(self, answer: Answer, event: Event) -> None:
-        """Pass on an event of one row. What ends a row with an error ends the request and its other rows.
-
-        A request that was cancelled gets no error but only its end: nobody listens any more, and tritonserver 2.51
-        now and then crashes when it writes to a gRPC stream that its client has cancelled.
-        """
+        """Pass on an event of one row. What ends a row before its time ends the request and its other rows."""
         if event.finish_reason:
             self._open -= 1
-        last = not self._open
-        if last:
+        if not self._open:
             del self._exchanges[self.handle]
-        if event.finish_reason == "cancelled":
-            self._ended = True
-        elif event.error is not None and not self._ended:
-            self._ended = self.stopped = True
-            self._sender.send(refusal(event.error))
-        elif not self._ended and (outputs := answer.add(event)):
-            outputs["generation_handle"] = np.array([[self.handle]], np.uint64)
-            self._sender.send(response(outputs, self._wanted), flags=_FINAL if last else 0)
-        if self._ended and last:
-            self._sender.send(flags=_FINAL)  # see `refuse` for why apart
+        if event.finish_reason in ("error", "cancelled"):
+            self.stopped = True
+            self._error = self._error or event.error
+        if not self.stopped:
+            outputs = answer.add(event)
+            if outputs is not None:
+                outputs["generation_handle"] = np.array([[self.handle]], np.uint64)
+                self._sender.send(response(outputs, self._wanted), flags=0 if self._open else _FINAL)
+                self._begun = True
+        elif not self._open:
+            self._end()
+
+    def _end(self) -> None:
+        """Close a request that did not come to its own end.
+
+        A request that was cancelled gets no error but only its end: nobody listens any more, and tritonserver
+        2.51 now and then crashes when it writes to a gRPC stream that its client has cancelled.
+        """
+        if self._error is None:
+            self._sender.send(flags=_FINAL)
+        elif self._begun:
+            # A caller within the server never sees an error that carries the final flag and is not the first.
+            self._sender.send(refusal(self._error))
+            self._sender.send(flags=_FINAL)
+        else:
+            refuse(self._sender, self._error)
 
 
 def open_runner(spec: DeploymentSpec, directory: Any) -> OpenVinoRunner:

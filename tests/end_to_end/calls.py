@@ -65,12 +65,14 @@ class GrpcCaller:
 
 
 def responses(stream: Any) -> Iterator[Tensors]:
-    """The responses of a stream that carry tensors."""
+    """The responses of a stream that carry tensors; raises `ServerRefusal` at the end if one is an error."""
+    failure = ""
     for message in stream:
-        if message.error_message:
-            raise ServerRefusal(message.error_message)
+        failure = failure or message.error_message
         if message.infer_response.outputs:
             yield read_message(message.infer_response)
+    if failure:
+        raise ServerRefusal(failure)
 
 
 def write_message(model: str, tensors: Tensors, request_id: str = "") -> messages.ModelInferRequest:

@@ -109,7 +109,8 @@ def test_http_client_that_vanishes(served: Deployment, watch: Watch, model: str)
 DYING_CLIENT = """
 import os, sys
 from tests.end_to_end.calls import GrpcCaller, responses, text_inputs
-stream = responses(GrpcCaller(sys.argv[1]).open(sys.argv[2], text_inputs("one", max_tokens=8000, stream=True, num_draft_tokens=1)))
+inputs = text_inputs("one", max_tokens=8000, stream=True, num_draft_tokens=1)
+stream = responses(GrpcCaller(sys.argv[1]).open(sys.argv[2], inputs))
 next(stream)
 os._exit(7)
 """
@@ -193,8 +194,7 @@ def test_stop_request_as_nvidia_clients_send_it(
     stop_by(grpc_caller, "18")()
     next(stream)
     stop_by(grpc_caller, "17")()
-    with pytest.raises(ServerRefusal, match="cancelled"):
-        list(stream)
+    list(stream)  # a stopped stream ends without an error
     expect_early_end(served, watch)
 
 

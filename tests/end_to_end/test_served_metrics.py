@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,10 @@ def test_counters_agree_with_the_requests(
         final = figures(grpc_caller.infer("ensemble", inputs)[-1])
         drafted += final["total_draft_tokens"]
         accepted += final["total_accepted_draft_tokens"]
-    wait_until(served.is_idle, "idle")
+    expected = [before[name] + total for name, total in zip(TOTALS, (drafted, accepted), strict=True)]
+    # Published after the step that answered, series by series: the totals first, positions right behind.
+    wait_until(lambda: [served.metrics()[name] for name in TOTALS] == expected, f"{TOTALS} are {expected}")
+    time.sleep(0.2)
     after = served.metrics()
     gained = {name: after[name] - before[name] for name in before}
     assert [gained[name] for name in TOTALS] == [drafted, accepted]
