@@ -10,55 +10,37 @@ Example::
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from deployments.engines import AnyEngine, EmbeddedEngine, TensorRtLlmEngine
+from deployments.section import Section
+from deployments.speculation import AnySpeculation, DraftModel, NoSpeculation
+from deployments.training import TrainingSpec
 
 
 class SpecError(ValueError):
     """The spec is missing, is no YAML, or says something impossible."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TargetSpec(_Section):
+class TargetSpec(Section):
     """The model that is served."""
 
     model: Path = Field(description="Directory in Hugging Face layout, as `drafthouse model` writes it.")
     source: str | None = Field(
         None, description="What `drafthouse model` fetches when the directory is missing."
     )
-
-
-class EngineSpec(_Section):
-    """How the target is compiled and run."""
-
-    precision: Literal["int8", "fp32"] = Field(
-        "int8", description="Weights: int8 per output channel, or fp32."
+    model_type: str | None = Field(
+        None, description="`model_type` of its config.json, such as llama; none: read from there."
     )
-    max_batch_size: int = Field(16, ge=1, le=256, description="Requests that run at once.")
-    max_sequence_length: int = Field(2048, ge=64, description="Prompt and output of one request, in tokens.")
-    max_queue_size: int = Field(64, ge=0, description="Requests that wait; one more is refused.")
-    prefill_chunk: int = Field(
-        128, ge=8, description="Prompt tokens a step takes in beside running requests."
-    )
-    threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 takes every core.")
 
 
-class SpeculationSpec(_Section):
-    """What proposes tokens."""
-
-    method: Literal["none", "anpd"] = Field("none", description="Speculator; `none` decodes token by token.")
-    draft_length: int = Field(7, ge=1, le=31, description="Most tokens drafted in a step (K of ANPD).")
-    ngram: int = Field(5, ge=2, le=16, description="Longest n-gram (N of ANPD).")
-
-
-class ServingSpec(_Section):
+class ServingSpec(Section):
     """Where Triton listens and what the repository's defaults are."""
 
     repository: Path = Field(
@@ -79,7 +61,7 @@ class ServingSpec(_Section):
         return self
 
 
-class LoadtestSpec(_Section):
+class LoadtestSpec(Section):
     """The sweep that `drafthouse loadtest` runs."""
 
     prompts: Path = Field(
@@ -97,22 +79,78 @@ class LoadtestSpec(_Section):
     report: Path = Field(Path("runs/report"), description="Directory of records and report.")
 
 
-class DeploymentSpec(_Section):
+class DeploymentSpec(Section):
     """The whole file."""
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Names the compiled engine and the report."
     )
     target: TargetSpec
-    engine: EngineSpec = EngineSpec()
-    speculation: SpeculationSpec = SpeculationSpec()
+    engine: AnyEngine = EmbeddedEngine()
+    speculation: AnySpeculation = NoSpeculation()
     serving: ServingSpec = ServingSpec()
     loadtest: LoadtestSpec = LoadtestSpec()
+    training: TrainingSpec = TrainingSpec()
+
+    @property
+    def embedded(self) -> EmbeddedEngine:
+        """The `engine` section of a deployment on the embedded engine.
+
+        Raises:
+            SpecError: the deployment is for TensorRT-LLM.
+        """
+        if not isinstance(self.engine, EmbeddedEngine):
+            raise SpecError(f"{self.name} is for TensorRT-LLM (engine.kind); this needs the embedded engine")
+        return self.engine
+
+    @property
+    def tensorrt_llm(self) -> TensorRtLlmEngine:
+        """The `engine` section of a deployment on TensorRT-LLM.
+
+        Raises:
+            SpecError: the deployment is for the embedded engine.
+        """
+        if not isinstance(self.engine, TensorRtLlmEngine):
+            raise SpecError(f"{self.name} is for the embedded engine (engine.kind); this needs TensorRT-LLM")
+        return self.engine
 
     @property
     def engine_directory(self) -> Path:
         """Where the compiled target lies: one per target and precision, shared by deployments."""
-        return Path("runs/engines") / f"{self.target.model.name}-{self.engine.precision}"
+        return Path("runs/engines") / f"{self.target.model.name}-{self.embedded.precision}"
+
+    @property
+    def speculator_directory(self) -> Path:
+        """Where the compiled speculator lies, beside its target; not there for methods without weights."""
+        source = getattr(self.speculation, "checkpoint", None) or getattr(self.speculation, "model", None)
+        parts = [self.engine_directory.name, self.speculation.method, *([source.name] if source else [])]
+        if self.speculator_precision != self.embedded.precision:
+            parts.append(self.speculator_precision)
+        return self.engine_directory.with_name("-".join(parts))
+
+    @property
+    def speculator_precision(self) -> str:
+        """Weights of the compiled speculator: the target's, unless a draft model has its own."""
+        own = self.speculation.precision if isinstance(self.speculation, DraftModel) else None
+        return own or self.embedded.precision
+
+    @property
+    def bls_drafts(self) -> bool:
+        """Whether `tensorrt_llm_bls` drafts for the embedded engine, and not the engine itself."""
+        return not isinstance(self.speculation, NoSpeculation) and self.speculation.drafted_by == "bls"
+
+    @property
+    def draft_deployment(self) -> "DeploymentSpec | None":
+        """The draft model as a target of its own, if `tensorrt_llm_bls` calls it as a model of its own."""
+        if not (self.bls_drafts and isinstance(self.speculation, DraftModel)):
+            return None
+        return self.model_copy(
+            update={
+                "target": TargetSpec(model=self.speculation.model),
+                "engine": self.embedded.model_copy(update={"precision": self.speculator_precision}),
+                "speculation": NoSpeculation(),
+            }
+        )
 
 
 def with_loadtest(spec: DeploymentSpec, changes: Mapping[str, Any]) -> DeploymentSpec:
@@ -151,21 +189,54 @@ def load_spec(path: Path) -> DeploymentSpec:
 
 def _explain(item: Any) -> str:
     """One validation error as a sentence: the key's path, what is wrong, and the nearest right key."""
-    location = ".".join(str(part) for part in item["loc"])
+    path, sections = _walk(item["loc"])
+    location = ".".join(path)
+    if item["type"] == "union_tag_invalid":
+        key, known = (
+            item["ctx"]["discriminator"].strip("_()'"),
+            re.findall(r"'([^']+)'", item["ctx"]["expected_tags"]),
+        )
+        return f"{location}.{key}: {item['ctx']['tag']!r} is not known" + _nearest(item["ctx"]["tag"], known)
     if item["type"] != "extra_forbidden":
         return f"{location or 'spec'}: {item['msg']} (given: {item['input']!r})"
-    known = _keys_at(item["loc"][:-1])
-    near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-    return f"{location}: unknown key" + (
-        f", did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+    known = [key for section in sections for key in section.model_fields]
+    return f"{location}: unknown key" + _nearest(path[-1], known)
+
+
+def _nearest(given: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=1)
+    return f", did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+
+
+def _walk(location: tuple[Any, ...]) -> tuple[list[str], list[type[BaseModel]]]:
+    """A location without the tags that pydantic puts in for unions, and the sections its last key may be in."""
+    path: list[str] = []
+    sections: list[type[BaseModel]] = [DeploymentSpec]
+    holders = sections
+    for part in map(str, location):
+        tagged = [section for section in sections if part in _tags(section)]
+        if tagged:
+            sections = tagged
+            continue
+        path.append(part)
+        holders = sections
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        sections = [found for field in fields for found in _sections_in(field.annotation)]
+    return path, holders
+
+
+def _tags(section: type[BaseModel]) -> tuple[Any, ...]:
+    return next(
+        (
+            get_args(section.model_fields[key].annotation)
+            for key in ("method", "kind")
+            if key in section.model_fields
+        ),
+        (),
     )
 
 
-def _keys_at(location: tuple[Any, ...]) -> list[str]:
-    section: type[BaseModel] = DeploymentSpec
-    for part in location:
-        annotation = section.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        section = annotation
-    return list(section.model_fields)
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _sections_in(part)]

@@ -1,0 +1,146 @@
+"""The spec's `engine` section: the embedded engine, or TensorRT-LLM; chosen by the key `kind`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
+
+from deployments.section import Section
+
+
+class EmbeddedEngine(Section):
+    """The kit's own engine, on a CPU or through PyTorch on a CUDA device."""
+
+    kind: Literal["embedded"] = "embedded"
+    backend: Literal["openvino", "torch"] = Field(
+        "openvino",
+        description="What runs the compiled graphs: OpenVINO on the CPU, or PyTorch (to be installed) on a CUDA "
+        "device, where output with and without speculation agrees up to rounding.",
+    )
+    precision: Literal["int8", "fp32"] = Field(
+        "int8", description="Weights: int8 per output channel, or fp32."
+    )
+    max_batch_size: int = Field(16, ge=1, le=256, description="Requests that run at once.")
+    max_sequence_length: int = Field(2048, ge=64, description="Prompt and output of one request, in tokens.")
+    max_queue_size: int = Field(64, ge=0, description="Requests that wait; one more is refused.")
+    prefill_chunk: int = Field(
+        128, ge=8, description="Prompt tokens a step takes in beside requests that decode."
+    )
+    idle_prefill_chunk: int = Field(
+        256,
+        ge=8,
+        description="Prompt tokens a step takes in while no request decodes: reads a quarter faster than 128, "
+        "and nobody waits for his next token.",
+    )
+    kv_cache_reuse: bool = Field(
+        True,
+        description="Keep the KV cache of ended requests for later ones that begin alike; off: no request's "
+        "timing tells what others asked, the cache touches no more memory than requests need at once, and load "
+        "tests with repeated prompts measure every prompt as new.",
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 takes every core.")
+
+
+class KvCache(Section):
+    """TensorRT-LLM's KV cache."""
+
+    free_gpu_memory_fraction: float = Field(
+        0.9, gt=0, lt=1, description="Share of the memory left after the weights; divided among the models."
+    )
+    block_reuse: bool = Field(True, description="Keep prompts' blocks for later requests.")
+    dtype: Literal["auto", "fp8"] = "auto"
+    host_memory_gib: float | None = Field(None, gt=0, description="Host memory that blocks are moved to.")
+
+
+class DraftEngine(Section):
+    """What a second engine (draft model, windowed self-drafting) has of its own; the rest is the target's."""
+
+    quantization: Literal["none", "fp8", "int4_awq"] | None = None
+    tensor_parallel: PositiveInt | None = None
+    gpu_device_ids: tuple[int, ...] | None = None
+
+
+class Launch(Section):
+    """How tritonserver is started."""
+
+    mode: Literal["single", "leader", "orchestrator", "multi_node"] | None = Field(
+        None, description="none: single for one GPU, leader (MPI) for several."
+    )
+    gpu_device_ids: tuple[int, ...] | None = Field(None, description="GPUs of the target; none: the first.")
+    hosts: tuple[str, ...] = Field((), description="multi_node: one host a node, the leader first.")
+
+
+class Images(Section):
+    """Container images instead of those pinned for the release line."""
+
+    build: str | None = Field(None, description="Converts and compiles.")
+    triton: str | None = Field(None, description="Serves.")
+    examples: str | None = Field(
+        None, description="TensorRT-LLM's examples in the build image; none: where NVIDIA's images have them."
+    )
+
+
+class TensorRtLlmEngine(Section):
+    """TensorRT-LLM in NVIDIA's containers."""
+
+    kind: Literal["tensorrt_llm"]
+    line: Literal["A", "B", "auto"] = Field(
+        "auto", description="Release line: A is 1.2.1, B is 1.3.0rc21 and newer; auto asks the container."
+    )
+    runtime: Literal["engines", "llm_api"] | None = Field(
+        None, description="Compiled engines (line A) or the LLM API; none: what the method has on the line."
+    )
+    dtype: Literal["float16", "bfloat16"] = "bfloat16"
+    quantization: Literal["none", "fp8", "int4_awq"] = "none"
+    tensor_parallel: PositiveInt = 1
+    pipeline_parallel: PositiveInt = 1
+    max_batch_size: int = Field(64, ge=1, le=2048)
+    max_input_length: PositiveInt = Field(4096, description="Tokens of a prompt.")
+    max_sequence_length: PositiveInt = Field(8192, description="Prompt and output of one request, in tokens.")
+    max_num_tokens: PositiveInt = Field(8192, description="Tokens of a step, all requests together.")
+    max_queue_size: int = Field(0, ge=0, description="Requests that wait in Triton; 0: no limit.")
+    guided_decoding: Literal["xgrammar"] | None = None
+    gpu_memory_gib: float | None = Field(
+        None, gt=0, description="Memory of one GPU, for the estimate before building; none: asked of the GPU."
+    )
+    kv_cache: KvCache = KvCache()
+    draft: DraftEngine = DraftEngine()
+    launch: Launch = Launch()
+    images: Images = Images()
+    calibration_dataset: str | None = Field(
+        None,
+        description="Hub name or directory of the data that quantisation calibrates on; none: quantize.py's own.",
+    )
+    workspace: Path = Field(Path("runs/trtllm"), description="Checkpoints, engines, logs of the build.")
+    build_flags: dict[str, str] = Field(
+        {},
+        description="More flags of `trtllm-build`, without the dashes; an empty value for those that take none.",
+    )
+    triton_parameters: dict[str, dict[str, str]] = Field(
+        {}, description="Parameters of config.pbtxt by model; they override what the kit sets."
+    )
+    llm_args: dict[str, Any] = Field({}, description="More arguments of the LLM API, checked by its schema.")
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> "TensorRtLlmEngine":
+        if self.max_input_length > self.max_sequence_length:
+            raise ValueError(
+                f"max_input_length {self.max_input_length} must not exceed "
+                f"max_sequence_length {self.max_sequence_length}"
+            )
+        return self
+
+    @property
+    def precision(self) -> str:
+        """What the weights are in: the quantisation, or the type if there is none."""
+        return self.dtype if self.quantization == "none" else self.quantization
+
+
+def _kind(value: Any) -> str | None:
+    return value.get("kind", "embedded") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+AnyEngine = Annotated[
+    Annotated[EmbeddedEngine, Tag("embedded")] | Annotated[TensorRtLlmEngine, Tag("tensorrt_llm")],
+    Discriminator(_kind),
+]

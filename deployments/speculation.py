@@ -1,0 +1,305 @@
+"""The spec's `speculation` section: one class a method, chosen by the key `method`.
+
+Which method runs on which engine is decided where the engine is built; here stands what a method can be told.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
+
+from deployments.section import Section
+
+Choices = tuple[tuple[Annotated[int, Field(ge=0)], ...], ...]
+
+
+class AcceptanceGate(Section):
+    """Speculation is switched off for good when it accepts too little.
+
+    Line A counts completed requests and compares the accepted length of a step; line B counts decoding
+    iterations and compares the acceptance rate. So only one of the two thresholds makes sense for a line.
+    """
+
+    window: PositiveInt = Field(description="Requests (line A) or iterations (line B) that are averaged.")
+    min_length: float | None = Field(None, ge=0, description="Line A: least mean accepted length.")
+    min_rate: float | None = Field(None, ge=0, le=1, description="Line B: least acceptance rate.")
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> "AcceptanceGate":
+        if (self.min_length is None) == (self.min_rate is None):
+            raise ValueError("give min_length (line A) or min_rate (line B), one of them")
+        return self
+
+
+class Speculation(Section):
+    """What every method has: when to draft less or not at all."""
+
+    max_concurrency: PositiveInt | None = Field(
+        None, description="Largest batch that still speculates; above it tokens are decoded one by one."
+    )
+    draft_length_schedule: dict[PositiveInt, Annotated[int, Field(ge=0)]] | None = Field(
+        None,
+        min_length=1,
+        description="Draft length by batch size: each key is the largest batch its length is used for; "
+        "beyond the last key nothing is drafted.",
+    )
+    acceptance_gate: AcceptanceGate | None = Field(None, description="When to give speculation up.")
+    adaptive: bool = Field(
+        True,
+        description="Embedded engine and `tensorrt_llm_bls`: draft less for a request whose drafts are rejected; off: "
+        "always the most.",
+    )
+    drafted_by: Literal["engine", "bls"] = Field(
+        "engine",
+        description="Embedded engine: who drafts, the engine itself or `tensorrt_llm_bls` in front of it, as in "
+        "front of TensorRT-LLM's engines.",
+    )
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> "Speculation":
+        if self.max_concurrency is not None and self.draft_length_schedule is not None:
+            raise ValueError("give max_concurrency or draft_length_schedule, not both")
+        schedule = self.draft_length_schedule
+        longest = getattr(self, "draft_length", None)
+        if schedule is not None and longest is not None:
+            first = schedule[min(schedule)]
+            if first != longest or max(schedule.values()) > longest:
+                raise ValueError(
+                    f"draft_length_schedule must give its smallest batch the draft_length {longest} and none more"
+                )
+        return self
+
+    def longest_draft(self, batch_size: int) -> int | None:
+        """Most tokens to draft for a request while so many run; None: what the method has."""
+        if self.max_concurrency is not None:
+            return None if batch_size <= self.max_concurrency else 0
+        if self.draft_length_schedule is None:
+            return None
+        bounds = [bound for bound in self.draft_length_schedule if batch_size <= bound]
+        return self.draft_length_schedule[min(bounds)] if bounds else 0
+
+
+class NoSpeculation(Section):
+    """Token by token."""
+
+    method: Literal["none"] = "none"
+
+    def longest_draft(self, batch_size: int) -> int | None:
+        """Nothing is drafted, however few run."""
+        return 0
+
+
+class Anpd(Speculation):
+    """Adaptive n-gram parallel decoding: drafts from the request's own n-grams; nothing to train."""
+
+    method: Literal["anpd"]
+    draft_length: int = Field(7, ge=1, le=31, description="Most tokens drafted in a step (K).")
+    ngram: int = Field(5, ge=2, le=16, description="Longest n-gram (N).")
+
+
+class PromptLookup(Speculation):
+    """TensorRT-LLM's `NGram`: the continuation of an earlier occurrence of the last tokens."""
+
+    method: Literal["prompt_lookup"]
+    draft_length: int = Field(5, ge=1, le=31)
+    ngram: int = Field(3, ge=1, le=16, description="Longest suffix that is looked up.")
+    keep_all: bool = Field(True, description="Keep every continuation of an n-gram, not just one.")
+    use_oldest: bool = Field(True, description="Draft the oldest continuation, not the newest.")
+    public_pool: bool = Field(True, description="Share n-grams between requests.")
+
+
+class SuffixAutomaton(Speculation):
+    """TensorRT-LLM's `SA`: the longest suffix that occurred before."""
+
+    method: Literal["suffix_automaton"]
+    draft_length: int = Field(5, ge=1, le=31)
+    ngram: int = Field(-1, ge=-1, le=64, description="Longest suffix that is looked up; -1: any.")
+    global_pool: bool = Field(False, description="TensorRT-LLM: search other requests as well.")
+    global_pool_size: PositiveInt | None = Field(None, description="Requests in the global pool.")
+
+    @model_validator(mode="after")
+    def _pool_and_suffix(self) -> "SuffixAutomaton":
+        if self.ngram == 0:
+            raise ValueError("ngram must be -1 (any length) or 1 to 64")
+        if self.global_pool_size is not None and not self.global_pool:
+            raise ValueError("global_pool_size needs global_pool: true")
+        return self
+
+
+class SelfLookupEnhancer(Section):
+    """A lookup in the request's own text beside a trained drafter: used when its match is long enough."""
+
+    threshold: PositiveInt = Field(4, description="Shortest match that replaces the drafter's proposal.")
+    global_pool: bool = Field(False, description="Search other requests as well.")
+
+
+class DraftModel(Speculation):
+    """A smaller model with the target's tokenizer."""
+
+    method: Literal["draft_model"]
+    model: Path = Field(description="The draft in Hugging Face layout (or, for TensorRT-LLM, a hub id).")
+    draft_length: int = Field(5, ge=1, le=31)
+    precision: Literal["int8", "fp32"] | None = Field(
+        None, description="Embedded engine: weights of the draft; none: those of the target."
+    )
+    use_draft_logits: bool = Field(
+        False, description="Engines: accept by the draft's distribution, not by equality of tokens."
+    )
+
+
+class Medusa(Speculation):
+    """Independent heads on the target's last hidden state."""
+
+    method: Literal["medusa"]
+    checkpoint: Path = Field(description="The heads, in the layout of the Medusa repository.")
+    num_heads: int = Field(4, ge=1, le=16)
+    choices: Choices | None = Field(
+        None, description="Paths of the token tree, by ranks; none: the likeliest four nodes for each head."
+    )
+
+
+class Eagle(Speculation):
+    """EAGLE-1, and with a dynamic tree EAGLE-2: autoregression on features."""
+
+    method: Literal["eagle"]
+    checkpoint: Path
+    depth: int = Field(4, ge=1, le=16, description="Depth of the tree (`num_eagle_layers`).")
+    max_draft_tokens: int = Field(63, ge=1, le=256, description="Nodes of the tree, at most.")
+    max_non_leaves: PositiveInt = Field(10, description="Nodes of one level that are expanded, at most.")
+    choices: Choices | None = Field(None, description="Paths of the token tree; none: the kit's default.")
+
+
+class DynamicTree(Section):
+    """EAGLE-2's tree: the likeliest nodes of each step."""
+
+    top_k: int = Field(10, ge=1, le=32, description="Children of a node.")
+    total: PositiveInt | None = Field(None, description="Nodes in all; none: top_k times the draft length.")
+
+
+class Eagle3(Speculation):
+    """EAGLE-3: autoregression on fused features of three layers."""
+
+    method: Literal["eagle3"]
+    checkpoint: Path
+    draft_length: int = Field(3, ge=1, le=31)
+    dynamic_tree: DynamicTree | None = None
+    layers_to_capture: tuple[int, ...] | None = Field(
+        None, description="Layers whose outputs are fused; none: those that the checkpoint names."
+    )
+    architecture: Literal["llama3", "mistral_large3"] = "llama3"
+    suffix_automaton: SelfLookupEnhancer | None = None
+
+    @model_validator(mode="after")
+    def _tree_holds_a_path(self) -> "Eagle3":
+        tree = self.dynamic_tree
+        if tree is not None and tree.total is not None:
+            most = tree.top_k * self.draft_length
+            if not self.draft_length <= tree.total <= most:
+                raise ValueError(
+                    f"dynamic_tree.total must be between draft_length and top_k times it, {self.draft_length} to {most}"
+                )
+        return self
+
+
+class Redrafter(Speculation):
+    """ReDrafter: a recurrent head with beam search."""
+
+    method: Literal["redrafter"]
+    checkpoint: Path
+    num_beams: int = Field(5, ge=1, le=32)
+    draft_length: int = Field(5, ge=1, le=31, description="Draft tokens of a beam.")
+    greedy_search: bool = Field(True, description="Take the likeliest token; off: sampling.")
+
+
+class Lookahead(Speculation):
+    """Lookahead decoding: n-grams from a Jacobi window; nothing to train."""
+
+    method: Literal["lookahead"]
+    window: int = Field(4, ge=2, description="Positions of the Jacobi window (W).")
+    ngram: int = Field(3, ge=2, description="Length of an n-gram (N).")
+    verification_set: PositiveInt = Field(4, description="N-grams verified in a step (G).")
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """Draft tokens of a step, for which an engine must be built exactly (TensorRT-LLM, examples/lookahead)."""
+        return self.ngram - 2 + (self.window - 1 + self.verification_set) * (self.ngram - 1)
+
+
+class WindowedSelfDrafting(Speculation):
+    """MagicDec: the target drafts for itself with a window of its KV cache."""
+
+    method: Literal["windowed"]
+    draft_length: int = Field(4, ge=1, le=31)
+    window: PositiveInt = Field(512, description="Tokens that the draft attends to.")
+    sink_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="First tokens that stay in the window; none: 4 on the embedded engine, 0 with TensorRT-LLM, "
+        "whose engines have lost their attention sink.",
+    )
+
+
+class Mtp(Speculation):
+    """Multi-token prediction layers that the target was trained with."""
+
+    method: Literal["mtp"]
+    draft_length: int = Field(1, ge=1, le=31)
+    suffix_automaton: SelfLookupEnhancer | None = None
+
+
+class Pard(Speculation):
+    """PARD: a parallel draft model."""
+
+    method: Literal["pard"]
+    model: Path
+    draft_length: int = Field(4, ge=1, le=31)
+    mask_token_id: int | None = Field(None, ge=0)
+    suffix_automaton: SelfLookupEnhancer | None = None
+
+
+class DFlash(Speculation):
+    """DFlash: block diffusion drafting."""
+
+    method: Literal["dflash"]
+    model: Path
+    draft_length: int = Field(8, ge=1, le=31)
+    mask_token_id: int | None = Field(None, ge=0)
+    target_layer_ids: tuple[int, ...] | None = None
+
+
+class MlpSpeculator(Speculation):
+    """Multi-stage head that sees the target's hidden state and the tokens drafted so far."""
+
+    method: Literal["mlp_speculator"]
+    checkpoint: Path
+    draft_length: int = Field(3, ge=1, le=31)
+    candidates: int = Field(
+        1,
+        ge=1,
+        le=32,
+        description="Paths of the token tree, from the checkpoint's `top_k_tokens_per_head`; 1: a chain.",
+    )
+
+
+def _method(value: Any) -> str | None:
+    return value.get("method", "none") if isinstance(value, dict) else getattr(value, "method", None)
+
+
+AnySpeculation = Annotated[
+    Annotated[NoSpeculation, Tag("none")]
+    | Annotated[Anpd, Tag("anpd")]
+    | Annotated[PromptLookup, Tag("prompt_lookup")]
+    | Annotated[SuffixAutomaton, Tag("suffix_automaton")]
+    | Annotated[DraftModel, Tag("draft_model")]
+    | Annotated[Medusa, Tag("medusa")]
+    | Annotated[Eagle, Tag("eagle")]
+    | Annotated[Eagle3, Tag("eagle3")]
+    | Annotated[Redrafter, Tag("redrafter")]
+    | Annotated[Lookahead, Tag("lookahead")]
+    | Annotated[WindowedSelfDrafting, Tag("windowed")]
+    | Annotated[Mtp, Tag("mtp")]
+    | Annotated[Pard, Tag("pard")]
+    | Annotated[DFlash, Tag("dflash")]
+    | Annotated[MlpSpeculator, Tag("mlp_speculator")],
+    Discriminator(_method),
+]

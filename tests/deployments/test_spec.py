@@ -1,0 +1,91 @@
+"""The deployment spec: what it accepts, and what it says about mistakes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.engines import EmbeddedEngine, TensorRtLlmEngine
+from deployments.spec import DeploymentSpec, SpecError, load_spec
+
+_LEAST = {"name": "a", "target": {"model": "m"}}
+_EXAMPLES = sorted(Path(__file__).parents[2].glob("deployments/*.yaml"))
+
+
+def _load(folder: Path, **sections: Any) -> DeploymentSpec:
+    path = folder / "spec.yaml"
+    path.write_text(yaml.safe_dump(_LEAST | sections), encoding="utf-8")
+    return load_spec(path)
+
+
+@pytest.mark.parametrize("path", _EXAMPLES, ids=lambda path: path.name)
+def test_the_examples_are_valid_and_survive_json(path: Path) -> None:
+    spec = load_spec(path)
+    assert DeploymentSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_the_embedded_engine_without_speculation_is_the_default(tmp_path: Path) -> None:
+    spec = _load(tmp_path)
+    assert isinstance(spec.engine, EmbeddedEngine)
+    assert spec.speculation.method == "none"
+    with pytest.raises(SpecError, match="needs TensorRT-LLM"):
+        _ = spec.tensorrt_llm
+
+
+def test_kind_chooses_the_engine(tmp_path: Path) -> None:
+    spec = _load(tmp_path, engine={"kind": "tensorrt_llm", "line": "A"})
+    assert isinstance(spec.engine, TensorRtLlmEngine)
+    with pytest.raises(SpecError, match="needs the embedded engine"):
+        _ = spec.embedded
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"engine": {"presicion": "int8"}}, "engine.presicion: unknown key, did you mean precision"),
+        (
+            {"engine": {"kind": "tensorrt_lm"}},
+            "engine.kind: 'tensorrt_lm' is not known, did you mean tensorrt_llm",
+        ),
+        (
+            {"engine": {"kind": "tensorrt_llm", "kv_cache": {"dtipe": 1}}},
+            "engine.kv_cache.dtipe: unknown key, did you mean dtype",
+        ),
+        (
+            {"speculation": {"method": "eagle33"}},
+            "speculation.method: 'eagle33' is not known, did you mean eagle3",
+        ),
+        ({"speculation": {"method": "medusa"}}, "speculation.checkpoint: Field required"),
+        ({"speculation": {"method": "anpd", "draft_length": 99}}, "speculation.draft_length: .*31"),
+        (
+            {"speculation": {"method": "anpd", "max_concurrency": 4, "draft_length_schedule": {4: 7}}},
+            "not both",
+        ),
+        ({"speculation": {"method": "anpd", "draft_length_schedule": {4: 5}}}, "draft_length 7"),
+        ({"speculation": {"method": "anpd", "draft_length_schedule": {}}}, "at least 1 item"),
+        ({"speculation": {"method": "lookahead", "ngram": 1}}, "speculation.ngram: .*2"),
+        ({"speculation": {"method": "suffix_automaton", "ngram": 0}}, "1 to 64"),
+        ({"speculation": {"method": "suffix_automaton", "global_pool_size": 9}}, "global_pool: true"),
+        (
+            {
+                "speculation": {
+                    "method": "eagle3",
+                    "checkpoint": "c",
+                    "dynamic_tree": {"top_k": 2, "total": 7},
+                }
+            },
+            "3 to 6",
+        ),
+        (
+            {"engine": {"kind": "tensorrt_llm", "max_sequence_length": 100}},
+            "max_input_length 4096 must not exceed max_sequence_length 100",
+        ),
+        ({"sped": {}}, "sped: unknown key"),
+    ],
+)
+def test_mistakes_are_named_with_what_would_be_right(
+    tmp_path: Path, sections: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(SpecError, match=told):
+        _load(tmp_path, **sections)
