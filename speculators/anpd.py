@@ -77,13 +77,18 @@ class NgramTable:
             suffixes = extended[: self._levels]
         self._suffixes = suffixes
 
-    def draft(self, length: int) -> Iterator[int]:
-        """Continue the text by up to ``length`` tokens, fewer if every level misses; does not change it."""
+    def draft(self, length: int, shortest: int = 1) -> Iterator[int]:
+        """Continue the text by up to ``length`` tokens, fewer if every level misses; does not change it.
+
+        Contexts of fewer than ``shortest`` tokens are not looked up.
+        """
         child, best, token_of = self._child, self._best, self._token
         suffixes = self._suffixes
         for _ in range(length):
             # The longest context comes last; the empty one (level n = 1) is not a level of the method.
-            leader = next((best[node] for node in suffixes[:0:-1] if node >= 0 and best[node] >= 0), _NONE)
+            leader = next(
+                (best[node] for node in suffixes[: shortest - 1 : -1] if node >= 0 and best[node] >= 0), _NONE
+            )
             if leader < 0:
                 return
             token = token_of[leader]
@@ -107,6 +112,7 @@ class AnpdSpeculator:
 
     name = "anpd"
     needs_hidden: tuple[int, ...] = ()
+    max_branches = 0
 
     def __init__(self, ngram: int = 5, draft_length: int = 7) -> None:
         if ngram < 2:

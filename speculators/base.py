@@ -23,11 +23,14 @@ class Speculator(Protocol):
     Attributes:
         name: the method, as the deployment spec names it.
         max_draft_length: most nodes it proposes for one request in one step; 0 means that it never proposes.
-        needs_hidden: layers of the target whose hidden states ``observe`` receives; empty if it needs none.
+        max_branches: most nodes of a tree that are not the first child of their parent; 0 if it proposes chains.
+        needs_hidden: hidden states of the target that ``observe`` receives: i is what goes into layer i, -1 what
+            comes out of the final norm; empty if it needs none.
     """
 
     name: str
     max_draft_length: int
+    max_branches: int
     needs_hidden: tuple[int, ...]
 
     def start(self, request_id: int, prompt: Sequence[int]) -> None:
@@ -52,8 +55,11 @@ class Speculator(Protocol):
         Args:
             request_id: the request that they belong to.
             accepted: the emitted token ids.
-            hidden: float ``[len(accepted), len(needs_hidden), H]``: for each emitted token the hidden
-                states of the row that it was drawn from; None if ``needs_hidden`` is empty.
+            hidden: float ``[rows, len(needs_hidden), H]``: hidden states of the tokens that the target has
+                read since the last call, and kept. Token i of ``accepted`` was drawn from row
+                ``rows - len(accepted) + i``. The first call brings the rows of the prompt as well: all of
+                them, or those after a prefix that the target had in its cache. None if ``needs_hidden`` is
+                empty.
 
         Raises:
             KeyError: the request is not running.

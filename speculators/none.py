@@ -16,6 +16,7 @@ class NoSpeculator:
     name = "none"
     max_draft_length = 0
     needs_hidden: tuple[int, ...] = ()
+    max_branches = 0
 
     def __init__(self) -> None:
         self._running: set[int] = set()

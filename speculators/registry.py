@@ -12,11 +12,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from speculators.anpd import AnpdSpeculator
 from speculators.base import Speculator
+from speculators.model_free import MODEL_FREE
 from speculators.none import NoSpeculator
 
-METHODS: Mapping[str, Callable[..., Speculator]] = {"none": NoSpeculator, "anpd": AnpdSpeculator}
+METHODS: Mapping[str, Callable[..., Speculator]] = {"none": NoSpeculator, **MODEL_FREE}
 
 
 def settings_of(method: str) -> tuple[str, ...]:

@@ -87,6 +87,11 @@ class TokenTree:
         return len(self.tokens)
 
     @property
+    def is_chain(self) -> bool:
+        """Whether each node is the child of the one before it (so an empty tree is a chain)."""
+        return self.parents == tuple(range(ROOT, len(self.parents) - 1))
+
+    @property
     def depths(self) -> tuple[int, ...]:
         """Distance of each node from the root, 1 for its children; its position is the root's plus this."""
         depths: list[int] = []

@@ -94,11 +94,43 @@ class GraphBuilder:
         scaled = self.node("Mul", [value, inverse])[0]
         return self.node("Mul", [scaled, self.constant(weight.astype(np.float32))])[0]
 
+    def silu(self, value: str) -> str:
+        """value times its logistic function."""
+        return self.node("Mul", [value, self.node("Sigmoid", [value])[0]])[0]
+
+    def gelu(self, value: str) -> str:
+        """The exact GELU, in the shape that OpenVINO fuses into one operator."""
+        scaled = self.node("Div", [value, self.constant(np.array(np.sqrt(2), np.float32), "root_two")])[0]
+        shifted = self.node(
+            "Add", [self.node("Erf", [scaled])[0], self.constant(np.array(1, np.float32), "one")]
+        )
+        return self.multiply(self.node("Mul", [value, shifted[0]])[0], 0.5)
+
+    def candidates(self, logits: str, count: int, ids: NDArray[np.int64] | None) -> dict[str, str]:
+        """Outputs for the `count` likeliest tokens of logits [..., V].
+
+        Args:
+            logits: the scores.
+            count: how many.
+            ids: of each of the V tokens the target's id; None if they are the target's own.
+
+        Returns:
+            `log_probs` float [..., count], falling, and `candidates` int64 [..., count].
+        """
+        log_probs = self.node("LogSoftmax", [logits], axis=-1)[0]
+        values, indices = self.node("TopK", [log_probs, self.integers(count)], 2, axis=-1)
+        if ids is not None:
+            indices = self.node("Gather", [self.constant(ids, "target_ids"), indices])[0]
+        return {"log_probs": values, "candidates": indices}
+
     def model(self, outputs: dict[str, str], name: str) -> onnx.ModelProto:
-        """The finished model; `outputs` maps public output names to values."""
+        """The finished model; `outputs` maps public output names to values, `candidates` being integers."""
         for public, value in outputs.items():
             self._nodes.append(helper.make_node("Identity", [value], [public], name=f"output_{public}"))
-        results = [helper.make_tensor_value_info(public, TensorProto.FLOAT, None) for public in outputs]
+        kinds = {
+            public: TensorProto.INT64 if public == "candidates" else TensorProto.FLOAT for public in outputs
+        }
+        results = [helper.make_tensor_value_info(public, kind, None) for public, kind in kinds.items()]
         graph = helper.make_graph(self._nodes, name, self._inputs, results, list(self._initializers.values()))
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="drafthouse")

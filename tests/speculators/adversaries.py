@@ -22,6 +22,7 @@ class RandomDrafter:
 
     name = "random"
     needs_hidden: tuple[int, ...] = ()
+    max_branches = 64
 
     def __init__(self, vocabulary: int, max_draft_length: int, drawn: bool, seed: int) -> None:
         self.max_draft_length = max_draft_length
@@ -74,6 +75,7 @@ class OracleDrafter:
 
     name = "oracle"
     needs_hidden: tuple[int, ...] = ()
+    max_branches = 64
 
     def __init__(
         self,
@@ -107,3 +109,10 @@ class OracleDrafter:
 
     def finish(self, request_id: int) -> None:
         del self._left[request_id]
+
+
+class RandomChains(RandomDrafter):
+    """As `RandomDrafter`, without branches."""
+
+    def _tree(self, most: int) -> TokenTree:
+        return TokenTree.chain(super()._tree(most).tokens)

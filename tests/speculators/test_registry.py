@@ -49,7 +49,7 @@ def test_settings_reach_the_method() -> None:
     ("method", "settings", "message"),
     [
         ("anpdd", {}, "did you mean 'anpd'"),
-        ("medusa", {}, "Known: anpd, none"),
+        ("medusa", {}, "Known: anpd, none, prompt_lookup"),
         ("anpd", {"n_gram": 5}, "no setting 'n_gram'; it has ngram, draft_length"),
         ("none", {"ngram": 5}, "no setting 'ngram'; it has none"),
     ],

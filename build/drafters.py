@@ -1,0 +1,200 @@
+"""Compiles the speculator of a deployment beside its target.
+
+A trained speculator becomes one or more ONNX graphs and a manifest (`engine.manifest.SpeculatorManifest`) that names
+the checkpoint and the target it was compiled with; a draft model becomes an engine like any target. Methods without
+weights have nothing to compile. As with targets, what is up to date is left alone, and what is written is complete or
+absent.
+
+Example::
+
+    directory = Path("runs/engines/smollm2-135m-int8-medusa")
+    compile_speculator(
+        spec.speculation, directory, target=Path("models/smollm2-135m"), precision="int8", max_sequence_length=2048
+    )
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import openvino as ov
+
+from build.compile import compile_engine, hash_files, source_hash
+from build.draft_graphs import DraftGraphs, build_graphs
+from build.targets.errors import TargetError
+from build.targets.files import complete_directory, writing_errors
+from build.targets.layout import read_json
+from deployments.speculation import AnySpeculation, DraftModel, Eagle, Eagle3, Medusa, MlpSpeculator
+from engine.drafters import EMBEDDED_SETTINGS
+from engine.manifest import (
+    FORMAT_VERSION,
+    SPECULATOR_MANIFEST_NAME,
+    EngineError,
+    SpeculatorManifest,
+    load_speculator_manifest,
+)
+from engine.tree_shapes import Trained
+from speculators.draft_model.checkpoint import complete_draft
+from speculators.formats.draft_vocabulary import VOCABULARY_FILE
+
+_TOKENIZER = "tokenizer.json"
+
+
+def compile_speculator(
+    speculation: AnySpeculation,
+    directory: Path,
+    *,
+    target: Path,
+    precision: str,
+    max_sequence_length: int,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Compile, or find that `directory` already holds what is wanted.
+
+    Args:
+        speculation: the spec's section.
+        directory: where the graphs are put; others there are replaced. Not touched for methods without weights.
+        target: the target in Hugging Face layout.
+        precision: "int8" or "fp32".
+        max_sequence_length: most tokens of prompt and output.
+        report: gets a line for each stage.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or that of another target.
+        TargetError: the target or the draft model cannot be read or have different tokenizers, or `directory` cannot
+            be written.
+        EngineError: the draft model is shorter-sighted than `max_sequence_length`, the section's tree is none, or
+            the embedded engine does not run the method.
+    """
+    if isinstance(speculation, DraftModel):
+        _compile_draft(speculation.model, directory, target, precision, max_sequence_length, report)
+    elif isinstance(speculation, (MlpSpeculator, Medusa, Eagle, Eagle3)):
+        _compile_trained(speculation, directory, target, precision, max_sequence_length, report)
+    elif speculation.method not in EMBEDDED_SETTINGS:
+        raise EngineError(
+            f"speculation.method {speculation.method} runs on TensorRT-LLM, not on the embedded engine"
+        )
+
+
+def _compile_draft(
+    draft: Path,
+    directory: Path,
+    target: Path,
+    precision: str,
+    max_sequence_length: int,
+    report: Callable[[str], None],
+) -> None:
+    """Compile a draft model; one that was distilled by this kit first gets what it shares with its target."""
+    with tempfile.TemporaryDirectory(prefix="drafthouse-") as scratch:
+        source = draft
+        if (draft / VOCABULARY_FILE).is_file():
+            source = Path(scratch) / draft.name
+            source.mkdir()
+            complete_draft(draft, target, source)
+            shutil.copyfile(draft / VOCABULARY_FILE, source / VOCABULARY_FILE)
+        check_same_tokenizer(source, target)
+        compile_engine(
+            source, directory, precision=precision, max_sequence_length=max_sequence_length, report=report
+        )
+
+
+def check_same_tokenizer(draft: Path, target: Path) -> None:
+    """Both models must give every token the same id.
+
+    Raises:
+        TargetError: they do not, or a `tokenizer.json` is missing.
+    """
+    ours, theirs = (_vocabulary(model) for model in (draft, target))
+    if ours == theirs:
+        return
+    token = min(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    raise TargetError(
+        f"{draft} and {target} have different tokenizers: {token!r} has the id {ours.get(token)} in the draft model "
+        f"and {theirs.get(token)} in the target; a draft model must have the target's tokenizer"
+    )
+
+
+def _vocabulary(model: Path) -> dict[str, int]:
+    if not (model / _TOKENIZER).is_file():
+        raise TargetError(
+            f"{model / _TOKENIZER} is missing; it tells whether draft and target have the same tokens"
+        )
+    tokenizer = read_json(model / _TOKENIZER)
+    tokens: Any = tokenizer.get("model", {}).get("vocab", {})
+    if isinstance(tokens, list):  # Unigram: pieces and scores, in the order of their ids
+        tokens = {piece: index for index, (piece, _) in enumerate(tokens)}
+    return {**tokens, **{token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}}
+
+
+def _compile_trained(
+    speculation: Trained,
+    directory: Path,
+    target: Path,
+    precision: str,
+    max_sequence_length: int,
+    report: Callable[[str], None],
+) -> None:
+    report(f"{speculation.checkpoint}: reading")
+    wanted = {
+        "method": speculation.method,
+        "source_sha256": _checkpoint_hash(speculation.checkpoint),
+        "target_sha256": source_hash(target),
+        "precision": precision,
+    }
+    built = build_graphs(speculation, target, precision=precision, max_sequence_length=max_sequence_length)
+    facts = {**wanted, **built.facts, "graphs": built.order}
+    if _up_to_date(directory, facts):
+        report(f"{directory}: up to date")
+        return
+    report(f"writing {directory}")
+    with writing_errors(directory), complete_directory(directory) as staging:
+        files = _write_graphs(built, staging)
+        manifest = SpeculatorManifest.model_validate(
+            {
+                **facts,
+                "format_version": FORMAT_VERSION,
+                "source": speculation.checkpoint.name,
+                "target": target.name,
+                "graph_sha256": hash_files(*files),
+                "file_sizes": {file.name: file.stat().st_size for file in files},
+                "versions": {
+                    "openvino": ov.get_version(),
+                    "onnx": onnx.__version__,
+                    "drafthouse": version("drafthouse"),
+                },
+            }
+        )
+        (staging / SPECULATOR_MANIFEST_NAME).write_text(
+            manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
+        )
+
+
+def _write_graphs(built: DraftGraphs, directory: Path) -> list[Path]:
+    files = []
+    for name, graph in built.graphs.items():
+        onnx.save_model(graph, str(directory / name), save_as_external_data=True, location=f"{name}.data")
+        files += [path for path in (directory / name, directory / f"{name}.data") if path.is_file()]
+    return files
+
+
+def _up_to_date(directory: Path, facts: dict[str, Any]) -> bool:
+    try:
+        found = load_speculator_manifest(directory)
+    except EngineError:
+        return False
+    if any(getattr(found, name) != value for name, value in facts.items()):
+        return False
+    return hash_files(*(directory / name for name in found.file_sizes)) == found.graph_sha256
+
+
+def _checkpoint_hash(checkpoint: Path) -> str:
+    """Over the files that checkpoints are made of; a missing directory is told by whoever reads it."""
+    return hash_files(
+        *sorted(
+            path for kind in ("*.json", "*.safetensors", "*.bin", "*.pt") for path in checkpoint.glob(kind)
+        )
+    )

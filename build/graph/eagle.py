@@ -1,0 +1,112 @@
+"""EAGLE drafters as ONNX graphs over the paged batch of a target.
+
+Beside the paged batch (see `build.graph.target`) a drafter reads `hidden` [tokens, H]: for each token the hidden
+state of the position before it, the target's or while drafting its own. Outputs, for the rows that `logit_rows`
+names, are [rows, count] candidates and `next_hidden` [rows, H], what is fed back. EAGLE-3 has a second graph that
+fuses the target's features into such a hidden state, once for each token that was emitted. What they compute is
+written down in `speculators.eagle.model` and `speculators.eagle3.model`.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from build.graph.decoder import DecoderParts, Weights
+from build.graph.nodes import GraphBuilder
+from build.targets.architecture import Architecture
+from speculators.eagle.checkpoint import EagleCheckpoint
+from speculators.eagle3.checkpoint import DRAFT_TO_TARGET, TARGET_TO_DRAFT, Eagle3Checkpoint, target_ids
+
+
+def build_eagle(
+    checkpoint: EagleCheckpoint,
+    embedding: NDArray[np.float32],
+    lm_head: NDArray[np.float32],
+    *,
+    precision: str,
+    count: int,
+    max_positions: int,
+    block_size: int,
+) -> onnx.ModelProto:
+    """EAGLE-1; embedding and output matrix, [V, H] each, are the target's."""
+    weights, architecture = _floats(checkpoint.tensors), Architecture.from_config(checkpoint.config.content())
+    graph = GraphBuilder(quantize=precision == "int8")
+    parts = DecoderParts(graph, architecture, weights, max_positions=max_positions, block_size=block_size)
+    hidden, embedded = _inputs(graph, parts, embedding)
+    values = parts.linear(graph.node("Concat", [embedded, hidden], axis=1)[0], "fc")
+    for layer in range(architecture.num_layers):
+        prefix = f"layers.{layer}."
+        normed = parts.norm(values, f"{prefix}input_layernorm") if layer else values
+        attended = parts.attention(normed, layer, f"{prefix}self_attn.")
+        values = _finish_layer(graph, parts, values, attended, prefix)
+    values = _wanted_rows(graph, values)
+    return _model(graph, values, graph.linear(values, lm_head, "lm_head"), count, None)
+
+
+def build_eagle3(
+    checkpoint: Eagle3Checkpoint,
+    embedding: NDArray[np.float32],
+    *,
+    precision: str,
+    count: int,
+    max_positions: int,
+    block_size: int,
+) -> onnx.ModelProto:
+    """EAGLE-3; the embedding [V, H] is the target's or the checkpoint's own."""
+    config, weights = checkpoint.config, _floats(checkpoint.tensors)
+    architecture = Architecture.from_config(config.content())
+    graph = GraphBuilder(quantize=precision == "int8")
+    parts = DecoderParts(graph, architecture, weights, max_positions=max_positions, block_size=block_size)
+    hidden, embedded = _inputs(graph, parts, embedding)
+    normed = parts.norm(hidden, "midlayer.hidden_norm")
+    joined = graph.node("Concat", [parts.norm(embedded, "midlayer.input_layernorm"), normed], axis=1)[0]
+    attended = parts.attention(joined, 0, "midlayer.self_attn.")
+    residual = normed if config.norm_before_residual else hidden
+    values = _wanted_rows(graph, _finish_layer(graph, parts, residual, attended, "midlayer."))
+    ids = target_ids(checkpoint) if config.has_vocabulary_map else None
+    return _model(graph, values, parts.linear(parts.norm(values, "norm"), "lm_head"), count, ids)
+
+
+def build_eagle3_fusion(checkpoint: Eagle3Checkpoint) -> onnx.ModelProto:
+    """Input `features` [rows, layers * T], hidden states of the target from its low layer to its high one; output
+    `hidden` [rows, H].
+
+    It stays in fp32: single columns of hidden states are a thousand times the others, which no scale of a row or a
+    group of activations can hold together, and the matrix is small.
+    """
+    weights, graph = _floats(checkpoint.tensors), GraphBuilder(quantize=False)
+    weight = weights["fc.weight"]
+    features = graph.input("features", TensorProto.FLOAT, ["rows", weight.shape[1]])
+    return graph.model(
+        {"hidden": graph.linear(features, weight, "fc", weights.get("fc.bias"))}, "eagle3_fusion"
+    )
+
+
+def _inputs(graph: GraphBuilder, parts: DecoderParts, embedding: NDArray[np.float32]) -> tuple[str, str]:
+    hidden = graph.input("hidden", TensorProto.FLOAT, ["tokens", embedding.shape[1]])
+    table = graph.matrix(embedding, "embed_tokens")
+    return hidden, graph.node("Gather", [table, parts.tokens])[0]
+
+
+def _finish_layer(graph: GraphBuilder, parts: DecoderParts, residual: str, attended: str, prefix: str) -> str:
+    values = graph.node("Add", [residual, parts.linear(attended, f"{prefix}self_attn.o_proj")])[0]
+    normed = parts.norm(values, f"{prefix}post_attention_layernorm")
+    return graph.node("Add", [values, parts.feed_forward(normed, f"{prefix}mlp.")])[0]
+
+
+def _wanted_rows(graph: GraphBuilder, values: str) -> str:
+    return graph.node("Gather", [values, graph.input("logit_rows", TensorProto.INT64, ["rows"])])[0]
+
+
+def _model(
+    graph: GraphBuilder, values: str, logits: str, count: int, ids: NDArray[np.int64] | None
+) -> onnx.ModelProto:
+    return graph.model({"next_hidden": values, **graph.candidates(logits, count, ids)}, "eagle")
+
+
+def _floats(tensors: dict[str, NDArray[Any]]) -> Weights:
+    maps = (DRAFT_TO_TARGET, TARGET_TO_DRAFT)
+    return {name: values.astype(np.float32) for name, values in tensors.items() if name not in maps}

@@ -1,0 +1,74 @@
+"""A distilled draft on disk: a Hugging Face model without the matrices that are the target's.
+
+Embedding and output matrix would be three quarters of a small draft, and they are the target's. So a draft can be kept
+and passed on without them; `complete_draft` puts them in, and what it writes is a model like any other, for every
+engine.
+
+    config.json  model.safetensors  draft_vocabulary.safetensors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from speculators.formats.config import PublishedConfig, read_json_object
+from speculators.formats.draft_vocabulary import write_draft_vocabulary
+from speculators.formats.errors import CheckpointError
+from speculators.formats.tensors import Array, Tensors, dtype_of, find_file, read_tensors, write_safetensors
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def save_draft(config: Mapping[str, Any], tensors: Tensors, kept: Array, directory: Path) -> None:
+    """Write a draft into an existing directory; the config comes last.
+
+    Args:
+        config: `config.json` of the draft as Transformers writes it.
+        tensors: all weights but embedding and output matrix.
+        kept: target ids that can be drafted.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    write_safetensors(directory / WEIGHT_FILES[0], tensors)
+    write_draft_vocabulary(directory, kept)
+    PublishedConfig.parse(dict(config), str(directory)).stored_as(dtype_of(tensors)).write(directory)
+
+
+def complete_draft(draft: Path, target: Path, directory: Path) -> None:
+    """Write the whole model into an existing directory, with the target's embedding, output matrix and tokenizer.
+
+    `directory` may be that of the draft. A draft that has its own embedding keeps it.
+
+    Raises:
+        CheckpointError: a file is damaged, or the draft was cut out of another model.
+        OSError: the directory cannot be written.
+    """
+    tensors = read_tensors(find_file(draft, WEIGHT_FILES))
+    config = PublishedConfig.read(draft)
+    if EMBEDDING not in tensors:
+        tensors |= _shared(draft, target)
+    write_safetensors(directory / WEIGHT_FILES[0], tensors)
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "generation_config.json",
+    ):
+        if (target / name).is_file():
+            (directory / name).write_bytes((target / name).read_bytes())
+    config.stored_as(dtype_of(tensors)).write(directory)
+
+
+def _shared(draft: Path, target: Path) -> Tensors:
+    ours, theirs = read_json_object(draft / "config.json"), read_json_object(target / "config.json")
+    for key in ("vocab_size", "hidden_size"):
+        if ours.get(key) != theirs.get(key):
+            raise CheckpointError(
+                f"{draft} has {key} {ours.get(key)} and takes its embedding from its target, but {target} has "
+                f"{theirs.get(key)}; it was cut out of another model"
+            )
+    return read_tensors(find_file(target, WEIGHT_FILES), lambda name: name in (EMBEDDING, OUTPUT))

@@ -1,0 +1,75 @@
+"""Distilling a draft: a few layers of the target, of full width, trained on what the target writes.
+
+Wide and shallow: latency of a small model is the number of its layers, so those that are kept stay whole (as in
+layer-pruned drafts, arXiv 2402.01528 on depth against width). Embedding and output matrix are the target's own and
+frozen, the output in the rows of the draft vocabulary. Loss: cross-entropy against the target's distribution.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speculators.draft_model.checkpoint import EMBEDDING, complete_draft, save_draft
+from speculators.formats.tensors import as_dtype, numpy_array
+from speculators.training.errors import TrainingError
+from speculators.training.features import Batch
+from speculators.training.target import FrozenTarget
+from speculators.training.trainee import Trainee
+
+
+class DraftTrainee(Trainee):
+    """The draft and what it learns."""
+
+    def __init__(
+        self,
+        target: FrozenTarget,
+        kept: torch.Tensor,
+        layers: Sequence[int],
+        *,
+        depth: int,
+        soft: bool,
+        embedding: bool = True,
+    ) -> None:
+        """`layers` of the target are kept, in this order; `embedding` says whether its embedding is saved as well.
+
+        Raises:
+            TrainingError: the target has no such layer.
+        """
+        super().__init__(target.lm_head, kept, soft=soft, decay=1.0)
+        if not layers or not all(0 <= layer < target.num_layers for layer in layers):
+            raise TrainingError(
+                f"training.keep_layers is {list(layers)}; the target has layers 0 to {target.num_layers - 1}"
+            )
+        self.depth, self._target_directory, self._saves_embedding = depth, target.directory, embedding
+        config = copy.deepcopy(target.config)
+        config.num_hidden_layers = len(layers)
+        self.model: Any = type(target.model)(config)
+        decoder = self.model.get_decoder()
+        for place, layer in zip(decoder.layers, layers, strict=True):
+            place.load_state_dict(target.layers[layer].state_dict())
+        decoder.norm.load_state_dict(target.model.get_decoder().norm.state_dict())
+        decoder.embed_tokens.load_state_dict(target.model.get_input_embeddings().state_dict())
+        self.model.tie_weights()
+        decoder.embed_tokens.requires_grad_(False)
+        self.model.get_output_embeddings().requires_grad_(False)
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Trainee.forward`. A draft reads tokens only, so its hits are the same at every depth."""
+        decoder, rows = self.model.get_decoder(), self.rows(batch)
+        states = decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
+        loss, hits = self.judge(states.float(), self._target_output, batch, rows, depth=0)
+        return loss, hits.expand(self.depth, -1, -1)
+
+    def save(self, directory: Path) -> None:
+        """Write the model in bfloat16: whole, with the target's tokenizer, or without what the target has."""
+        state = self.model.state_dict()
+        names = [name for name in state if name not in (EMBEDDING, "lm_head.weight")]
+        tensors = {name: numpy_array(state[name]) for name in names}
+        save_draft(self.model.config.to_dict(), as_dtype(tensors, "bfloat16"), self._kept.numpy(), directory)
+        if self._saves_embedding:
+            complete_draft(directory, self._target_directory, directory)

@@ -1,0 +1,92 @@
+"""EAGLE-1 in PyTorch (arXiv 2401.15077; SafeAILab/EAGLE `eagle/model/cnets1.py`).
+
+At position i, with f_i the target's hidden state after its final norm and e_{i+1} the embedding of the *next* token:
+
+    x = fc [e_{i+1}, f_i];  decoder layers (the first without input norm);  the result stands for f_{i+1}
+
+Its logits are those of the target's own output matrix. While drafting, the result is fed back as the next f.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from speculators.eagle.checkpoint import EMBEDDING, EagleCheckpoint
+from speculators.eagle.config import EagleConfig
+from speculators.eagle.layers import Attention, KeyValues, Mlp, RmsNorm
+from speculators.formats.torch_modules import export_arrays, load_arrays, unset
+
+
+class Eagle(nn.Module):
+    """The drafter; the token embedding is the caller's. Weights are NaN until they are loaded or trained."""
+
+    def __init__(self, config: EagleConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.bias)
+        self.layers = nn.ModuleList(EagleLayer(config, index) for index in range(config.num_hidden_layers))
+        unset(self)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: EagleCheckpoint) -> Eagle:
+        """A float32 model with the weights of a checkpoint; its copy of the token embedding is left out.
+
+        Raises:
+            CheckpointError: the tensors do not fit the config.
+        """
+        model = cls(checkpoint.config)
+        own = {name: values for name, values in checkpoint.tensors.items() if name != EMBEDDING}
+        load_arrays(model, own)
+        return model
+
+    def to_checkpoint(self) -> EagleCheckpoint:
+        """The weights in their own type, without token embedding."""
+        return EagleCheckpoint(self.config, export_arrays(self))
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        embedded: torch.Tensor,
+        positions: torch.Tensor,
+        visible: torch.Tensor,
+        past: list[KeyValues] | None = None,
+    ) -> tuple[torch.Tensor, list[KeyValues]]:
+        """Extrapolate hidden states by one position.
+
+        Args:
+            hidden: float ``[B, T, H]``, f of the target, or this method's own output while drafting.
+            embedded: float ``[B, T, H]``, the target's embedding of the token after each position.
+            positions: int64 ``[B, T]``.
+            visible: bool ``[B, T, S + T]``; causal, or the ancestors in a token tree.
+            past: keys and values of S earlier rows, layer by layer.
+
+        Returns:
+            Float ``[B, T, H]``, and keys and values of all S + T rows, layer by layer.
+        """
+        values = self.fc(torch.cat([embedded, hidden], dim=-1))
+        present = []
+        for index, layer in enumerate(self.layers):
+            values, rows = layer(values, positions, visible, None if past is None else past[index])
+            present.append(rows)
+        return values, present
+
+
+class EagleLayer(nn.Module):
+    """A Llama decoder layer; the first has no input norm."""
+
+    def __init__(self, config: EagleConfig, index: int) -> None:
+        super().__init__()
+        width, epsilon = config.hidden_size, config.rms_norm_eps
+        self.self_attn = Attention(config, width, config.qkv_bias)
+        self.mlp = Mlp(config)
+        self.input_layernorm = RmsNorm(width, epsilon) if index > 0 else nn.Identity()
+        self.post_attention_layernorm = RmsNorm(width, epsilon)
+
+    def forward(
+        self, values: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor, past: KeyValues | None
+    ) -> tuple[torch.Tensor, KeyValues]:
+        """Shapes as in `Eagle.forward`, for this layer."""
+        attended, present = self.self_attn(self.input_layernorm(values), positions, visible, past)
+        values = values + attended
+        return values + self.mlp(self.post_attention_layernorm(values)), present

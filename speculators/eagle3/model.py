@@ -1,0 +1,119 @@
+"""EAGLE-3 in PyTorch (arXiv 2503.01840; SafeAILab/EAGLE `eagle/model/cnets.py`).
+
+At position i, with e_{i+1} the embedding of the *next* token:
+
+    g = fc [hidden states of the low, middle and high target layer]      once; the layer's own output while drafting
+    x = g + attention [input_layernorm(e_{i+1}), hidden_norm(g)]
+    y = x + mlp(post_attention_layernorm(x))                            fed back as the next g
+    logits over the draft vocabulary = lm_head(norm(y))
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from speculators.eagle.checkpoint import EMBEDDING
+from speculators.eagle.layers import Attention, KeyValues, Mlp, RmsNorm
+from speculators.eagle3.checkpoint import Eagle3Checkpoint
+from speculators.eagle3.config import Eagle3Config
+from speculators.formats.torch_modules import export_arrays, load_arrays, unset
+
+
+class Eagle3(nn.Module):
+    """The drafter; the token embedding is the caller's. Weights are NaN until they are loaded or trained."""
+
+    d2t: torch.Tensor
+    t2d: torch.Tensor
+
+    def __init__(self, config: Eagle3Config) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.fc = nn.Linear(config.num_features * config.feature_width, width, bias=config.bias)
+        self.midlayer = Eagle3Layer(config)
+        self.norm = RmsNorm(width, config.rms_norm_eps)
+        self.lm_head = nn.Linear(width, config.output_size, bias=False)
+        if config.has_vocabulary_map:
+            self.register_buffer("d2t", torch.zeros(config.output_size, dtype=torch.int64))
+            self.register_buffer("t2d", torch.zeros(config.vocab_size, dtype=torch.bool))
+        unset(self)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Eagle3Checkpoint) -> Eagle3:
+        """A float32 model with the weights of a checkpoint; its copy of the token embedding is left out.
+
+        Raises:
+            CheckpointError: the tensors do not fit the config.
+        """
+        model = cls(checkpoint.config)
+        own = {name: values for name, values in checkpoint.tensors.items() if name != EMBEDDING}
+        load_arrays(model, own)
+        return model
+
+    def to_checkpoint(self) -> Eagle3Checkpoint:
+        """The weights in their own type, without token embedding."""
+        return Eagle3Checkpoint(self.config, export_arrays(self))
+
+    def fuse(self, features: torch.Tensor) -> torch.Tensor:
+        """Hidden states of the target, float ``[..., F T]`` from its low layer to its high one, to ``[..., H]``."""
+        return torch.as_tensor(self.fc(features))
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        embedded: torch.Tensor,
+        positions: torch.Tensor,
+        visible: torch.Tensor,
+        past: KeyValues | None = None,
+    ) -> tuple[torch.Tensor, KeyValues]:
+        """One pass of the layer.
+
+        Args:
+            hidden: float ``[B, T, H]``, from `fuse`, or this method's own output while drafting.
+            embedded: float ``[B, T, H]``, the target's embedding of the token after each position.
+            positions: int64 ``[B, T]``.
+            visible: bool ``[B, T, S + T]``; causal, or the ancestors in a token tree.
+            past: keys and values of S earlier rows.
+
+        Returns:
+            Float ``[B, T, H]`` before the norm, and keys and values of all S + T rows.
+        """
+        return self.midlayer(hidden, embedded, positions, visible, past)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores of the draft tokens, float ``[..., W]``, from the output of `forward`."""
+        return torch.as_tensor(self.lm_head(self.norm(hidden)))
+
+    def target_ids(self, drafted: torch.Tensor) -> torch.Tensor:
+        """The target's ids of draft tokens, int64 of any shape."""
+        return drafted + self.d2t[drafted] if self.config.has_vocabulary_map else drafted
+
+
+class Eagle3Layer(nn.Module):
+    """A Llama decoder layer whose attention reads token embedding and hidden state side by side."""
+
+    def __init__(self, config: Eagle3Config) -> None:
+        super().__init__()
+        width, epsilon = config.hidden_size, config.rms_norm_eps
+        self.norm_before_residual = config.norm_before_residual
+        self.self_attn = Attention(config, 2 * width)
+        self.mlp = Mlp(config)
+        self.input_layernorm = RmsNorm(width, epsilon)
+        self.hidden_norm = RmsNorm(width, epsilon)
+        self.post_attention_layernorm = RmsNorm(width, epsilon)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        embedded: torch.Tensor,
+        positions: torch.Tensor,
+        visible: torch.Tensor,
+        past: KeyValues | None,
+    ) -> tuple[torch.Tensor, KeyValues]:
+        """Shapes as in `Eagle3.forward`."""
+        normed = self.hidden_norm(hidden)
+        joined = torch.cat([self.input_layernorm(embedded), normed], dim=-1)
+        attended, present = self.self_attn(joined, positions, visible, past)
+        values = (normed if self.norm_before_residual else hidden) + attended
+        return values + self.mlp(self.post_attention_layernorm(values)), present

@@ -1,0 +1,133 @@
+"""EAGLE-3 in training: training-time test over a reduced draft vocabulary (arXiv 2503.01840).
+
+Depth d reads the layer's own output of depth d - 1, and tokens shifted by d. Loss: cross-entropy against the target's
+distribution over the draft vocabulary, depth d weighted by 0.8^(d - 1).
+
+The published recipe starts from random numbers and needs millions of conversations. Here the drafter starts as a linear
+prediction of the target's next final state: `fc` by ridge regression on cached features, norm and output matrix the
+target's, and a layer that adds nothing yet. Some channels of hidden states are a thousand times larger than others,
+which Adam's equal steps cannot follow; so features are divided by the root mean square of their channel, and `fc` takes
+that over when it is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from speculators.eagle3.checkpoint import Eagle3Checkpoint, save_checkpoint, vocabulary_maps
+from speculators.eagle3.config import Eagle3Config
+from speculators.eagle3.model import Eagle3
+from speculators.formats.tensors import as_dtype, torch_tensor
+from speculators.training.features import Batch
+from speculators.training.target import FrozenTarget
+from speculators.training.trainee import Trainee
+from speculators.training.unrolled import UnrolledAttention
+
+_SPREAD = 0.02
+_RIDGE = 0.01
+# A prediction is shorter than what it predicts, and the norm would stretch it to full length.
+_CONFIDENCE = 0.5
+_SMALLEST_SCALE = 1e-6
+
+
+class Eagle3Trainee(Trainee):
+    """The drafter and what it learns."""
+
+    _embedding: torch.Tensor
+    _feature_scale: torch.Tensor
+
+    def __init__(
+        self,
+        target: FrozenTarget,
+        layers: tuple[int, ...],
+        kept: torch.Tensor,
+        examples: Sequence[torch.Tensor],
+        *,
+        depth: int,
+        unroll: int,
+        decay: float,
+        soft: bool,
+    ) -> None:
+        """`examples` are states of conversations, ``[tokens, F + 1, H]``, from which scale and `fc` are estimated;
+        `unroll` is the number of depths that are trained, `depth` that of those that are measured.
+        """
+        super().__init__(target.lm_head, kept, soft=soft, decay=decay)
+        self.layers, self.depth, self._unroll = layers, depth, min(unroll, depth)
+        self.register_buffer("_embedding", target.embedding.detach().to(torch.bfloat16), persistent=False)
+        rows = torch.cat([states[:, :-1].flatten(1) for states in examples]).float()
+        scale = rows.pow(2).mean(0).sqrt()
+        self.register_buffer("_feature_scale", scale.clamp(min=_SMALLEST_SCALE * float(scale.max())))
+        self.model = Eagle3(_config(target, layers, len(kept)))
+        self._initialize(target, examples)
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Trainee.forward`."""
+        layer, rows = self.model.midlayer, self.rows(batch)
+        attention = UnrolledAttention(layer.self_attn)
+        # Sums along the residual stay in float32; autocast does the matrix products in bfloat16.
+        hidden = self.model.fuse(batch.fused.flatten(2).float() / self._feature_scale).float()
+        embedded = layer.input_layernorm(self._embedding[batch.tokens].float())
+        total, table = hidden.new_zeros(()), []
+        for depth in range(1, (self._unroll if self.training else self.depth) + 1):
+            ahead = torch.roll(embedded, -depth, dims=1)  # what wraps around lies behind every learned row
+            hidden = hidden + attention(torch.cat([ahead, layer.hidden_norm(hidden)], dim=-1))
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            loss, hits = self.judge(self.model.norm(hidden), self.model.lm_head.weight, batch, rows, depth)
+            total = total + loss
+            table.append(hits)
+        return total, torch.stack(table)
+
+    def save(self, directory: Path) -> None:
+        """See `Trainee.save`."""
+        found = self.model.to_checkpoint()
+        tensors = {**found.tensors, "fc.weight": found.tensors["fc.weight"] / self._feature_scale.numpy()}
+        save_checkpoint(Eagle3Checkpoint(found.config, as_dtype(tensors, "bfloat16")), directory)
+
+    def _initialize(self, target: FrozenTarget, examples: Sequence[torch.Tensor]) -> None:
+        model, final_norm = self.model, target.model.get_decoder().norm.weight
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    nn.init.normal_(parameter, 0.0, _SPREAD)
+                else:
+                    nn.init.ones_(parameter)
+            nn.init.zeros_(model.midlayer.self_attn.o_proj.weight)
+            nn.init.zeros_(model.midlayer.mlp.down_proj.weight)
+            model.norm.weight.copy_(final_norm * _CONFIDENCE)
+            model.lm_head.weight.copy_(target.lm_head[self._kept])
+            model.fc.weight.copy_(self._regression(examples, final_norm.cpu()))
+            for name, values in vocabulary_maps(self._kept.numpy(), target.vocab_size).items():
+                getattr(model, name).copy_(torch_tensor(values))
+
+    def _regression(self, examples: Sequence[torch.Tensor], final_norm: torch.Tensor) -> torch.Tensor:
+        """``[H, F H]``: the linear map from scaled features to the next final state without the norm's weight."""
+        inputs = torch.cat([states[:-1, :-1].flatten(1) for states in examples]).float().cpu()
+        inputs = inputs / self._feature_scale.cpu()
+        wanted = torch.cat([states[1:, -1] for states in examples]).float().cpu() / final_norm
+        square = inputs.T @ inputs + _RIDGE * len(inputs) * torch.eye(inputs.shape[1])
+        return torch.as_tensor(torch.linalg.solve(square, inputs.T @ wanted).T)
+
+
+def _config(target: FrozenTarget, layers: tuple[int, ...], draft_vocabulary: int) -> Eagle3Config:
+    source = target.config
+    rope = dict(source.rope_parameters)
+    theta = float(rope.pop("rope_theta"))
+    return Eagle3Config(
+        vocab_size=target.vocab_size,
+        draft_vocab_size=draft_vocabulary,
+        hidden_size=target.hidden_size,
+        intermediate_size=source.intermediate_size,
+        num_attention_heads=source.num_attention_heads,
+        num_key_value_heads=source.num_key_value_heads,
+        head_dim=getattr(source, "head_dim", None),
+        rms_norm_eps=source.rms_norm_eps,
+        rope_theta=theta,
+        rope_scaling=None if rope["rope_type"] == "default" else rope,
+        max_position_embeddings=source.max_position_embeddings,
+        # The key names layers whose outputs are read; hidden state i is what goes into layer i.
+        eagle_config={"eagle_aux_hidden_state_layer_ids": [layer - 1 for layer in layers]},
+    )

@@ -1,0 +1,5 @@
+"""The error of reading and writing drafter checkpoints; its message names the file, the key and what would be right."""
+
+
+class CheckpointError(ValueError):
+    """A drafter checkpoint is missing, damaged, or not what its config says."""

@@ -1,0 +1,49 @@
+"""Medusa-1 in training: heads on a frozen target, each with its own cross-entropy (arXiv 2401.10774, section 2.2).
+
+The heads have no output matrices of their own: the target's serves, in the rows of the draft vocabulary, which is the
+layout of the repository's `train_legacy.py`. Head k is weighted by 0.8^k.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from speculators.formats.draft_vocabulary import write_draft_vocabulary
+from speculators.formats.tensors import as_dtype
+from speculators.medusa.checkpoint import MedusaCheckpoint, save_checkpoint
+from speculators.medusa.config import MedusaConfig
+from speculators.medusa.model import MedusaHeads
+from speculators.training.features import Batch
+from speculators.training.target import FrozenTarget
+from speculators.training.trainee import Trainee
+
+
+class MedusaTrainee(Trainee):
+    """The heads and what they learn."""
+
+    def __init__(
+        self, target: FrozenTarget, kept: torch.Tensor, *, depth: int, blocks: int, decay: float, soft: bool
+    ) -> None:
+        super().__init__(target.lm_head, kept, soft=soft, decay=decay)
+        self.depth = depth
+        config = MedusaConfig(medusa_num_heads=depth, medusa_num_layers=blocks)
+        self.model = MedusaHeads(config, target.hidden_size, None)
+        self.model.initialize(target.lm_head)
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Trainee.forward`."""
+        rows, final = self.rows(batch), batch.final.float()
+        total, table = final.new_zeros(()), []
+        for depth, head in enumerate(self.model, start=1):
+            loss, hits = self.judge(head(final), self._target_output, batch, rows, depth)
+            total = total + loss
+            table.append(hits)
+        return total, torch.stack(table)
+
+    def save(self, directory: Path) -> None:
+        """See `Trainee.save`."""
+        found = self.model.to_checkpoint()
+        write_draft_vocabulary(directory, self._kept.numpy())
+        save_checkpoint(MedusaCheckpoint(found.config, as_dtype(found.tensors, "bfloat16")), directory)

@@ -1,0 +1,72 @@
+"""Drafting with an MLP speculator: one call per stage for the whole batch, over all nodes that go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speculators.graphs import Graph
+from speculators.growth import TreeGrowth, TreeShape, max_branches
+from speculators.requests import Requests
+from speculators.tree import TokenTree
+
+Last = tuple[NDArray[np.float32], int]
+"""Hidden state ``[E]`` after the final norm, and the token that was emitted from it."""
+
+
+class MlpDrafter:
+    """The methods are those of ``Speculator``.
+
+    Args:
+        stages: the compiled stages; inputs ``state`` and ``tokens``, outputs ``next_state``, ``candidates`` and
+            ``log_probs``.
+        shape: the tree; at most as deep as there are stages.
+    """
+
+    name = "mlp_speculator"
+    needs_hidden: tuple[int, ...] = (-1,)
+
+    def __init__(self, stages: Sequence[Graph], shape: TreeShape) -> None:
+        self.max_draft_length, self.max_branches = shape.total, max_branches(shape)
+        self._stages, self._shape = stages, shape
+        self._last: Requests[list[Last]] = Requests(self.name)
+
+    def start(self, request_id: int, prompt: Sequence[int]) -> None:
+        self._last.start(request_id, [])
+
+    def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
+        growths = [TreeGrowth(self._shape, budget) for budget in budgets]
+        last = [self._last[request_id] for request_id in request_ids]
+        states = [np.stack([state for state, _ in seen]) if seen else np.empty((0, 0)) for seen in last]
+        before = [[token for _, token in seen] for seen in last]
+        for stage in self._stages:
+            going = [index for index, growth in enumerate(growths) if growth.frontier]
+            if not going:
+                break
+            counts = [len(growths[index].frontier) for index in going]
+            found = stage(
+                {
+                    "state": np.concatenate([states[index] for index in going]),
+                    "tokens": np.array([token for index in going for token in before[index]], np.int64),
+                }
+            )
+            ends = np.cumsum(counts)[:-1]
+            parts = [np.split(found[name], ends) for name in ("candidates", "log_probs", "next_state")]
+            for index, candidates, log_probs, following in zip(going, *parts, strict=True):
+                growth, came_from = growths[index], growths[index].frontier
+                growth.grow(candidates, log_probs)
+                rows = [came_from.index(growth.parents[node]) for node in growth.frontier]
+                states[index] = following[rows]
+                before[index] = [growth.tokens[node] for node in growth.frontier]
+        return [growth.tree() for growth in growths]
+
+    def observe(
+        self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
+    ) -> None:
+        assert hidden is not None  # needs_hidden says so
+        self._last[request_id][:] = [(hidden[-1, 0].copy(), accepted[-1])]
+
+    def finish(self, request_id: int) -> None:
+        self._last.finish(request_id)

@@ -1,0 +1,244 @@
+"""Compiled drafters compute what their PyTorch modules compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from build.graph.eagle import build_eagle, build_eagle3, build_eagle3_fusion
+from build.graph.heads import build_medusa, build_mlp_stage
+from engine.drafters import SlottedGraph
+from engine.openvino_graphs import PagedGraph, PlainGraph, settings
+from speculators.eagle.config import EagleConfig
+from speculators.eagle.model import Eagle
+from speculators.eagle3.checkpoint import vocabulary_maps
+from speculators.eagle3.config import Eagle3Config
+from speculators.eagle3.model import Eagle3
+from speculators.graphs import SlotInput
+from speculators.medusa.config import MedusaConfig
+from speculators.medusa.model import MedusaHeads
+from speculators.mlp_speculator.config import MlpSpeculatorConfig
+from speculators.mlp_speculator.model import MlpSpeculator
+from speculators.tree import ROOT, TokenTree
+from tests.drafters import randomise
+
+pytestmark = pytest.mark.torch
+
+TOLERANCE = 1e-4
+WIDTH, VOCABULARY, ROWS = 64, 90, 7
+HOW = settings(precision="fp32", widths=(WIDTH,), threads=2)
+_LLAMA: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def saved(graph: onnx.ModelProto, path: Path) -> Path:
+    onnx.save_model(graph, str(path))
+    return path
+
+
+def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def check_candidates(
+    candidates: NDArray[np.int64], log_probs: NDArray[np.float32], logits: torch.Tensor
+) -> None:
+    """All of the vocabulary, best first."""
+    expected = torch.log_softmax(logits, -1).detach().numpy()
+    np.testing.assert_allclose(log_probs, -np.sort(-expected, axis=-1), atol=TOLERANCE)
+    np.testing.assert_allclose(np.take_along_axis(expected, candidates, -1), log_probs, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("inner", [0, 96])
+def test_mlp_speculator(inner: int, tied: bool, scaled: bool, tmp_path: Path) -> None:
+    config = MlpSpeculatorConfig(
+        vocab_size=VOCABULARY,
+        emb_dim=WIDTH,
+        inner_dim=inner,
+        n_predict=3,
+        top_k_tokens_per_head=[4, 3, 2],
+        tie_weights=tied,
+        scale_input=scaled,
+    )
+    model = MlpSpeculator(config)
+    randomise(model)
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (3, ROWS))
+    state: Any = normal(ROWS, WIDTH)
+    expected = model.first_state(torch.from_numpy(state))
+    for stage in range(3):
+        graph = build_mlp_stage(model.to_checkpoint(), stage, None, precision="fp32", count=VOCABULARY)
+        compiled = PlainGraph(saved(graph, tmp_path / f"{stage}.onnx"), HOW)
+        found = compiled({"state": state, "tokens": tokens[stage]})
+        with torch.no_grad():
+            expected, logits = model.step(stage, expected, torch.from_numpy(tokens[stage]))
+        np.testing.assert_allclose(found["next_state"], expected.numpy(), atol=TOLERANCE)
+        check_candidates(found["candidates"], found["log_probs"], logits)
+        state = found["next_state"].copy()
+
+
+@pytest.mark.parametrize("own_outputs", [True, False])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_medusa(blocks: int, own_outputs: bool, tmp_path: Path) -> None:
+    config = MedusaConfig(medusa_num_heads=3, medusa_num_layers=blocks)
+    model = MedusaHeads(config, WIDTH, VOCABULARY if own_outputs else None)
+    randomise(model)
+    lm_head = None if own_outputs else normal(VOCABULARY, WIDTH, seed=3) / 8
+    graph = build_medusa(model.to_checkpoint(), lm_head, None, precision="fp32", count=VOCABULARY)
+    found = PlainGraph(saved(graph, tmp_path / "heads.onnx"), HOW)({"state": normal(ROWS, WIDTH)})
+    logits = model(
+        torch.from_numpy(normal(ROWS, WIDTH)), None if lm_head is None else torch.from_numpy(lm_head)
+    )
+    check_candidates(found["candidates"], found["log_probs"], logits)
+
+
+def test_heads_with_a_draft_vocabulary_guess_in_it_alone(tmp_path: Path) -> None:
+    kept = np.sort(np.random.default_rng(7).permutation(VOCABULARY)[:30])
+    config = MlpSpeculatorConfig(vocab_size=VOCABULARY, emb_dim=WIDTH, n_predict=1, top_k_tokens_per_head=[3])
+    speculator, heads = (
+        MlpSpeculator(config),
+        MedusaHeads(MedusaConfig(medusa_num_heads=2), WIDTH, VOCABULARY),
+    )
+    randomise(speculator)
+    randomise(heads)
+    state, tokens = normal(ROWS, WIDTH), np.arange(ROWS)
+    with torch.no_grad():
+        _, logits = speculator.step(0, torch.from_numpy(state), torch.from_numpy(tokens))
+        outputs = heads(torch.from_numpy(state))
+    stage = build_mlp_stage(speculator.to_checkpoint(), 0, kept, precision="fp32", count=30)
+    medusa = build_medusa(heads.to_checkpoint(), None, kept, precision="fp32", count=30)
+    found = (
+        PlainGraph(saved(stage, tmp_path / "stage.onnx"), HOW)({"state": state, "tokens": tokens}),
+        PlainGraph(saved(medusa, tmp_path / "heads.onnx"), HOW)({"state": state}),
+    )
+    for part, expected in zip(found, (logits, outputs), strict=True):
+        assert set(part["candidates"].ravel()) == set(kept)
+        check_candidates(np.searchsorted(kept, part["candidates"]), part["log_probs"], expected[..., kept])
+
+
+def slotted(graph: onnx.ModelProto, path: Path) -> SlottedGraph:
+    outputs = ("candidates", "log_probs", "next_hidden")
+    compiled = PagedGraph(saved(graph, path), outputs=outputs, num_blocks=16, branch_blocks=32, how=HOW)
+    return SlottedGraph(compiled, outputs, slots=4, blocks=4)
+
+
+CONTEXT = 40
+TREE = TokenTree((5, 6, 7, 8, 9, 10), (ROOT, ROOT, 0, 0, 1, 2))
+OUTPUTS_FROM = 2
+
+
+def run_graph(
+    graph: SlottedGraph, tokens: NDArray[np.int64], hidden: NDArray[np.float32]
+) -> list[dict[str, Any]]:
+    """A context read in two parts beside another slot's, then a tree below its last row: outputs of both."""
+    other = SlotInput(1, tokens[:9].tolist(), 0, hidden=hidden[:9])
+    graph.run([SlotInput(2, tokens[:25].tolist(), 0, outputs_from=25, hidden=hidden[:25]), other])
+    rest = SlotInput(2, tokens[25:CONTEXT].tolist(), 25, hidden=hidden[25:CONTEXT])
+    found = [{name: values.copy() for name, values in graph.run([rest]).items()}]
+    parents = (0, *(parent + 1 for parent in TREE.parents))
+    below = (int(tokens[CONTEXT - 1]), *TREE.tokens)
+    tree = SlotInput(2, below, CONTEXT - 1, parents, OUTPUTS_FROM, hidden[CONTEXT - 1 :])
+    found.append({name: values.copy() for name, values in graph.run([tree]).items()})
+    return found
+
+
+def with_tree() -> tuple[NDArray[np.int64], NDArray[np.float32], torch.Tensor, torch.Tensor]:
+    """Tokens and hidden states of context and tree, their positions, and who sees whom."""
+    size = CONTEXT + len(TREE)
+    tokens = np.random.default_rng(2).integers(0, VOCABULARY, size)
+    tokens[CONTEXT:] = TREE.tokens
+    visible = np.tri(size, dtype=bool)
+    visible[CONTEXT:, CONTEXT - 1 :] = TREE.ancestor_mask()[1:]
+    positions = [*range(CONTEXT), *(CONTEXT - 1 + depth for depth in TREE.depths)]
+    return tokens, normal(size, WIDTH, seed=4), torch.tensor([positions]), torch.from_numpy(visible)[None]
+
+
+def check_drafter(found: list[dict[str, Any]], values: torch.Tensor, logits: torch.Tensor) -> None:
+    """`values` and `logits` of all rows."""
+    for part, rows in zip(found, (slice(25, CONTEXT), slice(CONTEXT - 1 + OUTPUTS_FROM, None)), strict=True):
+        np.testing.assert_allclose(part["next_hidden"], values[rows].numpy(), atol=TOLERANCE)
+        check_candidates(part["candidates"], part["log_probs"], logits[rows])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"bias": False, "qkv_bias": True}, {"num_hidden_layers": 2}, {"rope_scaling": _LLAMA3}],
+    ids=["plain", "qwen biases", "two layers", "llama3 rope"],
+)
+def test_eagle(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = Eagle(EagleConfig.parse({**_LLAMA, **changes}, "config"))
+    randomise(model)
+    embedding, lm_head = normal(VOCABULARY, WIDTH, seed=5), normal(VOCABULARY, WIDTH, seed=6) / 8
+    graph = build_eagle(
+        model.to_checkpoint(),
+        embedding,
+        lm_head,
+        precision="fp32",
+        count=VOCABULARY,
+        max_positions=128,
+        block_size=32,
+    )
+    tokens, hidden, positions, visible = with_tree()
+    with torch.no_grad():
+        embedded = torch.from_numpy(embedding[tokens])[None]
+        values, _ = model(torch.from_numpy(hidden)[None], embedded, positions, visible)
+    found = run_graph(slotted(graph, tmp_path / "drafter.onnx"), tokens, hidden)
+    check_drafter(found, values[0], values[0] @ torch.from_numpy(lm_head).T)
+
+
+@pytest.mark.parametrize("norm_before_residual", [False, True])
+@pytest.mark.parametrize("drafted", [VOCABULARY, 60])
+def test_eagle3(drafted: int, norm_before_residual: bool, tmp_path: Path) -> None:
+    content = {**_LLAMA, "draft_vocab_size": drafted, "norm_before_residual": norm_before_residual}
+    model = Eagle3(Eagle3Config.parse(content, "config"))
+    randomise(model)
+    kept = np.sort(np.random.default_rng(0).permutation(VOCABULARY)[:drafted])
+    if drafted < VOCABULARY:
+        maps = vocabulary_maps(kept, VOCABULARY)
+        model.d2t.copy_(torch.from_numpy(maps["d2t"]))
+        model.t2d.copy_(torch.from_numpy(maps["t2d"]))
+    embedding = normal(VOCABULARY, WIDTH, seed=5)
+    graph = build_eagle3(
+        model.to_checkpoint(), embedding, precision="fp32", count=drafted, max_positions=128, block_size=32
+    )
+    tokens, hidden, positions, visible = with_tree()
+    with torch.no_grad():
+        embedded = torch.from_numpy(embedding[tokens])[None]
+        values, _ = model(torch.from_numpy(hidden)[None], embedded, positions, visible)
+        logits = model.logits(values[0])
+    found = run_graph(slotted(graph, tmp_path / "drafter.onnx"), tokens, hidden)
+    for part in found:
+        assert set(part["candidates"][0]) == set(kept)
+        part["candidates"] = np.searchsorted(kept, part["candidates"])  # as ids of the draft vocabulary
+    check_drafter(found, values[0], logits)
+
+
+def test_fused_features_of_eagle3(tmp_path: Path) -> None:
+    model = Eagle3(Eagle3Config.parse({**_LLAMA, "bias": True}, "config"))
+    randomise(model)
+    graph = build_eagle3_fusion(model.to_checkpoint())
+    features = normal(ROWS, 3 * WIDTH)
+    found = PlainGraph(saved(graph, tmp_path / "fusion.onnx"), HOW)({"features": features})
+    expected = model.fuse(torch.from_numpy(features)).detach().numpy()
+    np.testing.assert_allclose(found["hidden"], expected, atol=TOLERANCE)

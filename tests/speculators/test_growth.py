@@ -1,0 +1,88 @@
+"""Trees grow around their likeliest nodes, or as published ranks say, and never beyond their budget."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speculators.growth import Choices, Likeliest, TreeGrowth, TreeShape, max_branches
+from speculators.tree import ROOT, TokenTree
+
+
+def grown(shape: TreeShape, budget: int, seed: int = 0) -> tuple[TokenTree, dict[tuple[int, ...], float]]:
+    """A tree from random guesses, and the score of every path of tokens that was guessed."""
+    random, growth = np.random.default_rng(seed), TreeGrowth(shape, budget)
+    paths: dict[int, tuple[int, ...]] = {ROOT: ()}
+    scores: dict[tuple[int, ...], float] = {(): 0.0}
+    while growth.frontier:
+        before, frontier = len(growth.tokens), list(growth.frontier)
+        # Distinct tokens, falling log-probabilities, as the drafters give them.
+        tokens = np.stack([random.permutation(50)[: shape.most_children] for _ in frontier])
+        log_probs = -np.sort(random.exponential(1, tokens.shape), axis=1)
+        growth.grow(tokens, log_probs)
+        for node in range(before, len(growth.tokens)):
+            parent = growth.parents[node]
+            row = frontier.index(parent)
+            rank = tokens[row].tolist().index(growth.tokens[node])
+            paths[node] = (*paths[parent], growth.tokens[node])
+            scores[paths[node]] = scores[paths[parent]] + log_probs[row, rank]
+    return growth.tree(), scores
+
+
+def paths_of(tree: TokenTree) -> list[tuple[int, ...]]:
+    paths: dict[int, tuple[int, ...]] = {ROOT: ()}
+    for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
+        paths[node] = (*paths[parent], token)
+    return [paths[node] for node in range(len(tree))]
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(1, 12),
+    st.integers(0, 14),
+    st.integers(0, 9),
+)
+def test_what_is_kept_are_the_best_of_all_guesses(
+    depth: int, children: int, width: int, total: int, budget: int, seed: int
+) -> None:
+    tree, scores = grown(Likeliest(depth, (children,) * depth, width, total), budget, seed)
+    assert len(tree) <= min(budget, total)
+    assert max(tree.depths, default=0) <= depth
+    kept = [scores[path] for path in paths_of(tree)]
+    assert kept == sorted(kept, reverse=True)
+    best = sorted((score for path, score in scores.items() if path), reverse=True)
+    assert kept == best[: len(kept)]
+    assert len(kept) == min(budget, total, len(best))
+
+
+@given(st.integers(1, 6), st.integers(0, 8), st.integers(0, 9))
+def test_a_chain_is_a_tree_with_one_child_a_node(length: int, budget: int, seed: int) -> None:
+    shape = Likeliest.chain(length)
+    tree, _ = grown(shape, budget, seed)
+    assert tree.is_chain and len(tree) == min(length, budget)
+    assert max_branches(shape) == 0
+
+
+def test_choices_are_followed_rank_by_rank() -> None:
+    shape = Choices([[0], [1], [0, 0], [0, 2], [0, 0, 1]])
+    growth = TreeGrowth(shape, 10)
+    growth.grow([[10, 11, 12]], [[-1.0, -2.0, -3.0]])
+    assert growth.frontier == [0]
+    growth.grow([[20, 21, 22]], [[-0.1, -0.2, -0.3]])
+    growth.grow([[30, 31, 32]], [[-0.1, -9.0, -9.5]])
+    assert growth.frontier == []
+    assert set(paths_of(growth.tree())) == {(10,), (11,), (10, 20), (10, 22), (10, 20, 31)}
+    assert (shape.depth, shape.most_children, shape.total, max_branches(shape)) == (3, 3, 5, 4)
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [([[0, 1]], r"\[0, 1\] is there without \[0\]"), ([], "no choices"), ([[]], "no choices")],
+)
+def test_choices_that_are_no_tree_are_refused(paths: list[list[int]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Choices(paths)
