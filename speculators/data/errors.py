@@ -1,0 +1,5 @@
+"""The error of training data; its message names the file, the line and what would be right."""
+
+
+class DataError(ValueError):
+    """Training data is missing, damaged, empty, or not the target's."""

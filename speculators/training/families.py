@@ -1,0 +1,121 @@
+"""The trainee of each method that can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from deployments.training import TrainingSpec
+from speculators.data.samples import Sample
+from speculators.draft_model.training import DraftTrainee
+from speculators.eagle3.training import Eagle3Trainee
+from speculators.medusa.training import MedusaTrainee
+from speculators.mlp_speculator.training import MlpSpeculatorTrainee
+from speculators.training.errors import TrainingError
+from speculators.training.features import FeatureSource
+from speculators.training.target import FrozenTarget
+from speculators.training.trainee import Trainee
+
+_DECAY = 0.8
+_EXAMPLES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredients:
+    """What a trainee starts from.
+
+    Attributes:
+        target: the frozen target.
+        kept: the draft vocabulary, target ids.
+        samples: training data.
+        source: hidden states of the target for them, of the layers that `layers_read` names.
+        training: the spec's section.
+    """
+
+    target: FrozenTarget
+    kept: torch.Tensor
+    samples: Sequence[Sample]
+    source: FeatureSource
+    training: TrainingSpec
+
+
+def layers_read(training: TrainingSpec, num_layers: int) -> tuple[int, ...]:
+    """Hidden states that are kept besides the final one; of the methods only EAGLE-3 reads them.
+
+    Raises:
+        TrainingError: a layer is none of the target's.
+    """
+    layers = training.layers or (min(2, num_layers), num_layers // 2, max(0, num_layers - 3))
+    if not all(0 <= layer <= num_layers for layer in layers):
+        raise TrainingError(
+            f"training.layers is {list(layers)}; the target has hidden states 0 to {num_layers}"
+        )
+    return layers
+
+
+def _eagle3(given: Ingredients) -> Trainee:
+    training = given.training
+    layers = layers_read(training, given.target.num_layers)
+    examples = given.source.states(given.samples[:_EXAMPLES])
+    return Eagle3Trainee(
+        given.target,
+        layers,
+        given.kept,
+        examples,
+        depth=training.depth,
+        unroll=training.unroll,
+        decay=_DECAY,
+        soft=_soft(training),
+    )
+
+
+def _medusa(given: Ingredients) -> Trainee:
+    training = given.training
+    return MedusaTrainee(
+        given.target,
+        given.kept,
+        depth=training.depth,
+        blocks=training.medusa_blocks,
+        decay=_DECAY,
+        soft=_soft(training),
+    )
+
+
+def _mlp_speculator(given: Ingredients) -> Trainee:
+    training = given.training
+    return MlpSpeculatorTrainee(
+        given.target,
+        given.kept,
+        depth=training.depth,
+        soft=_soft(training),
+        use_state=training.inputs != "tokens",
+        use_tokens=training.inputs != "state",
+    )
+
+
+def _draft_model(given: Ingredients) -> Trainee:
+    training, last = given.training, given.target.num_layers - 1
+    layers = training.keep_layers or tuple(dict.fromkeys((0, min(1, last), last)))
+    return DraftTrainee(
+        given.target,
+        given.kept,
+        layers,
+        depth=training.depth,
+        soft=_soft(training),
+        embedding=training.save_embedding,
+    )
+
+
+def _soft(training: TrainingSpec) -> bool:
+    return training.labels == "soft"
+
+
+FAMILIES: Mapping[str, Callable[[Ingredients], Trainee]] = {
+    "eagle3": _eagle3,
+    "mlp_speculator": _mlp_speculator,
+    "medusa": _medusa,
+    "draft_model": _draft_model,
+}
+"""Makes the trainee of a method."""

@@ -1,0 +1,58 @@
+"""Where a trained checkpoint comes from: `training.json` beside its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from speculators.data.samples import Sample, content_hash
+from speculators.formats.files import replace_file
+
+PROVENANCE_FILE = "training.json"
+
+_PACKAGES = ("torch", "accelerate", "transformers", "safetensors", "numpy")
+_IDENTITY = ("config.json", "tokenizer.json")
+_BLOCK = 1 << 20
+
+
+def target_hash(directory: Path) -> str:
+    """SHA-256 over configuration, tokenizer and weights of a model in Hugging Face layout."""
+    digest = hashlib.sha256()
+    for path in sorted((*(directory / name for name in _IDENTITY), *directory.glob("*.safetensors"))):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def describe_data(samples: Sequence[Sample], held_out: Sequence[Sample]) -> dict[str, Any]:
+    """Sizes, categories and content hash of the data."""
+    categories: dict[str, int] = {}
+    for sample in samples:
+        categories[sample.category] = categories.get(sample.category, 0) + sample.num_written
+    return {
+        "samples": len(samples),
+        "tokens": sum(len(sample.tokens) for sample in samples),
+        "response_tokens": sum(sample.num_written for sample in samples),
+        "response_tokens_by_category": dict(sorted(categories.items())),
+        "held_out_samples": len(held_out),
+        "sha256": content_hash(samples),
+    }
+
+
+def write_provenance(directory: Path, content: Mapping[str, Any]) -> None:
+    """Write `training.json`, with the versions and the machine added.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+    whole = {**content, "versions": versions, "machine": platform.processor() or platform.machine()}
+    with replace_file(directory / PROVENANCE_FILE) as path:
+        path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
