@@ -12,11 +12,11 @@ _START = 3
 
 
 class DraftLength:
-    """The draft length of one request, in 1 .. most."""
+    """The draft length of one request, in 1 .. most; if it is not adaptive, always the most."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._length = min(_START, most)
+    def __init__(self, most: int, *, adaptive: bool = True) -> None:
+        self._most, self._adaptive = most, adaptive
+        self._length = min(_START, most) if adaptive else most
 
     @property
     def current(self) -> int:
@@ -25,6 +25,8 @@ class DraftLength:
 
     def update(self, nodes: int, depth: int, accepted: int) -> None:
         """Learn that of a draft of so many nodes and levels (1 or more) the first `accepted` levels held."""
+        if not self._adaptive:
+            return
         width = -(-nodes // depth)  # 1 for a chain
         if accepted == depth:
             length = max(self._length, 2 * nodes)

@@ -2,7 +2,8 @@
 
 `Engine.step` is the architecture: admit, propose, run, accept. Requests join and leave between steps; a
 step's forward pass holds, side by side, the trees of requests that decode and chunks of prompts that are
-still read. The engine has no thread of its own and is not thread-safe: `engine.service` drives it.
+still read. A tree comes from the engine's speculator or, as one chain to be verified, with the request itself.
+The engine has no thread of its own and is not thread-safe: `engine.service` drives it.
 
 Example::
 
@@ -13,7 +14,7 @@ Example::
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,28 +22,44 @@ from numpy.typing import NDArray
 
 from engine.draft_length import DraftLength
 from engine.events import EngineStatistics, Event, RequestMetrics, Sink
-from engine.kv_cache import BlockPool
+from engine.prefix_cache import PrefixCache
 from engine.request import GenerationRequest, QueueFullError, RequestError
 from engine.runner import Runner, SequenceInput
 from engine.running import SHORTEST_CHUNK, RunningRequest
 from engine.sampling import LogitsError, RequestRandom, TargetDistributions
 from engine.verification import Verdict, verify_greedy, verify_sampling
 from speculators.base import Speculator
-from speculators.tree import EMPTY, ROOT, TokenTree
+from speculators.tree import EMPTY, TokenTree
+
+
+def _no_limit(batch_size: int) -> None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """What the engine takes on; see `deployments.spec.EngineSpec` for the meaning of each."""
+    """What the engine takes on; see `deployments.engines.EmbeddedEngine` for the meaning of each.
+
+    `max_draft_length` is that of drafts which come with requests. `longest_draft` gives the most tokens to draft
+    for a request while so many decode, None for no limit (`deployments.speculation.Speculation`): the more
+    requests share a step, the less a step has left for drafts. With `adaptive_drafts` a request's own length follows
+    what was accepted of it (`engine.draft_length`).
+    """
 
     max_batch_size: int = 16
     max_sequence_length: int = 2048
     max_queue_size: int = 64
     prefill_chunk: int = 128
+    idle_prefill_chunk: int = 256
+    max_draft_length: int = 31
+    kv_cache_reuse: bool = True
+    longest_draft: Callable[[int], int | None] = _no_limit
+    adaptive_drafts: bool = True
 
     def __post_init__(self) -> None:
-        if self.prefill_chunk < SHORTEST_CHUNK:
-            raise ValueError(f"prefill_chunk is {self.prefill_chunk}; it must be {SHORTEST_CHUNK} or more")
+        for name in ("prefill_chunk", "idle_prefill_chunk"):
+            if getattr(self, name) < SHORTEST_CHUNK:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {SHORTEST_CHUNK} or more")
 
 
 class Engine:
@@ -60,10 +77,10 @@ class Engine:
                 f"{runner.max_sequence_length} tokens and its cache holds {rows}"
             )
         self.limits = limits
-        self.statistics = EngineStatistics(speculator.max_draft_length)
+        self.statistics = EngineStatistics(max(speculator.max_draft_length, limits.max_draft_length))
         self._runner = runner
         self._speculator = speculator
-        self._pool = BlockPool(runner.num_blocks, runner.block_size)
+        self._cache = PrefixCache(runner.num_blocks, runner.block_size, reuse=limits.kv_cache_reuse)
         self._waiting: deque[RunningRequest] = deque()
         self._running: list[RunningRequest] = []
         self._next_id = 0
@@ -75,7 +92,8 @@ class Engine:
             RequestError: the request cannot be served. QueueFullError: not now.
         """
         self._check(request)
-        if len(self._waiting) >= self.limits.max_queue_size + self._free_slots():
+        going_on = [item for item in self._waiting if item.request.continued]
+        if not request.continued and len(self._waiting) >= self.limits.max_queue_size + self._free_slots():
             raise QueueFullError(
                 f"the queue is full: {len(self._running)} requests run and {len(self._waiting)} wait; "
                 "try again later"
@@ -85,10 +103,11 @@ class Engine:
         if request.draft_length is not None:
             most = min(most, request.draft_length)
         metrics = RequestMetrics(num_input_tokens=len(request.prompt), arrival_ns=time.time_ns())
-        random = RequestRandom(request.sampling.seed)
-        self._waiting.append(
-            RunningRequest(self._next_id, request, sink, metrics, [], random, DraftLength(most))
-        )
+        random = RequestRandom(request.sampling.seed, request.continued)
+        length = DraftLength(most, adaptive=self.limits.adaptive_drafts)
+        item = RunningRequest(self._next_id, request, sink, metrics, [], random, length)
+        # What has begun goes on before anything new begins, and is not refused half way.
+        self._waiting.insert(len(going_on) if request.continued else len(self._waiting), item)
         self._observe_load()
         return self._next_id
 
@@ -106,6 +125,7 @@ class Engine:
         for item in (*self._running, *self._waiting):
             item.finish_reason = "error"
             self._close(item, (), error=error)
+        self._cache.clear()
 
     @property
     def idle(self) -> bool:
@@ -119,7 +139,7 @@ class Engine:
         if not self._running:
             return False
         plan = self._plan(self._propose())
-        logits = self._runner.forward([batch for _, _, batch in plan])
+        logits = self._runner.forward([part.batch for part in plan])
         self._accept(plan, logits)
         self._observe_load()
         self.statistics.steps += 1
@@ -129,8 +149,14 @@ class Engine:
     def _check(self, request: GenerationRequest) -> None:
         length = len(request.prompt) + request.max_tokens
         last = self._runner.vocab_size - 1
-        if max(request.prompt) > last:
-            raise RequestError(f"the prompt holds token {max(request.prompt)}; the vocabulary ends at {last}")
+        for name, tokens in (("prompt", request.prompt), ("draft", request.draft)):
+            if max(tokens, default=0) > last:
+                raise RequestError(f"the {name} holds token {max(tokens)}; the vocabulary ends at {last}")
+        if len(request.draft) > self.limits.max_draft_length:
+            raise RequestError(
+                f"the draft holds {len(request.draft)} tokens; this engine verifies at most "
+                f"{self.limits.max_draft_length} (speculation.draft_length)"
+            )
         if not all(0 <= token <= last for token in request.end_ids):
             raise RequestError(f"end token {max(request.end_ids)} is outside the vocabulary, 0..{last}")
         if length > self.limits.max_sequence_length:
@@ -145,23 +171,33 @@ class Engine:
     def _admit(self) -> None:
         while self._waiting and self._free_slots() > 0:
             item = self._waiting[0]
-            blocks = self._pool.allocate(len(item.request.prompt) + item.request.max_tokens)
-            if blocks is None:
+            request, metrics = item.request, item.metrics
+            rows = len(request.prompt) + request.max_tokens
+            lease = self._cache.lease(request.prompt, request.prompt_length, rows)
+            if lease is None:
                 return
             self._waiting.popleft()
-            item.blocks = blocks
-            item.metrics.kv_blocks = len(blocks)
-            item.metrics.first_scheduled_ns = time.time_ns()
+            item.blocks, item.cached = lease.blocks, lease.cached
+            metrics.kv_new_blocks, metrics.kv_reused_blocks = len(lease.blocks) - lease.reused, lease.reused
+            metrics.first_scheduled_ns = time.time_ns()
+            self.statistics.reused_blocks += lease.reused
             self._running.append(item)
-            self._speculator.start(item.id, item.request.prompt)
+            if item.speculates:
+                self._speculator.start(item.id, request.prompt)
 
     def _propose(self) -> dict[int, TokenTree]:
         """A draft for every request that decodes and may draft, by request id."""
         started = time.perf_counter()
-        items = [item for item in self._running if not item.in_prefill and item.draft_budget > 0]
+        decoding = [item for item in self._running if not item.in_prefill]
+        limit = self.limits.longest_draft(len(decoding))
+        for item in decoding:
+            item.draft_limit = limit
+        items = [item for item in decoding if item.speculates and item.draft_budget > 0]
         trees = self._speculator.propose([item.id for item in items], [item.draft_budget for item in items])
         self.statistics.draft_seconds += time.perf_counter() - started
-        return {item.id: self._checked(item, tree) for item, tree in zip(items, trees, strict=True)}
+        drafts = {item.id: self._checked(item, tree) for item, tree in zip(items, trees, strict=True)}
+        given = {item.id: TokenTree.chain(item.given_draft) for item in decoding if item.request.draft}
+        return drafts | given
 
     def _checked(self, item: RunningRequest, tree: TokenTree) -> TokenTree:
         """The tree as the runner can verify it; a node too many would be written to a neighbour's cache."""
@@ -170,57 +206,67 @@ class Engine:
                 f"speculator {self._speculator.name} proposed {tree} to request {item.id}; at most "
                 f"{item.draft_budget} nodes are allowed, with tokens below {self._runner.vocab_size}"
             )
-        return tree if self._runner.takes_branches else _first_chain(tree)
+        return tree
 
-    def _plan(self, drafts: dict[int, TokenTree]) -> list[tuple[RunningRequest, TokenTree, SequenceInput]]:
+    def _prompt_share(self) -> int:
+        """Most prompt tokens of a step; more while nobody decodes who would have to wait for them."""
+        nobody_waits = all(item.in_prefill for item in self._running)
+        return self.limits.idle_prefill_chunk if nobody_waits else self.limits.prefill_chunk
+
+    def _plan(self, drafts: dict[int, TokenTree]) -> list["_Part"]:
         """Every request that decodes, and prompt chunks, oldest first, as far as the step's share goes."""
         plan = []
-        left = self.limits.prefill_chunk
+        left = self._prompt_share()
         for item in self._running:
             if not item.in_prefill:
                 tree = drafts.get(item.id, EMPTY)
-                plan.append((item, tree, item.next_tree(tree)))
+                plan.append(_Part(item, tree, item.next_tree(tree), reads=False))
             elif left >= SHORTEST_CHUNK:
                 chunk = item.next_chunk(left)
                 left -= len(chunk.tokens)
-                plan.append((item, EMPTY, chunk))
+                plan.append(_Part(item, EMPTY, chunk, reads=True))
         return plan
 
-    def _accept(
-        self, plan: Sequence[tuple[RunningRequest, TokenTree, SequenceInput]], logits: NDArray[np.float32]
-    ) -> None:
-        row = 0
-        for item, tree, batch in plan:
-            count = len(batch.tokens) - batch.logits_from
+    def _accept(self, plan: Sequence["_Part"], logits: NDArray[np.float32]) -> None:
+        states = self._runner.hidden() if self._speculator.needs_hidden else None
+        row = first = 0
+        for index, part in enumerate(plan):
+            item, count = part.item, len(part.batch.tokens) - part.batch.logits_from
             rows = logits[row : row + count]
-            row += count
+            tokens = slice(first, first + len(part.batch.tokens))
+            row, first = row + count, tokens.stop
             if item.finish_reason:  # cancelled by the sink of a request before it
                 continue
-            if batch.is_prompt:
-                item.cached += len(batch.tokens)
-                if not count:
-                    continue
+            if part.reads:
+                item.cached += len(part.batch.tokens)
+            if states is not None and item.speculates:
+                item.states.append(states[tokens])
+            if not count:
+                continue
             try:
-                self._advance(item, tree, rows, from_prompt=batch.is_prompt)
+                self._advance(part, index, rows)
             except LogitsError as error:
                 item.finish_reason = "error"
                 self._close(item, (), error=error)
 
-    def _advance(
-        self, item: RunningRequest, tree: TokenTree, logits: NDArray[np.float32], *, from_prompt: bool
-    ) -> None:
-        """Verify one request's tree, emit what was accepted, and keep its rows."""
+    def _advance(self, part: "_Part", index: int, logits: NDArray[np.float32]) -> None:
+        """Verify the tree of one request, input `index` of the step; emit what was accepted, keep its rows."""
+        item, tree = part.item, part.tree
         depths = (0, *tree.depths)
         plain = logits.copy() if item.request.return_log_probs else logits
         if len(item.output) < item.request.min_tokens:
             item.ban_early_end(logits, depths)
         verdict = self._verify(item, tree, logits)
         tokens = [*(tree.tokens[node] for node in verdict.path), verdict.token]
-        if not from_prompt:
-            if tree.parents != tuple(range(-1, len(tree) - 1)):
-                self._runner.commit(item.blocks, item.cached, (0, *(node + 1 for node in verdict.path)))
-            item.cached += len(tokens)
+        kept = None
+        if not part.reads:
+            root = part.batch.logits_from
+            kept = (*range(root + 1), *(root + 1 + node for node in verdict.path))
+            self._runner.commit(index, kept)
+            item.cached += len(kept)
         taken = item.emit(tokens)
+        if item.request.draft and not item.finish_reason and not (part.reads and item.agreement == 1):
+            item.finish_reason = "verified"
         self._count(item, tree, max(depths), min(len(verdict.path), len(taken)), len(taken))
         log_probs: tuple[float, ...] = ()
         if item.request.return_log_probs:
@@ -229,7 +275,8 @@ class Engine:
         if item.finish_reason:
             self._close(item, tuple(taken), log_probs)
         else:
-            self._speculator.observe(item.id, taken)
+            if item.speculates:
+                self._speculator.observe(item.id, taken, item.take_states(kept))
             item.sink(Event(item.id, tuple(taken), item.metrics, log_probs))
 
     def _verify(self, item: RunningRequest, tree: TokenTree, logits: NDArray[np.float32]) -> Verdict:
@@ -244,11 +291,18 @@ class Engine:
         item.metrics.steps += steps
         self.statistics.request_steps += steps
         self.statistics.emitted_tokens += taken
-        if len(tree):
-            item.draft_length.update(len(tree), depth, accepted)
-            item.metrics.total_draft_tokens += len(tree)
+        if item.request.draft:
+            if not item.finish_reason:
+                return  # counted as a whole, when it has been verified
+            nodes = depth = min(len(item.request.draft), item.request.max_tokens - 1)
+            accepted = min(nodes, item.agreement)
+        else:
+            nodes = len(tree)
+        if nodes:
+            item.draft_length.update(nodes, depth, accepted)
+            item.metrics.total_draft_tokens += nodes
             item.metrics.total_accepted_draft_tokens += accepted
-            self.statistics.count_draft(len(tree), depth, accepted)
+            self.statistics.count_draft(nodes, depth, accepted)
 
     def _close(
         self,
@@ -260,8 +314,10 @@ class Engine:
         """Give back what the request holds and send its last event."""
         if item in self._running:
             self._running.remove(item)
-            self._pool.release(item.blocks)
-            self._speculator.finish(item.id)
+            computed = () if error else item.reusable()
+            self._cache.end(item.blocks, computed, item.request.prompt_length)
+            if item.speculates:
+                self._speculator.finish(item.id)
         else:
             self._waiting.remove(item)
         self._observe_load()
@@ -272,18 +328,17 @@ class Engine:
         statistics.waiting = len(self._waiting)
         statistics.prefilling = sum(item.in_prefill for item in self._running)
         statistics.decoding = len(self._running) - statistics.prefilling
-        statistics.used_blocks = self._pool.num_blocks - self._pool.free
+        statistics.used_blocks = self._cache.used
 
 
-def _first_chain(tree: TokenTree) -> TokenTree:
-    """The path through first children: which siblings are left out does not depend on their tokens."""
-    path, node = [ROOT], ROOT
-    while children := tree.children(node):
-        node = children[0]
-        path.append(node)
-    drawn = tree.proposals or {}
-    kept = {depth: drawn[node] for depth, node in enumerate(path, ROOT) if node in drawn}
-    return TokenTree(tuple(tree.tokens[node] for node in path[1:]), tuple(range(ROOT, len(path) - 2)), kept)
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one request contributes to a step: tokens that it reads, or the tree below its last one."""
+
+    item: RunningRequest
+    tree: TokenTree
+    batch: SequenceInput
+    reads: bool
 
 
 def _log_prob(logits: NDArray[np.float32], token: int) -> float:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "verified", "cancelled", "error"]
+"""Why a request ended; "verified": the draft that came with it has been verified."""
 
 
 @dataclass(slots=True)
@@ -24,7 +25,8 @@ class RequestMetrics:
     first_scheduled_ns: int = 0
     first_token_ns: int = 0
     last_token_ns: int = 0
-    kv_blocks: int = 0
+    kv_new_blocks: int = 0
+    kv_reused_blocks: int = 0
 
     @property
     def acceptance_rate(self) -> float:
@@ -53,7 +55,7 @@ Sink = Callable[[Event], None]
 
 @dataclass(slots=True)
 class EngineStatistics:
-    """Counters since the engine started, and gauges of the last step.
+    """Counters since the engine started, and gauges of the last step. Blocks kept for reuse do not count as used.
 
     `drafted_by_position[d]` counts the steps that proposed a token at depth d + 1 of the draft,
     `accepted_by_position[d]` those in which it was accepted.
@@ -73,6 +75,7 @@ class EngineStatistics:
     prefilling: int = 0
     decoding: int = 0
     used_blocks: int = 0
+    reused_blocks: int = 0
 
     def __post_init__(self) -> None:
         self.drafted_by_position = [0] * self.max_draft_length

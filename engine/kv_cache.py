@@ -1,20 +1,22 @@
 """Block allocator of the paged KV cache.
 
 A request reserves every block it can ever need when it is admitted, so a running request is never evicted and
-a step never fails for want of memory. Freed blocks are reused last-in first-out, which keeps the touched part
-of a large cache small.
+a step never fails for want of memory. A block may have several holders, which then only read it (see
+`engine.prefix_cache`). Freed blocks are reused last-in first-out, which keeps the touched part of a large cache
+small.
 """
 
 from collections.abc import Sequence
 
 
 class BlockPool:
-    """Hands out cache blocks by number."""
+    """Hands out cache blocks by number and counts the holders of each."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._free = list(range(num_blocks - 1, -1, -1))
+        self._holders = [0] * num_blocks
 
     @property
     def free(self) -> int:
@@ -25,19 +27,32 @@ class BlockPool:
         """Blocks that hold so many rows."""
         return -(-rows // self.block_size)
 
+    def holders(self, block: int) -> int:
+        """How often a block is held."""
+        return self._holders[block]
+
     def allocate(self, rows: int) -> list[int] | None:
-        """Blocks for so many rows, or None if not enough are free."""
+        """Blocks for so many rows, held once, or None if not enough are free."""
         count = self.blocks_for(rows)
         if count > len(self._free):
             return None
-        return [self._free.pop() for _ in range(count)]
+        blocks = [self._free.pop() for _ in range(count)]
+        self.hold(blocks)
+        return blocks
+
+    def hold(self, blocks: Sequence[int]) -> None:
+        """Hold allocated blocks once more."""
+        for block in blocks:
+            self._holders[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Give blocks back.
+        """Give up one hold of each block; those that nobody holds any more are free.
 
         Raises:
             ValueError: a block is free already; the caller's book-keeping is broken.
         """
-        if not set(blocks).isdisjoint(self._free):
-            raise ValueError(f"blocks {sorted(set(blocks) & set(self._free))} are released twice")
-        self._free.extend(reversed(blocks))
+        if free := sorted({block for block in blocks if not self._holders[block]}):
+            raise ValueError(f"blocks {free} are released twice")
+        for block in blocks:
+            self._holders[block] -= 1
+        self._free.extend(block for block in reversed(blocks) if not self._holders[block])

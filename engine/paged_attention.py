@@ -2,8 +2,8 @@
 
 OpenVINO's `PagedAttentionExtension` (28 inputs in release 2026.4; order as in its `paged_attention.hpp`) is the
 kernel behind continuous batching in openvino-genai. It takes ragged batches without padding, writes new keys and
-values into the cache in place, and reads token-tree masks from `qq_bias`. Features that this kit does not use
-(ALiBi, cache rotation, XAttention, sinks, adaptive RKV) are switched off by empty inputs.
+values into the cache in place. Features that this kit does not use (ALiBi, cache rotation, XAttention, sinks,
+adaptive RKV, token-tree masks) are switched off by empty inputs.
 """
 
 from typing import Any
@@ -18,9 +18,14 @@ from openvino.op import _PagedAttentionExtension
 OPERATOR, DOMAIN = "PagedAttention", "drafthouse"
 
 
-def conversion() -> ConversionExtension:
-    """The extension to add to an `ov.Core` before it reads the graph."""
-    return ConversionExtension(OPERATOR, DOMAIN, _convert)
+def conversion(*, branches: bool) -> ConversionExtension:
+    """The extension to add to an `ov.Core` before it reads the graph.
+
+    Args:
+        branches: whether a token may be entered more than once; if not, `attention_rows` and `token_rows` are
+            left out, and with them two operators a layer.
+    """
+    return ConversionExtension(OPERATOR, DOMAIN, _entered_more_than_once if branches else _entered_once)
 
 
 def _constant(values: Any, kind: type[np.generic]) -> Any:
@@ -31,23 +36,21 @@ def _nothing(kind: type[np.generic], rank: int = 1) -> Any:
     return ops.constant(np.zeros((0,) * rank, kind)).output(0)
 
 
-def _convert(node: NodeContext) -> list[ov.Output]:
-    (
-        queries,
-        keys,
-        values,
-        key_cache,
-        value_cache,
-        past,
-        begins,
-        blocks,
-        block_begins,
-        longest,
-        bias,
-        bias_begins,
-    ) = (node.get_input(index) for index in range(12))
+def _entered_once(node: NodeContext) -> list[ov.Output]:
+    return [_attention(node, *(node.get_input(index) for index in range(3)))]
+
+
+def _entered_more_than_once(node: NodeContext) -> list[ov.Output]:
+    tokens, own = node.get_input(10), node.get_input(11)
+    entered = (ops.gather(node.get_input(index), tokens, 0).output(0) for index in range(3))
+    return [ops.gather(_attention(node, *entered), own, 0).output(0)]
+
+
+def _attention(node: NodeContext, queries: ov.Output, keys: ov.Output, values: ov.Output) -> ov.Output:
+    caches_and_batch = [node.get_input(index) for index in range(3, 9)]
+    longest = node.get_input(9)
     inputs = [
-        *(queries, keys, values, key_cache, value_cache, past, begins, blocks, block_begins),
+        *(queries, keys, values, *caches_and_batch),
         _constant(node.get_attribute("scale"), np.float32),
         _constant(node.get_attribute("sliding_window"), np.int32),
         _nothing(np.float32),  # ALiBi slopes
@@ -58,11 +61,11 @@ def _convert(node: NodeContext) -> list[ov.Output]:
         _nothing(np.float32, rank=4),  # sinks
         _constant(0, np.int32),  # adaptive RKV: start size, then its sizes and block sets
         *(_nothing(np.int32) for _ in range(4)),  # ... and token types
-        *(bias, bias_begins),
+        *(_nothing(np.uint8), _nothing(np.int32)),  # token-tree masks
     ]
     attention = _PagedAttentionExtension(inputs)
     info = attention.get_rt_info()
     for kind in ("k", "v"):
         info[f"num_{kind}_heads"] = node.get_attribute("kv_heads")
         info[f"{kind}_head_size"] = node.get_attribute("head_dim")
-    return [attention.output(0)]
+    return attention.output(0)

@@ -74,6 +74,12 @@ class GenerationRequest:
         draft_length: most draft nodes a step for this request, 0 switches speculation off; None: the
             server's own.
         return_log_probs: whether to give the log-probability of each emitted token.
+        draft: tokens that somebody else drafted to follow the prompt. The request then ends after one step
+            that verifies them, with the accepted ones and one token of the target's own, as on TensorRT-LLM's
+            `draft_tokens_external`; empty: the engine drafts for itself.
+        continued: so many tokens at the end of ``prompt`` are output of earlier calls of this generation, fewer
+            than the whole. They are computed as decoded tokens and the random numbers go on behind them, so the
+            calls together give, bit for bit, what one call gives.
 
     Raises:
         RequestError: a value is out of range.
@@ -87,6 +93,8 @@ class GenerationRequest:
     min_tokens: int = 0
     draft_length: int | None = None
     return_log_probs: bool = False
+    draft: tuple[int, ...] = ()
+    continued: int = 0
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -103,3 +111,15 @@ class GenerationRequest:
             raise RequestError("a stop sequence is empty; give at least one token in each")
         if self.draft_length is not None and self.draft_length < 0:
             raise RequestError(f"draft_length is {self.draft_length}; it must be 0 (no speculation) or more")
+        if self.draft and min(self.draft) < 0:
+            raise RequestError(f"the draft holds token {min(self.draft)}; token ids start at 0")
+        if not 0 <= self.continued < len(self.prompt):
+            raise RequestError(
+                f"continued is {self.continued}; it must lie in 0..{len(self.prompt) - 1}, since a first token "
+                "cannot have been emitted"
+            )
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt itself, without those that earlier calls emitted."""
+        return len(self.prompt) - self.continued

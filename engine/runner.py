@@ -6,9 +6,9 @@ row `r` of its context lies in block `r // block_size`, at offset `r % block_siz
 the new rows at `past ..`; rows of rejected drafts are simply overwritten by the next step.
 
 A runner promises that the logits of a token depend on its context alone, bit for bit: not on the rest of the
-batch, nor on whether its context came token by token or as a verified chain, nor on how the prompt was cut
-into chunks of two or more tokens. That is what makes speculation lossless in finite precision. Token trees
-with branches are the exception: their rows agree up to rounding.
+batch, nor on whether its context came token by token, as a verified chain or as a path of a verified tree, nor
+on how the prompt was cut into chunks of two or more tokens. That is what makes speculation lossless in finite
+precision. On OpenVINO the promise is kept; on PyTorch up to rounding, since its kernels are chosen by shape.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,8 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+BLOCK_SIZE = 32  # rows in a cache block; fixed by OpenVINO's CPU kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,8 @@ class SequenceInput:
         past: rows of this request that are in the cache already.
         blocks: its cache blocks, enough for past + T rows.
         is_prompt: whether this is a chunk of a prompt; otherwise each token is one that decoding would take.
-        depths: of a tree with branches, position of each token relative to `past`; None for 0 .. T-1.
-        mask: of a tree with branches, [T, T] bool, token i may see token j; None for a chain.
+        parents: of a tree with branches, the token that each one follows (an earlier one; of the root, token
+            0, any); None for a chain.
         logits_from: first of the T tokens whose logits are wanted (T for none).
     """
 
@@ -37,8 +39,7 @@ class SequenceInput:
     past: int
     blocks: Sequence[int]
     is_prompt: bool = False
-    depths: Sequence[int] | None = None
-    mask: NDArray[np.bool_] | None = None
+    parents: Sequence[int] | None = None
     logits_from: int = 0
 
 
@@ -49,8 +50,6 @@ class Runner(Protocol):
     block_size: int
     num_blocks: int
     max_sequence_length: int
-    takes_branches: bool
-    """Whether trees may have branches; chains are always taken."""
 
     def forward(self, batch: Sequence[SequenceInput]) -> NDArray[np.float32]:
         """Run one step and return logits [rows, V], the wanted rows of each input one after another.
@@ -58,5 +57,14 @@ class Runner(Protocol):
         The array is valid, and may be written to, until the next call.
         """
 
-    def commit(self, blocks: Sequence[int], past: int, kept: Sequence[int]) -> None:
-        """Make rows `past + kept[i]` the rows `past + i`: keeps the accepted path of a tree."""
+    def hidden(self) -> NDArray[np.float32]:
+        """Hidden states [tokens, layers, H] of the last step, its inputs one after another, all tokens of each.
+
+        The layers are those that the runner was made for, maybe none.
+        """
+
+    def commit(self, index: int, kept: Sequence[int]) -> None:
+        """Make the tokens `kept` of input `index` of the last step the rows `past ..` of its request.
+
+        Keeps the accepted path of a tree; to be called before the next step.
+        """

@@ -1,7 +1,9 @@
 """State of one admitted request."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from engine.sampling import RequestRandom
 from speculators.tree import TokenTree
 
 SHORTEST_CHUNK = 3  # room for a chunk of two tokens that leaves none alone
+_LONGEST_TAIL = 8  # tokens of a continuation that a step takes in beside the draft
 
 
 @dataclass(slots=True, eq=False)
@@ -22,7 +25,8 @@ class RunningRequest:
 
     Invariant: `cached` rows of `prompt + output` lie in the cache. While the prompt is read, `cached` is at
     most its length; afterwards everything but the last emitted token is cached, and that token is the root of
-    the next step's tree.
+    the next step's tree. A continuation has been decoding before: the last token of its prompt is such a root, and
+    tokens before it whose rows are not at hand are computed as decoded tokens, not as part of the prompt.
     """
 
     # Set by admission.
@@ -35,40 +39,89 @@ class RunningRequest:
     draft_length: DraftLength
     # Set by steps.
     cached: int = 0
+    draft_limit: int | None = None  # of the step, for its batch size
     output: list[int] = field(default_factory=list)
+    states: list[NDArray[np.float32]] = field(default_factory=list)  # [tokens, layers, H] of each step
     finish_reason: FinishReason | None = None
 
     @property
     def in_prefill(self) -> bool:
-        """Whether part of the prompt is still to be read."""
-        return self.cached < len(self.request.prompt)
+        """Whether tokens are still to be read before the request can decode."""
+        request = self.request
+        if self.cached < request.prompt_length:
+            return True
+        return len(request.prompt) - self.cached > (1 if self.speculates else _LONGEST_TAIL)
+
+    @property
+    def speculates(self) -> bool:
+        """Whether the engine's speculator drafts for it."""
+        return not self.request.draft and self.draft_length.current > 0
 
     @property
     def draft_budget(self) -> int:
         """Most tokens that may be drafted now: the step emits one more than it accepts."""
-        return min(self.draft_length.current, self.request.max_tokens - len(self.output) - 1)
+        budget = min(self.draft_length.current, self._room)
+        return budget if self.draft_limit is None else min(budget, self.draft_limit)
+
+    @property
+    def given_draft(self) -> tuple[int, ...]:
+        """The part of the request's own draft that is still to be verified; what has been emitted agrees with it."""
+        first = len(self.output)
+        return self.request.draft[first : first + self._room]
+
+    @property
+    def agreement(self) -> int:
+        """Leading tokens of the output that are those of the request's own draft."""
+        pairs = zip(self.request.draft, self.output, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    @property
+    def _room(self) -> int:
+        return self.request.max_tokens - len(self.output) - 1
+
+    def known(self, first: int) -> tuple[int, ...]:
+        """Prompt and output from a position on."""
+        length = len(self.request.prompt)
+        return (*self.request.prompt[first:], *self.output[max(0, first - length) :])
+
+    def reusable(self) -> tuple[int, ...]:
+        """The tokens whose rows others may take over."""
+        return self.known(0)[: self.cached]
 
     def next_chunk(self, limit: int) -> SequenceInput:
-        """The next part of the prompt, of at most `limit` tokens (SHORTEST_CHUNK or more).
+        """The next part of what is to be read, of at most `limit` tokens (SHORTEST_CHUNK or more).
 
-        No part is a single token unless the prompt is: see the promise in `engine.runner`.
+        No part of the prompt is a single token unless the prompt is: see the promise in `engine.runner`.
         """
-        left = len(self.request.prompt) - self.cached
+        length = self.request.prompt_length
+        if self.cached >= length:
+            end = min(self.cached + limit, len(self.request.prompt) - 1)
+            tokens = self.request.prompt[self.cached : end]
+            return SequenceInput(tokens, self.cached, self.blocks, logits_from=len(tokens))
+        left = length - self.cached
         size = min(limit, left)
         size -= left - size == 1
+        wanted = size == left and not self.request.continued
         tokens = self.request.prompt[self.cached : self.cached + size]
-        return SequenceInput(
-            tokens, self.cached, self.blocks, is_prompt=True, logits_from=size - 1 if size == left else size
-        )
+        return SequenceInput(tokens, self.cached, self.blocks, is_prompt=True, logits_from=size - int(wanted))
 
     def next_tree(self, tree: TokenTree) -> SequenceInput:
-        """The last emitted token and the draft below it."""
-        tokens = (self.output[-1], *tree.tokens)
-        if tree.parents == tuple(range(-1, len(tree) - 1)):
-            return SequenceInput(tokens, self.cached, self.blocks)
-        return SequenceInput(
-            tokens, self.cached, self.blocks, depths=(0, *tree.depths), mask=tree.ancestor_mask()
-        )
+        """What is not cached, as a rule the last emitted token alone, and the draft below it."""
+        tail = self.known(self.cached)
+        tokens, root = (*tail, *tree.tokens), len(tail) - 1
+        # Branches come from the engine's own speculator, whose requests have a tail of one token.
+        parents = None if tree.is_chain else (0, *(parent + 1 for parent in tree.parents))
+        return SequenceInput(tokens, self.cached, self.blocks, parents=parents, logits_from=root)
+
+    def take_states(self, kept: Sequence[int] | None) -> NDArray[np.float32] | None:
+        """Hidden states since the last call, all or only these tokens of the last step; None if there are none."""
+        if not self.states:
+            return None
+        if kept is not None:
+            self.states[-1] = self.states[-1][list(kept)]
+        states = np.concatenate(self.states)
+        self.states.clear()
+        return states
 
     def ban_early_end(self, logits: NDArray[np.float32], depths: tuple[int, ...]) -> None:
         """Take the end tokens out of the rows whose token would come before `min_tokens`."""
@@ -87,7 +140,7 @@ class RunningRequest:
                 break
             self.output.append(token)
             taken.append(token)
-            if any(tuple(self.output[-len(stop) :]) == stop for stop in request.stop_sequences):
+            if any(self._ends_with(stop) for stop in request.stop_sequences):
                 self.finish_reason = "stop"
                 break
             if len(self.output) == request.max_tokens:
@@ -97,3 +150,8 @@ class RunningRequest:
         self.metrics.first_token_ns = self.metrics.first_token_ns or now
         self.metrics.last_token_ns = now
         return taken
+
+    def _ends_with(self, stop: tuple[int, ...]) -> bool:
+        """Whether the output, that of earlier calls included, ends with a stop sequence."""
+        length = len(self.request.prompt) + len(self.output) - len(stop)
+        return length >= self.request.prompt_length and self.known(length) == stop

@@ -3,7 +3,8 @@
 Two promises are kept here. The distribution is the one that the sampling parameters define (temperature,
 then top-k, then top-p, the order of Hugging Face Transformers' warpers and of TensorRT-LLM), in float64.
 And the random numbers of a request depend on its seed alone: every request has its own generators, one
-for each use, so neither the rest of the batch nor another use of randomness can shift them.
+for each use, so neither the rest of the batch nor another use of randomness can shift them. Each drawn token
+has its own stretch of the numbers, so a later call can go on where an earlier one stopped.
 
 A token is drawn by an exponential race: with independent E_x ~ Exp(1) the x of greatest p(x) / E_x is
 distributed as p (Efraimidis and Spirakis 2006; the Gumbel-max trick in another dress). Unlike a draw from
@@ -24,6 +25,8 @@ from engine.request import SamplingParams
 Distribution = NDArray[np.float64]
 # Keeps an Exp(1) variate of exactly 0 (probability 2**-53) from making 0 / 0; too small to change others.
 _TINY = 1e-300
+# Numbers from one choice to the next: far more than a vocabulary takes.
+_STRETCH = 2**40
 # Logits in a block of the top-k search; shorter blocks give a tighter bound from more maxima.
 _BLOCK = 32
 
@@ -45,14 +48,20 @@ class Draws(Protocol):
 class RequestRandom:
     """The random numbers of one request: three disjoint streams that depend on its seed and on nothing else.
 
-    Each ``accept`` takes one number from the first stream, each ``choose`` takes V from the second.
-    Speculators that sample use ``draft``, the third.
+    Each ``accept`` takes one number from the first stream, each ``choose`` takes V from a stretch of its own of
+    the second. Speculators that sample use ``draft``, the third.
+
+    Args:
+        seed: 64-bit seed.
+        chosen: ``choose`` calls that were made for this request before, by someone with the same seed.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, chosen: int = 0) -> None:
         accept, choose, draft = (np.random.PCG64DXSM(s) for s in np.random.SeedSequence(seed).spawn(3))
         self._accept = np.random.Generator(accept)
         self._choose = np.random.Generator(choose)
+        self._choices, self._first_state = choose, choose.state
+        self._chosen = chosen
         self.draft = np.random.Generator(draft)
 
     def accept(self, probability: float) -> bool:
@@ -61,6 +70,9 @@ class RequestRandom:
 
     def choose(self, weights: Distribution) -> int:
         """Index x with probability ``weights[x] / sum(weights)``; weights ``[V]``, not all zero."""
+        self._choices.state = self._first_state
+        self._choices.advance(self._chosen * _STRETCH)
+        self._chosen += 1
         times = self._choose.standard_exponential(len(weights))
         times += _TINY
         return int((weights / times).argmax())

@@ -3,7 +3,7 @@
 Output is asked of a running server, through a callable, so that the whole path is under test. Three checks:
 
 1. Greedy: with and without speculation, at every concurrency asked for, token for token. The engine promises
-   equal bits for chains (`engine.runner`); where outputs differ all the same, the gap between the two logits is
+   equal bits (`engine.runner`); where outputs differ all the same, the gap between the two logits is
    compared with the noise between step shapes in that very context.
 2. Sampled with the same seed: equal token for token, since deterministic drafts take no part in the drawing.
 3. Sampled, by statistics: the verifier's joint distribution on enumerable toy targets with faulty verifiers as

@@ -4,7 +4,10 @@ Runs inside Triton's Python backend only, which provides `triton_python_backend_
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from engine.request import QueueFullError, RequestError
+
+_KEPT_SECONDS = 5.0  # the thread in question needs milliseconds
 
 
 def parameters(arguments: Mapping[str, str]) -> dict[str, str]:
@@ -61,12 +66,32 @@ def refusal(error: Exception) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
-def refuse(sender: Any, error: Exception) -> None:
-    """Answer a request of a decoupled model with an error and nothing else.
+def refuse(sender: Any, error: Exception, *, begun: bool = False) -> None:
+    """End a request of a decoupled model with an error; `begun` says whether it has had responses.
 
-    The final flag goes with it: apart from it, tritonserver 2.51 may crash while it still writes the error.
+    If not, the final flag goes with the error: apart from it, tritonserver 2.51 may crash while it still writes the
+    error. After a response it must come apart: a caller within the server never sees an error that carries the final
+    flag and is not the first.
     """
-    sender.send(refusal(error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+    if not begun:
+        sender.send(refusal(error), flags=final)
+        return
+    sender.send(refusal(error))
+    sender.send(flags=final)
+
+
+# Inputs that a model wants in every request, those that stop another one included.
+_REQUIRED: Mapping[str, Mapping[str, NDArray[Any]]] = {
+    "tensorrt_llm": {
+        "input_lengths": np.array([[0]], np.int32),
+        "request_output_len": np.array([[0]], np.int32),
+    },
+    "tensorrt_llm_bls": {
+        "text_input": np.array([[b""]], np.object_),
+        "max_tokens": np.array([[0]], np.int32),
+    },
+}
 
 
 def stop_generation(model: str, handle: NDArray[Any]) -> None:
@@ -74,26 +99,85 @@ def stop_generation(model: str, handle: NDArray[Any]) -> None:
     values = {
         "stop": np.array([[True]]),
         "generation_handle": handle.reshape(1, 1),
-        "input_lengths": np.array([[0]], np.int32),
-        "request_output_len": np.array([[0]], np.int32),
+        **_REQUIRED[model],
     }
-    for _ in call_model(model, [pb_utils.Tensor(name, value) for name, value in values.items()], ()):
+    for _ in call_model(model, as_tensors(values), ()):
         pass
 
 
+def stop_request(model: str, request_id: str) -> None:
+    """End the request to a model of the contract of `tensorrt_llm` that has this id. Harmless if there is none."""
+    values = {"stop": np.array([[True]]), "input_ids": np.array([[0]], np.int32), **_REQUIRED["tensorrt_llm"]}
+    for _ in call_model(model, as_tensors(values), (), request_id=request_id):
+        pass
+
+
+def as_tensors(values: Mapping[str, NDArray[Any]]) -> list[Any]:
+    """Arrays as inputs of a call."""
+    return [pb_utils.Tensor(name, np.ascontiguousarray(value)) for name, value in values.items()]
+
+
 def call_model(
-    model: str, inputs: list[Any], outputs: Iterable[str], *, decoupled: bool = True
-) -> Iterator[dict[str, Any]]:
+    model: str, inputs: list[Any], outputs: Iterable[str], *, decoupled: bool = True, request_id: str = ""
+) -> Generator[dict[str, Any], None, None]:
     """Run another model of this server; its responses' tensors by name.
+
+    With a `request_id` of its own, the request can be stopped by another one that has the same id. The answer is read
+    to its end in any case, since tritonserver 2.51 may crash when responses come for a call that nobody reads any more:
+    whoever leaves early stops the request, or waits for the rest.
 
     Raises:
         pb_utils.TritonModelException: the model refused; carries its message.
     """
     request = pb_utils.InferenceRequest(
-        model_name=model, inputs=inputs, requested_output_names=list(dict.fromkeys(outputs))
+        model_name=model,
+        inputs=inputs,
+        requested_output_names=list(dict.fromkeys(outputs)),
+        request_id=request_id,
     )
-    for answer in request.exec(decoupled=True) if decoupled else [request.exec()]:
-        if answer.has_error():
-            raise pb_utils.TritonModelException(answer.error().message())
-        if answer.output_tensors():
-            yield {tensor.name(): tensor for tensor in answer.output_tensors()}
+    answers = iter(request.exec(decoupled=True) if decoupled else [request.exec()])
+    try:
+        for answer in answers:
+            if answer.has_error():
+                raise pb_utils.TritonModelException(answer.error().message())
+            if answer.output_tensors():
+                yield {tensor.name(): tensor for tensor in answer.output_tensors()}
+    finally:
+        for _ in answers:
+            pass
+        _ENDED.keep(answers)
+
+
+class _Ended:
+    """Answers that have been read, kept for a while.
+
+    When an answer has come to its end, a thread of the Python backend (2.51, `Stub::SendCleanupId`) gives up the
+    backend's reference to it without holding the interpreter's lock. If that is the last reference, it frees the
+    response's arrays under the feet of other threads, and the process crashes soon after. So ours outlive it. They must
+    not outlive the model: then their memory is gone.
+    """
+
+    def __init__(self) -> None:
+        self._answers: deque[tuple[float, Any]] = deque()
+        self._lock = threading.Lock()
+
+    def keep(self, answer: Any) -> None:
+        """Keep one more, and let go of those that are old enough."""
+        now = time.monotonic()
+        with self._lock:
+            self._answers.append((now, answer))
+            while self._answers[0][0] < now - _KEPT_SECONDS:
+                self._answers.popleft()
+
+    def clear(self) -> None:
+        """Let go of all."""
+        with self._lock:
+            self._answers.clear()
+
+
+_ENDED = _Ended()
+
+
+def finish_calls() -> None:
+    """To be called at the end of every model that calls others."""
+    _ENDED.clear()

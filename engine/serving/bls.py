@@ -1,81 +1,250 @@
-"""The `tensorrt_llm_bls` model: what the ensemble does, called from Python.
+"""The `tensorrt_llm_bls` model: text in, text out, with speculation in front of `tensorrt_llm`.
 
-Every request runs in a thread of its own, so requests stream side by side; the order of models and the names of
-tensors are those of `engine.serving.wiring`.
+It works in front of the embedded engine and of NVIDIA's `backend: "tensorrtllm"` alike, and imports nothing that
+NVIDIA's container does not have. What it does is said by the parameters of its config.pbtxt (`BlsSettings`):
+
+ * no drafter: every row is one call of `tensorrt_llm`, whose answers are passed on;
+ * `tensorrt_llm_draft_model_name`: another Triton model drafts;
+ * `drafter`: a speculator that needs nothing but tokens drafts, in this process.
+
+A request says by `num_draft_tokens` how much to draft at most; 0 switches drafting off. The rows of a batch are
+generated side by side, each in a thread of its own, and every verified step is a response if the request streams.
+Text becomes tokens and tokens become text in this process, by the code of `preprocessing` and `postprocessing`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
-from engine.serving.backend import call_model, parameters, refuse, stop_generation
+from engine.draft_length import DraftLength
+from engine.events import RequestMetrics
+from engine.request import RequestError
+from engine.serving.backend import finish_calls, parameters, refuse, tensors
+from engine.serving.bls_metrics import SpeculationCounts
+from engine.serving.bls_settings import BlsSettings
+from engine.serving.calls import Caller, Tensors
+from engine.serving.contract import Answer, GenerationCall, refuse_unsupported
+from engine.serving.drafting import Drafter, ModelDrafter, NgramDrafter
+from engine.serving.engine_rules import EngineRules
+from engine.serving.exchange import Exchange
+from engine.serving.speculation import speculate
+from engine.serving.target import Row, Target, read_tokens
+from engine.serving.text import TextCodec
+from engine.serving.tokenization import postprocess, preprocess
 from engine.serving.wiring import (
     GENERATION_OUTPUTS,
     GENERATION_TO_POSTPROCESSING,
+    OPTIONAL_TO_GENERATION,
     PREPROCESSING_TO_GENERATION,
     TO_GENERATION,
     TO_PREPROCESSING,
 )
 
+# What a sequence of calls cannot do: beams, and whatever keeps count of the output or keeps a state of its own.
+_NEUTRAL: Mapping[str, tuple[float, ...]] = {
+    "beam_width": (0, 1),
+    "num_return_sequences": (0, 1),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "return_context_logits": (0,),
+    "return_generation_logits": (0,),
+}
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-Tensors = dict[str, Any]
+_REFUSED = (
+    "guided_decoding_guide_type",
+    "guided_decoding_guide",
+    "prompt_embedding_table",
+    "use_draft_logits",
+)
+# The kit's additions to the inputs of `tensorrt_llm`, and NVIDIA's names for them.
+_NVIDIA_NAMES: Mapping[str, str] = {"min_length": "min_tokens", "random_seed": "seed", "num_draft_tokens": ""}
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One row to be served: its inputs for `tensorrt_llm`, and how much to draft for it (0: nothing)."""
+
+    row: int
+    inputs: Mapping[str, NDArray[Any]]
+    call: GenerationCall | None
+    draft_length: int
 
 
 class BlsModel:
-    """Preprocessing, generation and postprocessing in a row."""
+    """Serves text requests row by row."""
 
     def initialize(self, arguments: Mapping[str, str]) -> None:
-        """Read the name of the generation model and the number of requests to serve at once."""
-        settings = parameters(arguments)
-        self._generation = settings["tensorrt_llm_model_name"]
-        self._pool = ThreadPoolExecutor(int(settings["max_requests"]), thread_name_prefix="bls")
+        """Read the parameters, load the tokenizer, make the drafter.
+
+        Raises:
+            ValueError: a parameter is missing or impossible.
+        """
+        self._settings = settings = BlsSettings.read(parameters(arguments))
+        self._codec = TextCodec(
+            Path(settings.tokenizer_dir), skip_special_tokens=settings.skip_special_tokens
+        )
+        self._rules = (
+            None
+            if settings.embedded
+            else EngineRules.read(Path(settings.tokenizer_dir), Path(settings.gpt_model_path))
+        )
+        self._caller = Caller()
+        self._target = Target(settings.target, self._caller, continues=settings.embedded)
+        self._drafter = self._make_drafter()
+        self._counts = SpeculationCounts(settings, arguments)
+        self._exchanges: dict[int, Exchange] = {}
+        self._pool = ThreadPoolExecutor(settings.max_requests, thread_name_prefix="bls")
 
     def execute(self, requests: list[Any]) -> None:
         """Start the requests; their responses follow from the pool's threads."""
         for request in requests:
-            self._pool.submit(self._serve, request, request.get_response_sender())
+            try:
+                self._start(request, tensors(request))
+            except Exception as error:  # one request's fault is not to become that of its neighbours
+                refuse(request.get_response_sender(), error)
+
+    def _start(self, request: Any, given: Tensors) -> None:
+        if "stop" in given and given["stop"].any():
+            if "generation_handle" not in given:
+                raise RequestError(
+                    "stop is set but generation_handle is missing; give that of the request to stop"
+                )
+            if meant := self._exchanges.get(int(np.ravel(given["generation_handle"])[0])):
+                meant.stop()
+            request.get_response_sender().send(flags=_FINAL)
+            return
+        tasks = self._tasks(given)
+        exchange = Exchange(request, len(tasks))
+        self._exchanges[exchange.handle] = exchange
+        for task in tasks:
+            self._pool.submit(self._serve, exchange, task)
 
     def finalize(self) -> None:
         """Wait for what runs."""
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown()
+        self._caller.close()
+        self._counts.close()
+        finish_calls()
 
-    def _serve(self, request: Any, sender: Any) -> None:
+    def _make_drafter(self) -> Drafter | None:
+        settings = self._settings
+        if settings.draft_model:
+            return ModelDrafter(settings.draft_model, self._caller, continues=settings.embedded)
+        return NgramDrafter(settings.drafter, settings.drafter_settings) if settings.drafter else None
+
+    def _tasks(self, given: Tensors) -> list[_Task]:
+        """The rows of a request.
+
+        Raises:
+            RequestError: it cannot be served.
+        """
+        refuse_unsupported(given, "tensorrt_llm_bls", {}, ("use_draft_logits",))
+        prepared = preprocess(self._codec, _renamed(given, TO_PREPROCESSING), self._rules)
+        names = {**PREPROCESSING_TO_GENERATION, **OPTIONAL_TO_GENERATION}
+        inputs = _renamed(given, TO_GENERATION) | _renamed(prepared, names)
+        lengths = self._draft_lengths(inputs)
+        call = None
+        if any(lengths):
+            refuse_unsupported(inputs, "tensorrt_llm_bls with drafts", _NEUTRAL, _REFUSED)
+            call = GenerationCall(inputs, frozenset(), self._settings.exclude_input_in_output)
+            for request in call.requests:
+                self._settings.check_length(len(request.prompt), request.max_tokens)
+        return [_Task(row, self._of_row(inputs, row), call, length) for row, length in enumerate(lengths)]
+
+    def _draft_lengths(self, inputs: Tensors) -> list[int]:
+        """How much to draft for each row: what it asks for, or the deployment's own; the deployment's at most."""
+        rows, most = len(inputs["input_lengths"]), self._settings.num_draft_tokens
+        asked = (
+            np.ravel(inputs["num_draft_tokens"]).tolist() if "num_draft_tokens" in inputs else [most] * rows
+        )
+        if min(asked) < 0:
+            raise RequestError(f"num_draft_tokens is {min(asked)}; it must be 0 (speculation off) or more")
+        if self._drafter is None:
+            if max(asked) and not self._settings.embedded:
+                raise RequestError(
+                    f"num_draft_tokens is {max(asked)}, but nothing drafts here: tensorrt_llm_bls has neither "
+                    "tensorrt_llm_draft_model_name nor drafter among its parameters"
+                )
+            return [0] * rows
+        return [min(length, most) for length in asked]
+
+    def _of_row(self, inputs: Tensors, row: int) -> dict[str, NDArray[Any]]:
+        """The row's inputs for `tensorrt_llm`, by the names that it knows."""
+        found = {name: value[row : row + 1] for name, value in inputs.items()}
+        found["input_ids"] = found["input_ids"][:, : int(found["input_lengths"].ravel()[0])]
+        if self._settings.embedded:
+            return found
+        renamed = {_NVIDIA_NAMES.get(name, name): value for name, value in found.items()}
+        return {name: value for name, value in renamed.items() if name}
+
+    def _serve(self, exchange: Exchange, task: _Task) -> None:
+        failure: Exception | None = None
         try:
-            wanted = set(request.requested_output_names())
-            inputs = {tensor.name(): tensor for tensor in request.inputs()}
-            for generated in self._generate(inputs):
-                if sender.is_cancelled():
-                    stop_generation(self._generation, generated["generation_handle"].as_numpy())
-                outputs = self._outputs(generated)
-                sender.send(pb_utils.InferenceResponse([t for t in outputs if t.name() in wanted]))
-            sender.send(flags=_FINAL)
+            if task.draft_length and task.call:
+                self._draft_and_verify(exchange, task, task.call)
+            else:
+                self._pass_on(exchange, task)
         except Exception as error:  # a model's refusal, or a fault of ours: nobody else would tell the client
-            refuse(sender, error)
+            failure = error
+        if exchange.close_row(failure):
+            del self._exchanges[exchange.handle]
 
-    def _generate(self, inputs: Tensors) -> Iterator[Tensors]:
-        prepared = _call("preprocessing", _renamed(inputs, TO_PREPROCESSING), PREPROCESSING_TO_GENERATION)
-        renamed = _renamed(inputs, TO_GENERATION) | _renamed(prepared, PREPROCESSING_TO_GENERATION)
-        names = (*GENERATION_TO_POSTPROCESSING, *GENERATION_OUTPUTS)
-        return call_model(self._generation, list(renamed.values()), names)
+    def _draft_and_verify(self, exchange: Exchange, task: _Task, call: GenerationCall) -> None:
+        request = call.requests[task.row]
+        assert self._drafter is not None
+        row = Row(request, task.inputs, RequestMetrics(len(request.prompt), arrival_ns=exchange.arrival_ns))
+        answer = Answer(call, task.row)
+        drafting = self._drafter.start(request.prompt, task.inputs, exchange.gone)
+        with closing(drafting), self._counts.row() as count:
+            length = DraftLength(task.draft_length, adaptive=self._settings.adaptive)
+            events = speculate(row, self._target, drafting, length, exchange.gone, count)
+            for event in events:
+                outputs = answer.add(event)
+                if outputs is not None:
+                    exchange.send(outputs | {"text_output": self._text_of(outputs)})
 
-    def _outputs(self, generated: Tensors) -> list[Any]:
-        tokens = _renamed(generated, GENERATION_TO_POSTPROCESSING)
-        text = _call("postprocessing", tokens, ("OUTPUT",))["OUTPUT"].as_numpy()
-        passed_on = [generated[name] for name in GENERATION_OUTPUTS if name in generated]
-        return [pb_utils.Tensor("text_output", text), *passed_on]
+    def _pass_on(self, exchange: Exchange, task: _Task) -> None:
+        """One call for the whole row; its answers as they come, with their text."""
+        names = ["output_ids", "sequence_length", *(["is_final"] if self._settings.embedded else [])]
+        wanted = dict.fromkeys([*names, *(name for name in GENERATION_OUTPUTS if name in exchange.wanted)])
+        final = not np.any(task.inputs.get("streaming", False))
+        given: list[int] = []
+        outputs: dict[str, NDArray[Any]] = {}
+        for answer in self._caller.call(self._settings.target, task.inputs, wanted, exchange.gone):
+            outputs = {**answer, "batch_index": np.array([[task.row]], np.int32)}
+            if "is_final" in answer:
+                final = bool(answer["is_final"].ravel()[0])
+            self._send_tokens(exchange, outputs, given, final=final)
+        if outputs and not final:  # NVIDIA's backend does not say which response is the last
+            nothing = {
+                "output_ids": np.zeros((1, 1, 0), np.int32),
+                "sequence_length": np.zeros((1, 1), np.int32),
+            }
+            self._send_tokens(exchange, outputs | nothing, given, final=True)
+
+    def _send_tokens(
+        self, exchange: Exchange, outputs: dict[str, NDArray[Any]], given: list[int], *, final: bool
+    ) -> None:
+        """Pass an answer on, with the text that it adds to the tokens `given` before it, which grow by its own."""
+        outputs |= {
+            "previous_output_ids": np.array([given], np.int32),
+            "is_final": np.array([[final]]),
+        }
+        given += read_tokens(outputs)
+        exchange.send(outputs | {"text_output": self._text_of(outputs)})
+
+    def _text_of(self, outputs: Tensors) -> NDArray[np.object_]:
+        return postprocess(self._codec, _renamed(outputs, GENERATION_TO_POSTPROCESSING))
 
 
-def _call(model: str, inputs: Tensors, names: Iterable[str]) -> Tensors:
-    return next(call_model(model, list(inputs.values()), names, decoupled=False))
-
-
-def _renamed(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
+def _renamed(tensors: Tensors, names: Mapping[str, str]) -> dict[str, NDArray[Any]]:
     """Inputs of the next model. Scalars reach a model without their last axis, which callers have to give."""
-    renamed = {}
-    for public, inner in names.items():
-        if public in tensors:
-            value = tensors[public].as_numpy()
-            renamed[inner] = pb_utils.Tensor(inner, value[:, None] if value.ndim == 1 else value)
-    return renamed
+    found = {inner: tensors[public] for public, inner in names.items() if public in tensors}
+    return {name: value[:, None] if value.ndim == 1 else value for name, value in found.items()}

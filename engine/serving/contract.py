@@ -7,7 +7,7 @@ an answer to another question than the one that was asked.
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ _NEUTRAL: Mapping[str, tuple[float, ...]] = {
 }
 # Tensors that must be absent or hold nothing.
 _REFUSED = (
-    *("bad_words_list", "embedding_bias", "draft_input_ids", "draft_logits", "decoder_input_ids"),
+    *("bad_words_list", "embedding_bias", "draft_logits", "draft_acceptance_threshold", "decoder_input_ids"),
     *("prompt_embedding_table", "lora_task_id", "lora_weights", "lora_config", "encoder_input_features"),
     *("guided_decoding_guide_type", "guided_decoding_guide", "context_phase_params"),
     *("encoder_output_lengths", "cross_attention_mask", "skip_cross_attn_blocks", "prompt_table_extra_ids"),
@@ -45,7 +45,7 @@ _REFUSED = (
 _FILLER = -1  # NVIDIA's padding of word lists
 # Outputs of the contract that this engine has nothing to say about, filled as NVIDIA's backend fills them. Leaving
 # them out is no choice: perf_analyzer reads every output that is declared, sent or not, and exports broken JSON.
-_PLACEHOLDERS: Tensors = {
+PLACEHOLDERS: Tensors = {
     "sequence_index": np.zeros((1, 1), np.int32),
     "context_logits": np.zeros((1, 1, 1), np.float32),
     "generation_logits": np.zeros((1, 1, 1, 1), np.float32),
@@ -56,12 +56,11 @@ class GenerationCall:
     """One Triton request to `tensorrt_llm`: one generation per row of its batch, and how to answer."""
 
     def __init__(self, tensors: Tensors, default_end_ids: frozenset[int], exclude_input: bool) -> None:
-        """Check and take in all tensors.
+        """Take in all tensors, and check the values of those that requests are made of.
 
         Raises:
             RequestError: names the tensor, what is wrong, and what would be right.
         """
-        _refuse_unsupported(tensors)
         lengths = np.atleast_1d(_required(tensors, "input_lengths")).ravel()
         prompts = np.atleast_2d(_required(tensors, "input_ids"))
         if len(lengths) != len(prompts):
@@ -88,6 +87,7 @@ class GenerationCall:
         min_tokens = max(int(_scalar(tensors, name, 0, row)) for name in ("min_tokens", "min_length"))
         if draft_length < 0 and "num_draft_tokens" in tensors:
             raise RequestError(f"num_draft_tokens is {draft_length}; it must be 0 (speculation off) or more")
+        draft = _given_draft(tensors, row)
         return GenerationRequest(
             prompt=tuple(prompt[:length].tolist()),
             max_tokens=max_tokens,
@@ -97,6 +97,8 @@ class GenerationCall:
             min_tokens=min_tokens,
             draft_length=draft_length if draft_length >= 0 else None,
             return_log_probs=self.return_log_probs,
+            draft=draft,
+            continued=int(_scalar(tensors, "continued_tokens", 0, row)),
         )
 
 
@@ -128,7 +130,7 @@ class Answer:
             "cum_log_probs": np.array([[math.fsum(self._log_probs)]], np.float32),
             "output_log_probs": log_probs,
             "batch_index": np.array([[self._row]], np.int32),
-            **_PLACEHOLDERS,
+            **PLACEHOLDERS,
             **_metric_tensors(
                 event.metrics, real=self._call.return_metrics and event.finish_reason is not None
             ),
@@ -138,9 +140,9 @@ class Answer:
 def _metric_tensors(metrics: RequestMetrics, *, real: bool) -> dict[str, NDArray[Any]]:
     """Performance outputs; zero unless asked for and final, as NVIDIA's backend fills them."""
     counts = {
-        "kv_cache_alloc_new_blocks": metrics.kv_blocks,
-        "kv_cache_reused_blocks": 0,
-        "kv_cache_alloc_total_blocks": metrics.kv_blocks,
+        "kv_cache_alloc_new_blocks": metrics.kv_new_blocks,
+        "kv_cache_reused_blocks": metrics.kv_reused_blocks,
+        "kv_cache_alloc_total_blocks": metrics.kv_new_blocks + metrics.kv_reused_blocks,
         "total_accepted_draft_tokens": metrics.total_accepted_draft_tokens,
         "total_draft_tokens": metrics.total_draft_tokens,
     }
@@ -170,15 +172,31 @@ def _sampling(tensors: Tensors, row: int) -> SamplingParams:
     )
 
 
-def _refuse_unsupported(tensors: Tensors) -> None:
-    for name, allowed in _NEUTRAL.items():
+def refuse_unsupported(
+    tensors: Tensors,
+    who: str = "the embedded engine",
+    neutral: Mapping[str, tuple[float, ...]] = _NEUTRAL,
+    refused: Sequence[str] = _REFUSED,
+) -> None:
+    """Refuse tensors with which `who` would answer another question than the one that was asked.
+
+    Args:
+        tensors: of the request.
+        who: named in the refusal.
+        neutral: tensors with the values that may be asked for.
+        refused: tensors that must be absent or hold nothing.
+
+    Raises:
+        RequestError: names the tensor.
+    """
+    for name, allowed in neutral.items():
         if name in tensors and not np.isin(tensors[name], allowed).all():
             given = ", ".join(str(value) for value in np.ravel(tensors[name])[:4])
             choices = " or ".join(f"{value:g}" for value in allowed)
-            raise RequestError(f"{name} is {given}; the embedded engine supports only {choices}")
-    for name in _REFUSED:
+            raise RequestError(f"{name} is {given}; {who} supports only {choices}")
+    for name in refused:
         if name in tensors and not is_blank(tensors[name]):
-            raise RequestError(f"{name} is not supported by the embedded engine; leave it out")
+            raise RequestError(f"{name} is not supported by {who}; leave it out")
 
 
 def is_blank(value: NDArray[Any]) -> bool:
@@ -206,6 +224,15 @@ def _scalar(tensors: Tensors, name: str, default: float | None, row: int = 0) ->
     if not math.isfinite(value):
         raise RequestError(f"{name} is {value}; it must be a finite number")
     return float(value) if isinstance(value, float) else int(value)
+
+
+def _given_draft(tensors: Tensors, row: int) -> tuple[int, ...]:
+    """The row's draft, without the fillers behind it."""
+    drafts = np.atleast_2d(tensors.get("draft_input_ids", np.zeros((1, 0), np.int32)))
+    tokens = drafts[min(row, len(drafts) - 1)].tolist() if len(drafts) else []
+    while tokens and tokens[-1] == _FILLER:
+        tokens.pop()
+    return tuple(tokens)
 
 
 def _words(tensor: NDArray[Any] | None, row: int) -> tuple[tuple[int, ...], ...]:

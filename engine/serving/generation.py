@@ -1,6 +1,7 @@
 """The `tensorrt_llm` model on the embedded engine."""
 
-import math
+import copy
+import dataclasses
 import secrets
 from collections.abc import Mapping
 from functools import partial
@@ -10,16 +11,14 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from deployments.spec import DeploymentSpec
-from engine.engine import Engine, EngineLimits
+from engine.deployment import open_engine
 from engine.events import Event
-from engine.manifest import check_fits
-from engine.openvino_runner import OpenVinoRunner
 from engine.request import RequestError
 from engine.service import EngineService
 from engine.serving.backend import directory, parameters, refusal, refuse, response, tensors
-from engine.serving.contract import Answer, GenerationCall, Tensors
+from engine.serving.contract import Answer, GenerationCall, Tensors, refuse_unsupported
 from engine.serving.metrics import EngineMetrics
-from speculators.registry import create, settings_of
+from engine.serving.outbox import Outbox
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -34,22 +33,18 @@ class GenerationModel:
             EngineError: it is missing or does not fit the deployment.
         """
         spec = DeploymentSpec.model_validate_json(parameters(arguments)["deployment"])
-        engine_directory = directory(arguments, "gpt_model_path")
-        limits = EngineLimits(
-            max_batch_size=spec.engine.max_batch_size,
-            max_sequence_length=spec.engine.max_sequence_length,
-            max_queue_size=spec.engine.max_queue_size,
-            prefill_chunk=spec.engine.prefill_chunk,
+        engine, runner = open_engine(
+            spec, directory(arguments, "gpt_model_path"), directory(arguments, "speculator_path")
         )
-        runner = open_runner(spec, engine_directory)
-        settings = spec.speculation.model_dump(exclude={"method"})
-        known = settings_of(spec.speculation.method)
-        speculator = create(spec.speculation.method, **{key: settings[key] for key in known})
-        engine = Engine(runner, speculator, limits)
-        metrics = EngineMetrics(engine.statistics, limits, runner)
+        self._metrics = metrics = EngineMetrics(engine.statistics, arguments)
+        metrics.declare_load(engine.limits, runner)
+        if parameters(arguments).get("role") != "draft":  # whose steps say nothing about the output
+            metrics.declare_speculation("engine")
+        metrics.publish()
         self._end_ids = frozenset(runner.manifest.end_ids)
         self._exclude_input = spec.serving.exclude_input_in_output
         self._exchanges: dict[int, _Exchange] = {}
+        self._outbox = Outbox()
         self._service = EngineService(engine, metrics.publish)
 
     def execute(self, requests: list[Any]) -> None:
@@ -64,8 +59,9 @@ class GenerationModel:
         if "stop" in inputs and inputs["stop"].any():
             self._stop(request, inputs)
             return
+        refuse_unsupported(inputs)
         call = GenerationCall(inputs, self._end_ids, self._exclude_input)
-        _Exchange(request, self._exchanges).start(call, self._service)
+        _Exchange(request, self._exchanges, self._outbox).start(call, self._service)
 
     def _stop(self, request: Any, inputs: Tensors) -> None:
         """End a generation: that of the handle, or as with NVIDIA's backend those of the request's own id."""
@@ -87,8 +83,10 @@ class GenerationModel:
         return list(self._exchanges.values())
 
     def finalize(self) -> None:
-        """End what still runs."""
+        """End what still runs, and send what is still to be sent."""
         self._service.close()
+        self._outbox.close()
+        self._metrics.close()
 
 
 class _Exchange:
@@ -99,7 +97,7 @@ class _Exchange:
     does not have it cannot stop what others have running.
     """
 
-    def __init__(self, request: Any, open_exchanges: dict[int, "_Exchange"]) -> None:
+    def __init__(self, request: Any, open_exchanges: dict[int, "_Exchange"], outbox: Outbox) -> None:
         self.handle = secrets.randbits(64)
         self.request_id = request.request_id()
         self.stopped = False
@@ -108,34 +106,52 @@ class _Exchange:
         self._sender = request.get_response_sender()
         self._wanted = request.requested_output_names()
         self._exchanges = open_exchanges
+        self._outbox = outbox
         self._open = 0
 
     def start(self, call: GenerationCall, service: EngineService) -> None:
         self._open = len(call.requests)
         self._exchanges[self.handle] = self
         for row, request in enumerate(call.requests):
-            service.submit(request, partial(self._send, Answer(call, row)), self._abandoned)
+            service.submit(request, partial(self._take, Answer(call, row)), self._abandoned)
 
     def _abandoned(self) -> bool:
         return self.stopped or self._sender.is_cancelled()
 
-    def _send(self, answer: Answer, event: Event) -> None:
-        """Pass on an event of one row. What ends a row before its time ends the request and its other rows."""
+    def _take(self, answer: Answer, event: Event) -> None:
+        """Take in an event of one row. What ends a row before its time ends the request and its other rows."""
         if event.finish_reason:
             self._open -= 1
-        if not self._open:
+        last = not self._open
+        if last:
             del self._exchanges[self.handle]
         if event.finish_reason in ("error", "cancelled"):
             self.stopped = True
             self._error = self._error or event.error
         if not self.stopped:
-            outputs = answer.add(event)
-            if outputs is not None:
-                outputs["generation_handle"] = np.array([[self.handle]], np.uint64)
-                self._sender.send(response(outputs, self._wanted), flags=0 if self._open else _FINAL)
-                self._begun = True
-        elif not self._open:
+            # The engine goes on counting in the metrics while the response waits to be sent.
+            event = dataclasses.replace(event, metrics=copy.copy(event.metrics))
+            self._outbox.put(partial(self._send, answer, event, last), partial(self._fail, last))
+        elif last:
+            self._outbox.put(self._end)
+
+    def _fail(self, last: bool, error: Exception) -> None:
+        """A response could not be sent: the request is ended with that error."""
+        self.stopped = True
+        self._error = self._error or error
+        if last:
             self._end()
+
+    def _send(self, answer: Answer, event: Event, last: bool) -> None:
+        if self.stopped:  # meanwhile; what is on its way is not sent any more, but an end is due
+            if last:
+                self._end()
+            return
+        outputs = answer.add(event)
+        if outputs is not None:
+            outputs["generation_handle"] = np.array([[self.handle]], np.uint64)
+            self._sender.send(response(outputs, self._wanted), flags=_FINAL if last else 0)
+            self._begun = True
 
     def _end(self) -> None:
         """Close a request that did not come to its own end.
@@ -151,12 +167,3 @@ class _Exchange:
             self._sender.send(flags=_FINAL)
         else:
             refuse(self._sender, self._error)
-
-
-def open_runner(spec: DeploymentSpec, directory: Any) -> OpenVinoRunner:
-    """The compiled engine of a deployment, with a cache for as many full-length requests as run at once."""
-    length = spec.engine.max_sequence_length
-    blocks = spec.engine.max_batch_size * math.ceil(length / 32)
-    runner = OpenVinoRunner(directory, num_blocks=blocks, threads=spec.engine.threads)
-    check_fits(runner.manifest, directory, precision=spec.engine.precision, max_sequence_length=length)
-    return runner

@@ -1,15 +1,18 @@
 """Speculation counters and load gauges on Triton's own `/metrics`.
 
 Names are those that TensorRT-LLM 1.3 exports (`trtllm_spec_decode_*`, positions counted from 1) and, for load,
-the families of its Triton backend (`nv_trt_llm_*`), so dashboards made for one work with the other.
+the families of its Triton backend (`nv_trt_llm_*`), so dashboards made for one work with the other. Two counters
+are the kit's own: `drafthouse_spec_tokens_total` over `drafthouse_spec_steps_total` is the acceptance length in
+any interval; `deploy/exporter` exports the same two for servers that do not.
 
-Triton's custom metrics crash the server when two threads touch them, so `publish` is called from the engine's
-thread alone; and each change of a value is a message to the server that the thread waits for, so values are
-published when the engine falls idle and otherwise ten times a second.
+Triton's custom metrics crash the server when two threads touch them, so all use of them passes one lock; and each
+change of a value is a message to the server that the thread waits for, so values are published when all falls
+idle and otherwise ten times a second.
 """
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -27,29 +30,35 @@ class _Cache(Protocol):
 
 
 class EngineMetrics:
-    """Publishes an engine's statistics."""
+    """Publishes an engine's statistics: those parts of them that have been declared."""
 
-    def __init__(self, statistics: EngineStatistics, limits: EngineLimits, cache: _Cache) -> None:
+    def __init__(self, statistics: EngineStatistics, arguments: Mapping[str, str]) -> None:
+        """Take Triton's `initialize` arguments for the labels, as NVIDIA's backend has them: model and version."""
         self._statistics = statistics
+        self._labels = {"model": arguments["model_name"], "version": arguments["model_version"]}
         self._families: list[Any] = []  # Triton drops a family with its last reference
         self._series: list[_Series] = []
         self._next_time = 0.0
-        self._declare_speculation(statistics)
-        self._declare_load(statistics, limits, cache)
-        self._publish_all()
+        self._lock = threading.Lock()
 
     def publish(self) -> None:
         """Bring the exported values up to date, if they are due."""
-        now = time.monotonic()
-        if now >= self._next_time or not self._statistics.active:
-            self._next_time = now + _PERIOD_SECONDS
-            self._publish_all()
+        with self._lock:
+            now = time.monotonic()
+            if now >= self._next_time or not self._statistics.active:
+                self._next_time = now + _PERIOD_SECONDS
+                for series in self._series:
+                    series.publish()
 
-    def _publish_all(self) -> None:
-        for series in self._series:
-            series.publish()
+    def close(self) -> None:
+        """Give the families back; the Python backend crashes if they outlive the model."""
+        with self._lock:
+            self._series.clear()
+            self._families.clear()
 
-    def _declare_speculation(self, now: EngineStatistics) -> None:
+    def declare_speculation(self, source: str) -> None:
+        """What was drafted, accepted and emitted; `source` says who counted it."""
+        now = self._statistics
         counters: dict[str, tuple[str, Callable[[], float]]] = {
             "trtllm_spec_decode_num_draft_tokens_total": ("Drafted tokens", lambda: now.drafted_tokens),
             "trtllm_spec_decode_num_accepted_tokens_total": (
@@ -59,6 +68,16 @@ class EngineMetrics:
         }
         for name, (description, value) in counters.items():
             self._add(self._family(name, description, counter=True), {}, value, counter=True)
+        emitted: dict[str, tuple[str, Callable[[], float]]] = {
+            "drafthouse_spec_tokens_total": ("Tokens emitted", lambda: now.emitted_tokens),
+            "drafthouse_spec_steps_total": (
+                "Steps of requests that emitted tokens",
+                lambda: now.request_steps,
+            ),
+        }
+        for name, (description, value) in emitted.items():
+            family = self._family(name, description, counter=True)
+            self._add(family, {"source": source}, value, counter=True)
         by_position: dict[str, tuple[str, list[int]]] = {
             "trtllm_spec_decode_drafted_tokens_total": (
                 "Drafts that reached so deep",
@@ -91,7 +110,9 @@ class EngineMetrics:
         for name, (description, gauge) in gauges.items():
             self._add(self._family(name, description), {}, gauge)
 
-    def _declare_load(self, now: EngineStatistics, limits: EngineLimits, cache: _Cache) -> None:
+    def declare_load(self, limits: EngineLimits, cache: _Cache) -> None:
+        """Requests by state, and cache blocks."""
+        now = self._statistics
         requests: dict[str, Callable[[], float]] = {
             "active": lambda: now.active,
             "max": lambda: limits.max_batch_size,
@@ -107,6 +128,8 @@ class EngineMetrics:
             "free": lambda: cache.num_blocks - now.used_blocks,
             "used": lambda: now.used_blocks,
             "tokens_per": lambda: cache.block_size,
+            "reused": lambda: now.reused_blocks,
+            "fraction": lambda: now.used_blocks / cache.num_blocks,
         }
         family = self._family("nv_trt_llm_kv_cache_block_metrics", "KV cache blocks")
         for kind, value in blocks.items():
@@ -120,7 +143,8 @@ class EngineMetrics:
     def _add(
         self, family: Any, labels: dict[str, str], value: Callable[[], float], *, counter: bool = False
     ) -> None:
-        self._series.append(_Series(family.Metric(labels=labels), value, counter))
+        metric = family.Metric(labels={**self._labels, **labels})
+        self._series.append(_Series(metric, value, counter))
 
 
 class _Series:

@@ -26,7 +26,9 @@ _WINDOW = 8  # tokens decoded again before a chunk; one is enough unless a decod
 class TextCodec:
     """Encodes prompts and decodes output with a `tokenizer.json`."""
 
-    def __init__(self, directory: Path, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, directory: Path, *, skip_special_tokens: bool = True, add_special_tokens: bool = True
+    ) -> None:
         """Load the tokenizer of a model or engine directory."""
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         self._skip_special_tokens = skip_special_tokens
@@ -35,7 +37,8 @@ class TextCodec:
         self._kinds: dict[int, _Kind] = {}
         config_path = directory / "tokenizer_config.json"
         config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-        self._begin = self._special_id(config.get("bos_token")) if config.get("add_bos_token") else None
+        begins = add_special_tokens and config.get("add_bos_token")
+        self._begin = self._special_id(config.get("bos_token")) if begins else None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the begin token where the model wants one.
@@ -60,9 +63,16 @@ class TextCodec:
         whole = self.decode(window) if final else self._settled(window)
         return whole[len(given) :]
 
-    def word_lists(self, words: Sequence[str]) -> NDArray[np.int32]:
-        """Stop words as the contract's [2, n] tensor: tokens above end offsets, padded with 0 and -1."""
-        encoded = [self._tokenizer.encode(word, add_special_tokens=False).ids for word in words if word]
+    def encode_words(self, words: Sequence[str]) -> list[list[int]]:
+        """Token ids of each word; empty ones are left out."""
+        return [self._tokenizer.encode(word, add_special_tokens=False).ids for word in words if word]
+
+    def word_lists(self, words: Sequence[str], more: Sequence[int] = ()) -> NDArray[np.int32]:
+        """Stop words as the contract's [2, n] tensor: tokens above end offsets, padded with 0 and -1.
+
+        `more` are tokens that count as words of their own.
+        """
+        encoded = [*self.encode_words(words), *([token] for token in more)]
         tokens = [token for ids in encoded for token in ids]
         offsets = np.cumsum([len(ids) for ids in encoded]).tolist()
         width = max(1, len(tokens))

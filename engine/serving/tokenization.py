@@ -1,31 +1,46 @@
 """The `preprocessing` and `postprocessing` models."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.request import RequestError
-from engine.serving.backend import directory, parameters, refusal, response, stop_generation, tensors
+from engine.serving.backend import (
+    directory,
+    finish_calls,
+    parameters,
+    refusal,
+    response,
+    stop_generation,
+    tensors,
+)
 from engine.serving.contract import Tensors, is_blank
+from engine.serving.engine_rules import EngineRules
 from engine.serving.text import TextCodec, decode_prompt
 from engine.serving.wiring import TO_PREPROCESSING
 
 _NO_TOKEN = -1
-# Inputs that the embedded engine could not honour.
-_REFUSED = (
-    *("DECODER_QUERY", "BAD_WORDS_DICT", "EMBEDDING_BIAS_WORDS", "EMBEDDING_BIAS_WEIGHTS"),
-    *("PROMPT_TABLE_EXTRA_ID", "IMAGE_BYTES", "IMAGE_URL", "IMAGES", "VIDEO_BYTES"),
-)
+# Inputs that no engine here could honour, and those that TensorRT-LLM's can but the embedded one cannot.
+_REFUSED = (*("DECODER_QUERY", "PROMPT_TABLE_EXTRA_ID", "IMAGE_BYTES", "IMAGE_URL", "IMAGES", "VIDEO_BYTES"),)
+_REFUSED_BY_EMBEDDED = ("BAD_WORDS_DICT", "EMBEDDING_BIAS_WORDS", "EMBEDDING_BIAS_WEIGHTS")
 
 
 class PreprocessingModel:
     """Text to token ids; word lists to the contract's offset layout."""
 
     def initialize(self, arguments: Mapping[str, str]) -> None:
-        """Load the tokenizer."""
-        self._codec = TextCodec(directory(arguments, "tokenizer_dir"))
+        """Load the tokenizer, and in front of TensorRT-LLM (parameter `engine`) what its engine has to be told."""
+        settings = parameters(arguments)
+        tokenizer = directory(arguments, "tokenizer_dir")
+        begins = settings.get("add_special_tokens", "true").lower() in ("true", "1")
+        self._codec = TextCodec(tokenizer, add_special_tokens=begins)
+        self._rules = (
+            EngineRules.read(tokenizer, directory(arguments, "gpt_model_path"))
+            if settings.get("engine") == "tensorrt_llm"
+            else None
+        )
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request."""
@@ -33,7 +48,8 @@ class PreprocessingModel:
 
     def _answer(self, request: Any) -> Any:
         try:
-            return response(preprocess(self._codec, tensors(request)), request.requested_output_names())
+            outputs = preprocess(self._codec, tensors(request), self._rules)
+            return response(outputs, request.requested_output_names())
         except RequestError as error:
             return refusal(error)
 
@@ -54,6 +70,10 @@ class PostprocessingModel:
         )
         self._generation = settings["tensorrt_llm_model_name"]
 
+    def finalize(self) -> None:
+        """Leave nothing of the calls behind."""
+        finish_calls()
+
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request."""
         return [self._answer(request, tensors(request)) for request in requests]
@@ -67,35 +87,60 @@ class PostprocessingModel:
             return refusal(error)
 
 
-def preprocess(codec: TextCodec, inputs: Tensors) -> dict[str, NDArray[Any]]:
+def preprocess(
+    codec: TextCodec, inputs: Tensors, rules: EngineRules | None = None
+) -> dict[str, NDArray[Any]]:
     """Outputs of `preprocessing` for a request's inputs.
+
+    Args:
+        codec: the tokenizer.
+        inputs: the request's.
+        rules: of a TensorRT-LLM engine; None in front of the embedded one, which has its own end tokens.
 
     Raises:
         RequestError: a text is not UTF-8, or an input is not supported.
     """
-    public = {inner: name for name, inner in TO_PREPROCESSING.items()}
-    for name in _REFUSED:
-        if name in inputs and not is_blank(inputs[name]):
-            raise RequestError(
-                f"{public.get(name, name)} is not supported by the embedded engine; leave it out"
-            )
+    _refuse_unsupported(inputs, rules)
     prompts = [codec.encode(decode_prompt(text)) for text in inputs["QUERY"].ravel()]
     width = max(1, *map(len, prompts))
     rows = len(prompts)
     ids = np.array([prompt + [0] * (width - len(prompt)) for prompt in prompts], np.int32).reshape(
         rows, width
     )
+    named_end = "END_ID" in inputs and not is_blank(inputs["END_ID"])
+    first, *others = rules.end_ids if rules and not named_end else (_NO_TOKEN,)
+    end_ids = inputs["END_ID"] if named_end else np.full((rows, 1), first, np.int32)
     return {
         "INPUT_ID": ids,
         "REQUEST_INPUT_LEN": np.array([[len(prompt)] for prompt in prompts], np.int32),
         "DECODER_INPUT_ID": np.zeros((rows, 1), np.int32),
         "REQUEST_DECODER_INPUT_LEN": np.ones((rows, 1), np.int32),
-        "STOP_WORDS_IDS": _word_lists(codec, inputs.get("STOP_WORDS_DICT"), rows),
-        "BAD_WORDS_IDS": _word_lists(codec, None, rows),
+        "STOP_WORDS_IDS": _word_lists(codec, inputs.get("STOP_WORDS_DICT"), rows, others),
+        "BAD_WORDS_IDS": _word_lists(codec, inputs.get("BAD_WORDS_DICT"), rows),
         "REQUEST_OUTPUT_LEN": inputs["REQUEST_OUTPUT_LEN"],
-        "OUT_END_ID": inputs.get("END_ID", np.full((rows, 1), _NO_TOKEN, np.int32)),
-        "OUT_PAD_ID": inputs.get("PAD_ID", np.full((rows, 1), _NO_TOKEN, np.int32)),
+        "OUT_END_ID": end_ids,
+        "OUT_PAD_ID": inputs.get("PAD_ID", end_ids),
+        **_bias(codec, inputs, rows, rules),
     }
+
+
+def _refuse_unsupported(inputs: Tensors, rules: EngineRules | None) -> None:
+    public = {inner: name for name, inner in TO_PREPROCESSING.items()}
+    who = "the kit's preprocessing" if rules else "the embedded engine"
+    for name in _REFUSED if rules else (*_REFUSED, *_REFUSED_BY_EMBEDDED):
+        if name in inputs and not is_blank(inputs[name]):
+            raise RequestError(f"{public.get(name, name)} is not supported by {who}; leave it out")
+
+
+def _bias(codec: TextCodec, inputs: Tensors, rows: int, rules: EngineRules | None) -> dict[str, NDArray[Any]]:
+    """EMBEDDING_BIAS, which is wide and therefore made only for requests that ask for it."""
+    given = inputs.get("EMBEDDING_BIAS_WORDS")
+    if rules is None or given is None or is_blank(given):
+        return {}
+    words = [[decode_prompt(word) for word in row] for row in np.atleast_2d(given)]
+    weights = np.atleast_2d(inputs.get("EMBEDDING_BIAS_WEIGHTS", np.zeros((1, 0)))).tolist()
+    alike = [(words[min(row, len(words) - 1)], weights[min(row, len(weights) - 1)]) for row in range(rows)]
+    return {"EMBEDDING_BIAS": np.stack([rules.bias(codec, *pair) for pair in alike])}
 
 
 def postprocess(codec: TextCodec, inputs: Tensors) -> NDArray[np.object_]:
@@ -125,12 +170,14 @@ def postprocess(codec: TextCodec, inputs: Tensors) -> NDArray[np.object_]:
     return np.array(texts, dtype=np.object_)
 
 
-def _word_lists(codec: TextCodec, words: NDArray[Any] | None, rows: int) -> NDArray[np.int32]:
-    """[rows, 2, n]: the words of each row (all rows alike if there is one list)."""
+def _word_lists(
+    codec: TextCodec, words: NDArray[Any] | None, rows: int, more: Sequence[int] = ()
+) -> NDArray[np.int32]:
+    """[rows, 2, n]: the words of each row (all rows alike if there is one list), and more tokens for all."""
     lists = (
         [[decode_prompt(word) for word in row] for row in np.atleast_2d(words)] if words is not None else [[]]
     )
-    encoded = [codec.word_lists(lists[min(row, len(lists) - 1)]) for row in range(rows)]
+    encoded = [codec.word_lists(lists[min(row, len(lists) - 1)], more) for row in range(rows)]
     width = max(item.shape[1] for item in encoded)
     filled = np.full((rows, 2, width), _NO_TOKEN, np.int32)
     filled[:, 0] = 0

@@ -28,6 +28,8 @@ PREPROCESSING_TO_GENERATION: Mapping[str, str] = {
     "OUT_END_ID": "end_id",
     "OUT_PAD_ID": "pad_id",
 }
+OPTIONAL_TO_GENERATION: Mapping[str, str] = {"EMBEDDING_BIAS": "embedding_bias"}
+"""Outputs of `preprocessing` that are there for some requests only, for which an ensemble has no place."""
 
 _SAME_NAME = (
     *(
@@ -57,6 +59,26 @@ TO_GENERATION: Mapping[str, str] = {
     "stream": "streaming",
     **{name: name for name in _SAME_NAME},
 }
+
+TO_LLMAPI: Mapping[str, str] = {
+    "text_input": "text_input",
+    "stream": "streaming",
+    "stop_words": "sampling_param_stop",
+    "bad_words": "sampling_param_bad",
+    "return_log_probs": "sampling_param_logprobs",
+    "random_seed": "sampling_param_seed",
+    "min_length": "sampling_param_min_tokens",
+    "guided_decoding_guide_type": "guided_decoding_guide_type",
+    "guided_decoding_guide": "guided_decoding_guide",
+    **{
+        name: f"sampling_param_{name}"
+        for name in (
+            *("max_tokens", "temperature", "top_k", "top_p", "frequency_penalty", "presence_penalty"),
+            *("repetition_penalty", "min_tokens", "seed", "end_id", "return_perf_metrics"),
+        )
+    },
+}
+"""Text-level tensors to those of the `llmapi` model, which takes text itself."""
 
 GENERATION_TO_POSTPROCESSING: Mapping[str, str] = {
     "output_ids": "TOKENS_BATCH",

@@ -1,4 +1,4 @@
-"""`tensorrt_llm_bls`: the ensemble's three models called from Python, with streaming and batches."""
+"""`tensorrt_llm_bls`: text in, text out, with drafts of a second model or of n-grams."""
 
 from engine.serving.bls import BlsModel as TritonPythonModel
 

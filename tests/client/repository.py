@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-MODEL = Path(__file__).parent / "triton" / "model.py"
+MODEL = Path(__file__).parent / "served_model" / "model.py"
 
 Tensors = dict[str, tuple[str, str]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -45,17 +46,17 @@ class Triton:
         raise AssertionError(f"the model never ended request {request_id}")
 
     def kill(self) -> None:
-        """Let the server die without a word, its model processes too."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """Let the server die without a word, its model processes too, even those that outlived it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                self.kill()
+        self.kill()
 
 
 def free_ports(count: int) -> list[int]:

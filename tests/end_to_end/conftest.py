@@ -17,6 +17,29 @@ def shared_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Depl
         yield deployment
 
 
+DRAFT_LENGTH = 5
+_NGRAMS = {"tensorrt_llm_draft_model_name": "", "drafter": "anpd", "drafter_settings": '{"ngram": 4}'}
+
+
+@pytest.fixture(scope="session")
+def speculating_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """`tensorrt_llm_bls` drafts with the target in int8; copies of it draft otherwise, or with nothing at all."""
+    speculation = {
+        "method": "draft_model",
+        "drafted_by": "bls",
+        "precision": "int8",
+        "draft_length": DRAFT_LENGTH,
+    }
+    more = {
+        "bls_anpd": _NGRAMS,
+        "bls_lookup": {**_NGRAMS, "drafter": "prompt_lookup"},
+        "bls_lost": {"tensorrt_llm_draft_model_name": "no_such_model"},
+    }
+    folder = tmp_path_factory.mktemp("speculating")
+    with deployed(folder, "byte-level", speculation=speculation, more_bls=more) as deployment:
+        yield deployment
+
+
 @pytest.fixture
 def served(shared_deployment: Deployment) -> Iterator[Deployment]:
     """The server; whatever a test did, nothing may run and every cache block must be free afterwards."""

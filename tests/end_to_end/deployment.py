@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
 from build.compile import compile_engine
+from build.drafters import compile_speculator
 from build.repository import assemble_repository
 from build.targets.architecture import Architecture
-from deploy.triton import TritonServer, free_ports
+from deploy.server import free_ports
+from deploy.triton import TritonServer
 from deployments.spec import DeploymentSpec
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
 from tests.end_to_end.tiny_tokenizers import END_ID, write_tokenizer
@@ -45,16 +52,18 @@ class Deployment:
     def http(self) -> str:
         return f"127.0.0.1:{self.server.http_port}"
 
-    def metrics(self) -> dict[str, float]:
-        """All of Triton's metrics without a model label: `name`, or `name/value` for those with one label."""
+    def metrics(self, model: str = "tensorrt_llm") -> dict[str, float]:
+        """The metrics of a model that the kit serves: `name`, or `name/value` for those with one label more."""
         with urllib.request.urlopen(
             f"http://127.0.0.1:{self.server.metrics_port}/metrics", timeout=10
         ) as answer:
             samples = (_SAMPLE.match(line) for line in answer.read().decode().splitlines())
         found = {}
-        for name, labels, value in (sample.groups() for sample in samples if sample):
-            parts = [part.split("=")[1].strip('"') for part in (labels or "").split(",") if "=" in part]
-            found["/".join([name, *parts])] = float(value)
+        for name, text, value in (sample.groups() for sample in samples if sample):
+            labels = dict(part.split("=") for part in (text or "").split(",") if "=" in part)
+            labels.pop("version", None)
+            if labels.pop("model", None) == f'"{model}"':
+                found["/".join([name, *(label.strip('"') for label in labels.values())])] = float(value)
         return found
 
     def running(self) -> int:
@@ -64,9 +73,9 @@ class Deployment:
     def used_blocks(self) -> int:
         return int(self.metrics()["nv_trt_llm_kv_cache_block_metrics/used"])
 
-    def is_idle(self) -> bool:
+    def is_idle(self, model: str = "tensorrt_llm") -> bool:
         """Nothing runs and every block of the KV cache is free."""
-        metrics = self.metrics()
+        metrics = self.metrics(model)
         blocks = "nv_trt_llm_kv_cache_block_metrics"
         return (
             metrics["nv_trt_llm_request_metrics/active"] == 0
@@ -83,8 +92,23 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) 
 
 
 @contextmanager
-def deployed(folder: Path, tokenizer: str, **engine: Any) -> Iterator[Deployment]:
-    """Compile a tiny model with that tokenizer, assemble its repository, serve it, and stop it again."""
+def deployed(
+    folder: Path,
+    tokenizer: str,
+    *,
+    speculation: Mapping[str, Any] = MappingProxyType({"method": "anpd"}),
+    more_bls: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    **engine: Any,
+) -> Iterator[Deployment]:
+    """Compile a tiny model with that tokenizer, assemble its repository, serve it, and stop it again.
+
+    Args:
+        folder: for all its files.
+        tokenizer: one of `TOKENIZER_NAMES`.
+        speculation: the spec's section; a draft model is the target itself.
+        more_bls: copies of `tensorrt_llm_bls` with other parameters, by name; an empty one is taken out.
+        engine: the spec's section.
+    """
     target = write_target(folder / "target", tokenizer)
     http, grpc, metrics = free_ports(3)
     limits = {
@@ -99,18 +123,37 @@ def deployed(folder: Path, tokenizer: str, **engine: Any) -> Iterator[Deployment
             "name": "tiny",
             "target": {"model": target},
             "engine": {**limits, **engine},
-            "speculation": {"method": "anpd"},
+            "speculation": {**speculation, **({"model": target} if "precision" in speculation else {})},
             "serving": {"http_port": http, "grpc_port": grpc, "metrics_port": metrics},
         }
     )
     engine_directory, log = folder / "engine", folder / "triton.log"
-    length = spec.engine.max_sequence_length
-    compile_engine(target, engine_directory, precision=spec.engine.precision, max_sequence_length=length)
+    length = spec.embedded.max_sequence_length
+    compile_engine(target, engine_directory, precision=spec.embedded.precision, max_sequence_length=length)
+    compile_speculator(
+        spec.speculation,
+        engine_directory.with_name(spec.speculator_directory.name),
+        target=target,
+        precision=spec.speculator_precision,
+        max_sequence_length=length,
+    )
     repository = assemble_repository(spec, engine_directory, folder / "repository")
+    for name, changes in more_bls.items():
+        _copy_bls(repository, name, changes)
     server = TritonServer(repository, http_port=http, grpc_port=grpc, metrics_port=metrics, log=log)
     with server:
         server.wait_until_ready()
         yield Deployment(server, spec, target, engine_directory, repository, log)
+
+
+def _copy_bls(repository: Path, name: str, changes: Mapping[str, str]) -> None:
+    shutil.copytree(repository / "tensorrt_llm_bls", repository / name)
+    path = repository / name / "config.pbtxt"
+    config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    config.name = name
+    for key, value in changes.items():
+        config.parameters[key].string_value = value
+    path.write_text(text_format.MessageToString(config), encoding="utf-8")
 
 
 def write_target(directory: Path, tokenizer: str, **changes: Any) -> Path:

@@ -54,6 +54,42 @@ def test_token_level_model(grpc_caller: GrpcCaller, reference: Reference, stream
     assert all(answer["sequence_length"].item() == answer["output_ids"].size for answer in answers)
 
 
+@streamed_or_not
+@pytest.mark.parametrize("chances", [{}, {"temperature": 1.3, "top_p": 0.9, "seed": 3}])
+def test_drafts_of_the_callers_own(
+    grpc_caller: GrpcCaller, reference: Reference, stream: bool, chances: dict[str, float]
+) -> None:
+    """A draft is verified once; `continued_tokens` says how much of the input earlier calls have put out."""
+    ids = reference.codec.encode(PROMPTS[0])
+    sampling = SamplingParams(**chances)  # type: ignore[arg-type]
+    expected = reference.tokens(PROMPTS[0], 30, sampling=sampling)
+    for done, draft, accepted in ((0, expected[:4], 4), (5, [*expected[5:7], 1, 2], 2), (8, [0, 0], 0)):
+        inputs = token_inputs(
+            [*ids, *expected[:done]],
+            30 - done,
+            streaming=stream,
+            return_perf_metrics=True,
+            draft_input_ids=np.array([[*draft, -1]], np.int32),
+            continued_tokens=done,
+            **{"runtime_top_p" if name == "top_p" else name: value for name, value in chances.items()},
+        )
+        answers = grpc_caller.infer("tensorrt_llm", inputs)
+        assert whole_tokens(answers) == expected[done : done + accepted + 1]
+        assert answers[-1]["total_draft_tokens"].item() == len(draft)
+        assert answers[-1]["total_accepted_draft_tokens"].item() == accepted
+
+
+def test_drafts_of_a_batch(grpc_caller: GrpcCaller, reference: Reference) -> None:
+    ids = reference.codec.encode(PROMPTS[0])
+    expected = reference.tokens(PROMPTS[0], 8)
+    one = token_inputs(ids, 8)
+    inputs = {name: values.repeat(3, axis=0) for name, values in one.items()}
+    inputs["draft_input_ids"] = np.array([expected[:3], [expected[0], -1, -1], [-1] * 3], np.int32)
+    answers = grpc_caller.infer("tensorrt_llm", inputs)
+    rows = {answer["batch_index"].item(): answer["output_ids"].ravel().tolist() for answer in answers}
+    assert rows == {0: expected[:4], 1: expected[:2], 2: expected}
+
+
 @of_each_text_model
 @streamed_or_not
 def test_batch_of_prompts(grpc_caller: GrpcCaller, reference: Reference, model: str, stream: bool) -> None:

@@ -51,10 +51,10 @@ class Outcome:
 
 
 def make_engine(runner: Runner, speculator: Speculator | None = None, **limits: Any) -> Engine:
-    """An engine with limits that suit the tiny targets."""
-    return Engine(
-        runner, speculator or NoSpeculator(), EngineLimits(**{"max_sequence_length": MAX_LENGTH, **limits})
-    )
+    """An engine with limits that suit the tiny targets; prompts are read in chunks of one size."""
+    limits = {"max_sequence_length": MAX_LENGTH, **limits}
+    limits.setdefault("idle_prefill_chunk", limits.get("prefill_chunk", 128))
+    return Engine(runner, speculator or NoSpeculator(), EngineLimits(**limits))
 
 
 def submit(engine: Engine, request: GenerationRequest) -> Outcome:
@@ -74,11 +74,13 @@ def run(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Outcome]:
 
 
 def check_empty(engine: Engine) -> None:
-    """Nothing runs, nothing waits, and every cache block is free."""
+    """Nothing runs, nothing waits, no cache block is in use, and what is kept for later gives its blocks back."""
     statistics = engine.statistics
     assert engine.idle
     assert (statistics.waiting, statistics.prefilling, statistics.decoding) == (0, 0, 0)
     assert statistics.used_blocks == 0
+    engine._cache.clear()
+    assert engine._cache._pool.free == engine._cache._pool.num_blocks
 
 
 def generate(
@@ -108,6 +110,7 @@ class BranchingOracle:
 
     name = "branching oracle"
     needs_hidden: tuple[int, ...] = ()
+    max_branches = 64
 
     def __init__(self, outputs: Mapping[tuple[int, ...], Sequence[int]], max_draft_length: int) -> None:
         self.max_draft_length = max_draft_length

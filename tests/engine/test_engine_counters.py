@@ -134,5 +134,5 @@ def test_accepted_tokens_beyond_the_end_do_not_count(runner: OpenVinoRunner) -> 
 def test_prompt_and_blocks_are_counted(runner: OpenVinoRunner) -> None:
     metrics = generate(runner, GenerationRequest(prompt_of(33), 31)).last.metrics
     assert (metrics.num_input_tokens, metrics.num_output_tokens) == (33, 31)
-    assert metrics.kv_blocks == 2
-    assert generate(runner, GenerationRequest(prompt_of(33), 32)).last.metrics.kv_blocks == 3
+    assert metrics.kv_new_blocks == 2
+    assert generate(runner, GenerationRequest(prompt_of(33), 32)).last.metrics.kv_new_blocks == 3

@@ -59,6 +59,18 @@ class TestPrefill:
         sizes = [[len(item.tokens) for item in batch] for batch in runner.batches]
         assert sizes == [[16], [4, 5, 7], [16], [7]]
 
+    def test_more_is_read_while_nobody_decodes(self, tiny_targets: TinyTargets) -> None:
+        runner = WatchedRunner(tiny_targets.engine("llama", "fp32"))
+        engine = make_engine(runner, prefill_chunk=8, idle_prefill_chunk=24)
+        submit(engine, GenerationRequest(prompt_of(30), 20))
+        for _ in range(3):
+            engine.step()
+        submit(engine, GenerationRequest(prompt_of(30), 1))
+        while engine.step():
+            pass
+        chunks = [len(item.tokens) for batch in runner.batches for item in batch if item.is_prompt]
+        assert chunks == [24, 6, 8, 8, 8, 6]
+
     def test_a_prompt_chunk_is_never_a_single_token(self, tiny_targets: TinyTargets) -> None:
         """Whatever one prompt leaves of a step's share to the next."""
         runner = WatchedRunner(tiny_targets.engine("llama", "fp32"))
@@ -286,9 +298,9 @@ class TestFailure:
 
 
 def test_released_blocks_are_used_again_first(tiny_targets: TinyTargets) -> None:
-    """A cache that is mostly empty touches few pages."""
+    """A cache that is mostly empty touches few pages, if nothing is kept for later."""
     runner = WatchedRunner(tiny_targets.engine("llama", "fp32"))
-    engine = make_engine(runner)
+    engine = make_engine(runner, kv_cache_reuse=False)
     for _ in range(10):
         submit(engine, GenerationRequest(prompt_of(33), 5))
         while engine.step():

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,8 +65,8 @@ def overwrite_beginning(directory: Path) -> None:
         (write("[]"), "engine.json is damaged"),
         (write("{}"), "engine.json is damaged"),
         (rewrite(vocab_size="many"), "engine.json is damaged"),
-        (rewrite(format_version=0), "has format 0, this release reads 1"),
-        (rewrite(format_version=2, kv_layout="new"), "has format 2, this release reads 1"),
+        (rewrite(format_version=0), "has format 0, this release reads 3"),
+        (rewrite(format_version=4, kv_layout="new"), "has format 4, this release reads 3"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(damage: Damage, message: str, directory: Path) -> None:
@@ -93,3 +95,12 @@ def test_the_manifest_says_what_the_engine_is(tiny_targets: TinyTargets) -> None
     assert manifest.end_ids == architecture.eos_token_ids == (2,)
     assert manifest.sliding_window == 9
     assert set(manifest.versions) == {"openvino", "onnx", "drafthouse"}
+
+
+def test_serving_imports_no_pytorch() -> None:
+    """Drafters included; PyTorch is for training, reference and CUDA."""
+    code = "import sys, engine.deployment, build.drafters; sys.exit('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode
+        == 0
+    )

@@ -23,7 +23,7 @@ from tests.engine.driving import (
     submit,
 )
 from tests.reference_model import forward
-from tests.speculators.adversaries import OracleDrafter, RandomDrafter
+from tests.speculators.adversaries import OracleDrafter, RandomChains, RandomDrafter
 from tests.tiny import TinyTargets
 
 GREEDY = SamplingParams()
@@ -36,7 +36,7 @@ SAMPLINGS = {
 Outputs = dict[tuple[int, ...], Sequence[int]]
 CHAINS: dict[str, Callable[[Outputs], Speculator]] = {
     "anpd": lambda outputs: create("anpd"),
-    "random chains": lambda outputs: _ChainsOnly(VOCABULARY, 7, drawn=False, seed=1),
+    "random chains": lambda outputs: RandomChains(VOCABULARY, 7, drawn=False, seed=1),
     "always right": lambda outputs: OracleDrafter(outputs, 7, 0, VOCABULARY),
     "always wrong": lambda outputs: OracleDrafter(outputs, 7, 1, VOCABULARY),
     "one token": lambda outputs: OracleDrafter(outputs, 1, 0, VOCABULARY),
@@ -46,14 +46,6 @@ TREES: dict[str, Callable[[Outputs], Speculator]] = {
     "random trees": lambda outputs: RandomDrafter(VOCABULARY, 9, drawn=False, seed=2),
     "branching oracle": lambda outputs: BranchingOracle(outputs, 12),
 }
-
-
-class _ChainsOnly(RandomDrafter):
-    """Random chains."""
-
-    def _tree(self, most: int):  # type: ignore[no-untyped-def]
-        tree = super()._tree(most)
-        return type(tree).chain(tree.tokens)
 
 
 @pytest.fixture(params=["fp32", "int8"])
@@ -115,12 +107,13 @@ def test_chains_do_not_change_the_output(sampling: str, speculator: str, runner:
 
 @pytest.mark.parametrize("speculator", TREES)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("variant", ["llama", "mistral window 9"])
+@pytest.mark.parametrize(
+    ("variant", "precision"), [("llama", "fp32"), ("llama", "int8"), ("mistral window 9", "int8")]
+)
 def test_trees_do_not_change_the_output(
-    variant: str, sampling: str, speculator: str, tiny_targets: TinyTargets
+    variant: str, precision: str, sampling: str, speculator: str, tiny_targets: TinyTargets
 ) -> None:
-    """In fp32, where rows of a tree differ from plain ones in the last bits only."""
-    runner = tiny_targets.runner(variant, "fp32")
+    runner = tiny_targets.runner(variant, precision)
     requests = requests_of(SAMPLINGS[sampling])
     expected = [plain(runner, request) for request in requests]
     outputs = {request.prompt: tokens for request, tokens in zip(requests, expected, strict=True)}
@@ -130,7 +123,7 @@ def test_trees_do_not_change_the_output(
 
 def test_drawn_trees_do_not_change_greedy_output(tiny_targets: TinyTargets) -> None:
     for variant in ("llama", "mistral window 9"):
-        runner = tiny_targets.runner(variant, "fp32")
+        runner = tiny_targets.runner(variant, "int8")
         requests = requests_of(GREEDY)
         engine = make_engine(runner, RandomDrafter(VOCABULARY, 6, drawn=True, seed=3))
         expected = [plain(runner, request) for request in requests]

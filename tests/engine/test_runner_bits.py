@@ -5,6 +5,7 @@ token with and without speculation.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,7 +185,8 @@ def test_nothing_is_read_from_unwritten_rows(contexts: Contexts) -> None:
     request, again = contexts.add(), contexts.add()
     first = contexts.prefill(request)
     after = contexts.decode(request, PROMPT, PROMPT + 3)
-    for cache in contexts.runner._caches:
+    graph: Any = contexts.runner.graph
+    for cache in graph.caches:
         cache[_BLOCKS_EACH * again : _BLOCKS_EACH * (again + 1)] = np.nan
     np.testing.assert_array_equal(contexts.prefill(again, [20, 25], request), first)
     np.testing.assert_array_equal(contexts.run(contexts.part(again, PROMPT, PROMPT + 3, request)), after)

@@ -1,4 +1,4 @@
-"""Token trees with branches: a node's logits are those of its path, and the accepted path is what stays."""
+"""Token trees: a node's logits are those of its path, bit for bit, and the accepted path is what stays."""
 
 import numpy as np
 import pytest
@@ -10,12 +10,23 @@ from engine.openvino_runner import OpenVinoRunner
 from engine.runner import SequenceInput
 from speculators.tree import ROOT, TokenTree
 from tests.reference_model import forward
-from tests.tiny import TinyTargets
+from tests.tiny import FULL_SIZE, NUM_BLOCKS, THREADS, TinyTargets
 
 TOLERANCE = 1e-4
 ROOT_TOKEN, NEXT_TOKEN = 77, 99
 TREE_BLOCKS, PATH_BLOCKS = (9, 4, 6, 1), (10, 11, 12, 13)
 VARIANTS = ["llama", "qwen2", "qwen3", "granite", "smollm3", "mistral"]
+EXACT = [
+    (variant, precision)
+    for variant in ("llama", "llama heads of 64", "qwen3", "mistral window 9", "smollm3")
+    for precision in ("fp32", "int8")
+]
+DRAWN = settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+)
 
 
 def path_to(tree: TokenTree, node: int) -> list[int]:
@@ -31,10 +42,18 @@ def read_prompt(runner: OpenVinoRunner, prompt: list[int], blocks: tuple[int, ..
     runner.forward([SequenceInput(prompt, 0, blocks, is_prompt=True, logits_from=len(prompt))])
 
 
+def as_input(tree: TokenTree, past: int, blocks: tuple[int, ...] = TREE_BLOCKS) -> SequenceInput:
+    parents = (0, *(parent + 1 for parent in tree.parents))
+    return SequenceInput((ROOT_TOKEN, *tree.tokens), past, blocks, parents=parents)
+
+
 def run_tree(runner: OpenVinoRunner, tree: TokenTree, past: int) -> NDArray[np.float32]:
-    tokens = (ROOT_TOKEN, *tree.tokens)
-    mask, depths = tree.ancestor_mask(), (0, *tree.depths)
-    return runner.forward([SequenceInput(tokens, past, TREE_BLOCKS, depths=depths, mask=mask)]).copy()
+    return runner.forward([as_input(tree, past)]).copy()
+
+
+def random_prompt(runner: OpenVinoRunner, length: int) -> list[int]:
+    prompt: list[int] = np.random.default_rng(length).integers(0, runner.vocab_size, length).tolist()
+    return prompt
 
 
 @st.composite
@@ -45,18 +64,13 @@ def trees(draw: st.DrawFn) -> TokenTree:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@settings(
-    max_examples=15,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-    derandomize=True,
-)
+@DRAWN
 @given(tree=trees(), length=st.integers(1, 70))
 def test_every_node_sees_its_path_alone(
     variant: str, tree: TokenTree, length: int, tiny_targets: TinyTargets
 ) -> None:
     weights, runner = tiny_targets.weights(variant), tiny_targets.runner(variant, "fp32")
-    prompt = np.random.default_rng(length).integers(0, 265, length).tolist()
+    prompt = random_prompt(runner, length)
     read_prompt(runner, prompt, TREE_BLOCKS)
     found = run_tree(runner, tree, length)
     everything = [*prompt, ROOT_TOKEN, *tree.tokens]
@@ -67,68 +81,89 @@ def test_every_node_sees_its_path_alone(
     np.testing.assert_allclose(found, expected[length:], atol=TOLERANCE)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", TOLERANCE), ("int8", 0.1)])
-@pytest.mark.parametrize("length", [6, 31, 60])
-def test_node_and_path_agree_on_the_engine(
-    precision: str, tolerance: float, length: int, tiny_targets: TinyTargets
-) -> None:
-    """In int8 a difference in the last bit can move an activation to the next of its 255 values."""
-    runner = tiny_targets.runner("llama", precision)
-    prompt = np.random.default_rng(length).integers(0, 265, length).tolist()
-    tree = TokenTree((5, 6, 7, 8, 9, 10, 11, 5), (ROOT, ROOT, 0, 0, 1, 2, 5, 6))
+def check_equal_to_paths(runner: OpenVinoRunner, plain: OpenVinoRunner, tree: TokenTree, length: int) -> None:
+    """Every node's logits are those of its path decoded token by token, on a runner that knows no branches."""
+    prompt = random_prompt(runner, length)
     read_prompt(runner, prompt, TREE_BLOCKS)
     found = run_tree(runner, tree, length)
-    for node in range(len(tree)):
-        read_prompt(runner, prompt, PATH_BLOCKS)
+    read_prompt(plain, prompt, PATH_BLOCKS)
+    for node in range(ROOT, len(tree)):
         tokens = [ROOT_TOKEN, *(tree.tokens[index] for index in path_to(tree, node))]
-        alone = runner.forward([SequenceInput(tokens, length, PATH_BLOCKS)])
-        np.testing.assert_allclose(found[node + 1], alone[-1], atol=tolerance)
+        for row, token in enumerate(tokens):
+            alone = plain.forward([SequenceInput([token], length + row, PATH_BLOCKS)])
+        np.testing.assert_array_equal(found[node + 1], alone[0], err_msg=f"node {node}")
 
 
-@settings(
-    max_examples=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-    derandomize=True,
-)
+@pytest.mark.parametrize(("variant", "precision"), EXACT)
+@DRAWN
+@given(tree=trees(), length=st.integers(1, 70))
+def test_node_and_path_are_equal_bit_for_bit(
+    variant: str, precision: str, tree: TokenTree, length: int, tiny_targets: TinyTargets
+) -> None:
+    plain = tiny_targets.plain_runner(variant, precision)
+    check_equal_to_paths(tiny_targets.runner(variant, precision), plain, tree, length)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_node_and_path_are_equal_at_full_size(precision: str, tiny_targets: TinyTargets) -> None:
+    directory = tiny_targets.engine(FULL_SIZE, precision)
+    runner = OpenVinoRunner(directory, num_blocks=NUM_BLOCKS, branch_blocks=64)
+    plain = OpenVinoRunner(directory, num_blocks=NUM_BLOCKS)
+    wide = TokenTree(tuple(range(100, 116)), (-1, -1, -1, 0, 0, 1, 1, 2, 3, 3, 4, 5, 8, 8, 9, 12))
+    for length in (7, 58, 62):
+        check_equal_to_paths(runner, plain, wide, length)
+
+
+@settings(DRAWN, max_examples=25)
 @given(tree=trees(), length=st.integers(1, 70), data=st.data())
 def test_commit_keeps_the_accepted_path_and_nothing_else(
     tree: TokenTree, length: int, data: st.DataObject, tiny_targets: TinyTargets
 ) -> None:
-    weights, runner = tiny_targets.weights("llama"), tiny_targets.runner("llama", "fp32")
-    prompt = np.random.default_rng(length).integers(0, 265, length).tolist()
+    runner, plain = tiny_targets.runner("llama", "int8"), tiny_targets.plain_runner("llama", "int8")
+    prompt = random_prompt(runner, length)
     path = path_to(tree, data.draw(st.integers(ROOT, len(tree) - 1), label="last accepted node"))
     read_prompt(runner, prompt, TREE_BLOCKS)
     run_tree(runner, tree, length)
-    runner.commit(TREE_BLOCKS, length, (0, *(node + 1 for node in path)))
+    runner.commit(0, (0, *(node + 1 for node in path)))
     kept = [ROOT_TOKEN, *(tree.tokens[node] for node in path)]
-    found = runner.forward([SequenceInput([NEXT_TOKEN], length + len(kept), TREE_BLOCKS)])
-    expected = forward(weights.architecture, weights, [*prompt, *kept, NEXT_TOKEN])
-    np.testing.assert_allclose(found, expected[-1:], atol=TOLERANCE)
+    found = runner.forward([SequenceInput([NEXT_TOKEN], length + len(kept), TREE_BLOCKS)]).copy()
+    read_prompt(plain, prompt, PATH_BLOCKS)
+    expected = plain.forward([SequenceInput([*kept, NEXT_TOKEN], length, PATH_BLOCKS)])
+    np.testing.assert_array_equal(found[0], expected[-1])
 
 
-def test_trees_and_chains_share_a_step(tiny_targets: TinyTargets) -> None:
-    runner = tiny_targets.runner("llama", "fp32")
+def test_without_commit_the_rows_are_those_of_the_first_chain(tiny_targets: TinyTargets) -> None:
+    """What the test above relies on: a path that is not committed is not there."""
+    runner = tiny_targets.runner("llama", "int8")
+    found = []
+    for kept in ((0, 2), (0, 1)):
+        read_prompt(runner, [1, 2, 3], TREE_BLOCKS)
+        run_tree(runner, TokenTree((5, 6), (ROOT, ROOT)), 3)
+        runner.commit(0, kept)
+        found.append(runner.forward([SequenceInput([NEXT_TOKEN], 5, TREE_BLOCKS)]).copy())
+    read_prompt(runner, [1, 2, 3], TREE_BLOCKS)
+    run_tree(runner, TokenTree((5, 6), (ROOT, ROOT)), 3)
+    uncommitted = runner.forward([SequenceInput([NEXT_TOKEN], 5, TREE_BLOCKS)])
+    np.testing.assert_array_equal(uncommitted, found[1])
+    assert (uncommitted != found[0]).any()
+
+
+def test_trees_chains_and_prompts_share_a_step(tiny_targets: TinyTargets) -> None:
+    runner = tiny_targets.runner("llama", "int8")
     tree = TokenTree((5, 6, 7), (ROOT, ROOT, 0))
     read_prompt(runner, [1, 2, 3], TREE_BLOCKS)
+    read_prompt(runner, [1, 2, 3], (20,))
     read_prompt(runner, [4, 5], PATH_BLOCKS)
     alone, chain = run_tree(runner, tree, 3), SequenceInput([8, 9], 2, PATH_BLOCKS)
-    expected = runner.forward([chain]).copy()
-    mask = tree.ancestor_mask()
-    branched = SequenceInput((ROOT_TOKEN, *tree.tokens), 3, TREE_BLOCKS, depths=(0, *tree.depths), mask=mask)
-    again = SequenceInput((ROOT_TOKEN, *tree.tokens), 3, (20,), depths=(0, *tree.depths), mask=mask)
-    read_prompt(runner, [1, 2, 3], (20,))
-    together = runner.forward([chain, branched, chain, again])
-    np.testing.assert_array_equal(together[:2], expected)
-    np.testing.assert_array_equal(together[6:8], expected)
-    np.testing.assert_allclose(together[2:6], alone, atol=TOLERANCE)
-    np.testing.assert_allclose(together[8:], alone, atol=TOLERANCE)
+    prompt = SequenceInput([3, 1, 4, 1, 5], 0, (21,), is_prompt=True)
+    expected = [runner.forward([item]).copy() for item in (chain, prompt)]
+    batch = [chain, as_input(tree, 3), prompt, as_input(tree, 3, (20,))]
+    together = runner.forward(batch)
+    for begin, wanted in ((0, expected[0]), (2, alone), (6, expected[1]), (11, alone)):
+        np.testing.assert_array_equal(together[begin : begin + len(wanted)], wanted)
 
 
-@pytest.mark.parametrize(
-    ("variant", "takes"), [("llama", True), ("mistral window 9", False), ("mistral window 200", False)]
-)
-def test_only_models_without_a_binding_window_take_branches(
-    variant: str, takes: bool, tiny_targets: TinyTargets
-) -> None:
-    assert tiny_targets.runner(variant, "fp32").takes_branches is takes
+def test_a_runner_without_blocks_for_branches_says_so(tiny_targets: TinyTargets) -> None:
+    plain = OpenVinoRunner(tiny_targets.engine("llama", "fp32"), num_blocks=8, threads=THREADS)
+    with pytest.raises(ValueError, match="branch_blocks"):
+        plain.forward([as_input(TokenTree((5, 6), (ROOT, ROOT)), 0, (0,))])

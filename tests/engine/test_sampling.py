@@ -127,6 +127,16 @@ def test_streams_of_a_request_do_not_disturb_each_other() -> None:
     assert found == expected
 
 
+def test_choices_go_on_where_earlier_ones_stopped() -> None:
+    weights = np.full(3000, 1 / 3000)
+    whole = RequestRandom(9)
+    expected = [whole.choose(weights) for _ in range(12)]
+    for made in range(12):
+        later = RequestRandom(9, made)
+        assert [later.choose(weights) for _ in range(12 - made)] == expected[made:]
+    assert len(set(expected)) > 10
+
+
 def test_streams_and_seeds_differ() -> None:
     def numbers(random: RequestRandom) -> tuple[float, ...]:
         return tuple(random.draft.random(4))

@@ -1,0 +1,208 @@
+"""Compiled networks on OpenVINO: the paged one with its KV cache (targets, draft models, EAGLE), and plain ones.
+
+Settings, with their reasons:
+
+* `INFERENCE_PRECISION_HINT=f32`: activations stay fp32, so a token's result does not depend on the machine.
+* `DYNAMIC_QUANTIZATION_GROUP_SIZE`: int8 engines quantise activations in groups within a row, so a token's
+  result does not depend on its neighbours in the batch, and eight tokens cost little more than one.
+* `KV_CACHE_PRECISION`: int8 engines keep cache rows in fp16 (a batch of eight steps a tenth faster than with
+  fp32 rows), fp32 engines in fp32.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from engine.layout import Layout
+from engine.manifest import CompiledManifest, EngineError
+from engine.paged_attention import conversion
+from engine.runner import BLOCK_SIZE, SequenceInput
+from engine.step_rows import StepRows
+
+_LARGEST_GROUP = 64  # finer groups keep more of the activations; coarser ones (128, 192) measured no faster
+
+Settings = Mapping[str, object]
+
+
+class OpenVinoBackend:
+    """A Backend (see `engine.backend`) on so many CPU threads (0: all)."""
+
+    def __init__(self, threads: int = 0) -> None:
+        self._threads = threads
+
+    def plain(self, path: Path, manifest: CompiledManifest) -> "PlainGraph":
+        """See `engine.backend.Backend.plain`."""
+        return PlainGraph(path, self._settings(manifest))
+
+    def paged(
+        self,
+        path: Path,
+        manifest: CompiledManifest,
+        *,
+        outputs: Sequence[str],
+        num_blocks: int,
+        branch_blocks: int,
+    ) -> "PagedGraph":
+        """See `engine.backend.Backend.paged`."""
+        how = self._settings(manifest)
+        return PagedGraph(path, outputs=outputs, num_blocks=num_blocks, branch_blocks=branch_blocks, how=how)
+
+    def _settings(self, manifest: CompiledManifest) -> Settings:
+        return settings(precision=manifest.precision, widths=manifest.widths, threads=self._threads)
+
+
+def settings(*, precision: str, widths: Sequence[int], threads: int) -> Settings:
+    """How a network is compiled.
+
+    Args:
+        precision: "int8" or "fp32".
+        widths: numbers of columns of what its matrices are multiplied with.
+        threads: CPU threads (0: all).
+    """
+    quantised = precision == "int8"
+    common = math.gcd(*widths)
+    group = max((size for size in range(32, _LARGEST_GROUP + 1, 32) if common % size == 0), default=32)
+    return {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "KV_CACHE_PRECISION": "f16" if quantised else "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group if quantised else 0,
+        **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
+    }
+
+
+class PlainGraph:
+    """A network without state; see `speculators.graphs.Graph`."""
+
+    def __init__(self, path: Path, how: Settings) -> None:
+        """Load an ONNX file.
+
+        Raises:
+            EngineError: it is damaged.
+        """
+        self._compiled = ov.Core().compile_model(_read(ov.Core(), path), "CPU", how)
+        self._request = self._compiled.create_infer_request()
+        self._outputs = {name: port for port in self._compiled.outputs for name in port.names}
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Outputs by name; valid until the next call."""
+        for name, values in inputs.items():
+            self._request.set_tensor(name, ov.Tensor(np.ascontiguousarray(values), shared_memory=False))
+        self._request.infer()
+        return {name: self._request.get_tensor(port).data for name, port in self._outputs.items()}
+
+
+class PagedGraph:
+    """A network over a paged KV cache.
+
+    Args:
+        path: an ONNX file of `build.graph`.
+        outputs: those that are wanted.
+        num_blocks: cache blocks for requests.
+        branch_blocks: cache blocks for the branches of the trees of one step; 0: chains only.
+        how: from `settings`.
+
+    Raises:
+        EngineError: the file is damaged.
+    """
+
+    def __init__(
+        self, path: Path, *, outputs: Sequence[str], num_blocks: int, branch_blocks: int, how: Settings
+    ) -> None:
+        core = ov.Core()
+        core.add_extension(conversion(branches=branch_blocks > 0))
+        model = _with_free_caches(_with_outputs(_read(core, path), outputs))
+        compiled = core.compile_model(model, "CPU", how)
+        self._request = compiled.create_infer_request()
+        self._ports = {port.any_name: port for port in compiled.inputs}
+        self._num_blocks = num_blocks
+        self._private_blocks = range(num_blocks + 1, num_blocks + 1 + branch_blocks)
+        self.caches = self._allocate_caches()
+        self._rows = StepRows()
+        self._layout = self._new_layout()
+
+    def forward(self, batch: Sequence[SequenceInput], hidden: NDArray[np.float32] | None = None) -> None:
+        """Run one step; `output` has what came out.
+
+        Args:
+            batch: the inputs of all requests.
+            hidden: [tokens, H], for networks that read hidden states.
+        """
+        self._layout = self._new_layout()
+        for item in batch:
+            self._layout.add(item)
+        if self._layout.copies:
+            sources, targets = (list(blocks) for blocks in zip(*self._layout.copies, strict=True))
+            self.caches[:, targets] = self.caches[:, sources]
+        inputs = self._layout.tensors(self._rows.of_step(self._layout.num_tokens))
+        if hidden is not None:
+            filler = np.zeros((len(inputs["input_ids"]) - len(hidden), hidden.shape[1]), np.float32)
+            inputs["hidden"] = np.concatenate([hidden, filler])
+        # `InferRequest.infer` would do the same, half a millisecond slower.
+        for name, port in self._ports.items():
+            if name in inputs:
+                self._request.set_tensor(port, ov.Tensor(inputs[name], shared_memory=True))
+        self._request.start_async()
+        self._request.wait()
+
+    def output(self, name: str) -> NDArray[Any]:
+        """An output of the last step; valid until the next."""
+        values: NDArray[Any] = self._request.get_tensor(name).data
+        return values[: len(values) - self._layout.padding]
+
+    def commit(self, index: int, kept: Sequence[int]) -> None:
+        """Keep the accepted path; see `engine.runner.Runner.commit`."""
+        moves = self._layout.moves(index, kept)
+        if moves:
+            (from_blocks, from_rows), (to_blocks, to_rows) = (
+                np.array(places).T for places in zip(*moves, strict=True)
+            )
+            self.caches[:, to_blocks, :, to_rows] = self.caches[:, from_blocks, :, from_rows]
+
+    def _new_layout(self) -> Layout:
+        return Layout(BLOCK_SIZE, self._private_blocks, filler_block=self._num_blocks)
+
+    def _allocate_caches(self) -> NDArray[np.generic]:
+        """Rows of all layers in one array, [layers * 2, blocks, heads, block size, head size].
+
+        Zero pages are mapped on first use, so a large cache costs what it holds.
+        """
+        ports = [port for name, port in self._ports.items() if "_cache." in name]
+        blocks = self._private_blocks.stop
+        shape = (blocks, *(ports[0].partial_shape[axis].get_length() for axis in (1, 2, 3)))
+        caches = np.zeros((len(ports), *shape), ports[0].element_type.to_dtype())
+        for port, cache in zip(ports, caches, strict=True):
+            self._request.set_tensor(port, ov.Tensor(cache, shared_memory=True))
+        return caches
+
+
+def _read(core: ov.Core, path: Path) -> ov.Model:
+    try:
+        return core.read_model(path)
+    except RuntimeError as error:
+        raise EngineError(f"{path} is damaged ({error}); run `drafthouse build` again") from error
+
+
+def _with_outputs(model: ov.Model, names: Sequence[str]) -> ov.Model:
+    """The part of the model that the named outputs need, and the inputs of that part."""
+    results = {name: result for result in model.get_results() for name in result.output(0).get_names()}
+    read = [port for port in model.inputs if port.get_target_inputs()]
+    once = dict.fromkeys(names)  # OpenVINO crashes on a result that is there twice
+    return ov.Model(
+        [results[name] for name in once], [port.get_node() for port in read], model.get_friendly_name()
+    )
+
+
+def _with_free_caches(model: ov.Model) -> ov.Model:
+    """Leave layout and type of the caches to the plugin, which sets them from KV_CACHE_PRECISION."""
+    for parameter in model.get_parameters():
+        if "_cache." in parameter.get_friendly_name():
+            parameter.set_element_type(ov.Type.dynamic)
+            parameter.set_partial_shape(ov.PartialShape([-1, -1, -1, -1]))
+    model.validate_nodes_and_infer_types()
+    return model

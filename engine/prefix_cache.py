@@ -1,0 +1,169 @@
+"""Keeps the KV cache of requests that have ended, for later ones whose tokens begin alike.
+
+What is kept costs nobody anything: the least recently used sequences give their blocks back as soon as an
+admission needs them, and no gauge counts them as used.
+
+Reuse is bit for bit. int8 engines quantise activations as they go, which turns a difference of 1e-7 in a row
+into another token sooner or later, so a row may only be taken over where computing it again would give the same
+bits. `engine.runner` promises two kinds of rows, each equal among themselves however they came about: rows of a
+*prompt*, read in chunks of two tokens or more, and rows of *decoded* tokens, each computed as a sequence of its
+own. For one and the same token the two kinds need not be equal. Hence:
+
+ * a prompt's rows serve every later prompt that begins alike;
+ * decoded rows serve only a continuation: a request that says how many of its tokens earlier calls have emitted
+   (`GenerationRequest.continued`), and only if its prompt is the very prompt they were decoded after;
+ * what is left of a prompt to be read is never a single token. (A prompt of a single token is computed like a
+   decoded one; it fills no block, so it shares nothing with longer ones.)
+
+Whole blocks are shared, read-only, among any number of requests. A continuation also takes over the last block,
+half full, of the sequence it continues, if nobody else holds it.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.kv_cache import BlockPool
+
+Tokens = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Cache blocks of one request: the first `cached` rows are computed, in `reused` blocks of other requests."""
+
+    blocks: list[int]
+    cached: int
+    reused: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """A sequence whose rows are all computed, the first `prompt_length` of them (or fewer) as a prompt."""
+
+    tokens: Tokens
+    prompt_length: int
+    blocks: Sequence[int]
+
+    @property
+    def prompt(self) -> bytes:
+        """Sequences of the same prompt are looked up by it."""
+        return self.tokens[: self.prompt_length].tobytes()
+
+
+class PrefixCache:
+    """The cache blocks of an engine: leased to running requests, kept for later ones."""
+
+    def __init__(self, num_blocks: int, block_size: int, *, reuse: bool) -> None:
+        """Own so many blocks; without `reuse` nothing is kept."""
+        self._pool = BlockPool(num_blocks, block_size)
+        self._reuse = reuse
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()  # least recently used first
+        self._of_prompt: dict[bytes, list[int]] = {}
+        self._next_key = 0
+        self._leased: Counter[int] = Counter()
+
+    @property
+    def used(self) -> int:
+        """Blocks that running requests hold."""
+        return len(self._leased)
+
+    def lease(self, tokens: Sequence[int], prompt_length: int, rows: int) -> Lease | None:
+        """Blocks for `rows` rows of a request that begins with `tokens`, or None if too many are in use.
+
+        Args:
+            tokens: all tokens that are known, at least one; the last of them is never taken as computed.
+            prompt_length: how many of them are its prompt; the others were decoded by earlier calls.
+            rows: rows that it can ever need, `len(tokens)` or more.
+        """
+        known = np.asarray(tokens, np.int32)
+        key, cached = self._longest(known, prompt_length)
+        taken = list(self._kept[key].blocks[: self._pool.blocks_for(cached)]) if cached else []
+        missing = self._pool.blocks_for(rows) - len(taken)
+        if len(self._leased.keys() | set(taken)) + missing > self._pool.num_blocks:
+            return None
+        self._pool.hold(taken)
+        if taken and cached % self._pool.block_size:
+            self._drop(key)  # its last block will be written to
+        elif taken:
+            self._kept.move_to_end(key)
+        while self._pool.free < missing:
+            self._drop(next(iter(self._kept)))
+        blocks = taken + (self._pool.allocate(rows - len(taken) * self._pool.block_size) or [])
+        self._leased.update(blocks)
+        return Lease(blocks, cached, len(taken))
+
+    def end(self, blocks: Sequence[int], tokens: Sequence[int], prompt_length: int) -> None:
+        """Take blocks back from a request, and keep the rows of `tokens`, all of which are computed."""
+        self._leased.subtract(blocks)
+        for block in blocks:
+            if not self._leased[block]:
+                del self._leased[block]
+        if self._reuse and len(tokens):
+            self._keep(_Kept(np.asarray(tokens, np.int32), prompt_length, blocks))
+        self._pool.release(blocks)
+
+    def clear(self) -> None:
+        """Forget everything that is kept."""
+        while self._kept:
+            self._drop(next(iter(self._kept)))
+
+    def _keep(self, new: _Kept) -> None:
+        """Keep a sequence instead of those that it continues."""
+        for key in list(self._of_prompt.get(new.prompt, ())):
+            old = self._kept[key]
+            if _common(old.tokens, new.tokens) == len(old.tokens):
+                self._drop(key)
+        held = new.blocks[: self._pool.blocks_for(len(new.tokens))]
+        self._pool.hold(held)
+        self._next_key += 1
+        self._kept[self._next_key] = _Kept(new.tokens, new.prompt_length, held)
+        self._of_prompt.setdefault(new.prompt, []).append(self._next_key)
+
+    def _drop(self, key: int) -> None:
+        kept = self._kept.pop(key)
+        keys = self._of_prompt[kept.prompt]
+        keys.remove(key)
+        if not keys:
+            del self._of_prompt[kept.prompt]
+        self._pool.release(kept.blocks)
+
+    def _longest(self, tokens: Tokens, prompt_length: int) -> tuple[int, int]:
+        """The kept sequence that serves most rows, and how many; 0 if none does."""
+        same_prompt = self._of_prompt.get(tokens[:prompt_length].tobytes(), ())
+        best, most = self._best_of(same_prompt, tokens, prompt_length)
+        if most >= prompt_length:
+            return best, most
+        return self._best_of(self._kept, tokens, prompt_length)
+
+    def _best_of(self, keys: Iterable[int], tokens: Tokens, prompt_length: int) -> tuple[int, int]:
+        best, most = 0, 0
+        for key in keys:
+            rows = self._usable(self._kept[key], tokens, prompt_length)
+            if rows > most:
+                best, most = key, rows
+        return best, most
+
+    def _usable(self, kept: _Kept, tokens: Tokens, prompt_length: int) -> int:
+        """Rows of a kept sequence that a request may take over; see the module's rules."""
+        same = _common(kept.tokens, tokens[:-1])
+        size = self._pool.block_size
+        if kept.prompt_length == prompt_length <= same:
+            whole = same // size
+            if not same % size or self._pool.holders(kept.blocks[whole]) == 1:
+                return same
+            same = whole * size
+            if same >= prompt_length:
+                return same
+        rows = min(same, kept.prompt_length, prompt_length - 2)
+        return max(0, rows // size * size)
+
+
+def _common(left: Tokens, right: Tokens) -> int:
+    """Length of the common beginning."""
+    length = min(len(left), len(right))
+    differs = left[:length] != right[:length]
+    return int(differs.argmax()) if differs.any() else length

@@ -1,0 +1,81 @@
+"""The loop of `tensorrt_llm_bls`: draft, verify, emit; until the generation ends.
+
+It knows three ends. Its length and stop words it sees itself, over all calls. That the target met an end token it
+sees from what comes back: every call emits one token of the target's own, which is not the draft's at that place,
+so an answer that the draft begins with has been cut short.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
+
+from engine.draft_length import DraftLength
+from engine.events import Event, FinishReason
+from engine.serving.drafting import Drafting
+from engine.serving.target import Row, Step, Target
+
+Count = Callable[[int, int, int, float], None]
+"""Told of each step: tokens drafted, accepted and emitted, and the seconds that drafting took."""
+
+
+def speculate(
+    row: Row,
+    target: Target,
+    drafting: Drafting,
+    draft_length: DraftLength,
+    gone: Callable[[], bool],
+    count: Count,
+) -> Iterator[Event]:
+    """Generate a row, one event a verified step, the last one with a finish reason; none once the client is gone.
+
+    Raises:
+        pb_utils.TritonModelException: the target or the draft model refused.
+    """
+    finish: FinishReason | None = None
+    while not finish:
+        started = time.perf_counter()
+        most = min(draft_length.current, row.request.max_tokens - len(row.output) - 1)
+        draft = drafting.propose(row.output, most) if most > 0 else ()
+        drafted = time.perf_counter() - started
+        if gone():
+            return
+        step = target.verify(row, draft, gone)
+        if gone():
+            return
+        taken, finish = _take(row, step.tokens)
+        if not finish and tuple(step.tokens) == draft[: len(step.tokens)]:
+            finish = "stop"
+        agreed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(draft, taken, strict=False)))
+        if draft:
+            draft_length.update(len(draft), len(draft), agreed)
+        count(len(draft), agreed, len(taken), drafted)
+        yield _event(row, step, taken, len(draft), agreed, finish)
+
+
+def _take(row: Row, tokens: Sequence[int]) -> tuple[tuple[int, ...], FinishReason | None]:
+    """Append tokens up to whatever ends the output; those appended, and the end."""
+    request, output = row.request, row.output
+    first = len(output)
+    finish: FinishReason | None = None
+    for token in tokens:
+        output.append(token)
+        if any(tuple(output[-len(stop) :]) == stop for stop in request.stop_sequences):
+            finish = "stop"
+        elif len(output) == request.max_tokens:
+            finish = "length"
+        if finish:
+            break
+    return tuple(output[first:]), finish
+
+
+def _event(
+    row: Row, step: Step, taken: tuple[int, ...], drafted: int, agreed: int, finish: FinishReason | None
+) -> Event:
+    metrics, now = row.metrics, time.time_ns()
+    metrics.num_output_tokens = len(row.output)
+    metrics.first_token_ns = metrics.first_token_ns or now
+    metrics.last_token_ns = now
+    metrics.steps += int(bool(taken))
+    metrics.total_draft_tokens += drafted
+    metrics.total_accepted_draft_tokens += agreed
+    return Event(0, taken, metrics, tuple(step.log_probs[: len(taken)]), finish)

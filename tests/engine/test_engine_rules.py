@@ -1,0 +1,55 @@
+"""What preprocessing tells TensorRT-LLM's engines: end tokens, and a bias as wide as the vocabulary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.request import RequestError
+from engine.serving.engine_rules import EngineRules
+from engine.serving.text import TextCodec
+from tests.end_to_end.tiny_tokenizers import write_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tokenizer and, in `engine`, the configuration of an engine."""
+    write_tokenizer(tmp_path, "byte-level")
+    (tmp_path / "engine").mkdir()
+    write(tmp_path / "engine" / "config.json", {"pretrained_config": {"vocab_size": 500}})
+    return tmp_path
+
+
+def write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("given", "expected"), [(2, (2,)), ([2, 0], (2, 0))])
+def test_end_tokens_are_those_of_generation(folder: Path, given: Any, expected: tuple[int, ...]) -> None:
+    write(folder / "config.json", {"eos_token_id": 9})
+    assert EngineRules.read(folder, folder / "engine") == EngineRules((9,), 500)
+    write(folder / "generation_config.json", {"eos_token_id": given})
+    assert EngineRules.read(folder, folder / "engine") == EngineRules(expected, 500)
+
+
+def test_without_an_end_token_or_an_engine_nothing_is_served(folder: Path) -> None:
+    with pytest.raises(ValueError, match="eos_token_id"):
+        EngineRules.read(folder, folder / "engine")
+    write(folder / "config.json", {"eos_token_id": 2})
+    with pytest.raises(ValueError, match="vocab_size"):
+        EngineRules.read(folder, folder)
+
+
+def test_a_bias_is_on_single_tokens(folder: Path) -> None:
+    rules, codec = EngineRules((2,), 500), TextCodec(folder)
+    token = codec.encode_words(["t"])[0][0]
+    bias = rules.bias(codec, ["t", "t"], [1.5, -0.5])
+    assert bias.shape == (500,) and bias[token] == 1.0 and np.count_nonzero(bias) == 1
+    with pytest.raises(RequestError, match="must be one"):
+        rules.bias(codec, ["zqxj"], [1.0])
+    with pytest.raises(RequestError, match="2 embedding_bias_words but 1"):
+        rules.bias(codec, ["t", "a"], [1.0])

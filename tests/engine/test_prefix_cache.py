@@ -1,0 +1,243 @@
+"""What is kept of ended requests, checked against a cache that knows how each of its rows was computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from engine.prefix_cache import Lease, PrefixCache
+
+SIZE, BLOCKS = 4, 10
+TEXT = [0, 1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 1, 0, 0]
+Row = tuple[tuple[int, ...], int]
+"""What a row holds: its tokens up to itself, and how many of them were read as a prompt."""
+
+
+@dataclass
+class Running:
+    lease: Lease
+    tokens: list[int]
+    prompt_length: int
+    rows: int
+
+
+class Memory:
+    """The rows of all blocks, as exact as their history."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[int, int], Row] = {}
+
+    def write(self, request: Running, first: int, end: int) -> None:
+        for row in range(first, end):
+            block = request.lease.blocks[row // SIZE]
+            self._rows[block, row % SIZE] = self.right(request, row)
+
+    def read(self, request: Running, row: int) -> Row:
+        return self._rows[request.lease.blocks[row // SIZE], row % SIZE]
+
+    @staticmethod
+    def right(request: Running, row: int) -> Row:
+        """A prompt row is the same in every prompt of two tokens or more; a decoded one only after its prompt."""
+        length = request.prompt_length
+        kind = length if row >= length or length == 1 else 0
+        return tuple(request.tokens[: row + 1]), kind
+
+
+def start(
+    cache: PrefixCache, memory: Memory, tokens: list[int], prompt_length: int, more: int
+) -> Running | None:
+    """Lease blocks, see that the rows taken over are what computing them would give, and compute the rest."""
+    rows = len(tokens) + more
+    lease = cache.lease(tokens, prompt_length, rows)
+    if lease is None:
+        return None
+    request = Running(lease, list(tokens), prompt_length, rows)
+    assert len(lease.blocks) == -(-rows // SIZE)
+    assert len(set(lease.blocks)) == len(lease.blocks)
+    assert lease.cached < len(tokens)
+    if lease.cached < prompt_length:  # a part of the prompt is to be read, and not a single token
+        assert prompt_length == 1 or prompt_length - lease.cached > 1
+    for row in range(lease.cached):
+        assert memory.read(request, row) == memory.right(request, row)
+    memory.write(request, lease.cached, len(tokens))
+    return request
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Requests that often begin alike, end at any time and are continued, rightly or not."""
+
+    @initialize(reuse=st.booleans())
+    def begin(self, reuse: bool) -> None:
+        self.cache = PrefixCache(BLOCKS, SIZE, reuse=reuse)
+        self.memory = Memory()
+        self.running: list[Running] = []
+        self.ended: list[Running] = []
+
+    @rule(length=st.integers(1, 14), own=st.lists(st.integers(0, 1), max_size=2), more=st.integers(1, 9))
+    def submit(self, length: int, own: list[int], more: int) -> None:
+        tokens = [*TEXT[:length], *own]
+        self._start(tokens, len(tokens), more)
+
+    @precondition(lambda self: self.ended)
+    @rule(data=st.data(), token=st.integers(0, 1), more=st.integers(1, 5))
+    def go_on(self, data: st.DataObject, token: int, more: int) -> None:
+        """A continuation of something that has ended, or of a part of it, by one token more."""
+        earlier = data.draw(st.sampled_from(self.ended))
+        length = data.draw(st.integers(1, len(earlier.tokens)))
+        prompt_length = data.draw(st.sampled_from([earlier.prompt_length, 1, length]))
+        self._start([*earlier.tokens[:length], token], min(prompt_length, length), more)
+
+    def _start(self, tokens: list[int], prompt_length: int, more: int) -> None:
+        request = start(self.cache, self.memory, tokens, prompt_length, more)
+        held = {block for item in self.running for block in item.lease.blocks}
+        if request:
+            self.running.append(request)
+        else:
+            assert len(held) + -(-(len(tokens) + more) // SIZE) > BLOCKS
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), tokens=st.lists(st.integers(0, 1), max_size=9), computed=st.integers(0, 23))
+    def decode_and_end(self, data: st.DataObject, tokens: list[int], computed: int) -> None:
+        request = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        first = len(request.tokens)
+        request.tokens += tokens[: request.rows - first]
+        self.memory.write(request, first, len(request.tokens))
+        kept = request.tokens[: min(computed, len(request.tokens))]
+        self.cache.end(request.lease.blocks, kept, request.prompt_length)
+        if kept:
+            self.ended.append(Running(request.lease, kept, request.prompt_length, 0))
+
+    @invariant()
+    def used_counts_what_runs(self) -> None:
+        assert self.cache.used == len({block for item in self.running for block in item.lease.blocks})
+
+    @invariant()
+    def what_runs_is_never_overwritten(self) -> None:
+        for request in self.running:
+            for row in range(len(request.tokens)):
+                assert self.memory.read(request, row) == self.memory.right(request, row)
+
+    def teardown(self) -> None:
+        for request in self.running:
+            self.cache.end(request.lease.blocks, request.tokens, request.prompt_length)
+        self.cache.clear()
+        assert self.cache.used == 0
+        assert self.cache._pool.free == BLOCKS
+        assert not self.cache._of_prompt
+
+
+def test_any_sequence_of_requests() -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        CacheMachine,
+        settings=settings(max_examples=120, stateful_step_count=40, deadline=None, derandomize=True),
+    )
+
+
+@pytest.fixture
+def cache() -> PrefixCache:
+    return PrefixCache(BLOCKS, SIZE, reuse=True)
+
+
+def after(cache: PrefixCache, tokens: list[int], prompt_length: int) -> None:
+    """A request that has come and gone, all of it computed."""
+    lease = cache.lease(tokens[:prompt_length], prompt_length, len(tokens))
+    assert lease is not None
+    cache.end(lease.blocks, tokens, prompt_length)
+
+
+def cached(cache: PrefixCache, tokens: list[int], prompt_length: int) -> int:
+    lease = cache.lease(tokens, prompt_length, len(tokens) + 1)
+    assert lease is not None
+    cache.end(lease.blocks, (), prompt_length)
+    return lease.cached
+
+
+PROMPT = list(range(10))
+
+
+def test_a_prompt_shares_whole_blocks_of_prompts_that_begin_alike(cache: PrefixCache) -> None:
+    after(cache, PROMPT, 10)
+    assert cached(cache, [*PROMPT, 90, 91], 12) == 8
+    assert cached(cache, [*PROMPT[:6], 90, 91], 8) == 4
+    assert cached(cache, PROMPT, 10) == 8
+    assert cached(cache, PROMPT[:9], 9) == 4  # a single token would be left of 9
+    assert cached(cache, [90, *PROMPT], 11) == 0
+
+
+def test_decoded_rows_serve_their_continuation_and_nobody_else(cache: PrefixCache) -> None:
+    after(cache, [*PROMPT, 20, 21, 22], 10)
+    assert cached(cache, [*PROMPT, 20, 21, 22, 23, 24], 15) == 8
+    assert cached(cache, [*PROMPT, 20, 21, 22, 23, 24], 11) == 8
+    assert cached(cache, [*PROMPT, 20, 21, 22, 23, 24], 10) == 13
+
+
+def test_a_continuation_that_departs_takes_what_agrees(cache: PrefixCache) -> None:
+    after(cache, [*PROMPT, 20, 21, 22], 10)
+    assert cached(cache, [*PROMPT, 20, 90, 91], 10) == 11
+
+
+def test_a_block_that_others_read_is_not_written_to(cache: PrefixCache) -> None:
+    """Two continuations of one sequence: the first shares its whole blocks, the second departs within one."""
+    after(cache, [*PROMPT, *range(20, 26)], 10)
+    reading = cache.lease([*PROMPT, 20, 21, 90], 10, 16)
+    assert reading is not None and reading.cached == 12
+    departing = cache.lease([*PROMPT, 20, 91], 10, 16)
+    assert departing is not None and departing.cached == 8
+    assert reading.blocks[2] not in departing.blocks
+
+
+def test_what_was_taken_over_is_kept_no_longer(cache: PrefixCache) -> None:
+    """Its last block now holds other rows."""
+    after(cache, [*PROMPT, 20, 21, 22], 10)
+    lease = cache.lease([*PROMPT, 90, 91], 10, 14)
+    assert lease is not None and lease.cached == 10
+    cache.end(lease.blocks, (), 10)
+    assert cached(cache, [*PROMPT, 20, 21, 22, 23], 10) == 0
+
+
+def test_the_last_token_is_always_run(cache: PrefixCache) -> None:
+    after(cache, [*PROMPT, 20, 21, 22], 10)
+    assert cached(cache, [*PROMPT, 20, 21], 10) == 11
+
+
+def test_least_recently_used_goes_first(cache: PrefixCache) -> None:
+    first, second, third = ([number] * 16 for number in (50, 60, 70))
+    after(cache, first, 16)
+    after(cache, second, 16)
+    assert cached(cache, first, 16) == 12
+    after(cache, third, 16)  # four of ten blocks each
+    assert [cached(cache, tokens, 16) for tokens in (first, third)] == [12, 12]
+    assert cached(cache, second, 16) == 0
+
+
+def test_kept_blocks_do_not_stand_in_anybodys_way(cache: PrefixCache) -> None:
+    after(cache, list(range(40)), 30)
+    lease = cache.lease([1, 2], 2, BLOCKS * SIZE)
+    assert lease is not None and len(lease.blocks) == BLOCKS
+    assert cache.used == BLOCKS
+    assert cache.lease([1, 2], 2, 3) is None
+
+
+def test_running_requests_share_a_prompt(cache: PrefixCache) -> None:
+    after(cache, PROMPT, 10)
+    leases = [cache.lease(PROMPT, 10, 12) for _ in range(3)]
+    assert all(lease is not None and lease.reused == 2 for lease in leases)
+    assert cache.used == 2 + 3
+
+
+def test_without_reuse_nothing_is_kept() -> None:
+    cache = PrefixCache(BLOCKS, SIZE, reuse=False)
+    after(cache, PROMPT, 10)
+    assert cached(cache, PROMPT, 10) == 0
+    assert cache._pool.free == BLOCKS

@@ -1,0 +1,133 @@
+"""The PyTorch runner is the reference of the OpenVINO engine: same compiled graphs, same results.
+
+On a machine without CUDA its steps run on the CPU, padded as they are for CUDA graphs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.compiled_runner import CompiledRunner
+from engine.manifest import EngineError
+from engine.openvino_runner import OpenVinoRunner
+from engine.request import GenerationRequest, SamplingParams
+from engine.runner import SequenceInput
+from tests.drafters import VARIANT as DRAFTED
+from tests.drafters import TinyDrafters, planted_prompts
+from tests.engine.driving import generate, make_engine, prompt_of, run
+from tests.engine.test_runner_trees import DRAWN, as_input, trees
+from tests.tiny import NUM_BLOCKS, THREADS, TinyTargets
+
+pytestmark = pytest.mark.torch
+
+TOLERANCE = 1e-4
+BLOCKS = (9, 4, 6, 1)
+LAYERS = (0, 1, -1)
+_RUNNERS: dict[str, tuple[CompiledRunner, CompiledRunner]] = {}
+
+
+def both(targets: TinyTargets, variant: str) -> tuple[CompiledRunner, CompiledRunner]:
+    """The same fp32 engine on PyTorch and on OpenVINO."""
+    from engine.torch_graphs import TorchBackend
+
+    if variant not in _RUNNERS:
+        directory = targets.engine(variant, "fp32")
+        how: dict[str, Any] = {"num_blocks": NUM_BLOCKS, "hidden_layers": LAYERS, "branch_blocks": 64}
+        _RUNNERS[variant] = (
+            CompiledRunner(directory, TorchBackend(), **how),
+            OpenVinoRunner(directory, threads=THREADS, **how),
+        )
+    return _RUNNERS[variant]
+
+
+def check_step(runners: tuple[CompiledRunner, CompiledRunner], batch: list[SequenceInput]) -> None:
+    tokens = sum(len(item.tokens) for item in batch)
+    logits, hidden = [], []
+    for runner in runners:
+        logits.append(runner.forward(batch).copy())
+        hidden.append(runner.hidden()[:tokens])
+    np.testing.assert_allclose(logits[0], logits[1], atol=TOLERANCE)
+    np.testing.assert_allclose(hidden[0], hidden[1], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "variant", ["llama", "qwen2", "qwen3", "granite", "smollm3", "mistral window 9", "llama biases"]
+)
+def test_prompts_chains_and_single_tokens(variant: str, tiny_targets: TinyTargets) -> None:
+    runners = both(tiny_targets, variant)
+    tokens = np.random.default_rng(1).integers(0, 265, 90).tolist()
+    other = SequenceInput(tokens[:37], 0, (20, 21), is_prompt=True, logits_from=36)
+    check_step(runners, [SequenceInput(tokens[:50], 0, BLOCKS, is_prompt=True, logits_from=49)])
+    check_step(runners, [SequenceInput(tokens[50:55], 50, BLOCKS), other])
+    check_step(runners, [SequenceInput(tokens[37:38], 37, (20, 21))])
+    check_step(
+        runners, [SequenceInput(tokens[55:70], 55, BLOCKS), SequenceInput(tokens[38:40], 38, (20, 21))]
+    )
+
+
+@settings(DRAWN, max_examples=10)
+@given(tree=trees(), length=st.integers(1, 70), data=st.data())
+def test_trees_and_what_is_kept_of_them(
+    tree: Any, length: int, data: st.DataObject, tiny_targets: Any
+) -> None:
+    runners = both(tiny_targets, "llama")
+    prompt = np.random.default_rng(length).integers(0, 265, length).tolist()
+    check_step(runners, [SequenceInput(prompt, 0, BLOCKS, is_prompt=True, logits_from=length)])
+    check_step(runners, [as_input(tree, length, BLOCKS)])
+    kept = [data.draw(st.integers(-1, len(tree) - 1))]
+    while kept[0] != -1:
+        kept.insert(0, tree.parents[kept[0]])
+    for runner in runners:
+        runner.commit(0, [node + 1 for node in kept])
+    check_step(runners, [SequenceInput([99], length + len(kept), BLOCKS)])
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp_speculator, tree", "medusa, tree", "eagle3, tree", "draft_model, chain"]
+)
+def test_drafters_on_pytorch_give_the_output_of_openvino(name: str, tiny_drafters: TinyDrafters) -> None:
+    from engine.torch_graphs import TorchBackend
+
+    backend = TorchBackend()
+    speculator = tiny_drafters.speculator(name, "fp32", planted=True, slots=4, backend=backend)
+    directory = tiny_drafters.targets.engine(DRAFTED, "fp32")
+    runner = CompiledRunner(
+        directory, backend, num_blocks=NUM_BLOCKS, hidden_layers=speculator.needs_hidden, branch_blocks=256
+    )
+    requests = [GenerationRequest(prompt, 20) for prompt in planted_prompts()[:3]]
+    requests.append(GenerationRequest(prompt_of(40), 12, SamplingParams(temperature=0.8, seed=3)))
+    engine = make_engine(runner, speculator, max_batch_size=4)
+    found = [outcome.tokens for outcome in run(engine, requests)]
+    openvino = tiny_drafters.targets.runner(DRAFTED, "fp32")
+    assert found == [generate(openvino, request).tokens for request in requests]
+    assert engine.statistics.tokens_per_step > 1.2
+
+
+def test_int8_engines_run_with_their_rounded_weights(tiny_targets: TinyTargets) -> None:
+    """PyTorch does not quantise activations, so logits are close, not equal."""
+    from engine.torch_graphs import TorchBackend
+
+    directory = tiny_targets.engine("llama", "int8")
+    runner = CompiledRunner(directory, TorchBackend(), num_blocks=NUM_BLOCKS)
+    item = SequenceInput(prompt_of(30), 0, BLOCKS, is_prompt=True)
+    logits = runner.forward([item])
+    expected = tiny_targets.runner("llama", "int8").forward([item])
+    assert np.sqrt(((logits - expected) ** 2).mean()) < 0.05 * expected.std()
+
+
+def test_a_damaged_graph_is_refused(tiny_targets: TinyTargets, tmp_path: Any) -> None:
+    import shutil
+
+    from engine.torch_graphs import TorchBackend
+
+    directory = tmp_path / "engine"
+    shutil.copytree(tiny_targets.engine("llama", "fp32"), directory)
+    path = directory / "model.onnx"
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    with pytest.raises(EngineError, match=r"model.onnx is damaged .* run `drafthouse build` again"):
+        CompiledRunner(directory, TorchBackend(), num_blocks=4)

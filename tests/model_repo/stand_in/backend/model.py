@@ -1,0 +1,132 @@
+"""A model that speaks the tensors of NVIDIA's C++ backend, and no others: the target continues one text after a colon.
+
+What it sends and when is model_instance_state.cc's doing (TensorRT-LLM 0c8de69a): every response has `output_ids`
+[1, beams, tokens] and `sequence_length`; a streamed one has the new tokens alone, a single one the prompt too unless
+that is excluded; `batch_index` only for batches, figures only where they were asked for and at the end, logits never.
+The end token is not part of the output. Draft tokens are verified in the first step, after which the request ends.
+"""
+
+import json
+import pathlib
+import threading
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from tokenizers import Tokenizer
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class TritonPythonModel:
+    def initialize(self, arguments):
+        config = json.loads(arguments["model_config"])
+        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        self.exclude = parameters["exclude_input_in_output"] == "true"
+        self.draft = config["name"].endswith("_draft")
+        directory = pathlib.Path(__file__).parent
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        text = (directory / "output.txt").read_text(encoding="utf-8")
+        self.script = tokenizer.encode(text, add_special_tokens=False).ids
+        self.colon = tokenizer.encode("a:", add_special_tokens=False).ids[-1]
+        self.journal = directory / "journal.jsonl"
+        self.stopped = {}
+
+    def execute(self, requests):
+        for request in requests:
+            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            if "stop" in inputs and inputs["stop"].any():
+                if self.stopped.get(request.request_id()):
+                    self.stopped[request.request_id()].set()
+                request.get_response_sender().send(flags=FINAL)
+                continue
+            stop = self.stopped[request.request_id()] = threading.Event()
+            threading.Thread(target=self.serve, args=(request, inputs, stop)).start()
+
+    def serve(self, request, inputs, stop):
+        sender = request.get_response_sender()
+        rows = len(inputs["input_ids"])
+        self.note(
+            model="draft" if self.draft else "target",
+            inputs={name: value.tolist() for name, value in inputs.items() if value.dtype.kind != "O"},
+        )
+        for row in range(rows):
+            length = int(inputs["input_lengths"].ravel()[row])
+            prompt = inputs["input_ids"][row, :length].tolist()
+            if length > 900 or int(inputs["request_output_len"].ravel()[row]) < 1:
+                message = "Executor failed process requestId 1 due to the following error: length"
+                sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message)), flags=FINAL)
+                return
+            self.generate(sender, inputs, prompt, row, rows, stop)
+        sender.send(flags=FINAL)
+        self.note(end="stopped" if stop.is_set() else "end")
+
+    def generate(self, sender, inputs, prompt, row, rows, stop):
+        streaming = bool(np.ravel(inputs.get("streaming", False))[0])
+        exclude = bool(np.ravel(inputs.get("exclude_input_in_output", self.exclude))[0]) or streaming
+        limit = int(inputs["request_output_len"].ravel()[row])
+        words = self.words(inputs, row)
+        tokens: list[int] = []
+        sent, finished = 0, False
+        drafts = inputs.get("draft_input_ids", np.zeros((rows, 0), np.int32))[row].tolist()
+        step = 0
+        while not finished and not stop.is_set():
+            stop.wait(0.002)
+            new = self.step(prompt + tokens, drafts if step == 0 else [])
+            step += 1
+            for token in new:
+                tokens.append(token)
+                finished = finished or (bool(drafts) and len(tokens) == len(new))
+                if len(tokens) >= limit or any(tokens[-len(word) :] == word for word in words):
+                    finished = True
+                    break
+            if streaming or finished:
+                given = tokens[sent:] if exclude else prompt + tokens
+                sender.send(self.response(inputs, given, row, rows, finished, len(prompt), len(tokens)))
+                sent = len(tokens)
+
+    def step(self, tokens, drafts):
+        """One token, or the accepted drafts and one more; two at a time where nothing is drafted."""
+        begun = len(tokens) - 1 - tokens[::-1].index(self.colon) if self.colon in tokens else 0
+        place = len(tokens) - begun - 1 if self.colon in tokens else 0
+        expected = [
+            self.script[(place + index) % len(self.script)] for index in range(max(2, len(drafts) + 1))
+        ]
+        if self.draft:  # a draft that is wrong now and then
+            return [token if (place + index) % 5 else 3 for index, token in enumerate(expected[:1])]
+        if not drafts:
+            return expected[:2]
+        accepted = 0
+        while accepted < len(drafts) and drafts[accepted] == expected[accepted]:
+            accepted += 1
+        return expected[: accepted + 1]
+
+    def response(self, inputs, tokens, row, rows, finished, given, made):
+        arrays = {
+            "output_ids": np.array([[tokens]], np.int32).reshape(1, 1, len(tokens)),
+            "sequence_length": np.array([[len(tokens)]], np.int32),
+        }
+        if rows > 1:
+            arrays["batch_index"] = np.array([[row]], np.int32)
+        if np.ravel(inputs.get("return_num_input_tokens", False))[0]:
+            arrays["num_input_tokens"] = np.array([[given]], np.int32)
+        if np.ravel(inputs.get("return_num_output_tokens", False))[0]:
+            arrays["num_output_tokens"] = np.array([[made]], np.int32)
+        if np.ravel(inputs.get("return_perf_metrics", False))[0] and finished:
+            arrays["acceptance_rate"] = np.array([[0.5]], np.float32)
+            arrays["total_accepted_draft_tokens"] = np.array([[7]], np.int32)
+            arrays["total_draft_tokens"] = np.array([[14]], np.int32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in arrays.items()])
+
+    def words(self, inputs, row):
+        if "stop_words_list" not in inputs:
+            return []
+        tokens, offsets = inputs["stop_words_list"][min(row, len(inputs["stop_words_list"]) - 1)]
+        found, start = [], 0
+        for end in offsets[offsets > 0].tolist():
+            found.append(tokens[start:end].tolist())
+            start = end
+        return found
+
+    def note(self, **entry):
+        with self.journal.open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps(entry) + "\n")

@@ -1,0 +1,6 @@
+"""`UserProvidedDecodingConfig`, which holds Python objects."""
+
+
+class UserProvidedDecodingConfig:
+    def __init__(self, max_draft_len, drafter, resource_manager):
+        self.max_draft_len, self.drafter, self.resource_manager = max_draft_len, drafter, resource_manager
