@@ -32,7 +32,8 @@ from engine.manifest import (
     EngineManifest,
     load_manifest,
 )
-from engine.openvino_runner import BLOCK_SIZE
+from engine.runner import BLOCK_SIZE
+from speculators.formats.draft_vocabulary import read_draft_vocabulary
 
 _WEIGHTS_NAME = "model.onnx.data"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -50,7 +51,7 @@ def compile_engine(
     """Compile, or find that the engine in `directory` is already the wanted one.
 
     Args:
-        source: model in Hugging Face layout.
+        source: model in Hugging Face layout; a draft model may have a draft vocabulary beside its weights.
         directory: where the engine is put; a different engine there is replaced.
         precision: "int8" or "fp32".
         max_sequence_length: most tokens of prompt and output.
@@ -66,7 +67,7 @@ def compile_engine(
             f"{source} knows {architecture.max_position_embeddings} positions; "
             f"engine.max_sequence_length {max_sequence_length} is beyond that"
         )
-    digest = _source_hash(source)
+    digest = source_hash(source)
     existing = _existing(directory, (digest, precision, max_sequence_length))
     if existing is not None:
         report(f"{directory}: up to date")
@@ -75,7 +76,12 @@ def compile_engine(
     weights = load_weights(source)
     report(f"building the {precision} graph")
     graph = build_target_graph(
-        architecture, weights, precision=precision, max_positions=max_sequence_length, block_size=BLOCK_SIZE
+        architecture,
+        weights,
+        precision=precision,
+        max_positions=max_sequence_length,
+        block_size=BLOCK_SIZE,
+        drafted=read_draft_vocabulary(source, architecture.vocab_size),
     )
     report(f"writing {directory}")
     with writing_errors(directory), complete_directory(directory) as staging:
@@ -88,7 +94,7 @@ def compile_engine(
             format_version=FORMAT_VERSION,
             source=source.name,
             source_sha256=digest,
-            graph_sha256=_hash_files(*graph_files),
+            graph_sha256=hash_files(*graph_files),
             file_sizes={path.name: path.stat().st_size for path in graph_files},
             precision="int8" if precision == "int8" else "fp32",
             max_sequence_length=max_sequence_length,
@@ -114,6 +120,7 @@ def _facts(architecture: Architecture, max_sequence_length: int) -> dict[str, An
         "head_dim": architecture.head_dim,
         "hidden_size": architecture.hidden_size,
         "intermediate_size": architecture.intermediate_size,
+        "widths": (architecture.hidden_size, architecture.intermediate_size),
         "block_size": BLOCK_SIZE,
         "sliding_window": window if window is not None and window < max_sequence_length else None,
         "end_ids": architecture.eos_token_ids,
@@ -128,16 +135,18 @@ def _existing(directory: Path, wanted: tuple[str, str, int]) -> EngineManifest |
         return None
     if (found.source_sha256, found.precision, found.max_sequence_length) != wanted:
         return None
-    intact = _hash_files(directory / MODEL_NAME, directory / _WEIGHTS_NAME) == found.graph_sha256
+    intact = hash_files(directory / MODEL_NAME, directory / _WEIGHTS_NAME) == found.graph_sha256
     return found if intact else None
 
 
-def _source_hash(source: Path) -> str:
+def source_hash(source: Path) -> str:
+    """SHA-256 over configuration, tokenizer and weights of a model in Hugging Face layout."""
     configuration = [source / name for name in _CONFIGURATION_FILES if (source / name).is_file()]
-    return _hash_files(*configuration, *sorted(source.glob("*.safetensors")))
+    return hash_files(*configuration, *sorted(source.glob("*.safetensors")))
 
 
-def _hash_files(*paths: Path) -> str:
+def hash_files(*paths: Path) -> str:
+    """SHA-256 over the content of the files, in this order."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

@@ -1,21 +1,28 @@
-"""Assembles the Triton model repository of a deployment: config.pbtxt files from the contract, `model.py` files.
+"""Assembles the Triton model repository of a deployment on the embedded engine.
 
 The contract (`model_repo/contract.json`) holds the tensors of NVIDIA's `inflight_batcher_llm`; the kit adds a few
-optional ones, listed here. Configurations are written as Triton's own `ModelConfig` protobuf in text form, so
-what is written is what Triton parses. The repository is assembled beside its destination and renamed.
+optional ones, listed here. How a repository is written stands in `build.model_config`.
 """
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
-
+from build.model_config import (
+    MODELS,
+    Tensor,
+    Tensors,
+    add_step,
+    contract_tensors,
+    model_config,
+    run_on_cpu,
+    set_parameters,
+    staged,
+    write_model,
+)
 from deployments.spec import DeploymentSpec
+from deployments.speculation import AnySpeculation
 from engine.serving.wiring import (
     GENERATION_OUTPUTS,
     GENERATION_TO_POSTPROCESSING,
@@ -23,25 +30,33 @@ from engine.serving.wiring import (
     TO_GENERATION,
     TO_PREPROCESSING,
 )
+from speculators.model_free import MODEL_FREE
+from speculators.registry import settings_of
 
-ROOT = Path(__file__).resolve().parents[1]
-_MODELS = ROOT / "model_repo"
+DRAFT_MODEL = "tensorrt_llm_draft"
 _PYTHON_MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
 
-_TEXT_LEVEL = [
+_TEXT_LEVEL: list[Tensor] = [
     {"name": "random_seed", "data_type": "TYPE_UINT64", "dims": [1], "optional": True},
     {"name": "min_length", "data_type": "TYPE_INT32", "dims": [1], "optional": True},
     {"name": "num_draft_tokens", "data_type": "TYPE_INT32", "dims": [1], "optional": True},
 ]
 # What the kit adds to NVIDIA's tensors: seeds and lengths under the names that outside clients send, speculation
-# per request, the tokens themselves, what joins streamed text without seams, and what tells the engine that a
-# client has gone.
-_ADDED_INPUTS: Mapping[str, list[dict[str, Any]]] = {
+# per request, how much of the input earlier calls have put out, the tokens themselves, what joins streamed text
+# without seams, and what tells the engine that a client has gone.
+_ADDED_INPUTS: Mapping[str, list[Tensor]] = {
     "ensemble": _TEXT_LEVEL,
     "tensorrt_llm_bls": _TEXT_LEVEL,
     "tensorrt_llm": [
         *({**tensor, "reshape": []} for tensor in _TEXT_LEVEL),
         {"name": "generation_handle", "data_type": "TYPE_UINT64", "dims": [1], "optional": True},
+        {
+            "name": "continued_tokens",
+            "data_type": "TYPE_INT32",
+            "dims": [1],
+            "reshape": [],
+            "optional": True,
+        },
     ],
     "postprocessing": [
         {"name": "PREVIOUS_TOKENS", "data_type": "TYPE_INT32", "dims": [-1], "optional": True},
@@ -49,7 +64,7 @@ _ADDED_INPUTS: Mapping[str, list[dict[str, Any]]] = {
         {"name": "GENERATION_HANDLE", "data_type": "TYPE_UINT64", "dims": [1], "optional": True},
     ],
 }
-_ADDED_OUTPUTS: Mapping[str, list[dict[str, Any]]] = {
+_ADDED_OUTPUTS: Mapping[str, list[Tensor]] = {
     "ensemble": [{"name": "output_ids", "data_type": "TYPE_INT32", "dims": [-1, -1]}],
     "tensorrt_llm_bls": [{"name": "output_ids", "data_type": "TYPE_INT32", "dims": [-1, -1]}],
     "tensorrt_llm": [
@@ -60,97 +75,110 @@ _ADDED_OUTPUTS: Mapping[str, list[dict[str, Any]]] = {
 }
 
 
+def kit_tensors(model: str) -> Tensors:
+    """Tensors of one of the kit's own models: those of the contract and those that the kit adds."""
+    return contract_tensors(model).plus(_ADDED_INPUTS.get(model, ()), _ADDED_OUTPUTS.get(model, ()))
+
+
 def assemble_repository(spec: DeploymentSpec, engine_directory: Path, repository: Path) -> Path:
-    """Write the repository of a deployment on the embedded engine; one that is there is replaced."""
-    repository.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{repository.name}.", dir=repository.parent))
-    try:
-        for name in ("ensemble", *_PYTHON_MODELS):
-            version = staging / name / "1"
-            version.mkdir(parents=True)
-            if name in _PYTHON_MODELS:
-                shutil.copy2(_MODELS / name / "model.py", version / "model.py")
-            config = _config(name, spec, engine_directory.resolve())
-            (staging / name / "config.pbtxt").write_text(
-                text_format.MessageToString(config), encoding="utf-8"
-            )
-        staging.chmod(0o755)
-        if repository.exists():
-            shutil.rmtree(repository)
-        staging.rename(repository)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    """Write the repository of a deployment on the embedded engine; one that is there is replaced.
+
+    A speculator that was compiled beside the target is taken from there.
+    """
+    engine = engine_directory.resolve()
+    models = {name: _parameters(name, spec, engine) for name in ("ensemble", *_PYTHON_MODELS)}
+    if spec.draft_deployment is not None:
+        draft = _parameters("tensorrt_llm", spec.draft_deployment, _speculator_of(spec, engine))
+        models[DRAFT_MODEL] = {**draft, "role": "draft"}
+    with staged(repository) as staging:
+        for name, parameters in models.items():
+            source = MODELS / name.removesuffix("_draft") / "model.py"
+            files = {"model.py": source} if name != "ensemble" else {}
+            write_model(staging, _config(name, spec, parameters), files)
     return repository
 
 
-def _config(name: str, spec: DeploymentSpec, engine_directory: Path) -> Any:
-    contract = json.loads((_MODELS / "contract.json").read_text(encoding="utf-8"))["models"][name]
-    config = model_config_pb2.ModelConfig(name=name, max_batch_size=spec.engine.max_batch_size)
-    for field, added in (("input", _ADDED_INPUTS), ("output", _ADDED_OUTPUTS)):
-        for tensor in _unique([*contract[f"{field}s"], *added.get(name, [])]):
-            _add_tensor(getattr(config, field).add(), tensor)
+def _config(name: str, spec: DeploymentSpec, parameters: Mapping[str, str]) -> Any:
+    like = name.removesuffix("_draft")
+    config = model_config(name, kit_tensors(like), max_batch_size=spec.embedded.max_batch_size)
     if name == "ensemble":
-        config.platform = "ensemble"
         _add_steps(config)
         return config
     config.backend = "python"
-    for key, value in _parameters(name, spec, engine_directory).items():
-        config.parameters[key].string_value = value
-    config.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
-    if name in ("tensorrt_llm", "tensorrt_llm_bls"):
+    set_parameters(config, parameters)
+    run_on_cpu(config)
+    if like in ("tensorrt_llm", "tensorrt_llm_bls"):
         config.model_transaction_policy.decoupled = True
     return config
 
 
-def _unique(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tensors by name; NVIDIA's BLS has `num_draft_tokens` already."""
-    return list({tensor["name"]: tensor for tensor in reversed(tensors)}.values())[::-1]
-
-
-def _add_tensor(target: Any, tensor: Mapping[str, Any]) -> None:
-    target.name = tensor["name"]
-    target.data_type = model_config_pb2.DataType.Value(tensor["data_type"])
-    target.dims.extend(tensor["dims"])
-    for flag in ("optional", "allow_ragged_batch"):
-        if tensor.get(flag):
-            setattr(target, flag, True)
-    if "reshape" in tensor:
-        target.reshape.shape.extend(tensor["reshape"])
-        target.reshape.SetInParent()
+def _speculator_of(spec: DeploymentSpec, engine_directory: Path) -> Path:
+    return engine_directory.with_name(spec.speculator_directory.name)
 
 
 def _parameters(name: str, spec: DeploymentSpec, engine_directory: Path) -> dict[str, str]:
-    directory = str(engine_directory)
+    tokenizer = {"tokenizer_dir": str(engine_directory)}
     if name == "tensorrt_llm":
-        return {"gpt_model_path": directory, "tokenizer_dir": directory, "deployment": spec.model_dump_json()}
+        return {
+            **tokenizer,
+            "gpt_model_path": str(engine_directory),
+            "speculator_path": str(_speculator_of(spec, engine_directory)),
+            "deployment": spec.model_dump_json(),
+        }
     if name == "tensorrt_llm_bls":
+        return {**tokenizer, **_bls_parameters(spec)}
+    if name == "postprocessing":
+        return {**tokenizer, "skip_special_tokens": "true", "tensorrt_llm_model_name": "tensorrt_llm"}
+    return tokenizer
+
+
+def _bls_parameters(spec: DeploymentSpec) -> dict[str, str]:
+    engine = spec.embedded
+    return {
+        "engine": "embedded",
+        "tensorrt_llm_model_name": "tensorrt_llm",
         # Callers beyond the queue are told so by the engine, hence one thread more than it takes in.
-        most = spec.engine.max_batch_size + spec.engine.max_queue_size + 1
-        return {"tensorrt_llm_model_name": "tensorrt_llm", "max_requests": str(most)}
-    tokenizer = {"tokenizer_dir": directory}
-    if name == "preprocessing":
-        return tokenizer
-    return {**tokenizer, "skip_special_tokens": "true", "tensorrt_llm_model_name": "tensorrt_llm"}
+        "max_requests": str(engine.max_batch_size + engine.max_queue_size + 1),
+        "max_sequence_length": str(engine.max_sequence_length),
+        "exclude_input_in_output": str(spec.serving.exclude_input_in_output).lower(),
+        "skip_special_tokens": "true",
+        **(drafting_parameters(spec.speculation) if spec.bls_drafts else {}),
+    }
+
+
+def drafting_parameters(speculation: AnySpeculation) -> dict[str, str]:
+    """Parameters of `tensorrt_llm_bls` by which it drafts: with a second model, or with n-grams."""
+    section = speculation.model_dump()
+    most = {
+        "num_draft_tokens": str(section["draft_length"]),
+        "adaptive": str(section["adaptive"]).lower(),
+    }
+    if speculation.method not in MODEL_FREE:
+        return {**most, "tensorrt_llm_draft_model_name": DRAFT_MODEL}
+    settings = {key: section[key] for key in settings_of(speculation.method)}
+    return {**most, "drafter": speculation.method, "drafter_settings": json.dumps(settings)}
 
 
 def _add_steps(config: Any) -> None:
     """Wire preprocessing -> tensorrt_llm -> postprocessing; inner tensors get a leading underscore."""
-    steps = config.ensemble_scheduling.step
-    first = steps.add(model_name="preprocessing", model_version=-1)
-    for public, inner in TO_PREPROCESSING.items():
-        first.input_map[inner] = public
-    for inner in PREPROCESSING_TO_GENERATION:
-        first.output_map[inner] = f"_{inner}"
-    second = steps.add(model_name="tensorrt_llm", model_version=-1)
-    for public, inner in TO_GENERATION.items():
-        second.input_map[inner] = public
-    for inner, name in PREPROCESSING_TO_GENERATION.items():
-        second.input_map[name] = f"_{inner}"
-    for name in GENERATION_OUTPUTS:
-        second.output_map[name] = name
-    for name in GENERATION_TO_POSTPROCESSING:
-        second.output_map[name] = name if name in GENERATION_OUTPUTS else f"_{name}"
-    third = steps.add(model_name="postprocessing", model_version=-1)
-    for name, inner in GENERATION_TO_POSTPROCESSING.items():
-        third.input_map[inner] = second.output_map[name]
-    third.output_map["OUTPUT"] = "text_output"
+    add_step(
+        config,
+        "preprocessing",
+        {inner: public for public, inner in TO_PREPROCESSING.items()},
+        {inner: f"_{inner}" for inner in PREPROCESSING_TO_GENERATION},
+    )
+    generated = {name: name for name in GENERATION_OUTPUTS}
+    generated |= {name: f"_{name}" for name in GENERATION_TO_POSTPROCESSING if name not in generated}
+    add_step(
+        config,
+        "tensorrt_llm",
+        {inner: public for public, inner in TO_GENERATION.items()}
+        | {name: f"_{inner}" for inner, name in PREPROCESSING_TO_GENERATION.items()},
+        generated,
+    )
+    add_step(
+        config,
+        "postprocessing",
+        {inner: generated[name] for name, inner in GENERATION_TO_POSTPROCESSING.items()},
+        {"OUTPUT": "text_output"},
+    )

@@ -1,0 +1,131 @@
+"""What a Hugging Face checkpoint says of itself: sizes for the memory estimate, vocabulary, positions.
+
+Only `config.json` and the headers of safetensors files are read, never a weight, so a 70B model takes milliseconds.
+Any architecture will do, since nothing is computed with it.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from build.targets.errors import TargetError
+from build.targets.layout import read_json
+
+_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+_INTEGERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}  # packed weights stay as they are
+_TORCH = (".bin", ".pt", ".pth")
+_UNQUANTISED = ("embed_tokens", "lm_head", "wte", "embed_out")
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """Weights of a checkpoint, counted.
+
+    Attributes:
+        parameters: numbers in all tensors of floating point.
+        embeddings: those of them in embedding and output matrix, which quantisation leaves alone.
+        num_bytes: bytes when loaded in 16 bit, what is stored in less staying as it is.
+    """
+
+    parameters: int
+    embeddings: int
+    num_bytes: int
+
+
+class HuggingFaceCheckpoint:
+    """A directory with `config.json`; everything else is read when asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read the config.
+
+        Raises:
+            TargetError: there is none, or it is no JSON object.
+        """
+        self.directory = directory
+        config = read_json(directory / "config.json")
+        # Models that also see or hear keep the language model's numbers in a section of their own.
+        self.config: Mapping[str, Any] = {**config, **config.get("text_config", {})}
+
+    def number(self, *names: str) -> int | None:
+        """The first of these keys that holds an integer."""
+        values = (self.config.get(name) for name in names)
+        return next((value for value in values if isinstance(value, int)), None)
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Rows of the embedding, padding included."""
+        return self.number("vocab_size", "padded_vocab_size")
+
+    @property
+    def positions(self) -> int | None:
+        """Longest sequence it was made for, scaled rotary embedding included."""
+        return self.number("max_position_embeddings", "n_positions", "seq_length")
+
+    @property
+    def hidden_size(self) -> int | None:
+        """Width of the hidden state."""
+        return self.number("hidden_size", "n_embd")
+
+    @property
+    def num_layers(self) -> int | None:
+        """Decoder layers."""
+        return self.number("num_hidden_layers", "n_layer", "num_layers")
+
+    @cached_property
+    def weights(self) -> StoredWeights | None:
+        """The weights' sizes, from the headers of all safetensors files; None if there are no weights.
+
+        Of PyTorch files the size is taken, for the 16-bit weights that heads are published in.
+        """
+        parameters = embeddings = num_bytes = 0
+        for path in sorted(self.directory.glob("*.safetensors")):
+            for name, entry in _header(path):
+                count = math.prod(entry["shape"])
+                kind = entry["dtype"]
+                num_bytes += count * (_INTEGERS.get(kind) or min(_FLOATS.get(kind, 2), 2))
+                if kind not in _INTEGERS:
+                    parameters += count
+                    embeddings += count * any(part in name for part in _UNQUANTISED)
+        if not num_bytes:
+            num_bytes = sum(path.stat().st_size for path in self.directory.iterdir() if path.suffix in _TORCH)
+            parameters = num_bytes // 2
+        return StoredWeights(parameters, embeddings, num_bytes) if num_bytes else None
+
+    @cached_property
+    def tokens(self) -> Mapping[str, int] | None:
+        """Every token of `tokenizer.json` with its id, added ones included; None without that file.
+
+        Raises:
+            TargetError: the file cannot be read.
+        """
+        path = self.directory / "tokenizer.json"
+        if not path.is_file():
+            return None
+        content = read_json(path)
+        vocabulary = content.get("model", {}).get("vocab", {})
+        if isinstance(vocabulary, list):  # Unigram: pairs of piece and score, the id is the position
+            vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
+        return {**vocabulary, **{entry["content"]: entry["id"] for entry in content.get("added_tokens", [])}}
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether any tokenizer's file is there."""
+        names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model", "tekken.json")
+        return any((self.directory / name).is_file() for name in names)
+
+
+def _header(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and entries of a safetensors file's tensors."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+    except (OSError, ValueError) as error:
+        raise TargetError(f"{path} is no safetensors file: {error}") from error
+    yield from ((name, entry) for name, entry in header.items() if name != "__metadata__")

@@ -1,0 +1,153 @@
+"""The models of a deployment against each other: present, of one vocabulary, long enough."""
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+from build.findings import Finding
+from build.targets.errors import TargetError
+from build.trtllm.checkpoints import HuggingFaceCheckpoint
+from build.trtllm.drafts import drafter_directory
+from build.trtllm.resolved import Resolved
+from deployments.speculation import DFlash, DraftModel, Eagle, Eagle3, Pard
+
+_SHOWN = 3
+
+
+def model_findings(resolved: Resolved) -> Iterator[Finding]:
+    """All findings of this module."""
+    directory = resolved.spec.target.model
+    target = yield from _read(resolved, directory, "target.model")
+    if target is None:
+        return
+    yield from _tokenizer(target)
+    yield from _positions(resolved, target, "target.model")
+    place = drafter_directory(resolved.spec)
+    if place is None or place == directory:
+        return
+    key = "speculation.model" if hasattr(resolved.speculation, "model") else "speculation.checkpoint"
+    if not place.exists():
+        yield _missing(resolved, place, key)
+        return
+    if isinstance(resolved.speculation, (DraftModel, Pard, DFlash, Eagle, Eagle3)):
+        draft = yield from _read(resolved, place, key)
+        if draft is not None:
+            yield from _drafter(resolved, target, draft, key)
+
+
+def _read(
+    resolved: Resolved, directory: Path, key: str
+) -> Generator[Finding, None, HuggingFaceCheckpoint | None]:
+    """The checkpoint (as the generator's value), or None and the reason as a finding."""
+    if not directory.exists():
+        yield _missing(resolved, directory, key)
+        return None
+    try:
+        return HuggingFaceCheckpoint(directory)
+    except TargetError as error:
+        yield Finding("model-unreadable", "error", f"{key}: {error}", "a directory in Hugging Face layout")
+        return None
+
+
+def _missing(resolved: Resolved, directory: Path, key: str) -> Finding:
+    """Only the LLM API takes the name of a model on the Hugging Face hub."""
+    right = f"the model in {directory}"
+    if resolved.runtime == "llm_api":
+        what = f"{key}: {directory} does not exist here; the server will take it for a model on the Hugging Face hub"
+        return Finding("model-missing", "warning", what, right)
+    return Finding("model-missing", "error", f"{key}: {directory} does not exist", right)
+
+
+def _tokenizer(target: HuggingFaceCheckpoint) -> Iterator[Finding]:
+    if not target.has_tokenizer:
+        yield Finding(
+            "tokenizer-missing",
+            "error",
+            f"{target.directory} has no tokenizer, which preprocessing and postprocessing load",
+            "tokenizer.json and tokenizer_config.json of the model beside its config.json",
+        )
+    elif target.tokens and target.vocab_size and max(target.tokens.values()) >= target.vocab_size:
+        yield Finding(
+            "tokens-beyond-vocabulary",
+            "error",
+            f"{target.directory}: the tokenizer has ids up to {max(target.tokens.values())}, config.json a vocab_size "
+            f"of {target.vocab_size}",
+            "the tokenizer and config.json of one model",
+            "TensorRT-LLM PR #3615",
+        )
+
+
+def _positions(resolved: Resolved, model: HuggingFaceCheckpoint, key: str) -> Iterator[Finding]:
+    longest = resolved.engine.max_sequence_length
+    if model.positions is not None and model.positions < longest:
+        yield Finding(
+            "sequence-exceeds-positions",
+            "error" if key == "target.model" else "warning",
+            f"engine.max_sequence_length {longest} is beyond the {model.positions} positions of {key}",
+            f"max_sequence_length: {model.positions}",
+        )
+
+
+def _drafter(
+    resolved: Resolved, target: HuggingFaceCheckpoint, draft: HuggingFaceCheckpoint, key: str
+) -> Iterator[Finding]:
+    speculation = resolved.speculation
+    if isinstance(speculation, (DraftModel, Pard)):
+        yield from _positions(resolved, draft, key)
+        yield from _same_tokens(target, draft)
+    else:
+        yield from _hidden_size(target, draft, key)
+    if target.vocab_size and draft.vocab_size and target.vocab_size != draft.vocab_size:
+        padded = _same(target, draft) and not getattr(speculation, "use_draft_logits", False)
+        yield Finding(
+            "vocabulary-size",
+            "warning" if padded and isinstance(speculation, DraftModel) else "error",
+            f"{key} has a vocab_size of {draft.vocab_size}, the target {target.vocab_size}"
+            + (" (the tokenizers are the same: the difference is padding)" if padded else ""),
+            "a drafter made for this very target" if not padded else "use_draft_logits: false, as it is",
+            "TensorRT-LLM PR #3615",
+        )
+
+
+def _same(target: HuggingFaceCheckpoint, draft: HuggingFaceCheckpoint) -> bool:
+    return target.tokens is not None and target.tokens == draft.tokens
+
+
+def _same_tokens(target: HuggingFaceCheckpoint, draft: HuggingFaceCheckpoint) -> Iterator[Finding]:
+    """Drafts are token ids, so a token must have the same id on both sides."""
+    if target.tokens is None or draft.tokens is None:
+        return
+    differ = [token for token in draft.tokens if target.tokens.get(token) != draft.tokens[token]]
+    lacking = [token for token in target.tokens if token not in draft.tokens]
+    if differ:
+        shown = ", ".join(
+            f"{token!r} {draft.tokens[token]} (target: {target.tokens.get(token, 'none')})"
+            for token in differ[:_SHOWN]
+        )
+        yield Finding(
+            "vocabulary-mismatch",
+            "error",
+            f"{len(differ)} tokens of the draft have another id than the target's: {shown}",
+            "a draft model with the target's tokenizer",
+            "TensorRT-LLM PR #3615",
+        )
+    elif lacking:
+        shown = ", ".join(map(repr, lacking[:_SHOWN]))
+        yield Finding(
+            "vocabulary-added-tokens",
+            "warning",
+            f"the draft lacks {len(lacking)} tokens of the target ({shown}): it cannot read or draft them",
+            "a draft model with the target's added tokens",
+            "TensorRT-LLM PR #3615",
+        )
+
+
+def _hidden_size(target: HuggingFaceCheckpoint, draft: HuggingFaceCheckpoint, key: str) -> Iterator[Finding]:
+    """Heads read the target's hidden states."""
+    expected = draft.number("target_hidden_size") or draft.hidden_size
+    if target.hidden_size and expected and target.hidden_size != expected:
+        yield Finding(
+            "drafter-of-another-target",
+            "error",
+            f"{key} was made for hidden states of {expected}, the target's have {target.hidden_size}",
+            "a head that was trained for this very target",
+        )

@@ -1,0 +1,43 @@
+"""Keys and values of `engine.llm_args.speculative_config` that are spelt for the other release line.
+
+The schema of the line refuses them too; here they are named for what they are, with this line's spelling.
+"""
+
+from collections.abc import Iterator
+
+from build.findings import Finding
+from build.trtllm.lines import LINES
+from build.trtllm.resolved import Resolved
+
+
+def spelling_findings(resolved: Resolved) -> Iterator[Finding]:
+    """One finding a wrong key, and one for a wrong `decoding_type`."""
+    given = resolved.engine.llm_args.get("speculative_config")
+    if not isinstance(given, dict):
+        return
+    line = resolved.line
+    for key in given:
+        if key in line.foreign_keys:
+            yield Finding(
+                "key-of-another-line",
+                "error",
+                f"engine.llm_args.speculative_config.{key} is not in line {line.name} ({line.releases})",
+                f"{line.foreign_keys[key]}",
+                "TensorRT-LLM PR #10124, #11158, #12905, #17366",
+            )
+    decoding_type = given.get("decoding_type")
+    if decoding_type in line.decoding_types.values():
+        return
+    for other in LINES.values():
+        for method, spelling in other.decoding_types.items():
+            if spelling == decoding_type:
+                here = line.decoding_types.get(method)
+                yield Finding(
+                    "wrong-spelling-for-the-line",
+                    "error",
+                    f"engine.llm_args.speculative_config.decoding_type: {decoding_type} is spelt for line {other.name}",
+                    f"{here} on line {line.name}, which speculation.method: {method} writes"
+                    if here
+                    else f"a method that line {line.name} has",
+                    "TensorRT-LLM PR #10124, #11158",
+                )

@@ -1,0 +1,229 @@
+"""The two release lines of TensorRT-LLM, how to tell them apart, and how each spells what the kit writes.
+
+Line A is 1.2.1: TensorRT engines (`trtllm-build`, C++ Triton backend) and the LLM API. Line B is 1.3.0rc21 and
+newer: the LLM API only. The releases between them are neither: up to 1.3.0rc20 the keys were renamed one by one.
+Sources: github.com/NVIDIA/TensorRT-LLM/releases/tag/v1.3.0rc20; pull requests #11158 (discriminated
+`decoding_type`), #12905 (acceptance gate), #10860 and #12262 (`draft_len_schedule`), #15763, #15907 and #15918
+(engines removed); llm_args.py of 1.2.1 and at 0004396; `schemas/` for the keys themselves.
+
+Example::
+
+    line_of_version("1.2.1").decoding_types["draft_model"]      # "DraftTarget"
+    line_of_version("1.4.0rc1").decoding_types["draft_model"]   # "Draft_Target"
+"""
+
+import importlib.metadata
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from deployments.spec import SpecError
+
+LineName = Literal["A", "B"]
+Runtime = Literal["engines", "llm_api"]
+
+PRINT_VERSION = "import importlib.metadata as m; print(m.version('tensorrt_llm'))"
+
+
+class Refused(SpecError):
+    """The spec asks for what the release line, the runtime or the method cannot do; nothing has been built.
+
+    Attributes:
+        reason: why it cannot be.
+        nearest: the change of the spec that comes nearest and works.
+    """
+
+    def __init__(self, reason: str, nearest: str) -> None:
+        super().__init__(f"{reason}; nearest that works: {nearest}")
+        self.reason = reason
+        self.nearest = nearest
+
+
+@dataclass(frozen=True)
+class ReleaseLine:
+    """What differs between the lines.
+
+    Attributes:
+        name: as in the spec, `engine.line`.
+        releases: in words.
+        pinned: release in the images below.
+        triton_image: serves; has Triton, the Python backend and TensorRT-LLM.
+        build_image: converts and compiles. Line A builds in the image that serves, because an engine loads only
+            with the very release that built it.
+        runtimes: what can run, the preferred first.
+        schema: file in `schemas/` that the LLM API's YAML is checked with.
+        decoding_types: `speculative_config.decoding_type` by method.
+        mtp_length_key: draft length of MTP.
+        gate_keys: window and threshold of the acceptance gate in `speculative_config`.
+        gate_field: the threshold of the spec's `acceptance_gate` that the line understands.
+        schedule_bound: whether a key of `draft_len_schedule` is the smallest (lower) or the largest (upper) batch
+            size of its bucket. The spec always gives the largest.
+        schedule_methods: methods whose `speculative_config` takes a `draft_len_schedule`.
+        foreign_keys: keys of `speculative_config` that belong to other releases, and what this line has instead.
+    """
+
+    name: LineName
+    releases: str
+    pinned: str
+    triton_image: str
+    build_image: str
+    runtimes: tuple[Runtime, ...]
+    schema: str
+    decoding_types: Mapping[str, str]
+    mtp_length_key: str
+    gate_keys: tuple[str, str]
+    gate_field: Literal["min_length", "min_rate"]
+    schedule_bound: Literal["lower", "upper"]
+    schedule_methods: frozenset[str]
+    foreign_keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+LINE_A = ReleaseLine(
+    name="A",
+    releases="1.2.1",
+    pinned="1.2.1",
+    triton_image="nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3",
+    build_image="nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3",
+    runtimes=("engines", "llm_api"),
+    schema="1.2.1.json",
+    decoding_types=MappingProxyType(
+        {"draft_model": "DraftTarget", "eagle3": "Eagle", "prompt_lookup": "NGram", "mtp": "MTP"}
+    ),
+    mtp_length_key="num_nextn_predict_layers",
+    gate_keys=("acceptance_window", "acceptance_length_threshold"),
+    gate_field="min_length",
+    schedule_bound="lower",
+    schedule_methods=frozenset({"draft_model"}),
+    foreign_keys=MappingProxyType(
+        {
+            "acceptance_rate_window_size": "acceptance_window, of completed requests (speculation.acceptance_gate)",
+            "acceptance_rate_threshold": "acceptance_length_threshold (speculation.acceptance_gate.min_length)",
+            "use_rejection_sampling": "nothing; it came with 1.3",
+            "enable_penalty": "nothing; penalties need no switch",
+            "advanced_sampling_mode": "allow_advanced_sampling",
+            "moe_backend": "nothing; it came with 1.3.0rc29",
+            "sa_config": "nothing; suffix automata came with 1.3",
+            "spec_dec_variant": "nothing; its meaning is undocumented",
+        }
+    ),
+)
+
+# No Triton image of NVIDIA's with a release of line B is known (26.07, the newest seen, has 1.2.1), so the
+# kit's own is built from the release image and Triton's binaries: what NVIDIA's docker/Dockerfile.multi does.
+LINE_B = ReleaseLine(
+    name="B",
+    releases="1.3.0rc21 and newer",
+    pinned="1.4.0rc0",
+    triton_image="drafthouse/tritonserver-trtllm:1.4.0rc0",
+    build_image="nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc0",
+    runtimes=("llm_api",),
+    schema="1.4.0rc0.json",
+    decoding_types=MappingProxyType(
+        {
+            "draft_model": "Draft_Target",
+            "eagle3": "Eagle3",
+            "prompt_lookup": "NGram",
+            "suffix_automaton": "SA",
+            "mtp": "MTP",
+            "pard": "PARD",
+            "dflash": "DFlash",
+        }
+    ),
+    mtp_length_key="max_draft_len",
+    gate_keys=("acceptance_rate_window_size", "acceptance_rate_threshold"),
+    gate_field="min_rate",
+    schedule_bound="upper",
+    schedule_methods=frozenset(
+        {"draft_model", "eagle3", "prompt_lookup", "suffix_automaton", "mtp", "pard", "dflash"}
+    ),
+    foreign_keys=MappingProxyType(
+        {
+            "acceptance_window": "acceptance_rate_window_size, of iterations (speculation.acceptance_gate)",
+            "acceptance_length_threshold": "acceptance_rate_threshold (speculation.acceptance_gate.min_rate)",
+            "num_nextn_predict_layers": "max_draft_len (speculation.draft_length)",
+            "eagle3_one_model": "nothing; every drafter runs in one model with the target since #17366",
+            "mtp_eagle_one_model": "nothing; every drafter runs in one model with the target since #17366",
+            "greedy_sampling": "use_rejection_sampling",
+            "posterior_threshold": "nothing; typical acceptance went with the engines",
+            "eagle_choices": "use_dynamic_tree (speculation.dynamic_tree)",
+            "medusa_choices": "nothing; Medusa went with the engines",
+            "allow_advanced_sampling": "nothing; it has no effect any more",
+            "spec_dec_variant": "nothing; its meaning is undocumented",
+            "max_batch_size": "max_concurrency (speculation.max_concurrency)",
+            "use_sa_spec": "sa_config (speculation.suffix_automaton)",
+            "sa_spec_threshold": "sa_config (speculation.suffix_automaton)",
+        }
+    ),
+)
+
+LINES: Mapping[LineName, ReleaseLine] = MappingProxyType({"A": LINE_A, "B": LINE_B})
+
+_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)(?:rc(\d+))?(?:\.?(?:post|dev)\d+)?(?:\+\S+)?")
+
+
+def line_of_version(version: str) -> ReleaseLine:
+    """The release line that a version of TensorRT-LLM belongs to.
+
+    Raises:
+        Refused: the version belongs to neither, with the reason.
+    """
+    match = _VERSION.fullmatch(version.strip())
+    if match is None:
+        raise Refused(f"{version!r} is no version of TensorRT-LLM", f"the image {LINE_A.triton_image}")
+    release = tuple(int(part) for part in match.group(1, 2, 3))
+    candidate = int(match.group(4)) if match.group(4) else None
+    if release[:2] == (1, 2) and release >= (1, 2, 1) and candidate is None:
+        return LINE_A
+    if release > (1, 3, 0) or (release == (1, 3, 0) and (candidate is None or candidate >= 21)):
+        return LINE_B
+    if release == (1, 3, 0):
+        raise Refused(
+            f"TensorRT-LLM {version} lies between the lines: keys of the LLM API were renamed one by one "
+            "from 1.3.0rc0 to rc20, while the engines were still there",
+            f"1.2.1 (the image {LINE_A.triton_image}) or {LINE_B.pinned}",
+        )
+    raise Refused(
+        f"TensorRT-LLM {version} is older than line A; its keys and flags were not checked",
+        f"1.2.1 (Triton images 26.05 to 26.07 have it, such as {LINE_A.triton_image})",
+    )
+
+
+def version_command(image: str) -> tuple[str, ...]:
+    """The command that prints the version of TensorRT-LLM in a container image."""
+    return ("docker", "run", "--rm", "--entrypoint", "python3", image, "-c", PRINT_VERSION)
+
+
+def installed_version() -> str | None:
+    """The version of TensorRT-LLM beside this interpreter (inside NVIDIA's containers), or None."""
+    try:
+        return importlib.metadata.version("tensorrt_llm")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def detect_version(image: str) -> str:
+    """The version of TensorRT-LLM that is installed here or, outside the containers, in the image.
+
+    Raises:
+        SpecError: Docker is missing, or the image cannot be run or has no TensorRT-LLM.
+    """
+    version = installed_version()
+    if version is not None:
+        return version
+    if shutil.which("docker") is None:
+        raise SpecError(
+            "engine.line: auto asks the container for its TensorRT-LLM, which needs Docker; write line: A or line: B"
+        )
+    command = version_command(image)
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = answer.stdout.split()
+    if answer.returncode != 0 or not lines:
+        raise SpecError(
+            f"engine.line: auto could not ask {image} for its TensorRT-LLM; "
+            f"`{' '.join(command[:4])} …` said: {answer.stderr.strip()[-300:] or 'nothing'}"
+        )
+    return lines[-1]
