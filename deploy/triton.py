@@ -12,30 +12,20 @@ Example::
 
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
-import urllib.error
-import urllib.request
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from types import TracebackType
 
-_START_SECONDS = 120.0
-_STOP_SECONDS = 20.0
+from deploy.server import ServerProcess, TritonError
+
 _PACKAGE = "nvidia-pytriton"
 
 
-class TritonError(RuntimeError):
-    """The server cannot be started, or did not become ready."""
-
-
-class TritonServer:
-    """One server process on one model repository; a context manager that always stops it."""
+class TritonServer(ServerProcess):
+    """The wheel's server on one model repository."""
 
     def __init__(
         self,
@@ -47,30 +37,14 @@ class TritonServer:
         host: str = "127.0.0.1",
         log: Path | None = None,
     ) -> None:
-        """Prepare to serve `repository`; `log` gets the server's output (the terminal does without it)."""
-        self.host = host
-        self.http_port, self.grpc_port, self.metrics_port = http_port, grpc_port, metrics_port
+        """Prepare to serve `repository`; the rest as of `ServerProcess`."""
+        super().__init__(
+            host=host, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, log=log
+        )
         self._repository = repository
-        self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
         self._backends: tempfile.TemporaryDirectory[str] | None = None
 
-    def __enter__(self) -> "TritonServer":
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Start the process.
-
-        Raises:
-            TritonError: a part is missing or a port is taken; says which and what to do.
-        """
-        self._check_ports()
+    def _command(self) -> tuple[Sequence[str], Mapping[str, str]]:
         site = _site_packages()
         self._backends = tempfile.TemporaryDirectory(prefix="drafthouse-backends-")
         _assemble_python_backend(site, Path(self._backends.name))
@@ -86,82 +60,12 @@ class TritonServer:
             # Request objects are not reused: 2.51 crashes now and then when one whose client had cancelled is.
             *("--grpc-infer-allocation-pool-size", "0"),
         ]
-        output = self._log.open("wb") if self._log else None
-        try:
-            self._process = subprocess.Popen(
-                command, env=_environment(site), stdout=output, stderr=subprocess.STDOUT if output else None,
-                start_new_session=True,
-            )  # fmt: skip
-        finally:
-            if output:
-                output.close()
+        return command, _environment(site)
 
-    def wait_until_ready(self, timeout: float = _START_SECONDS) -> None:
-        """Return once all models are ready.
-
-        Raises:
-            TritonError: the server stopped or took longer; carries the end of its log.
-        """
-        address = f"http://{self.host}:{self.http_port}/v2/health/ready"
-        end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            if self._process is None or self._process.poll() is not None:
-                raise TritonError(f"tritonserver stopped while starting{self._log_tail()}")
-            try:
-                with urllib.request.urlopen(address, timeout=2):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        raise TritonError(f"tritonserver was not ready after {timeout:.0f} s{self._log_tail()}")
-
-    def wait(self) -> int:
-        """Wait until the server ends by itself; its exit status."""
-        return self._process.wait() if self._process else 0
-
-    def stop(self) -> None:
-        """Stop the server, its model processes too; harmless if it does not run."""
-        process, self._process = self._process, None
-        if process and process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(timeout=_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    def _release(self) -> None:
         if self._backends:
             self._backends.cleanup()
             self._backends = None
-
-    def _check_ports(self) -> None:
-        for name in ("http_port", "grpc_port", "metrics_port"):
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((self.host, getattr(self, name)))
-                except OSError as error:
-                    raise TritonError(
-                        f"serving.{name} {getattr(self, name)} on {self.host} cannot be used ({error.strerror}); "
-                        "stop what listens there or choose another port in the spec"
-                    ) from None
-
-    def _log_tail(self) -> str:
-        if self._log is None or not self._log.is_file():
-            return ""
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        told = [line for line in lines if "rror" in line or line.startswith("E")] or lines
-        return f"; the log {self._log} ends:\n" + "\n".join(told[-8:])
-
-
-def free_ports(count: int) -> list[int]:
-    """So many free TCP ports on the loopback address."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [int(item.getsockname()[1]) for item in sockets]
-    finally:
-        for item in sockets:
-            item.close()
 
 
 def python_library() -> Path | None:
