@@ -1,1 +1,1 @@
-"""What to run when: measured cost today (`drafthouse bench`), profile and plan to come."""
+"""What to run when: step costs (`drafthouse bench`), acceptance and costs of a speculator (`drafthouse profile`)."""

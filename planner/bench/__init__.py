@@ -1,1 +1,1 @@
-"""Step costs of the embedded engine, next to a physical bound and a peer."""
+"""Step costs of the embedded engine, next to a physical bound; other engines on the same prompts."""

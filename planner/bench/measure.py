@@ -1,4 +1,4 @@
-"""Measures the embedded engine: step cost by verified tokens and by batch, tokens a second, bound and peer.
+"""Measures the embedded engine: step cost by verified tokens and by batch, tokens a second, memory bound.
 
 Everything that is compared alternates within one run, since timings on shared machines drift by a factor of two:
 each round measures every subject once, and ratios are medians of the rounds' own ratios.
@@ -11,7 +11,6 @@ Example::
 
 import json
 import os
-import platform
 import statistics
 import threading
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.compiled_runner import CompiledRunner
 from engine.engine import Engine, EngineLimits
 from engine.manifest import MODEL_NAME
 from engine.openvino_runner import OpenVinoRunner
@@ -87,15 +87,17 @@ def run_bench(
     others: Mapping[str, Subject],
     rounds: int,
     threads: int = 0,
+    provenance: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> BenchResult:
     """Measure the engine in a directory, alternating with other subjects.
 
     Args:
         engine_directory: a compiled engine.
-        others: what else to measure, each a call that returns its figure (peers, the served engine).
+        others: what else to measure, each a call that returns its figure (the served engine).
         rounds: how often each subject is measured; one more round warms up.
         threads: of the engine; 0 for all cores.
+        provenance: what to write beside the figures: command, commit, machine.
         report: gets a line a round.
 
     Raises:
@@ -116,45 +118,24 @@ def run_bench(
             figure = subject()
             if number:
                 figures[name].append(figure)
-    environment = {**_environment(), "versions": runner.manifest.versions, "context": CONTEXT}
+    environment = {**(provenance or {}), "engine_versions": runner.manifest.versions, "context": CONTEXT}
     return BenchResult(engine_directory.name, weight_bytes, figures, environment)
-
-
-def genai_subject(gguf: Path) -> Subject | None:
-    """openvino-genai on the GGUF file that the engine was made from, tokens a second; None if not installed.
-
-    Its own figure is used: time per output token after the first, without tokenising.
-    """
-    try:
-        import openvino_genai
-    except ImportError:
-        return None
-    pipeline = openvino_genai.LLMPipeline(str(gguf), "CPU")
-    config = openvino_genai.GenerationConfig()
-    config.max_new_tokens, config.ignore_eos, config.do_sample = _GENERATED, True, False
-    prompt = "Tell me a long story about a ship and its crew. " * (CONTEXT // 12)
-
-    def measure() -> float:
-        metrics = pipeline.generate([prompt], config).perf_metrics
-        return 1e3 / float(metrics.get_tpot().mean)
-
-    return measure
 
 
 def _steps(runner: OpenVinoRunner) -> dict[str, Subject]:
     """Verification steps: one request with so many tokens, and so many requests with one."""
     subjects: dict[str, Subject] = {}
     for count in TOKENS:
-        subjects[f"{count} token" + "s" * (count > 1)] = _Step(runner, 1, count)
+        subjects[f"{count} token" + "s" * (count > 1)] = VerificationStep(runner, 1, count)
     for batch in BATCHES[1:]:
-        subjects[f"batch {batch}"] = _Step(runner, batch, 1)
+        subjects[f"batch {batch}"] = VerificationStep(runner, batch, 1)
     return subjects
 
 
-class _Step:
+class VerificationStep:
     """Median milliseconds of a step: forward pass and greedy verification."""
 
-    def __init__(self, runner: OpenVinoRunner, batch: int, tokens: int) -> None:
+    def __init__(self, runner: CompiledRunner, batch: int, tokens: int) -> None:
         blocks = -(-(CONTEXT + tokens) // runner.block_size)
         drafted = list(range(100, 100 + tokens))
         self._runner = runner
@@ -224,7 +205,3 @@ class _Bandwidth:
 
 def _cores() -> int:
     return os.cpu_count() or 1
-
-
-def _environment() -> dict[str, Any]:
-    return {"python": platform.python_version(), "machine": platform.machine(), "cores": _cores()}

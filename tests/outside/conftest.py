@@ -10,12 +10,14 @@ from build.compile import compile_engine
 from build.repository import assemble_repository
 from build.targets.errors import TargetError
 from build.targets.prepare import prepare_target
-from deploy.triton import TritonServer, free_ports
+from deploy.server import free_ports
+from deploy.triton import TritonServer
 from deployments.spec import DeploymentSpec
+from planner.bench.peers.environments import Environment, Unavailable
 from tests.conftest import SMOLLM2
 from tests.end_to_end.calls import http_generate
 from tests.end_to_end.deployment import Deployment, deployed, wait_until
-from tests.outside.environments import REQUIREMENTS, Environment, Unavailable, prepare_environment
+from tests.outside.environments import REQUIREMENTS, prepare_environment
 
 MAX_SEQUENCE_LENGTH = 512
 Prepare = Callable[[str], Environment]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from planner.bench.peers.processes import run
 from tests.end_to_end.calls import GrpcCaller, text_inputs, whole_text, whole_tokens
 from tests.end_to_end.deployment import Deployment
-from tests.outside.processes import run
 
 pytestmark = [
     pytest.mark.triton,

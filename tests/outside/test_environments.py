@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.outside.environments import Environment, Unavailable, debian_library, prepare_environment
-from tests.outside.processes import ProgramError, run
+from planner.bench.peers.environments import Environment, Unavailable
+from planner.bench.peers.processes import ProgramError, run
+from tests.outside.environments import debian_library, prepare_environment
 
 
 @pytest.fixture

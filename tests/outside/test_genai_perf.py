@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from planner.bench.peers.environments import Environment, Unavailable
+from planner.bench.peers.processes import run
 from tests.end_to_end.deployment import Deployment
 from tests.outside.conftest import Answer, Prepare
-from tests.outside.environments import Environment, Unavailable, debian_library
-from tests.outside.processes import run
+from tests.outside.environments import debian_library
 
 pytestmark = pytest.mark.outside
 CONCURRENCY = 2

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from planner.bench.peers.environments import Environment
+from planner.bench.peers.processes import run
 from tests.end_to_end.deployment import Deployment
 from tests.outside.conftest import MAX_SEQUENCE_LENGTH, Answer, Prepare
-from tests.outside.environments import Environment
-from tests.outside.processes import run
 
 pytestmark = pytest.mark.outside
 PROMPT = "The capital of France is"

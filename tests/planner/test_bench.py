@@ -54,7 +54,7 @@ def test_the_json_document_has_the_raw_figures(result: BenchResult) -> None:
     assert content["rounds"][PEER] == [10.0, 30.0]
     assert content["bound_ms"] == pytest.approx(result.bound_ms, abs=1e-3)
     assert content["weight_bytes"] == result.weight_bytes > 100_000
-    assert content["environment"]["versions"]["openvino"]
+    assert content["environment"]["engine_versions"]["openvino"]
 
 
 def test_the_tables_show_every_subject(result: BenchResult) -> None:

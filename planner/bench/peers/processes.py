@@ -1,4 +1,4 @@
-"""Running a client's program: bounded in time, alone in a process group, and never left behind."""
+"""Running somebody else's program: bounded in time, alone in a process group, and never left behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 _TAIL = 4000  # characters of output that an error message shows
 
 
-class ProgramError(AssertionError):
+class ProgramError(RuntimeError):
     """The program failed or took too long; carries the end of what it said."""
 
 

@@ -1,0 +1,1 @@
+"""Other engines on the same prompts, each with its best speculation, beside ours."""

@@ -1,0 +1,43 @@
+"""The kit's own engine, in process: no speculation, ANPD, or a trained speculator."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from deployments.spec import DeploymentSpec
+from engine.deployment import open_engine
+from engine.events import Event
+from engine.manifest import load_manifest
+from engine.request import GenerationRequest
+from planner.bench.peers.protocol import Answer, Generate, serve
+
+
+def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
+    """Open the engine of the deployment that `settings["spec"]` holds."""
+    spec = DeploymentSpec.model_validate(settings["spec"])
+    engine, _ = open_engine(spec, spec.engine_directory, spec.speculator_directory)
+    manifest = load_manifest(spec.engine_directory)
+
+    def generate(prompt: list[int], max_tokens: int) -> Answer:
+        events: list[Event] = []
+        stamps: list[float] = []
+
+        def sink(event: Event) -> None:
+            stamps.append(time.perf_counter())
+            events.append(event)
+
+        started = time.perf_counter()
+        request = GenerationRequest(tuple(prompt), max_tokens, end_ids=frozenset(manifest.end_ids))
+        engine.submit(request, sink)
+        while engine.step():
+            pass
+        if events[-1].error is not None:
+            raise events[-1].error
+        tokens = [token for event in events for token in event.tokens]
+        return Answer(tokens, stamps[-1] - started, stamps[0] - started, events[-1].metrics.steps)
+
+    return manifest.versions, generate
+
+
+if __name__ == "__main__":
+    serve(load)

@@ -1,0 +1,120 @@
+"""Environments of other people's programs: a virtual environment each, kept between runs.
+
+Their requirements contradict ours and each other's, and are large. So each is installed from its own lock
+(`NAME.txt`) into `NAME-pyVERSION` of a folder, the first time that it is needed. The lock is kept in the environment:
+while it is unchanged, the environment is used as it is. An environment is built beside its place and renamed, so it
+is complete or absent. Whatever cannot be fetched is `Unavailable`, with the reason in one line.
+
+Example::
+
+    environment = prepare_environment(REQUIREMENTS / "llama_cpp.txt", cache_directory() / "peers")
+    run([environment.python, "-c", "import xllamacpp"], seconds=60, variables=environment.variables())
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from planner.bench.peers.processes import ProgramError, run
+
+REQUIREMENTS = Path(__file__).parent / "requirements"
+_LOCK = "requirements.txt"
+_INSTALL_SECONDS = 480
+# What would lead an interpreter or its libraries astray.
+_DROPPED = ("PYTHON", "VIRTUAL_ENV", "LD_", "HF_", "TRANSFORMERS_")
+
+
+class Unavailable(Exception):
+    """A program, or something it needs, cannot be had on this machine."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A program's virtual environment."""
+
+    directory: Path
+
+    @property
+    def python(self) -> Path:
+        return self.directory / "bin" / "python"
+
+    def program(self, name: str) -> tuple[Path, Path]:
+        """How to start one of its scripts; their own first lines still name the place they were built in."""
+        return self.python, self.directory / "bin" / name
+
+    def installed(self, path: str) -> Path:
+        """A file or folder of its site-packages."""
+        return next(self.directory.glob(f"lib/python*/site-packages/{path}"))
+
+    def variables(self, **added: str) -> dict[str, str]:
+        """The environment variables to start its programs with."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_DROPPED)}
+        return {**kept, "PATH": f"{self.directory / 'bin'}{os.pathsep}{kept.get('PATH', '')}", **added}
+
+
+def prepare_environment(requirements: Path, folder: Path) -> Environment:
+    """The environment of a lock file, under the file's name in a folder; installed if need be.
+
+    Raises:
+        Unavailable: it cannot be installed.
+    """
+    lock = requirements.read_text(encoding="utf-8")
+    directory = folder / f"{requirements.stem}-py{sys.version_info.major}.{sys.version_info.minor}"
+    environment = Environment(directory)
+    if not _is_current(environment, lock):
+        with built_beside(directory) as staging:
+            _install(Environment(staging), lock)
+    return environment
+
+
+@contextmanager
+def built_beside(directory: Path) -> Iterator[Path]:
+    """A new directory that takes the place of `directory` once the block is through."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    except OSError as error:
+        raise Unavailable(f"the cache cannot be written: {error}") from None
+    try:
+        yield staging
+        shutil.rmtree(directory, ignore_errors=True)
+        staging.rename(directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def last_line(error: Exception) -> str:
+    """The end of what an error says, which is where programs put the reason."""
+    return str(error).strip().splitlines()[-1]
+
+
+def _is_current(environment: Environment, lock: str) -> bool:
+    kept = environment.directory / _LOCK
+    return environment.python.exists() and kept.is_file() and kept.read_text(encoding="utf-8") == lock
+
+
+def _install(environment: Environment, lock: str) -> None:
+    """Fetch and unpack; the lock is complete, and without wheels some packages would compile for minutes."""
+    kept = environment.directory / _LOCK
+    options = (
+        "--quiet",
+        "--no-input",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-compile",
+        "--retries=2",
+        "--timeout=30",
+    )
+    try:
+        run([sys.executable, "-m", "venv", environment.directory], seconds=_INSTALL_SECONDS)
+        kept.write_text(lock, encoding="utf-8")
+        run([environment.python, "-m", "pip", "install", *options, "-r", kept], seconds=_INSTALL_SECONDS)
+    except ProgramError as error:
+        raise Unavailable(f"not installable: {last_line(error)}") from None

@@ -1,0 +1,53 @@
+"""Raw figures of a comparison: one JSON object an answer, written as they come."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class PeerPrompt:
+    """A prompt as tokens, so that every engine reads the same."""
+
+    id: str
+    category: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRecord:
+    """One answer of one arm; see `planner.bench.peers.protocol.Answer` for the figures."""
+
+    engine: str
+    method: str
+    round: int
+    prompt: str
+    category: str
+    prompt_tokens: int
+    tokens: tuple[int, ...]
+    seconds: float
+    first_token_seconds: float
+    steps: int | None
+
+
+def append_record(path: Path, record: PeerRecord) -> None:
+    """Add a record to a file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(record)) + "\n")
+
+
+def read_records(path: Path) -> list[PeerRecord]:
+    """All records of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open(encoding="utf-8") as file:
+        return list(_parsed(file))
+
+
+def _parsed(lines: Iterable[str]) -> Iterable[PeerRecord]:
+    for line in lines:
+        content = json.loads(line)
+        yield PeerRecord(**{**content, "tokens": tuple(content["tokens"])})

@@ -1,0 +1,120 @@
+"""Asks every arm every prompt, one at a time, in alternation.
+
+All programs are loaded first and idle while another works. For each prompt the arms take turns, beginning with another
+one each time, so that what drifts on the machine hits all of them alike. An arm that cannot be started is left out and
+named; one that fails later ends the run, and the records up to there stay.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from planner.bench.peers.arms import OURS, Arm
+from planner.bench.peers.environments import Environment
+from planner.bench.peers.process import PeerError, PeerProcess
+from planner.bench.peers.records import PeerPrompt, PeerRecord, append_record
+
+_WARM_UP_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Arms that run, and what could not be started, with the reason."""
+
+    running: list[PeerProcess] = field(default_factory=list)
+    versions: dict[str, dict[str, str]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def run_peers(
+    arms: Sequence[Arm],
+    environments: Mapping[str, Environment],
+    prompts: Sequence[PeerPrompt],
+    directory: Path,
+    *,
+    max_tokens: int,
+    rounds: int,
+    report: Callable[[str, float | None], None] = lambda line, share: None,
+) -> Started:
+    """Measure all arms; the records go to `records.jsonl` of a directory, the programs' logs beside them.
+
+    Args:
+        arms: what to compare.
+        environments: by engine, where its program runs.
+        prompts: asked in this order in every round.
+        directory: emptied of earlier records.
+        max_tokens: most tokens of an answer.
+        rounds: how often each prompt is asked of each arm.
+        report: gets what is done and the share that is done.
+
+    Raises:
+        PeerError: an engine fails, or ours does not start.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    records = directory / "records.jsonl"
+    records.write_text("", encoding="utf-8")
+    with ExitStack() as stack:
+        started = _start(stack, arms, environments, directory, report)
+        done, all_ = 0, rounds * len(prompts) * len(started.running)
+        for number in range(rounds):
+            for position, prompt in enumerate(prompts):
+                for process in _rotated(started.running, number + position):
+                    report(f"{process.arm.name}: prompt {position + 1} of {len(prompts)}", done / all_)
+                    append_record(records, _asked(process, prompt, number, max_tokens))
+                    done += 1
+    return started
+
+
+def _start(
+    stack: ExitStack,
+    arms: Sequence[Arm],
+    environments: Mapping[str, Environment],
+    directory: Path,
+    report: Callable[[str, float | None], None],
+) -> Started:
+    started = Started()
+    for arm in arms:
+        report(f"loading {arm.name}", None)
+        environment, log = environments[arm.engine], directory / f"{arm.name.replace(' ', '-')}.log"
+        process = PeerProcess(arm, environment.python, log, environment.variables())
+        try:
+            versions = process.wait_until_ready()
+            process.generate([1, 2, 3], _WARM_UP_TOKENS)
+        except PeerError as error:
+            process.close()
+            if arm.engine == OURS:
+                raise
+            started.missing[arm.name] = str(error)
+            continue
+        stack.enter_context(process)
+        started.running.append(process)
+        started.versions[arm.engine] = versions
+    return started
+
+
+def _rotated(running: Sequence[PeerProcess], by: int) -> list[PeerProcess]:
+    first = by % len(running)
+    return [*running[first:], *running[:first]]
+
+
+def _asked(process: PeerProcess, prompt: PeerPrompt, number: int, max_tokens: int) -> PeerRecord:
+    answer = process.generate(list(prompt.tokens), max_tokens)
+    return PeerRecord(
+        engine=process.arm.engine,
+        method=process.arm.method,
+        round=number,
+        prompt=prompt.id,
+        category=prompt.category,
+        prompt_tokens=len(prompt.tokens),
+        tokens=tuple(answer.tokens),
+        seconds=answer.seconds,
+        first_token_seconds=answer.first_token_seconds,
+        steps=answer.steps,
+    )
+
+
+def default_threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))

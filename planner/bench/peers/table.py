@@ -1,0 +1,38 @@
+"""The comparison for the terminal."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from planner.bench.peers.summary import ArmSummary, best_of_each
+
+_FIGURES = (
+    *("tokens/s", "with prompt", "speed-up (95 %)", "to our plain", "acceptance length", "equal to plain"),
+)
+
+
+def peers_table(summaries: Sequence[ArmSummary]) -> Table:
+    """One row an arm; each engine's fastest is set in bold. The speed is that of decoding, after the first token."""
+    table = Table(header_style="bold")
+    for heading in ("engine", "speculation"):
+        table.add_column(heading, no_wrap=True)
+    for heading in _FIGURES:
+        table.add_column(heading, justify="right")
+    best = best_of_each(summaries)
+    for number, item in enumerate(summaries):
+        if number and summaries[number - 1].engine != item.engine:
+            table.add_section()
+        interval = f" ({item.interval[0]:.2f} to {item.interval[1]:.2f})" if item.interval else ""
+        length = "not told" if item.acceptance_length is None else f"{item.acceptance_length:.2f}"
+        table.add_row(
+            item.engine,
+            item.method,
+            f"{item.decode_rate:.1f}",
+            f"{item.whole_rate:.1f}",
+            f"{item.speedup:.2f}{interval}",
+            f"{item.to_ours:.2f}",
+            length,
+            f"{item.equal} of {item.compared}",
+            style="bold" if item in best else None,
+        )
+    return table

@@ -1,0 +1,166 @@
+"""Runs prompts through the embedded engine at full draft length and profiles what happens.
+
+Example::
+
+    profile = run_profile(spec, prompts, ProfileSettings(), records.append)
+    profile["acceptance"]["0"]["acceptance_length"]         # {"value": 2.31, "low": 2.24, "high": 2.39, ...}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from deployments.spec import DeploymentSpec
+from engine.compiled_runner import CompiledRunner
+from engine.deployment import open_engine
+from engine.engine import Engine, EngineLimits
+from engine.events import Event
+from engine.request import GenerationRequest, SamplingParams
+from planner.bench.measure import CONTEXT
+from planner.profile.acceptance import summarise
+from planner.profile.cost import measure_costs
+from planner.profile.records import RecordingSpeculator, RequestRecord
+from speculators.base import Speculator
+
+Prompts = Mapping[tuple[str, str], Sequence[int]]
+"""Token ids by category and name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSettings:
+    """What to measure.
+
+    Attributes:
+        max_tokens: tokens of each answer.
+        temperatures: each is profiled on all prompts.
+        batches: requests of a step whose cost is measured, as far as the deployment takes so many.
+        tokens: tokens of a request in such a step.
+        rounds: of the costs; 0 measures none.
+        seed: of sampling.
+    """
+
+    max_tokens: int = 128
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    tokens: tuple[int, ...] = (1, 2, 4, 6, 8, 16)
+    rounds: int = 5
+    seed: int = 0
+
+
+def run_profile(
+    spec: DeploymentSpec,
+    prompts: Prompts,
+    settings: ProfileSettings,
+    record: Callable[[RequestRecord], None],
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Profile a deployment that has been built.
+
+    Drafts have their full length at every step: a profile says what a length is worth, so it must not follow from it.
+
+    Args:
+        spec: the deployment.
+        prompts: what to generate from.
+        settings: what to measure.
+        record: gets the raw record of each request when it has ended.
+        report: gets a line of progress.
+
+    Raises:
+        EngineError: the engine is missing or does not fit.
+    """
+    watched: list[RecordingSpeculator] = []
+
+    def watch(speculator: Speculator) -> Speculator:
+        watched.append(RecordingSpeculator(speculator))
+        return watched[-1]
+
+    engine, runner = open_engine(
+        _at_full_length(spec), spec.engine_directory, spec.speculator_directory, watch=watch
+    )
+    end_ids = frozenset(runner.manifest.end_ids)
+    acceptance = {}
+    for temperature in settings.temperatures:
+        sampling = SamplingParams(temperature)
+        requests = {
+            key: GenerationRequest(
+                tuple(tokens),
+                settings.max_tokens,
+                replace(sampling, seed=settings.seed + number),
+                end_ids=end_ids,
+            )
+            for number, (key, tokens) in enumerate(prompts.items())
+        }
+        records = _generate(engine, watched[-1], requests, report)
+        for item in records:
+            record(item)
+        acceptance[f"{temperature:g}"] = summarise(records)
+    costs = _costs(runner, watched[-1], settings, engine.limits, report) if settings.rounds else {}
+    return {
+        "deployment": spec.name,
+        "target": runner.manifest.source,
+        "precision": runner.manifest.precision,
+        "speculation": spec.speculation.model_dump(mode="json", exclude_none=True),
+        "prompts": len(prompts),
+        "settings": asdict(settings),
+        "acceptance": acceptance,
+        "cost": costs,
+    }
+
+
+def _at_full_length(spec: DeploymentSpec) -> DeploymentSpec:
+    """The deployment without whatever shortens drafts, and without reuse of what other prompts left in the cache."""
+    changes = {"adaptive": False, "max_concurrency": None, "draft_length_schedule": None}
+    known = {key: value for key, value in changes.items() if key in type(spec.speculation).model_fields}
+    return spec.model_copy(
+        update={
+            "speculation": spec.speculation.model_copy(update=known),
+            "engine": spec.embedded.model_copy(update={"kv_cache_reuse": False}),
+        }
+    )
+
+
+def _generate(
+    engine: Engine,
+    watched: RecordingSpeculator,
+    requests: Mapping[tuple[str, str], GenerationRequest],
+    report: Callable[[str], None],
+) -> list[RequestRecord]:
+    """Run all requests, as many at once as the engine takes."""
+    records: list[RequestRecord] = []
+    running: dict[int, tuple[str, str]] = {}
+
+    def sink(event: Event) -> None:
+        if not event.finish_reason:
+            return
+        category, name = running.pop(event.request_id)
+        temperature = requests[category, name].sampling.temperature
+        metrics, drafts = event.metrics, watched.drafts.pop(event.request_id, [])
+        records.append(
+            RequestRecord(name, category, temperature, metrics.num_output_tokens, metrics.steps, drafts)
+        )
+        report(f"temperature {temperature:g}: {len(records)} of {len(requests)} prompts")
+
+    waiting = list(requests.items())
+    while waiting or not engine.idle:
+        while waiting and len(running) < engine.limits.max_batch_size:
+            key, request = waiting.pop(0)
+            running[engine.submit(request, sink)] = key
+        engine.step()
+    return records
+
+
+def _costs(
+    runner: CompiledRunner,
+    speculator: Speculator,
+    settings: ProfileSettings,
+    limits: EngineLimits,
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    tokens = [count for count in settings.tokens if CONTEXT + count <= limits.max_sequence_length]
+    batches = [batch for batch in settings.batches if batch <= limits.max_batch_size]
+    found = measure_costs(
+        runner, speculator, batches=batches, tokens=tokens, rounds=settings.rounds, report=report
+    )
+    return {"context": CONTEXT, **found}

@@ -1,0 +1,98 @@
+"""`drafthouse peers` asks every arm every prompt; what fails is named with its reason."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from build.compile import compile_engine
+from build.targets.architecture import Architecture
+from deployments.spec import DeploymentSpec
+from deployments.speculation import Anpd
+from planner.bench.peers.arms import OURS, Arm, embedded_arms
+from planner.bench.peers.environments import Environment
+from planner.bench.peers.process import PeerError
+from planner.bench.peers.protocol import without_end
+from planner.bench.peers.records import PeerPrompt, read_records
+from planner.bench.peers.run import run_peers
+from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
+
+HERE = Environment(Path(sys.prefix))
+PROMPTS = [PeerPrompt("a", "math", (5, 6, 7, 5, 6, 7, 5, 6)), PeerPrompt("b", "qa", (9, 8, 9, 8, 9, 8, 9))]
+TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a command runs whose deployment has a tiny engine."""
+    root = tmp_path_factory.mktemp("peers")
+    config = tiny_config("llama", head_dim=32, max_position_embeddings=64)
+    source = write_huggingface(root / "tiny", config, random_weights(Architecture.from_config(config)))
+    compile_engine(source, root / "runs/engines/tiny-int8", precision="int8", max_sequence_length=64)
+    return root
+
+
+@pytest.fixture
+def arms(place: Path, monkeypatch: pytest.MonkeyPatch) -> list[Arm]:
+    monkeypatch.chdir(place)
+    content = {"name": "tiny", "target": {"model": "tiny"}, "engine": {"max_sequence_length": 64}}
+    return embedded_arms(DeploymentSpec.model_validate(content), threads=1)
+
+
+def test_each_arm_answers_each_prompt_in_each_round(arms: list[Arm], tmp_path: Path) -> None:
+    started = run_peers(arms, {OURS: HERE}, PROMPTS, tmp_path, max_tokens=TOKENS, rounds=2)
+    records = read_records(tmp_path / "records.jsonl")
+    assert [item.method for item in records] == [
+        *("none", "anpd", "anpd", "none"),
+        *("anpd", "none", "none", "anpd"),
+    ]
+    for record in records:
+        assert 0 < len(record.tokens) <= TOKENS
+        assert 0 < record.first_token_seconds <= record.seconds
+        assert record.steps is not None and record.steps <= len(record.tokens)
+    for prompt in PROMPTS:
+        assert len({item.tokens for item in records if item.prompt == prompt.id}) == 1
+    assert all(item.steps == len(item.tokens) for item in records if item.method == "none")
+    assert started.versions[OURS]["openvino"] and not started.missing
+
+
+def test_an_engine_that_cannot_start_is_left_out_and_ours_is_needed(arms: list[Arm], tmp_path: Path) -> None:
+    broken = Arm("other", "none", "planner.bench.peers.engines.embedded", {"spec": {"name": "no target"}})
+    environments = {OURS: HERE, "other": HERE}
+    started = run_peers([arms[0], broken], environments, PROMPTS[:1], tmp_path, max_tokens=2, rounds=1)
+    assert len(read_records(tmp_path / "records.jsonl")) == 1
+    assert "other none has ended" in started.missing["other none"]
+    assert str(tmp_path / "other-none.log") in started.missing["other none"]
+    with pytest.raises(PeerError, match="drafthouse none has ended"):
+        run_peers([replace(broken, engine=OURS)], environments, PROMPTS, tmp_path, max_tokens=2, rounds=1)
+
+
+def test_an_engine_that_fails_later_ends_the_run_with_its_reason(arms: list[Arm], tmp_path: Path) -> None:
+    long = PeerPrompt("long", "qa", tuple(range(100, 170)))
+    with pytest.raises(PeerError, match="70 prompt tokens and max_tokens 12 make 82"):
+        run_peers(arms[:1], {OURS: HERE}, [PROMPTS[0], long], tmp_path, max_tokens=TOKENS, rounds=1)
+    assert [item.prompt for item in read_records(tmp_path / "records.jsonl")] == ["a"]
+
+
+def test_arms_of_ours_hold_the_deployments_own_speculation() -> None:
+    content = {
+        "name": "x",
+        "target": {"model": "m"},
+        "speculation": {"method": "anpd", "draft_length": 9},
+        "engine": {"max_batch_size": 4},
+    }
+    plain, anpd = embedded_arms(DeploymentSpec.model_validate(content), threads=2)
+    specs = [
+        DeploymentSpec.model_validate(json.loads(json.dumps(arm.settings["spec"]))) for arm in (plain, anpd)
+    ]
+    assert [spec.speculation.method for spec in specs] == ["none", "anpd"]
+    assert specs[1].speculation == Anpd(method="anpd", draft_length=9)
+    assert all(spec.embedded.max_batch_size == 1 and spec.embedded.threads == 2 for spec in specs)
+    assert not any(spec.embedded.kv_cache_reuse for spec in specs)
+
+
+def test_tokens_from_the_end_token_on_do_not_count() -> None:
+    assert without_end([4, 5, 2, 6], [2]) == [4, 5]
+    assert without_end([4, 5], [2]) == [4, 5]

@@ -1,0 +1,148 @@
+"""What `drafthouse peers` says is what its records say."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from planner.bench.peers.records import PeerRecord, append_record, read_records
+from planner.bench.peers.summary import SummaryError, best_of_each, summarise
+from planner.bench.peers.table import peers_table
+
+
+def answer(
+    engine: str,
+    method: str,
+    prompt: str = "1",
+    *,
+    category: str = "math",
+    seconds: float = 3.0,
+    count: int = 11,
+    steps: int | None = 11,
+    round_: int = 0,
+) -> PeerRecord:
+    """An answer of `count` tokens whose first one takes a second."""
+    return PeerRecord(
+        engine=engine,
+        method=method,
+        round=round_,
+        prompt=prompt,
+        category=category,
+        prompt_tokens=7,
+        tokens=tuple(range(count)),
+        seconds=seconds,
+        first_token_seconds=1.0,
+        steps=steps,
+    )
+
+
+def test_speeds_are_tokens_over_time_with_and_without_the_prompt() -> None:
+    (plain,) = summarise([answer("drafthouse", "none")])
+    assert plain.decode_rate == pytest.approx(10 / 2)
+    assert plain.whole_rate == pytest.approx(11 / 3)
+    assert (plain.speedup, plain.to_ours, plain.interval) == (1.0, 1.0, None)
+
+
+def test_a_speedup_is_the_mean_over_categories_of_ratios_to_the_same_engine() -> None:
+    """Categories count alike, however long their answers are; and an engine is not compared with another's base."""
+    records = [
+        answer("drafthouse", "none", seconds=2.0),
+        answer("peer", "none", seconds=3.0),
+        answer("peer", "lookup", seconds=2.0),  # twice as fast
+        answer("drafthouse", "none", "2", category="qa", count=101, seconds=11.0),
+        answer("peer", "none", "2", category="qa", count=101, seconds=11.0),
+        answer("peer", "lookup", "2", category="qa", count=101, seconds=5.0),  # 2.5 times
+    ]
+    found = {(item.engine, item.method): item for item in summarise(records)}
+    assert found["peer", "lookup"].speedup == pytest.approx((2 + 2.5) / 2)
+    assert found["peer", "lookup"].to_ours == pytest.approx((1 + 2.5) / 2)
+    assert found["peer", "none"].to_ours == pytest.approx((0.5 + 1) / 2)
+
+
+def test_rounds_of_a_prompt_are_added_up() -> None:
+    records = [
+        answer("drafthouse", method, seconds=seconds, round_=number)
+        for method, both in (("none", (3.0, 5.0)), ("anpd", (2.0, 2.0)))
+        for number, seconds in enumerate(both)
+    ]
+    _, anpd = summarise(records)
+    assert anpd.speedup == pytest.approx((20 / 2) / (20 / 6))
+
+
+def test_the_interval_covers_the_spread_over_prompts_and_shrinks_to_nothing_without_any() -> None:
+    def records(seconds: tuple[float, ...]) -> list[PeerRecord]:
+        return [
+            item
+            for prompt, time in enumerate(seconds)
+            for item in (
+                answer("drafthouse", "none", str(prompt)),
+                answer("drafthouse", "anpd", str(prompt), seconds=time),
+            )
+        ]
+
+    _, same = summarise(records((2.0, 2.0, 2.0)))
+    assert same.interval == pytest.approx((2.0, 2.0))
+    _, spread = summarise(records((1.5, 2.0, 3.0, 3.0)))
+    low, high = spread.interval or (0.0, 0.0)
+    assert 1.0 <= low < spread.speedup < high <= 4.0
+
+
+def test_acceptance_length_is_tokens_a_step_and_unknown_where_one_answer_does_not_tell() -> None:
+    records = [answer("drafthouse", "none"), answer("drafthouse", "anpd", steps=4)]
+    assert summarise(records)[1].acceptance_length == pytest.approx(11 / 4)
+    records.append(replace(records[0], round=1))
+    records.append(answer("drafthouse", "anpd", steps=None, round_=1))
+    assert summarise(records)[1].acceptance_length is None
+
+
+def test_answers_are_compared_with_the_same_engines_plain_ones() -> None:
+    records = [
+        answer("drafthouse", "none"),
+        answer("drafthouse", "anpd"),
+        replace(answer("peer", "none"), tokens=(5, 6, 7)),
+        replace(answer("peer", "lookup"), tokens=(5, 6, 8)),
+    ]
+    assert [(item.equal, item.compared) for item in summarise(records)] == [(1, 1), (1, 1), (1, 1), (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([answer("peer", "lookup")], "peer was not measured without speculation"),
+        (
+            [answer("peer", "none"), answer("peer", "lookup", "2")],
+            "peer lookup and peer none were not asked the same prompts",
+        ),
+        ([answer("peer", "none", count=1)], "peer none: no answer in math has more than one token"),
+    ],
+)
+def test_records_that_cannot_be_compared_are_refused(records: list[PeerRecord], message: str) -> None:
+    with pytest.raises(SummaryError, match=message):
+        summarise(records)
+
+
+def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
+    records = [answer("drafthouse", "none"), answer("peer", "lookup", steps=None)]
+    for record in records:
+        append_record(tmp_path / "records.jsonl", record)
+    assert read_records(tmp_path / "records.jsonl") == records
+
+
+def test_the_table_has_every_arm_and_the_best_of_each_engine_is_known() -> None:
+    records = [
+        answer("drafthouse", "none"),
+        answer("drafthouse", "anpd", seconds=2.5),
+        answer("llama.cpp", "none", steps=None),
+        answer("llama.cpp", "ngram-mod", seconds=4.0, steps=None),
+    ]
+    summaries = summarise(records)
+    assert [item.method for item in best_of_each(summaries)] == ["anpd", "none"]
+    assert json.loads(json.dumps([item.as_dict() for item in summaries]))[1]["method"] == "anpd"
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(peers_table(summaries))
+    rows = [line for line in console.export_text().splitlines() if "ngram-mod" in line or "anpd" in line]
+    assert "1.33" in rows[0] and "1.00" in rows[0]
+    assert "0.67" in rows[1] and "not told" in rows[1]
