@@ -100,6 +100,7 @@ class CellSource:
             due_ns=None if work.due is None else _due_ns(current, work.due),
             options=generation_options(settings, cell, work),
             deadline=settings.deadline,
+            host=cell.arm.host,
         )
 
     def started(self, assignment: Assignment, stream: Stream) -> None:

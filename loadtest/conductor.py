@@ -74,11 +74,11 @@ class Conductor:
         tell(event="cell", cell=cell.name, number=cell.number, requests=cell.requests)
         self._directory.prepare_cell(cell)
         self._set_users(cell.users)
-        before = self._read_counters()
+        before = self._read_counters(cell)
         opened_ns = epoch_ns(time.perf_counter_ns())
         self._conduct(cell, opened_ns)
-        drained = self._wait_for_idle_server()
-        after = self._read_counters()
+        drained = self._wait_for_idle_server(cell)
+        after = self._read_counters(cell)
         assert self._workload is not None
         self._directory.finish_cell(
             CellRecord(
@@ -154,22 +154,23 @@ class Conductor:
                 )
             gevent.sleep(_POLL_S)
 
-    def _wait_for_idle_server(self) -> bool:
+    def _wait_for_idle_server(self, cell: Cell) -> bool:
         """Whether the server came to rest; a cancelled request may hold its slot for one more step."""
         give_up = time.monotonic() + _DRAIN_S
         while True:
-            counters = self._read_counters()
+            counters = self._read_counters(cell)
             if counters is None or not counters.active_requests:
                 return True
             if time.monotonic() > give_up:
                 return False
             gevent.sleep(_POLL_S)
 
-    def _read_counters(self) -> Counters | None:
-        if self._settings.metrics_url is None:
+    def _read_counters(self, cell: Cell) -> Counters | None:
+        url = cell.arm.metrics_url if cell.arm.host else self._settings.metrics_url
+        if url is None:
             return None
         try:
-            return read_counters(self._settings.metrics_url)
+            return read_counters(url)
         except MetricsUnavailable as error:
             tell(event="warning", text=str(error))
             return None

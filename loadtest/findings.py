@@ -15,7 +15,10 @@ def findings(report: Report) -> list[str]:
         sentence
         for arm in report.arms
         if arm.arm != report.baseline
-        for sentence in _arm(arm, [each for each in report.speedups if each.arm == arm.arm], report)
+        for sentence in (
+            *_arm(arm, [each for each in report.speedups if each.arm == arm.arm], report),
+            *_extreme(arm),
+        )
     ]
     requests, failed = (
         sum(getattr(point, name) for point in report.points) for name in ("requests", "failures")
@@ -49,6 +52,25 @@ def _arm(arm: ArmReport, speedups: Sequence[SpeedUp], report: Report) -> list[st
         mean = f"{arm.mean_category_speedup:.2f}"
         sentences.append(f"Its mean speed-up over the kinds of prompts at {report.lowest_load} is {mean}.")
     return sentences
+
+
+def _extreme(arm: ArmReport) -> list[str]:
+    """Acceptance at an end of its range, which a working drafter does not reach over a whole sweep.
+
+    Seen with EAGLE-3 heads whose layers or vocabulary were not the target's (TensorRT-LLM#11125).
+    """
+    if arm.acceptance_rate == 0:
+        return [
+            f"{arm.arm} had not one drafted token accepted (acceptance length exactly 1). The drafter is broken: "
+            "another vocabulary, other layers, or weights that were never loaded. Or the server does not count: "
+            "TensorRT-LLM's LLM API reports zeros before pull request #17082."
+        ]
+    if arm.acceptance_rate == 1:
+        return [
+            f"{arm.arm} had every drafted token accepted. Read some of its output: either it repeats itself, or "
+            "acceptance is forced (TLLM_SPEC_DECODE_FORCE_NUM_ACCEPTED_TOKENS)."
+        ]
+    return []
 
 
 def _range(arm: str, closed: Sequence[SpeedUp]) -> str:

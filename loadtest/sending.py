@@ -28,6 +28,8 @@ class Assignment:
     options: SamplingOptions
     deadline: float
     """Seconds after which it has failed."""
+    host: str | None = None
+    """host:port to send it to; None: the user's own."""
 
 
 def send(

@@ -1,9 +1,9 @@
 """What a sweep measures: address, prompts, arms, load points, rounds.
 
-An *arm* is one configuration under comparison, told apart by what its requests ask for; the first arm is the
-baseline that speed-ups are relative to. A *load point* is either a number of users that each keep one request
-running (closed loop) or a rate of Poisson arrivals (open loop). A *cell* is one arm at one load point in one
-round.
+An *arm* is one configuration under comparison, told apart by what its requests ask for or by the server that they go
+to; the first arm is the baseline that speed-ups are relative to. A *load point* is either a number of users that each
+keep one request running (closed loop) or a rate of Poisson arrivals (open loop). A *cell* is one arm at one load point
+in one round.
 
     SweepSettings(host="localhost:8001", concurrency=(1, 4), rounds=2, max_tokens=64)
 """
@@ -33,6 +33,10 @@ class Arm(_Frozen):
     """Name in tables, plots and file names."""
     num_draft_tokens: int | None = Field(default=None, ge=0)
     """Cap on draft tokens that each request asks for: 0: speculation off; None: the server's own."""
+    host: str | None = None
+    """host:port, where this arm has a server of its own; None: the sweep's."""
+    metrics_url: str | None = None
+    """Prometheus page of that server."""
 
 
 class Slo(_Frozen):

@@ -62,18 +62,23 @@ class TritonUser(User):
                 f"{type(self).__name__} speaks {self.protocol} and cannot drive {self.host}; "
                 f"start Locust with --host {scheme}://HOST:PORT"
             )
-        self.client = DrafthouseClient(address, protocol=self.protocol, model=self.model)
+        self._address = address
+        self._clients = {address: self._connect(address)}
 
     def on_stop(self) -> None:
         """Disconnect, which cancels a request under way."""
-        self.client.close()
+        for client in self._clients.values():
+            client.close()
 
     @task
     def request(self) -> None:
         """Send one request."""
         assignment = self.source.next(self.number)
+        address = assignment.host or self._address
+        if address not in self._clients:
+            self._clients[address] = self._connect(address)
         record = send(
-            self.client,
+            self._clients[address],
             assignment,
             self.source.worker,
             on_start=lambda stream: self.source.started(assignment, stream),
@@ -83,6 +88,9 @@ class TritonUser(User):
         self._tell_locust(record)
         if record.failed:
             gevent.sleep(_PAUSE_AFTER_FAILURE_S)
+
+    def _connect(self, address: str) -> DrafthouseClient:
+        return DrafthouseClient(address, protocol=self.protocol, model=self.model)
 
     def _tell_locust(self, record: RequestRecord) -> None:
         if record.failed:

@@ -34,10 +34,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("loadtest")
-    write_repository(folder / "repository", folder / "journal")
-    shutil.copy(Path(__file__).parent / "triton" / "model.py", folder / "repository" / "words" / "1")
-    started = start_triton(folder)
+    started = start_triton(tmp_path_factory.mktemp("loadtest"))
     try:
         yield started
     finally:
@@ -45,6 +42,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def start_triton(folder: Path) -> Server:
+    """A server with everything in a folder of its own."""
+    write_repository(folder / "repository", folder / "journal")
+    shutil.copy(Path(__file__).parent / "served_model" / "model.py", folder / "repository" / "words" / "1")
     site = Path(str(distribution("nvidia-pytriton").locate_file("")))
     bundle = site / "pytriton" / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -135,6 +135,17 @@ def test_findings_name_the_turning_point(report: Report) -> None:
     assert "anpd pays up to 1 user and is slower from 16 users on." in text
 
 
+@pytest.mark.parametrize(
+    ("rate", "told"), [(0.0, "had not one drafted token accepted"), (1.0, "had every drafted token accepted")]
+)
+def test_acceptance_at_an_extreme_is_suspect(rate: float, told: str, report: Report) -> None:
+    baseline, *others = report.arms
+    extreme = [arm.model_copy(update={"acceptance_rate": rate}) for arm in others]
+    text = " ".join(findings(report.model_copy(update={"arms": [baseline, *extreme]})))
+    assert all(f"{arm.arm} {told}" in text for arm in extreme)
+    assert "drafted token" not in " ".join(findings(report))
+
+
 def test_table_and_last_line(run: Path, report: Report) -> None:
     console = Console(file=io.StringIO(), width=200)
     console.print(result_table(report))

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,12 @@ import pytest
 from rich.console import Console
 
 from loadtest.progress import Progress
-from loadtest.records import read_records
+from loadtest.records import RequestRecord, read_records
 from loadtest.run_directory import RunDirectory
 from loadtest.settings import Arm, SweepSettings
 from loadtest.summary import summarise
 from loadtest.sweep import SweepError, run_sweep
-from tests.loadtest.conftest import Server
+from tests.loadtest.conftest import Server, start_triton
 
 pytestmark = pytest.mark.triton
 
@@ -140,6 +142,35 @@ def test_http_open_loop_processes_and_failures(server: Server, tmp_path: Path) -
         [record.due_ns - cell.opened_ns for record in records if record.due_ns] for cell, records in cells[2:]
     ]
     assert due[0][:20] == due[1][:20]
+
+
+def test_an_arm_may_have_a_server_of_its_own(server: Server, tmp_path: Path) -> None:
+    other = start_triton(tmp_path / "other")
+    try:
+        own = Arm(name="elsewhere", host=other.grpc, metrics_url=other.metrics_url)
+        arms = (Arm(name="none", num_draft_tokens=0), own)
+        before = answered(server)
+        result = run_sweep(settings(server, arms=arms, concurrency=(2,), rounds=1), tmp_path / "run")
+        sent = {arm: len([*read_all(tmp_path / "run", arm)]) for arm in ("none", "elsewhere")}
+        assert answered(server) - before == sent["none"] > 0
+        assert answered(other) == sent["elsewhere"] > 0
+    finally:
+        other.triton.stop()
+    assert {entry.arm for entry in result.report.positions} == {"elsewhere"}
+
+
+def read_all(run: Path, arm: str) -> Iterator[RequestRecord]:
+    for path in run.glob(f"cells/*-{arm}/requests-*.jsonl"):
+        yield from read_records(path)
+
+
+def answered(server: Server) -> float:
+    """Requests that a server has answered, by its own count, which it publishes late."""
+    time.sleep(0.5)
+    with urllib.request.urlopen(server.metrics_url) as page:
+        lines = page.read().decode().splitlines()
+    counter = 'nv_inference_request_success{model="ensemble"'
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(counter))
 
 
 def test_no_server(tmp_path: Path) -> None:
