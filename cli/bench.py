@@ -1,19 +1,26 @@
-"""`drafthouse bench`: what a step costs, beside the memory bound, a peer, and the served engine."""
+"""`drafthouse bench`: what a step costs, beside the memory bound, the served engine and openvino-genai."""
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from build.targets.download import cache_directory
 from cli.common import SpecArgument, console, progress, read_spec, told
+from cli.peers import peer_model
 from cli.prepare import build_deployment
 from cli.serve import running_server
 from client import DrafthouseClient
-from deployments.spec import DeploymentSpec
-from planner.bench.measure import Subject, genai_subject, run_bench
+from deployments.spec import DeploymentSpec, SpecError
+from engine.serving.text import TextCodec
+from loadtest.provenance import collect
+from planner.bench.measure import Subject, run_bench
+from planner.bench.peers.arms import openvino_genai_arms
+from planner.bench.peers.environments import REQUIREMENTS, Unavailable, prepare_environment
+from planner.bench.peers.process import PeerError, PeerProcess
 from planner.bench.table import step_table, throughput_table
 
 _PROMPT = "Tell me a long story about a ship and its crew. " * 20
@@ -24,23 +31,30 @@ _RECORDS = Path("runs/bench.json")
 def bench(
     spec_path: SpecArgument,
     rounds: Annotated[int, typer.Option(help="Alternating rounds.")] = 7,
-    peers: Annotated[
-        bool, typer.Option(help="Measure openvino-genai beside it, where it is installed.")
-    ] = True,
     served: Annotated[bool, typer.Option(help="Measure the engine behind Triton beside it.")] = True,
+    peer: Annotated[
+        bool, typer.Option(help="Measure openvino-genai beside it, on the target's GGUF file.")
+    ] = True,
 ) -> None:
-    """Measure step costs in process, next to the memory bound, openvino-genai, and Triton."""
+    """Measure step costs in process, next to the memory bound, Triton and openvino-genai."""
     with told():
         spec = read_spec(spec_path)
         build_deployment(spec)
-        with _others(spec, peers, served) as others, progress() as show:
-            result = run_bench(
-                spec.engine_directory,
-                others=others,
-                rounds=rounds,
-                threads=spec.engine.threads,
-                report=lambda line: show(f"bench: {line}", None),
-            )
+        with ExitStack() as running:
+            others: dict[str, Subject] = {}
+            if served:
+                others |= running.enter_context(_behind_triton(spec))
+            if peer:
+                others |= _openvino_genai(spec, running)
+            with progress() as show:
+                result = run_bench(
+                    spec.engine_directory,
+                    others=others,
+                    rounds=rounds,
+                    threads=spec.embedded.threads,
+                    provenance=collect(),
+                    report=lambda line: show(f"bench: {line}", None),
+                )
         _RECORDS.parent.mkdir(parents=True, exist_ok=True)
         _RECORDS.write_text(result.to_json() + "\n", encoding="utf-8")
         console.print(step_table(result))
@@ -50,21 +64,9 @@ def bench(
 
 
 @contextmanager
-def _others(spec: DeploymentSpec, peers: bool, served: bool) -> Iterator[dict[str, Subject]]:
-    """What is measured beside the engine; the server runs as long as it is needed."""
-    others: dict[str, Subject] = {}
-    gguf = next(iter(sorted(spec.target.model.glob("*.gguf"))), None)
-    if peers and gguf is not None:
-        peer = genai_subject(gguf)
-        if peer is None:
-            console.print("openvino-genai is not installed (make test installs it); measuring without it")
-        else:
-            others["openvino-genai, batch 1, tokens/s"] = peer
-    if not served:
-        yield others
-        return
+def _behind_triton(spec: DeploymentSpec) -> Iterator[dict[str, Subject]]:
     with running_server(spec) as server, DrafthouseClient(f"{server.host}:{server.grpc_port}") as client:
-        yield {**others, "through Triton, batch 1, tokens/s": lambda: _served(client)}
+        yield {"through Triton, batch 1, tokens/s": lambda: _served(client)}
 
 
 def _served(client: DrafthouseClient) -> float:
@@ -72,3 +74,28 @@ def _served(client: DrafthouseClient) -> float:
     stream = client.stream(_PROMPT, max_tokens=_TOKENS, min_tokens=_TOKENS, num_draft_tokens=0)
     stamps = [time.perf_counter() for _ in stream]
     return (len(stamps) - 1) / (stamps[-1] - stamps[0])
+
+
+def _openvino_genai(spec: DeploymentSpec, running: ExitStack) -> dict[str, Subject]:
+    """The other engine, if it can be had; the reason is told if not."""
+    try:
+        arm = next(openvino_genai_arms(peer_model(spec, None)))
+        with progress() as show:
+            show("environment of openvino-genai", None)
+            environment = prepare_environment(
+                REQUIREMENTS / "openvino_genai.txt", cache_directory() / "peers"
+            )
+            log = _RECORDS.with_name("openvino-genai.log")
+            process = PeerProcess(arm, environment.python, log, environment.variables())
+            running.enter_context(process).wait_until_ready()
+    except (SpecError, Unavailable, PeerError) as error:
+        console.print(f"measured without openvino-genai: {error}", markup=False, soft_wrap=True)
+        return {}
+    prompt = list(TextCodec(spec.target.model).encode(_PROMPT))
+    return {"openvino-genai, batch 1, tokens/s": lambda: _answered(process, prompt)}
+
+
+def _answered(process: PeerProcess, prompt: list[int]) -> float:
+    """Tokens a second of one answer, after its first token."""
+    answer = process.generate(prompt, _TOKENS)
+    return (len(answer.tokens) - 1) / (answer.seconds - answer.first_token_seconds)

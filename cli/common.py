@@ -12,23 +12,35 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from build.targets.errors import TargetError
+from build.trtllm.run_plan import PlanError
+from client import ChatTemplate
 from client.errors import ClientError
-from deploy.triton import TritonError
+from deploy.server import TritonError
 from deployments.spec import DeploymentSpec, SpecError, load_spec
 from engine.manifest import EngineError
-from loadtest.prompts import PromptFileError
+from engine.serving.text import TextCodec
+from loadtest.prompts import PromptFileError, load, select
 from loadtest.run_directory import RunDirectoryError
 from loadtest.sweep import SweepError
+from planner.bench.peers.process import PeerError
+from planner.bench.peers.summary import SummaryError
+from speculators.data.errors import DataError
+from speculators.formats.errors import CheckpointError
+from speculators.training.errors import TrainingError
 
 # Tables keep their columns in a pipe or a log file, where no terminal gives a width.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-errors = Console(stderr=True, highlight=False)
+errors = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
 
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="Deployment spec, a YAML file.")]
+HostOption = Annotated[
+    str | None, typer.Option("--host", help="Address of the server, instead of the spec's serving.host.")
+]
 
 _EXPECTED = (
-    *(SpecError, TargetError, EngineError, TritonError, ClientError),
-    *(PromptFileError, RunDirectoryError, SweepError, OSError),
+    *(SpecError, TargetError, EngineError, PlanError, TritonError, ClientError),
+    *(PromptFileError, RunDirectoryError, SweepError, PeerError, SummaryError, OSError),
+    *(CheckpointError, DataError, TrainingError),
 )
 
 
@@ -45,9 +57,12 @@ def told() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def read_spec(path: Path) -> DeploymentSpec:
-    """The spec, or exit status 2 with what is wrong in it."""
-    return load_spec(path)
+def read_spec(path: Path, host: str | None = None) -> DeploymentSpec:
+    """The spec, on another address if one is given; exit status 2 with what is wrong in it."""
+    spec = load_spec(path)
+    if host is None:
+        return spec
+    return spec.model_copy(update={"serving": spec.serving.model_copy(update={"host": host})})
 
 
 @contextmanager
@@ -79,3 +94,17 @@ def commit() -> str | None:
 
 def _escaped(text: str) -> str:
     return text.replace("[", r"\[")
+
+
+def tokenized_prompts(
+    spec: DeploymentSpec, path: Path, count: int, max_tokens: int
+) -> dict[tuple[str, str], tuple[int, ...]]:
+    """Token ids by category and id of so many prompts, in the model's chat template, cut so that the answer fits."""
+    codec = TextCodec(spec.target.model)
+    template = ChatTemplate.from_directory(spec.target.model)
+    most = spec.embedded.max_sequence_length - max_tokens
+    chosen = {}
+    for prompt in select(load(path), count):
+        text = template.render([{"role": "user", "content": prompt.text}])
+        chosen[prompt.category, prompt.id] = tuple(codec.encode(text)[-most:])
+    return chosen

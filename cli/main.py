@@ -2,19 +2,19 @@
 
 import typer
 
-from cli import bench, measure, prepare, serve, verify
+from cli import bench, measure, peers, prepare, profile, serve, train, verify
 
 app = typer.Typer(
-    help="Speculative decoding on Triton Inference Server: build, serve, measure, prove.",
+    help="Speculative decoding on Triton Inference Server: train, build, serve, measure, prove.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 for command in (
-    *(prepare.doctor, prepare.model, prepare.build),
+    *(prepare.doctor, prepare.model, train.train, prepare.build),
     *(serve.serve, serve.generate, verify.verify),
-    *(measure.loadtest, bench.bench, measure.demo),
+    *(measure.loadtest, bench.bench, peers.peers, profile.profile, measure.demo),
 ):
     app.command()(command)
 
@@ -22,3 +22,7 @@ for command in (
 def main() -> None:
     """Run the command line."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,19 +1,26 @@
 """`drafthouse loadtest` and `demo`: the sweep over load, and the whole journey."""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from cli.common import SpecArgument, console, errors, read_spec, told
+from cli.common import HostOption, SpecArgument, console, errors, read_spec, told
 from cli.prepare import build_deployment
 from cli.serve import running_server
 from client import ChatTemplate, DrafthouseClient
-from deployments.spec import DeploymentSpec, with_loadtest
+from deployments.spec import DeploymentSpec, SpecError, with_loadtest
 from loadtest.progress import Progress
 from loadtest.settings import Arm, SweepSettings
 from loadtest.sweep import run_sweep
 from loadtest.table import result_table
+
+BesideOption = Annotated[
+    list[Path] | None,
+    typer.Option("--beside", help="Another deployment of the same target, measured in the same run."),
+]
 
 _GREETING = "Explain in two sentences why the sky is blue."
 
@@ -37,24 +44,56 @@ def loadtest(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Set an earlier report aside and measure anew.")
     ] = False,
+    beside: BesideOption = None,
+    host: HostOption = None,
 ) -> None:
     """Measure the running server: every load, with speculation off and on, and write the report."""
     with told():
-        spec = read_spec(spec_path)
+        spec = read_spec(spec_path, host)
         users = concurrency.split(",") if concurrency else None
         changes = {"prompts": prompts, "concurrency": users, "requests": requests, "max_tokens": max_tokens}
         spec = with_loadtest(spec, {**changes, "rounds": rounds, "report": report})
-        _sweep(spec, protocol, processes, fresh=fresh)
+        _sweep(spec, _others(spec, beside, host), protocol, processes, fresh=fresh)
 
 
-def demo(spec_path: SpecArgument) -> None:
+def demo(spec_path: SpecArgument, beside: BesideOption = None) -> None:
     """The whole journey: model, engine, Triton, a request, the load sweep, the report."""
-    with told():
+    with told(), ExitStack() as servers:
         spec = read_spec(spec_path)
-        build_deployment(spec)
-        with running_server(spec) as server:
-            _greet(spec, f"{server.host}:{server.grpc_port}")
-            _sweep(spec, "grpc", 1, fresh=True)
+        others = _others(spec, beside)
+        for each in (spec, *others):
+            build_deployment(each)
+        for each in (spec, *others):
+            server = servers.enter_context(running_server(each))
+            _greet(each, f"{server.host}:{server.grpc_port}")
+        _sweep(spec, others, "grpc", 1, fresh=True)
+
+
+def _others(spec: DeploymentSpec, beside: list[Path] | None, host: str | None = None) -> list[DeploymentSpec]:
+    """The deployments that are measured beside the first.
+
+    Raises:
+        SpecError: they could not be compared with it, or not run at the same time.
+    """
+    found = [read_spec(path, host) for path in beside or ()]
+    for place, other in enumerate(found):
+        if (other.target.model, other.engine.precision) != (spec.target.model, spec.engine.precision):
+            raise SpecError(
+                f"{other.name} serves {other.target.model.name} in {other.engine.precision}, {spec.name} "
+                f"{spec.target.model.name} in {spec.engine.precision}; what differs has to be the speculation alone"
+            )
+        for earlier in (spec, *found[:place]):
+            if _places(other) & _places(earlier):
+                raise SpecError(
+                    f"{other.name} and {earlier.name} share a port or the model repository; give one of them others "
+                    "under serving, so that both can run at the same time"
+                )
+    return found
+
+
+def _places(spec: DeploymentSpec) -> set[object]:
+    serving = spec.serving
+    return {serving.http_port, serving.grpc_port, serving.metrics_port, serving.repository}
 
 
 def _greet(spec: DeploymentSpec, address: str) -> None:
@@ -66,8 +105,15 @@ def _greet(spec: DeploymentSpec, address: str) -> None:
     console.print()
 
 
-def _sweep(spec: DeploymentSpec, protocol: Literal["grpc", "http"], processes: int, *, fresh: bool) -> None:
-    settings = _settings(spec, protocol, processes)
+def _sweep(
+    spec: DeploymentSpec,
+    others: Sequence[DeploymentSpec],
+    protocol: Literal["grpc", "http"],
+    processes: int,
+    *,
+    fresh: bool,
+) -> None:
+    settings = _settings(spec, others, protocol, processes)
     directory = spec.loadtest.report
     if fresh:
         _set_aside(directory)
@@ -81,16 +127,24 @@ def _sweep(spec: DeploymentSpec, protocol: Literal["grpc", "http"], processes: i
         raise KeyboardInterrupt
 
 
-def _settings(spec: DeploymentSpec, protocol: Literal["grpc", "http"], processes: int) -> SweepSettings:
-    load, serving = spec.loadtest, spec.serving
-    port = serving.grpc_port if protocol == "grpc" else serving.http_port
+def _settings(
+    spec: DeploymentSpec,
+    others: Sequence[DeploymentSpec],
+    protocol: Literal["grpc", "http"],
+    processes: int,
+) -> SweepSettings:
+    load = spec.loadtest
     arms: tuple[Arm, ...] = (Arm(name="none", num_draft_tokens=0),)
     if spec.speculation.method != "none":
         arms += (Arm(name=spec.speculation.method),)
+    for other in others:
+        taken = {arm.name for arm in arms}
+        name = other.name if other.speculation.method in taken else other.speculation.method
+        arms += (Arm(name=name, host=_address(other, protocol), metrics_url=_metrics(other)),)
     return SweepSettings(
-        host=f"{serving.host}:{port}",
+        host=_address(spec, protocol),
         protocol=protocol,
-        metrics_url=f"http://{serving.host}:{serving.metrics_port}/metrics",
+        metrics_url=_metrics(spec),
         prompts=load.prompts.resolve(),
         chat_template=spec.target.model.resolve(),
         max_tokens=load.max_tokens,
@@ -104,10 +158,22 @@ def _settings(spec: DeploymentSpec, protocol: Literal["grpc", "http"], processes
             "deployment": spec.name,
             "model": spec.target.model.name,
             "precision": spec.engine.precision,
-            "speculator": spec.speculation.method,
-            "draft_length": str(spec.speculation.draft_length),
+            **{key: str(value) for key, value in spec.speculation.model_dump(exclude_none=True).items()},
+            **{
+                f"beside: {other.name}": other.speculation.model_dump_json(exclude_none=True)
+                for other in others
+            },
         },
     )
+
+
+def _address(spec: DeploymentSpec, protocol: Literal["grpc", "http"]) -> str:
+    serving = spec.serving
+    return f"{serving.host}:{serving.grpc_port if protocol == 'grpc' else serving.http_port}"
+
+
+def _metrics(spec: DeploymentSpec) -> str:
+    return f"http://{spec.serving.host}:{spec.serving.metrics_port}/metrics"
 
 
 def _set_aside(directory: Path) -> None:

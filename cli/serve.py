@@ -7,24 +7,29 @@ from typing import Annotated, Literal
 
 import typer
 
-from cli.common import SpecArgument, console, errors, progress, read_spec, told
+from cli.common import HostOption, SpecArgument, console, errors, progress, read_spec, told
 from cli.prepare import build_deployment
+from cli.trtllm import serve_trtllm
 from client import ChatTemplate, DrafthouseClient, SamplingOptions
 from deploy.triton import TritonServer
+from deployments.engines import EmbeddedEngine
 from deployments.spec import DeploymentSpec
 
-_LOG = Path("runs/triton.log")
+_LOGS = Path("runs")
 
 
-def serve(spec_path: SpecArgument) -> None:
+def serve(spec_path: SpecArgument, host: HostOption = None) -> None:
     """Build what is missing, start Triton, and serve until Ctrl-C."""
     with told():
-        spec = read_spec(spec_path)
+        spec = read_spec(spec_path, host)
+        if not isinstance(spec.engine, EmbeddedEngine):
+            serve_trtllm(spec, spec_path, _log(spec))
+            return
         build_deployment(spec)
         with running_server(spec) as server:
             console.print(f"serving {spec.name}: stop with Ctrl-C")
             status = server.wait()
-        console.print(f"tritonserver ended with status {status}; its log is {_LOG}")
+        console.print(f"tritonserver ended with status {status}; its log is {_log(spec)}")
 
 
 def generate(
@@ -74,14 +79,13 @@ def generate(
 def running_server(spec: DeploymentSpec) -> Iterator[TritonServer]:
     """Triton on the deployment's repository, ready; stopped at the end."""
     serving = spec.serving
-    _LOG.parent.mkdir(parents=True, exist_ok=True)
     server = TritonServer(
         serving.repository,
         http_port=serving.http_port,
         grpc_port=serving.grpc_port,
         metrics_port=serving.metrics_port,
         host=serving.host,
-        log=_LOG,
+        log=_log(spec),
     )
     with server:
         with progress() as show:
@@ -90,3 +94,9 @@ def running_server(spec: DeploymentSpec) -> Iterator[TritonServer]:
         ports = f"gRPC {serving.grpc_port}, HTTP {serving.http_port}, metrics {serving.metrics_port}"
         console.print(f"Triton is ready on {serving.host}: {ports}")
         yield server
+
+
+def _log(spec: DeploymentSpec) -> Path:
+    """Where the output of the deployment's server goes."""
+    _LOGS.mkdir(parents=True, exist_ok=True)
+    return _LOGS / f"triton-{spec.name}.log"

@@ -8,13 +8,11 @@ from typing import Annotated
 
 import typer
 
-from cli.common import SpecArgument, console, progress, read_spec, told
-from client import ChatTemplate, DrafthouseClient
+from cli.common import SpecArgument, console, progress, read_spec, tokenized_prompts, told
+from client import DrafthouseClient
 from deployments.spec import DeploymentSpec
 from engine.lossless.served import Output, VerifySettings, summary, verify_served
 from engine.openvino_runner import OpenVinoRunner
-from engine.serving.text import TextCodec
-from loadtest.prompts import load, select
 
 _RECORDS = Path("runs/verify")
 
@@ -32,9 +30,10 @@ def verify(
         settings = VerifySettings(max_tokens=max_tokens)
         if quick:
             settings = replace(settings, joint_runs=20_000, control_runs=5_000)
-        chosen = _prompts(spec, prompts or spec.loadtest.prompts, count, max_tokens)
+        tokenized = tokenized_prompts(spec, prompts or spec.loadtest.prompts, count, max_tokens)
+        chosen = {f"{category}/{name}": tokens for (category, name), tokens in tokenized.items()}
         runner = OpenVinoRunner(
-            spec.engine_directory, num_blocks=8 * -(-spec.engine.max_sequence_length // 32)
+            spec.engine_directory, num_blocks=8 * -(-spec.embedded.max_sequence_length // 32)
         )
         outputs: list[Output] = []
         checks = []
@@ -72,18 +71,6 @@ class _Server:
             num_draft_tokens=None if speculate else 0,
         )
         return result.tokens or ()
-
-
-def _prompts(spec: DeploymentSpec, path: Path, count: int, max_tokens: int) -> dict[str, tuple[int, ...]]:
-    """Token ids of the prompts, in the model's chat template, cut so that the answer fits."""
-    codec = TextCodec(spec.target.model)
-    template = ChatTemplate.from_directory(spec.target.model)
-    most = spec.engine.max_sequence_length - max_tokens
-    chosen = {}
-    for prompt in select(load(path), count):
-        text = template.render([{"role": "user", "content": prompt.text}])
-        chosen[f"{prompt.category}/{prompt.id}"] = tuple(codec.encode(text)[-most:])
-    return chosen
 
 
 def _save(spec: DeploymentSpec, outputs: list[Output], report: dict[str, object]) -> None:

@@ -40,11 +40,32 @@ def forward(
         positions: position of each token; 0 .. T - 1 if None.
         dtype: the type everything is computed in.
     """
+    hidden = hidden_states(architecture, weights, tokens, allowed=allowed, positions=positions, dtype=dtype)[
+        -1
+    ]
+    tied = architecture.tie_word_embeddings
+    head = weights["model.embed_tokens.weight" if tied else "lm_head.weight"].astype(dtype)
+    logits: Array = hidden @ head.T / architecture.logits_divisor
+    return logits
+
+
+def hidden_states(
+    architecture: Architecture,
+    weights: Mapping[str, NDArray[Any]],
+    tokens: Sequence[int],
+    *,
+    allowed: NDArray[np.bool_] | None = None,
+    positions: Sequence[int] | None = None,
+    dtype: type[np.floating[Any]] = np.float64,
+) -> list[Array]:
+    """What goes into each layer, and last what comes out of the final norm, [T, H] each; as `forward`."""
     place = np.arange(len(tokens)) if positions is None else np.asarray(positions)
     sees = np.tri(len(tokens), dtype=bool) if allowed is None else allowed
     embedding = weights["model.embed_tokens.weight"].astype(dtype)
     hidden = embedding[list(tokens)] * architecture.embedding_multiplier
+    states = []
     for layer in range(architecture.num_layers):
+        states.append(hidden)
         local = _LayerWeights(weights, f"model.layers.{layer}.", dtype)
         normed = _rms_norm(hidden, local["input_layernorm.weight"], architecture.rms_norm_eps)
         mixed = _attention(
@@ -53,10 +74,8 @@ def forward(
         hidden = hidden + mixed * architecture.residual_multiplier
         normed = _rms_norm(hidden, local["post_attention_layernorm.weight"], architecture.rms_norm_eps)
         hidden = hidden + _mlp(local, normed) * architecture.residual_multiplier
-    hidden = _rms_norm(hidden, weights["model.norm.weight"].astype(dtype), architecture.rms_norm_eps)
-    head = embedding if architecture.tie_word_embeddings else weights["lm_head.weight"].astype(dtype)
-    logits: Array = hidden @ head.T / architecture.logits_divisor
-    return logits
+    states.append(_rms_norm(hidden, weights["model.norm.weight"].astype(dtype), architecture.rms_norm_eps))
+    return states
 
 
 class _LayerWeights:

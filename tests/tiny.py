@@ -23,6 +23,7 @@ from tests.build.targets.tiny_models import FAMILIES, random_weights, tiny_confi
 
 MAX_LENGTH = 256
 NUM_BLOCKS = 64
+BRANCH_BLOCKS = 128
 THREADS = 2
 
 _LLAMA3 = {
@@ -39,6 +40,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama tied": ("llama", {"tie_word_embeddings": True}),
     "llama biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama heads of 64": ("llama", {"head_dim": 64}),
+    "llama of 8 layers": ("llama", {"num_hidden_layers": 8}),
     "llama one kv head": ("llama", {"num_key_value_heads": 1}),
     "llama3 rope": ("llama", {"rope_scaling": _LLAMA3}),
     "linear rope": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
@@ -69,7 +71,7 @@ class TinyTargets:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._runners: dict[tuple[str, str], OpenVinoRunner] = {}
+        self._runners: dict[tuple[str, str, int], OpenVinoRunner] = {}
 
     def source(self, variant: str) -> Path:
         """Model directory in Hugging Face layout, with a tokenizer."""
@@ -93,9 +95,19 @@ class TinyTargets:
 
     def runner(self, variant: str, precision: str) -> OpenVinoRunner:
         """The loaded engine with NUM_BLOCKS cache blocks; it is shared, so they hold what others left."""
-        key = variant, precision
+        return self._runner(variant, precision, BRANCH_BLOCKS)
+
+    def plain_runner(self, variant: str, precision: str) -> OpenVinoRunner:
+        """One that takes chains only."""
+        return self._runner(variant, precision, 0)
+
+    def _runner(self, variant: str, precision: str, branch_blocks: int) -> OpenVinoRunner:
+        key = variant, precision, branch_blocks
         if key not in self._runners:
             self._runners[key] = OpenVinoRunner(
-                self.engine(variant, precision), num_blocks=NUM_BLOCKS, threads=THREADS
+                self.engine(variant, precision),
+                num_blocks=NUM_BLOCKS,
+                threads=THREADS,
+                branch_blocks=branch_blocks,
             )
         return self._runners[key]

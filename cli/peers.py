@@ -1,0 +1,149 @@
+"""`drafthouse peers`: our engine beside openvino-genai and llama.cpp, each with its best speculation."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from build.targets.download import cache_directory
+from cli.common import SpecArgument, console, progress, read_spec, told
+from cli.prepare import build_deployment
+from client import ChatTemplate
+from deployments.spec import DeploymentSpec, SpecError, with_loadtest
+from engine.manifest import load_manifest
+from engine.serving.text import TextCodec
+from loadtest import prompts as prompt_files
+from loadtest.provenance import collect
+from planner.bench.peers.arms import OURS, Arm, PeerModel, embedded_arms, llama_cpp_arms, openvino_genai_arms
+from planner.bench.peers.environments import REQUIREMENTS, Environment, Unavailable, prepare_environment
+from planner.bench.peers.records import PeerPrompt, read_records
+from planner.bench.peers.run import Started, default_threads, run_peers
+from planner.bench.peers.summary import ArmSummary, summarise
+from planner.bench.peers.table import peers_table
+
+_OUTSIDE = {"openvino-genai": "openvino_genai", "llama.cpp": "llama_cpp"}
+
+
+def peers(
+    spec_path: SpecArgument,
+    prompts: Annotated[Path | None, typer.Option(help="JSONL of prompts, instead of the spec's.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Prompts, taken from the categories in turn.")] = 26,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of an answer, instead of the spec's.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each arm gets each prompt.")] = 1,
+    draft: Annotated[Path | None, typer.Option(help="GGUF file of a draft model, for llama.cpp.")] = None,
+    output: Annotated[Path, typer.Option(help="Directory of records and result.")] = Path("runs/peers"),
+) -> None:
+    """Measure our engine and others on the same prompts, one request at a time, each with its best speculation."""
+    with told():
+        spec = with_loadtest(read_spec(spec_path), {"prompts": prompts, "max_tokens": max_tokens})
+        build_deployment(spec)
+        model = peer_model(spec, draft)
+        chosen = _prompts(spec, count)
+        environments, missing = _environments()
+        arms = [arm for arm in _arms(spec, model) if arm.engine in environments]
+        with progress() as show:
+            started = run_peers(
+                arms, environments, chosen, output,
+                max_tokens=spec.loadtest.max_tokens, rounds=rounds, report=show,
+            )  # fmt: skip
+        summaries = summarise(read_records(output / "records.jsonl"))
+        console.print(peers_table(summaries))
+        for name, reason in {**missing, **started.missing}.items():
+            console.print(f"measured without {name}: {reason}", markup=False, soft_wrap=True)
+        document = _document(spec, model, summaries, started, missing)
+        (output / "result.json").write_text(document + "\n", encoding="utf-8")
+        console.print(f"records and result: {output}")
+        print(document, flush=True)
+
+
+def peer_model(spec: DeploymentSpec, draft: Path | None) -> PeerModel:
+    """What other engines are given of a deployment that is built.
+
+    Raises:
+        SpecError: its target has no GGUF file, or `draft` is none.
+    """
+    gguf = next(iter(sorted(spec.target.model.glob("*.gguf"))), None)
+    if gguf is None:
+        raise SpecError(
+            f"{spec.target.model} has no GGUF file, which the other engines read; drafthouse model keeps the one "
+            "that it is given"
+        )
+    if draft is not None and not draft.is_file():
+        raise SpecError(
+            f"--draft {draft} is not a file; give the GGUF file of a model with the target's tokenizer"
+        )
+    manifest = load_manifest(spec.engine_directory)
+    return PeerModel(
+        gguf,
+        draft,
+        manifest.end_ids,
+        spec.embedded.max_sequence_length,
+        spec.embedded.threads or default_threads(),
+    )
+
+
+def _arms(spec: DeploymentSpec, model: PeerModel) -> list[Arm]:
+    return [*embedded_arms(spec, model.threads), *openvino_genai_arms(model), *llama_cpp_arms(model)]
+
+
+def _prompts(spec: DeploymentSpec, count: int) -> list[PeerPrompt]:
+    """As many as are wanted, of those that leave room for the answer."""
+    room = spec.embedded.max_sequence_length - spec.loadtest.max_tokens
+    template, codec = ChatTemplate.from_directory(spec.target.model), TextCodec(spec.target.model)
+    tokens = {
+        item: tuple(codec.encode(template.render([{"role": "user", "content": item.text}])))
+        for item in prompt_files.load(spec.loadtest.prompts)
+    }
+    fitting = [item for item, ids in tokens.items() if len(ids) <= room]
+    if not fitting:
+        raise SpecError(
+            f"no prompt of {spec.loadtest.prompts} leaves room for {spec.loadtest.max_tokens} tokens"
+        )
+    chosen = prompt_files.select(fitting, min(count, len(fitting)))
+    return [PeerPrompt(item.id, item.category, tokens[item]) for item in chosen]
+
+
+def _environments() -> tuple[dict[str, Environment], dict[str, str]]:
+    """Where each engine's program runs; the others' are installed on first use."""
+    found, missing = {OURS: Environment(Path(sys.prefix))}, {}
+    for engine, name in _OUTSIDE.items():
+        with progress() as show:
+            show(f"environment of {engine}", None)
+            try:
+                found[engine] = prepare_environment(REQUIREMENTS / f"{name}.txt", cache_directory() / "peers")
+            except Unavailable as error:
+                missing[engine] = str(error)
+    return found, missing
+
+
+def _document(
+    spec: DeploymentSpec,
+    model: PeerModel,
+    summaries: list[ArmSummary],
+    started: Started,
+    missing: dict[str, str],
+) -> str:
+    """One line for programs."""
+    return json.dumps(
+        {
+            "deployment": spec.name,
+            "precision": {OURS: spec.embedded.precision, **dict.fromkeys(_OUTSIDE, model.gguf.name)},
+            "threads": model.threads,
+            "max_tokens": spec.loadtest.max_tokens,
+            "arms": [item.as_dict() for item in summaries],
+            "settings": {
+                process.arm.name: {
+                    key: process.arm.settings[key] for key in ("method", "ngram", "draft_length")
+                }
+                for process in started.running
+                if process.arm.engine != OURS
+            },
+            "missing": {**missing, **started.missing},
+            "versions": started.versions,
+            "environment": collect(),
+        }
+    )

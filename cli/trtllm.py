@@ -1,0 +1,147 @@
+"""Building and serving deployments on TensorRT-LLM: pre-flight, plan, launch."""
+
+import os
+import subprocess
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table
+
+from build.findings import Finding
+from build.trtllm.failures import explain
+from build.trtllm.lines import installed_version
+from build.trtllm.llm_args import as_yaml, llm_arguments
+from build.trtllm.plan import plan_directory, plan_steps
+from build.trtllm.preflight import Stage, preflight
+from build.trtllm.resolved import Resolved
+from build.trtllm.run_plan import run_plan, script
+from build.trtllm.runners import ComposeRunner, LocalRunner, Runner
+from build.trtllm.topology import topology_of
+from cli.common import console, errors, progress
+from deploy.server import TritonError
+from deploy.trtllm_launch import Launch, hosts_from
+from deploy.trtllm_server import START_SECONDS, TensorRtLlmServer, compose_command, tensorrt_llm_triton
+from deployments.spec import DeploymentSpec, SpecError
+
+RunnerName = Literal["local", "compose"]
+_COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+def checked(spec: DeploymentSpec, stage: Stage) -> Resolved:
+    """The deployment with nothing left open; findings are told, and errors among them end the command."""
+    result = preflight(spec, stage)
+    tell(result.findings)
+    if result.failed or result.resolved is None:
+        raise SystemExit(2)
+    return result.resolved
+
+
+def tell(findings: Sequence[Finding]) -> None:
+    """Print findings as a table, if there are any."""
+    if not findings:
+        return
+    table = Table("finding", "what and where", "what would be right, and who knows it", show_lines=True)
+    for item in findings:
+        right = "\n".join(filter(None, (item.right, f"({item.reference})" if item.reference else "")))
+        cells = (f"{item.severity}: {item.name}", item.what, right)
+        table.add_row(*(cell.replace("[", r"\[") for cell in cells), style=_COLOURS[item.severity])
+    errors.print(table)
+
+
+def print_plan(spec: DeploymentSpec, spec_path: Path, runner: RunnerName | None) -> None:
+    """The plan as shell commands, on standard output alone; what they write for the LLM API as comments."""
+    resolved = checked(spec, "print")
+    print(script(plan_steps(resolved, spec_path), _runner(runner, resolved)))
+    if resolved.runtime == "llm_api":
+        print(f"# which writes {spec.serving.repository}/tensorrt_llm/1/model.yaml with:")
+        print(textwrap.indent(as_yaml(llm_arguments(resolved)), "#   "), end="")
+
+
+def run_build(spec: DeploymentSpec, spec_path: Path, runner: RunnerName | None) -> None:
+    """Check, and run what is not up to date."""
+    resolved = checked(spec, "build")
+    with progress() as show:
+        run_plan(
+            plan_steps(resolved, spec_path),
+            plan_directory(resolved),
+            _runner(runner, resolved),
+            report=lambda line: console.print(f"build: {line}", markup=False),
+            show=lambda line: show(f"build: {line}", None),
+        )
+    console.print(f"build: model repository in {spec.serving.repository}")
+
+
+def _runner(name: RunnerName | None, resolved: Resolved) -> Runner:
+    """Here where TensorRT-LLM is, otherwise in containers."""
+    if name == "local" or (name is None and installed_version() is not None):
+        return LocalRunner()
+    return ComposeRunner(Path(f"deploy/compose/line-{resolved.line.name.lower()}.env"))
+
+
+def serve_trtllm(spec: DeploymentSpec, spec_path: Path, log: Path) -> None:
+    """Serve until Ctrl-C where TensorRT-LLM's Triton is installed; elsewhere start its container and return."""
+    if tensorrt_llm_triton() is None:
+        _serve_in_container(spec_path, checked(spec, "print"))
+        return
+    resolved = checked(spec, "serve")
+    collect = plan_steps(resolved, spec_path)[-1]
+    run_plan(
+        [collect],
+        plan_directory(resolved),
+        LocalRunner(),
+        report=lambda line: console.print(f"serve: {line}"),
+    )
+    with TensorRtLlmServer(_launch(resolved), log=log) as server:
+        with progress() as show:
+            show(f"starting Triton with {spec.name}; its log is {log}", None)
+            _wait_until_ready(server, log)
+        console.print(
+            f"Triton serves {spec.name} on {server.host}: gRPC {server.grpc_port}, HTTP {server.http_port}"
+        )
+        status = server.wait()
+    console.print(f"tritonserver ended with status {status}; its log is {log}")
+
+
+def _serve_in_container(spec_path: Path, resolved: Resolved) -> None:
+    command = compose_command(spec_path, resolved.line.name)
+    console.print(f"serve: {command.shell()}", markup=False, soft_wrap=True)
+    try:
+        status = subprocess.run(
+            command.arguments, env={**os.environ, **command.environment}, check=False
+        ).returncode
+    except FileNotFoundError:
+        raise TritonError(
+            f"neither TensorRT-LLM's tritonserver nor Docker is installed here; run this inside {resolved.triton_image}"
+        ) from None
+    if status != 0:
+        raise TritonError(f"Docker Compose ended with status {status}")
+    console.print("serve: stop it with docker compose down")
+
+
+def _launch(resolved: Resolved) -> Launch:
+    serving, topology = resolved.spec.serving, topology_of(resolved)
+    try:
+        return Launch(
+            serving.repository,
+            mode=topology.mode,
+            ranks=topology.ranks,
+            engines=topology.engines,
+            hosts=topology.hosts or (hosts_from(os.environ) if topology.mode == "multi_node" else ()),
+            http_port=serving.http_port,
+            grpc_port=serving.grpc_port,
+            metrics_port=serving.metrics_port,
+            host=serving.host,
+        )
+    except ValueError as error:
+        raise SpecError(f"engine.launch: {error}") from None
+
+
+def _wait_until_ready(server: TensorRtLlmServer, log: Path) -> None:
+    """Wait; a failure whose message is known is explained."""
+    try:
+        server.wait_until_ready(START_SECONDS)
+    except TritonError as error:
+        known = explain(log.read_text(encoding="utf-8", errors="replace"))
+        raise TritonError("\n".join([str(error), *map(str, known)])) from None
