@@ -6,12 +6,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: demo test test-outside check lock setup setup-dev clean
 
 demo: setup  ## the whole journey on one CPU: model, engine, real Triton, load sweep, report
-	$(BIN)/drafthouse demo deployments/smollm2-anpd.yaml
+	$(BIN)/drafthouse demo deployments/smollm2-anpd.yaml --beside deployments/smollm2-eagle3-lookup.yaml
 
 test: setup-dev  ## all tests but the heavy outside clients
 	$(BIN)/python -m pytest -m "not outside"
 
-test-outside: setup-dev  ## genai-perf, AIPerf and LlamaIndex, each installed into its own environment
+test-outside: setup-dev  ## outside clients and engines, Docker Compose, Prometheus, Kubernetes: each fetched into a place of its own
 	$(BIN)/python -m pytest -m outside -rs
 
 check: setup-dev  ## format, lint, types
