@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from build.interrupts import terminate_is_interrupt
 from build.targets.errors import TargetError
 from build.trtllm.run_plan import PlanError
 from client import ChatTemplate
@@ -46,9 +47,10 @@ _EXPECTED = (
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Tell expected failures in a line and leave with status 2; Ctrl-C with 130."""
+    """Tell expected failures in a line and leave with status 2; Ctrl-C, or being asked to terminate, with 130."""
     try:
-        yield
+        with terminate_is_interrupt():
+            yield
     except _EXPECTED as error:
         errors.print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
         raise SystemExit(2) from None

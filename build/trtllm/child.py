@@ -7,12 +7,12 @@ group (compilers and MPI ranks start children of theirs) before anything else ha
 import os
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
+
+from build.interrupts import terminate_is_interrupt
 
 _TICK_SECONDS = 0.2
 _TAIL_BYTES = 4096
@@ -39,7 +39,7 @@ def run_logged(
         KeyboardInterrupt: Ctrl-C or a request to terminate; the group has ended by then.
     """
     started = time.monotonic()
-    with log.open("ab") as output, _terminate_is_interrupt():
+    with log.open("ab") as output, terminate_is_interrupt():
         process = subprocess.Popen(
             command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=output,
             stderr=subprocess.STDOUT, start_new_session=True,
@@ -84,20 +84,3 @@ def _group_runs(process: subprocess.Popen[bytes]) -> bool:
     except PermissionError:
         return True
     return True
-
-
-@contextmanager
-def _terminate_is_interrupt() -> Iterator[None]:
-    """A request to terminate (`kill`, a stopping container) ends the child as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -64,7 +64,8 @@ def spec(tmp_path: Path) -> Path:
     return path
 
 
-def test_it_serves_until_interrupted(tmp_path: Path, programs: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_interrupted(number: signal.Signals, tmp_path: Path, programs: Path) -> None:
     install(programs, "tritonserver", _TRITON)
     process = subprocess.Popen(
         [sys.executable, "-m", "cli.main", "serve", str(spec(tmp_path))],
@@ -81,7 +82,7 @@ def test_it_serves_until_interrupted(tmp_path: Path, programs: Path) -> None:
         arguments = json.loads((tmp_path / "arguments.json").read_text())
         assert "--model-repository=runs/model_repo" in arguments
         assert (tmp_path / "runs/model_repo/tensorrt_llm/1/model.yaml").is_file()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.wait(30) == 130
     finally:
         process.kill()
