@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from speculators.requests import Requests
 from speculators.tree import TokenTree
 
 _TOKEN_BITS = 32
@@ -125,34 +126,23 @@ class AnpdSpeculator:
             )
         self.max_draft_length = draft_length
         self._ngram = ngram
-        self._tables: dict[int, NgramTable] = {}
+        self._tables: Requests[NgramTable] = Requests(self.name)
 
     def start(self, request_id: int, prompt: Sequence[int]) -> None:
-        if request_id in self._tables:
-            raise ValueError(
-                f"anpd: request {request_id} is already running; finish it before starting it again"
-            )
         table = NgramTable(self._ngram)
+        self._tables.start(request_id, table)
         table.extend(prompt)
-        self._tables[request_id] = table
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
         return [
-            TokenTree.chain(tuple(self._table(request_id).draft(min(budget, self.max_draft_length))))
+            TokenTree.chain(tuple(self._tables[request_id].draft(min(budget, self.max_draft_length))))
             for request_id, budget in zip(request_ids, budgets, strict=True)
         ]
 
     def observe(
         self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
     ) -> None:
-        self._table(request_id).extend(accepted)
+        self._tables[request_id].extend(accepted)
 
     def finish(self, request_id: int) -> None:
-        self._table(request_id)
-        del self._tables[request_id]
-
-    def _table(self, request_id: int) -> NgramTable:
-        try:
-            return self._tables[request_id]
-        except KeyError:
-            raise KeyError(f"anpd: request {request_id} is not running; start it first") from None
+        self._tables.finish(request_id)

@@ -36,9 +36,9 @@ class EnhancedSpeculator:
         self._tables: Requests[NgramTable] = Requests(drafter.name)
 
     def start(self, request_id: int, prompt: Sequence[int]) -> None:
+        self._drafter.start(request_id, prompt)  # may refuse
         table = NgramTable(max(_NGRAM, self._threshold + 1))
         self._tables.start(request_id, table)
-        self._drafter.start(request_id, prompt)
         table.extend(prompt)
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:

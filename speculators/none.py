@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from speculators.requests import Requests
 from speculators.tree import EMPTY, TokenTree
 
 
@@ -19,29 +20,20 @@ class NoSpeculator:
     max_branches = 0
 
     def __init__(self) -> None:
-        self._running: set[int] = set()
+        self._running: Requests[None] = Requests(self.name)
 
     def start(self, request_id: int, prompt: Sequence[int]) -> None:
-        if request_id in self._running:
-            raise ValueError(
-                f"none: request {request_id} is already running; finish it before starting it again"
-            )
-        self._running.add(request_id)
+        self._running.start(request_id, None)
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
         for request_id in request_ids:
-            self._require(request_id)
+            self._running[request_id]
         return [EMPTY] * len(request_ids)
 
     def observe(
         self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
     ) -> None:
-        self._require(request_id)
+        self._running[request_id]
 
     def finish(self, request_id: int) -> None:
-        self._require(request_id)
-        self._running.remove(request_id)
-
-    def _require(self, request_id: int) -> None:
-        if request_id not in self._running:
-            raise KeyError(f"none: request {request_id} is not running; start it first")
+        self._running.finish(request_id)

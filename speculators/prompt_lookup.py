@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from speculators.requests import Requests
 from speculators.tree import TokenTree
 
 
@@ -71,33 +72,23 @@ class PromptLookupSpeculator:
                 raise ValueError(f"prompt_lookup: {setting} is {value}; it must be 1 or more")
         self.max_draft_length = draft_length
         self._ngram, self._use_oldest = ngram, use_oldest
-        self._texts: dict[int, _Text] = {}
+        self._texts: Requests[_Text] = Requests(self.name)
 
     def start(self, request_id: int, prompt: Sequence[int]) -> None:
-        if request_id in self._texts:
-            raise ValueError(
-                f"prompt_lookup: request {request_id} is already running; finish it before starting it again"
-            )
-        text = self._texts[request_id] = _Text(self._ngram, self._use_oldest)
+        text = _Text(self._ngram, self._use_oldest)
+        self._texts.start(request_id, text)
         text.extend(prompt)
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
         return [
-            TokenTree.chain(self._text(request_id).draft(min(budget, self.max_draft_length)))
+            TokenTree.chain(self._texts[request_id].draft(min(budget, self.max_draft_length)))
             for request_id, budget in zip(request_ids, budgets, strict=True)
         ]
 
     def observe(
         self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
     ) -> None:
-        self._text(request_id).extend(accepted)
+        self._texts[request_id].extend(accepted)
 
     def finish(self, request_id: int) -> None:
-        self._text(request_id)
-        del self._texts[request_id]
-
-    def _text(self, request_id: int) -> _Text:
-        try:
-            return self._texts[request_id]
-        except KeyError:
-            raise KeyError(f"prompt_lookup: request {request_id} is not running; start it first") from None
+        self._texts.finish(request_id)
