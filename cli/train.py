@@ -12,6 +12,7 @@ from client.chat import ChatTemplate
 from deployments.spec import DeploymentSpec, SpecError
 from engine.engine import Engine, EngineLimits
 from engine.openvino_runner import OpenVinoRunner
+from engine.runner import BLOCK_SIZE
 from engine.serving.text import TextCodec
 from engine.writing import EngineWriter
 from speculators.data.overlap import HeldOut
@@ -86,7 +87,7 @@ def _writer(spec: DeploymentSpec) -> EngineWriter:
     size, length = spec.training.data.batch_size, spec.embedded.max_sequence_length
     limits = EngineLimits(size, length, max_queue_size=size, prefill_chunk=512)
     runner = OpenVinoRunner(
-        spec.engine_directory, num_blocks=-(-length // 32) * size, threads=spec.embedded.threads
+        spec.engine_directory, num_blocks=-(-length // BLOCK_SIZE) * size, threads=spec.embedded.threads
     )
     end_id = Architecture.from_directory(spec.target.model).eos_token_ids[0]
     return EngineWriter(Engine(runner, create("none"), limits), end_id)
