@@ -1,4 +1,4 @@
-"""Being asked to terminate, as `kill`, systemd and a stopping container ask, is Ctrl-C: what was begun is ended in order."""
+"""Being asked to terminate, as `kill` and a stopping container ask, is Ctrl-C: what was begun is ended in order."""
 
 import signal
 import threading

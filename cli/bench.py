@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from build.targets.download import cache_directory
 from cli.common import SpecArgument, console, progress, read_spec, told
 from cli.peers import peer_model
 from cli.prepare import build_deployment
 from cli.serve import running_server
 from client import DrafthouseClient
+from deployments.cache import cache_directory
 from deployments.spec import DeploymentSpec, SpecError
 from engine.serving.text import TextCodec
 from loadtest.provenance import collect

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from build.targets.download import cache_directory
 from cli.common import SpecArgument, console, progress, read_spec, told
 from cli.prepare import build_deployment
 from client import ChatTemplate
+from deployments.cache import cache_directory
 from deployments.spec import DeploymentSpec, SpecError, with_loadtest
 from engine.manifest import load_manifest
 from engine.serving.text import TextCodec

@@ -120,6 +120,18 @@ class EngineCheckpoint:
         found = [read_tensors(self.rank_file(rank), lambda name: name.startswith(prefix)) for rank in ranks]
         return [{name.removeprefix(prefix): part for name, part in rank.items()} for rank in found]
 
+    def whole(self, prefix: str, names: Mapping[str, str]) -> Tensors:
+        """Tensors that `split_all` shared out, under the names that they had before.
+
+        Raises:
+            ConversionError: one is missing.
+        """
+        parts = self.tensors(prefix)
+        missing = [renamed for renamed in names.values() for part in parts if renamed not in part]
+        if missing:
+            raise ConversionError(f"{self.directory}: {prefix}{missing[0]} is missing")
+        return {name: join([part[renamed] for part in parts]) for name, renamed in names.items()}
+
     def output_shards(self) -> list[Array]:
         """The output matrix as it lies on the last stage, ``[padded V / tp, H]`` each.
 

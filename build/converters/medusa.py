@@ -20,7 +20,7 @@ from build.converters.choices import Layout, engine_target, weight_dtype
 from build.converters.engine_checkpoint import EngineCheckpoint
 from build.converters.errors import ConversionError
 from build.converters.output import Conversion, directory_bytes, new_directory
-from build.converters.sharding import join, pad_rows, padded_vocabulary, split
+from build.converters.sharding import pad_rows, padded_vocabulary, split_all
 from build.converters.target import Target, check_fit, read_target
 from speculators.formats.tensors import Tensors, as_dtype, dtype_of
 from speculators.medusa.checkpoint import (
@@ -137,8 +137,7 @@ def _with_outputs(heads: MedusaCheckpoint, target: Target) -> MedusaCheckpoint:
     if vocab_size(heads) is not None:
         return heads
     shared = target.output_matrix()
-    names = [output_name(heads.config, head) for head in range(heads.config.medusa_num_heads)]
-    return MedusaCheckpoint(heads.config, {**heads.tensors, **dict.fromkeys(names, shared)})
+    return MedusaCheckpoint(heads.config, {**heads.tensors, **dict.fromkeys(_outputs(heads.config), shared)})
 
 
 def _engine_names(config: MedusaConfig) -> dict[str, str]:
@@ -154,26 +153,17 @@ def _engine_names(config: MedusaConfig) -> dict[str, str]:
 
 def _sharded(config: MedusaConfig, tensors: Tensors, engine: EngineCheckpoint) -> list[Tensors]:
     rows = padded_vocabulary(engine.vocab_size, engine.tp_size)
-    parts: list[Tensors] = [{} for _ in range(engine.tp_size)]
-    for name, renamed in _engine_names(config).items():
-        values = tensors[name]
-        whole = pad_rows(values, rows) if renamed.endswith("lm_head.weight") else values
-        for part, shard in zip(parts, split(name, whole, engine.tp_size), strict=True):
-            part[PREFIX + renamed] = shard
-    return parts
+    padded = {name: pad_rows(tensors[name], rows) for name in _outputs(config)}
+    return split_all({**tensors, **padded}, _engine_names(config), PREFIX, engine.tp_size)
 
 
 def _whole(config: MedusaConfig, engine: EngineCheckpoint) -> Tensors:
-    parts = engine.tensors(PREFIX)
-    names = _engine_names(config)
-    missing = [renamed for renamed in names.values() for part in parts if renamed not in part]
-    if missing:
-        raise ConversionError(f"{engine.directory}: {PREFIX}{missing[0]} is missing")
-    tensors = {name: join([part[renamed] for part in parts]) for name, renamed in names.items()}
-    outputs = {output_name(config, head) for head in range(config.medusa_num_heads)}
-    return {
-        name: values[: engine.vocab_size] if name in outputs else values for name, values in tensors.items()
-    }
+    tensors = engine.whole(PREFIX, _engine_names(config))
+    return {**tensors, **{name: tensors[name][: engine.vocab_size] for name in _outputs(config)}}
+
+
+def _outputs(config: MedusaConfig) -> list[str]:
+    return [output_name(config, head) for head in range(config.medusa_num_heads)]
 
 
 def _settings(config: MedusaConfig, engine: EngineCheckpoint, max_draft_length: int) -> dict[str, object]:

@@ -23,9 +23,9 @@ from build.converters.choices import Layout, engine_target, weight_dtype
 from build.converters.engine_checkpoint import EngineCheckpoint
 from build.converters.errors import ConversionError
 from build.converters.output import Conversion, directory_bytes, new_directory
-from build.converters.sharding import join, split
+from build.converters.sharding import split_all
 from build.converters.target import check_fit, read_target
-from speculators.formats.tensors import Tensors, as_dtype, dtype_of
+from speculators.formats.tensors import as_dtype, dtype_of
 from speculators.redrafter.checkpoint import (
     RedrafterCheckpoint,
     load_checkpoint,
@@ -83,7 +83,8 @@ def convert_redrafter(
         return _write_source(RedrafterCheckpoint(head.config, tensors), [drafter, target], output)
     engine = engine_target(about, dtype, tp_size)
     settings = _settings(head.config, engine, num_beams, draft_length, greedy_search)
-    parts = _sharded(head.config, as_dtype(head.tensors, engine.dtype), engine)
+    tensors = as_dtype(head.tensors, engine.dtype)
+    parts = split_all(tensors, _engine_names(head.config), PREFIX, engine.tp_size)
     size = directory_bytes(target) + sum(values.nbytes for part in parts for values in part.values())
     with new_directory(output, [drafter, target], size, {"family": "redrafter", "layout": layout}) as partial:
         engine.with_drafter(partial, settings, parts, PREFIX + "*")
@@ -110,7 +111,7 @@ def restore_redrafter(checkpoint: Path, output: Path) -> Conversion:
         num_draft_layers=engine.integer("redrafter_num_layers"),
         rnn=bool(engine.config.get("redrafter_is_rnn")),
     )
-    tensors = _whole(config, engine)
+    tensors = engine.whole(PREFIX, _engine_names(config))
     return _write_source(RedrafterCheckpoint(config, tensors), [checkpoint], output)
 
 
@@ -125,23 +126,6 @@ def _engine_names(config: RedrafterConfig) -> dict[str, str]:
     """Name of each tensor in ml-recurrent-drafter -> its name behind `drafter.`."""
     names = {name: name.replace("lm_head.", "layers.") for name in tensor_shapes(config)}
     return {**names, output_name(config): "lm_head.weight"}
-
-
-def _sharded(config: RedrafterConfig, tensors: Tensors, engine: EngineCheckpoint) -> list[Tensors]:
-    parts: list[Tensors] = [{} for _ in range(engine.tp_size)]
-    for name, renamed in _engine_names(config).items():
-        for part, shard in zip(parts, split(name, tensors[name], engine.tp_size), strict=True):
-            part[PREFIX + renamed] = shard
-    return parts
-
-
-def _whole(config: RedrafterConfig, engine: EngineCheckpoint) -> Tensors:
-    parts = engine.tensors(PREFIX)
-    names = _engine_names(config)
-    missing = [renamed for renamed in names.values() for part in parts if renamed not in part]
-    if missing:
-        raise ConversionError(f"{engine.directory}: {PREFIX}{missing[0]} is missing")
-    return {name: join([part[renamed] for part in parts]) for name, renamed in names.items()}
 
 
 def _settings(

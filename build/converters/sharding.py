@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from build.converters.errors import ConversionError
-from speculators.formats.tensors import Array
+from speculators.formats.tensors import Array, Tensors
 
 
 def padded_vocabulary(vocab_size: int, tp_size: int) -> int:
@@ -31,6 +31,19 @@ def split(name: str, values: Array, tp_size: int, axis: int = 0) -> list[Array]:
     """
     require_divisible(name, values.shape[axis], tp_size)
     return [np.ascontiguousarray(part) for part in np.split(values, tp_size, axis=axis)]
+
+
+def split_all(tensors: Tensors, names: Mapping[str, str], prefix: str, tp_size: int) -> list[Tensors]:
+    """For each rank its parts of the tensors that `names` lists, under `prefix` and the names that it gives them.
+
+    Raises:
+        ConversionError: the first axis of one is not divisible.
+    """
+    parts: list[Tensors] = [{} for _ in range(tp_size)]
+    for name, renamed in names.items():
+        for part, shard in zip(parts, split(name, tensors[name], tp_size), strict=True):
+            part[prefix + renamed] = shard
+    return parts
 
 
 def join(parts: Sequence[Array], axis: int = 0) -> Array:

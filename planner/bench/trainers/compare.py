@@ -12,7 +12,6 @@ Step records and checkpoints go to `runs/trainers`; the last line is one JSON do
 
 import argparse
 import json
-import os
 import platform
 import sys
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 
+from deployments.cache import cache_directory
 from deployments.spec import DeploymentSpec, load_spec
 from planner.bench.peers.environments import prepare_environment
 from planner.bench.peers.processes import run
@@ -37,7 +37,6 @@ from speculators.training.target import FrozenTarget
 from speculators.training.vocabulary import draft_vocabulary
 
 LOCK = Path(__file__).parent / "requirements" / "modelopt.txt"
-_CACHE = Path(os.environ.get("DRAFTHOUSE_CACHE", "~/.cache/drafthouse")).expanduser() / "trainers"
 _HELD_OUT_EVERY = 32
 _SECONDS = 24 * 3600.0
 
@@ -166,7 +165,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/trainers"), help="records and checkpoints")
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
-    environment = prepare_environment(LOCK, _CACHE)
+    environment = prepare_environment(LOCK, cache_directory() / "trainers")
     comparison = Comparison(load_spec(given.spec), given.samples, given.held_out, given.output)
     results = [comparison.modelopt(environment.python, environment.variables()), comparison.ours()]
     for item in results:

