@@ -42,7 +42,9 @@ class TrainingSpec(Section):
         le=16,
         description="EAGLE-3: depths of a chain that are trained (training-time test), at most depth.",
     )
-    epochs: PositiveInt = Field(3, description="Passes over the data; of each stage, if there are two.")
+    epochs: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        3, description="Passes over the data; of a method with two stages one number for both, or two."
+    )
     batch_tokens: PositiveInt = Field(4096, description="Padded tokens of a micro-batch.")
     accumulation: PositiveInt = Field(1, description="Micro-batches of an optimiser step, on each process.")
     optimizer: Literal["adamw", "muon"] = Field(
@@ -81,3 +83,7 @@ class TrainingSpec(Section):
     device: Literal["auto", "cpu"] = Field("auto", description="auto takes a GPU if there is one.")
     mixed_precision: bool = Field(True, description="Matrix products in bfloat16.")
     tensorboard: bool = Field(False, description="Write the records for TensorBoard as well.")
+
+    def epochs_of(self, stage: Literal["inputs", "outputs"]) -> int:
+        """Passes over the data of a stage."""
+        return self.epochs if isinstance(self.epochs, int) else self.epochs[stage == "outputs"]

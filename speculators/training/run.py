@@ -228,13 +228,14 @@ def _stages(method: str, training: TrainingSpec) -> list[tuple[str, LoopSettings
     shared: dict[str, Any] = {
         key: getattr(training, key)
         for key in (
-            *("epochs", "batch_tokens", "accumulation", "optimizer", "learning_rate", "seed"),
+            *("batch_tokens", "accumulation", "optimizer", "learning_rate", "seed"),
             *("save_every", "evaluate_every", "mixed_precision", "tensorboard"),
         )
     }
     name = method if training.inputs == "both" else f"{method}-{training.inputs}"
-    inputs = (f"{name}-inputs", LoopSettings(**shared, everything=True))
-    outputs = (f"{name}-outputs", LoopSettings(**shared))
+    first, second = training.epochs_of("inputs"), training.epochs_of("outputs")
+    inputs = (f"{name}-inputs", LoopSettings(**shared, epochs=first, everything=True))
+    outputs = (f"{name}-outputs", LoopSettings(**shared, epochs=second))
     recipe = "both" if method == "mlp_speculator" else "outputs"
     return {"both": [inputs, outputs], "inputs": [inputs], "outputs": [outputs]}[training.stages or recipe]
 

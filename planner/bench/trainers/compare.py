@@ -70,7 +70,6 @@ class Comparison:
         size = min(training.draft_vocab_size, self.target.vocab_size)
         self.kept = draft_vocabulary(self.samples, size, self.target.vocab_size)
         self.settings = LoopSettings(
-            epochs=training.epochs,
             batch_tokens=training.batch_tokens,
             learning_rate=training.learning_rate,
             seed=training.seed,

@@ -109,6 +109,17 @@ def test_the_estimate_is_what_drafting_step_by_step_accepts(
     assert tokens / steps == pytest.approx(evaluations[-1].length, rel=0.05)
 
 
+def test_each_stage_has_passes_of_its_own(make_job: Any) -> None:
+    job = make_job("mlp_speculator", epochs=[1, 2])
+    run(job)
+    files = [
+        job.training.directory / f"mlp_speculator-{stage}" / "records.jsonl"
+        for stage in ("inputs", "outputs")
+    ]
+    first, second = (file.read_text().count('"TrainingStep"') for file in files)
+    assert second == pytest.approx(2 * first, abs=2)  # orders differ, and with them what fits into a batch
+
+
 def test_a_distilled_draft_is_a_whole_model_with_the_targets_embedding(
     make_job: Any, tiny_source: Path, tiny_target: FrozenTarget, tiny_samples: list[Sample]
 ) -> None:
