@@ -38,6 +38,8 @@ class CompiledManifest(BaseModel):
     versions: dict[str, str]
     widths: tuple[int, ...]
     """Numbers of columns of what the matrices are multiplied with."""
+    max_sequence_length: int | None = None
+    """Most tokens of a request; None for networks without a KV cache."""
 
 
 class EngineManifest(CompiledManifest):
@@ -75,8 +77,6 @@ class SpeculatorManifest(CompiledManifest):
     """Guesses below a node, level by level, as the checkpoint publishes them."""
     hidden_layers: tuple[int, ...] = (-1,)
     """Hidden states of the target that it reads; see `engine.openvino_runner`."""
-    max_sequence_length: int | None = None
-    """Of drafters with a KV cache."""
 
 
 Manifest = TypeVar("Manifest", bound=CompiledManifest)

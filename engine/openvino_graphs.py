@@ -18,12 +18,13 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from engine.buckets import bucket_of, buckets_for
 from engine.layout import Layout
 from engine.manifest import CompiledManifest, EngineError
 from engine.paged_attention import conversion
 from engine.runner import BLOCK_SIZE, SequenceInput
-from engine.step_rows import StepRows
 
+_PER_TOKEN = ("input_ids", "position_ids", "token_rows", "hidden")
 _LARGEST_GROUP = 64  # finer groups keep more of the activations; coarser ones (128, 192) measured no faster
 
 Settings = Mapping[str, object]
@@ -49,8 +50,14 @@ class OpenVinoBackend:
         branch_blocks: int,
     ) -> "PagedGraph":
         """See `engine.backend.Backend.paged`."""
-        how = self._settings(manifest)
-        return PagedGraph(path, outputs=outputs, num_blocks=num_blocks, branch_blocks=branch_blocks, how=how)
+        return PagedGraph(
+            path,
+            outputs=outputs,
+            num_blocks=num_blocks,
+            branch_blocks=branch_blocks,
+            longest=manifest.max_sequence_length or BLOCK_SIZE,
+            how=self._settings(manifest),
+        )
 
     def _settings(self, manifest: CompiledManifest) -> Settings:
         return settings(precision=manifest.precision, widths=manifest.widths, threads=self._threads)
@@ -105,6 +112,7 @@ class PagedGraph:
         outputs: those that are wanted.
         num_blocks: cache blocks for requests.
         branch_blocks: cache blocks for the branches of the trees of one step; 0: chains only.
+        longest: most tokens of a request.
         how: from `settings`.
 
     Raises:
@@ -112,19 +120,27 @@ class PagedGraph:
     """
 
     def __init__(
-        self, path: Path, *, outputs: Sequence[str], num_blocks: int, branch_blocks: int, how: Settings
+        self,
+        path: Path,
+        *,
+        outputs: Sequence[str],
+        num_blocks: int,
+        branch_blocks: int,
+        longest: int,
+        how: Settings,
     ) -> None:
         core = ov.Core()
         core.add_extension(conversion(branches=branch_blocks > 0))
         model = _with_free_caches(_with_outputs(_read(core, path), outputs))
-        compiled = core.compile_model(model, "CPU", how)
-        self._request = compiled.create_infer_request()
-        self._ports = {port.any_name: port for port in compiled.inputs}
+        weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+        self._for_any = _Compiled(core, model, how)
+        self._buckets = {size: _Compiled(core, _of_tokens(model, size), how) for size in buckets_for(weights)}
+        self._last = self._for_any
         self._num_blocks = num_blocks
         self._private_blocks = range(num_blocks + 1, num_blocks + 1 + branch_blocks)
         self.caches = self._allocate_caches()
-        self._rows = StepRows()
         self._layout = self._new_layout()
+        self._warm_up(longest)
 
     def forward(self, batch: Sequence[SequenceInput], hidden: NDArray[np.float32] | None = None) -> None:
         """Run one step; `output` has what came out.
@@ -139,20 +155,17 @@ class PagedGraph:
         if self._layout.copies:
             sources, targets = (list(blocks) for blocks in zip(*self._layout.copies, strict=True))
             self.caches[:, targets] = self.caches[:, sources]
-        inputs = self._layout.tensors(self._rows.of_step(self._layout.num_tokens))
+        bucket = bucket_of(self._layout.num_tokens, self._buckets)
+        inputs = self._layout.tensors(bucket or 2)
         if hidden is not None:
             filler = np.zeros((len(inputs["input_ids"]) - len(hidden), hidden.shape[1]), np.float32)
             inputs["hidden"] = np.concatenate([hidden, filler])
-        # `InferRequest.infer` would do the same, half a millisecond slower.
-        for name, port in self._ports.items():
-            if name in inputs:
-                self._request.set_tensor(port, ov.Tensor(inputs[name], shared_memory=True))
-        self._request.start_async()
-        self._request.wait()
+        self._last = self._buckets[bucket] if bucket else self._for_any
+        self._last.infer(inputs)
 
     def output(self, name: str) -> NDArray[Any]:
         """An output of the last step; valid until the next."""
-        values: NDArray[Any] = self._request.get_tensor(name).data
+        values = self._last.output(name)
         return values[: len(values) - self._layout.padding]
 
     def commit(self, index: int, kept: Sequence[int]) -> None:
@@ -164,6 +177,19 @@ class PagedGraph:
             )
             self.caches[:, to_blocks, :, to_rows] = self.caches[:, from_blocks, :, from_rows]
 
+    def _warm_up(self, longest: int) -> None:
+        """Run everything once at the end of the longest context, on fillers.
+
+        The first run of a graph takes ten times as long as the next, and the attention kernel's buffers, which grow
+        with the longest context so far, cost 4 ms whenever they do.
+        """
+        blocks = [self._num_blocks] * math.ceil(longest / BLOCK_SIZE)
+        for size, compiled in ((2, self._for_any), *self._buckets.items()):
+            layout = self._new_layout()
+            for _ in range(size):
+                layout.add(SequenceInput([0], longest - 1, blocks))
+            compiled.infer({**layout.tensors(size), **compiled.no_hidden(size)})
+
     def _new_layout(self) -> Layout:
         return Layout(BLOCK_SIZE, self._private_blocks, filler_block=self._num_blocks)
 
@@ -172,13 +198,51 @@ class PagedGraph:
 
         Zero pages are mapped on first use, so a large cache costs what it holds.
         """
-        ports = [port for name, port in self._ports.items() if "_cache." in name]
+        ports = self._for_any.cache_ports()
         blocks = self._private_blocks.stop
         shape = (blocks, *(ports[0].partial_shape[axis].get_length() for axis in (1, 2, 3)))
         caches = np.zeros((len(ports), *shape), ports[0].element_type.to_dtype())
-        for port, cache in zip(ports, caches, strict=True):
-            self._request.set_tensor(port, ov.Tensor(cache, shared_memory=True))
+        for compiled in (self._for_any, *self._buckets.values()):
+            compiled.use_caches(caches)
         return caches
+
+
+class _Compiled:
+    """A compiled model with its one request."""
+
+    def __init__(self, core: ov.Core, model: ov.Model, how: Settings) -> None:
+        compiled = core.compile_model(model, "CPU", how)
+        self._request = compiled.create_infer_request()
+        self._ports = {port.any_name: port for port in compiled.inputs}
+
+    def cache_ports(self) -> list[Any]:
+        """Inputs that are caches, in the order of the model."""
+        return [port for name, port in self._ports.items() if "_cache." in name]
+
+    def use_caches(self, caches: NDArray[np.generic]) -> None:
+        """Read and write these from now on, one for each port."""
+        for port, cache in zip(self.cache_ports(), caches, strict=True):
+            self._request.set_tensor(port, ov.Tensor(cache, shared_memory=True))
+
+    def no_hidden(self, tokens: int) -> dict[str, NDArray[np.float32]]:
+        """Zeros for the input `hidden`, where there is one."""
+        if "hidden" not in self._ports:
+            return {}
+        return {"hidden": np.zeros((tokens, self._ports["hidden"].partial_shape[1].get_length()), np.float32)}
+
+    def infer(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Run on those of the inputs that the model has."""
+        for name, port in self._ports.items():
+            if name in inputs:
+                self._request.set_tensor(port, ov.Tensor(inputs[name], shared_memory=True))
+        # `InferRequest.infer` would do the same, half a millisecond slower.
+        self._request.start_async()
+        self._request.wait()
+
+    def output(self, name: str) -> NDArray[Any]:
+        """An output of the last run."""
+        values: NDArray[Any] = self._request.get_tensor(name).data
+        return values
 
 
 def _read(core: ov.Core, path: Path) -> ov.Model:
@@ -206,3 +270,13 @@ def _with_free_caches(model: ov.Model) -> ov.Model:
             parameter.set_partial_shape(ov.PartialShape([-1, -1, -1, -1]))
     model.validate_nodes_and_infer_types()
     return model
+
+
+def _of_tokens(model: ov.Model, tokens: int) -> ov.Model:
+    """A copy for so many tokens."""
+    fixed = model.clone()
+    shapes = {port: port.get_partial_shape() for port in fixed.inputs if port.any_name in _PER_TOKEN}
+    for shape in shapes.values():
+        shape[0] = tokens
+    fixed.reshape(shapes)
+    return fixed

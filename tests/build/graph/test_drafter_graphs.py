@@ -139,7 +139,9 @@ def test_heads_with_a_draft_vocabulary_guess_in_it_alone(tmp_path: Path) -> None
 
 def slotted(graph: onnx.ModelProto, path: Path) -> SlottedGraph:
     outputs = ("candidates", "log_probs", "next_hidden")
-    compiled = PagedGraph(saved(graph, path), outputs=outputs, num_blocks=16, branch_blocks=32, how=HOW)
+    compiled = PagedGraph(
+        saved(graph, path), outputs=outputs, num_blocks=16, branch_blocks=32, longest=64, how=HOW
+    )
     return SlottedGraph(compiled, outputs, slots=4, blocks=4)
 
 
