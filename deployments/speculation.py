@@ -46,8 +46,8 @@ class Speculation(Section):
     acceptance_gate: AcceptanceGate | None = Field(None, description="When to give speculation up.")
     adaptive: bool = Field(
         True,
-        description="Embedded engine and `tensorrt_llm_bls`: draft less for a request whose drafts are rejected; off: "
-        "always the most.",
+        description="Embedded engine and `tensorrt_llm_bls`: draft less for a request whose drafts are rejected, or, "
+        "where the drafter tells how likely its chain is, only as long as it is likely; off: always the most.",
     )
     drafted_by: Literal["engine", "bls"] = Field(
         "engine",

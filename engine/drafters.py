@@ -29,7 +29,7 @@ from engine.manifest import (
     load_speculator_manifest,
 )
 from engine.runner import BLOCK_SIZE, SequenceInput
-from engine.tree_shapes import Trained, tree_shape
+from engine.tree_shapes import Trained, least_likely, tree_shape
 from speculators.base import Speculator
 from speculators.draft_model.draft import DraftModelDrafter
 from speculators.eagle.draft import EagleDrafter
@@ -87,7 +87,8 @@ def open_speculator(
         graph = backend.paged(
             directory / MODEL_NAME, manifest, outputs=outputs, num_blocks=slots * blocks, branch_blocks=0
         )
-        return DraftModelDrafter(SlottedGraph(graph, outputs, slots, blocks), speculation.draft_length)
+        slotted = SlottedGraph(graph, outputs, slots, blocks)
+        return DraftModelDrafter(slotted, speculation.draft_length, least_likely(speculation))
     if isinstance(speculation, (MlpSpeculator, Medusa, Eagle, Eagle3)):
         return _open_trained(speculation, directory, target, slots, max_sequence_length, backend)
     section = speculation.model_dump(include=set(settings_of(speculation.method)))

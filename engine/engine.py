@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.draft_length import DraftLength
 from engine.events import EngineStatistics, Event, RequestMetrics, Sink
 from engine.prefix_cache import PrefixCache
 from engine.request import GenerationRequest, QueueFullError, RequestError
@@ -29,6 +28,7 @@ from engine.running import SHORTEST_CHUNK, RunningRequest
 from engine.sampling import LogitsError, RequestRandom, TargetDistributions
 from engine.verification import Verdict, verify_greedy, verify_sampling
 from speculators.base import Speculator
+from speculators.draft_length import DraftLength
 from speculators.tree import EMPTY, TokenTree
 
 
@@ -43,7 +43,7 @@ class EngineLimits:
     `max_draft_length` is that of drafts which come with requests. `longest_draft` gives the most tokens to draft
     for a request while so many decode, None for no limit (`deployments.speculation.Speculation`): the more
     requests share a step, the less a step has left for drafts. With `adaptive_drafts` a request's own length follows
-    what was accepted of it (`engine.draft_length`).
+    what was accepted of it (`speculators.draft_length`).
     """
 
     max_batch_size: int = 16
@@ -104,7 +104,8 @@ class Engine:
             most = min(most, request.draft_length)
         metrics = RequestMetrics(num_input_tokens=len(request.prompt), arrival_ns=time.time_ns())
         random = RequestRandom(request.sampling.seed, request.continued)
-        length = DraftLength(most, adaptive=self.limits.adaptive_drafts)
+        shortened = self.limits.adaptive_drafts and not self._speculator.ends_drafts
+        length = DraftLength(most, adaptive=shortened)
         item = RunningRequest(self._next_id, request, sink, metrics, [], random, length)
         # What has begun goes on before anything new begins, and is not refused half way.
         self._waiting.insert(len(going_on) if request.continued else len(self._waiting), item)

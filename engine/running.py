@@ -8,11 +8,11 @@ from itertools import takewhile
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.draft_length import DraftLength
 from engine.events import FinishReason, RequestMetrics, Sink
 from engine.request import GenerationRequest
 from engine.runner import SequenceInput
 from engine.sampling import RequestRandom
+from speculators.draft_length import DraftLength
 from speculators.tree import TokenTree
 
 SHORTEST_CHUNK = 3  # room for a chunk of two tokens that leaves none alone

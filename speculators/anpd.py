@@ -114,6 +114,7 @@ class AnpdSpeculator:
     name = "anpd"
     needs_hidden: tuple[int, ...] = ()
     max_branches = 0
+    ends_drafts = False
 
     def __init__(self, ngram: int = 5, draft_length: int = 7) -> None:
         if ngram < 2:

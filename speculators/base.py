@@ -26,12 +26,15 @@ class Speculator(Protocol):
         max_branches: most nodes of a tree that are not the first child of their parent; 0 if it proposes chains.
         needs_hidden: hidden states of the target that ``observe`` receives: i is what goes into layer i, -1 what
             comes out of the final norm; empty if it needs none.
+        ends_drafts: whether it ends a draft where it is unsure; if not, the engine shortens drafts by what was
+            accepted lately.
     """
 
     name: str
     max_draft_length: int
     max_branches: int
     needs_hidden: tuple[int, ...]
+    ends_drafts: bool
 
     def start(self, request_id: int, prompt: Sequence[int]) -> None:
         """Begin a request, before its first token is emitted.

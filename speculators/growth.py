@@ -17,6 +17,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -50,6 +51,10 @@ class TreeShape(Protocol):
     def width(self) -> int | None:
         """Nodes of a level that go on, the best ones; None: all that have guesses below them."""
 
+    @property
+    def least(self) -> float:
+        """Score below which a node does not go on."""
+
 
 @dataclass(frozen=True)
 class Likeliest:
@@ -60,17 +65,19 @@ class Likeliest:
         children: guesses below a node, level by level.
         width: nodes of a level that go on.
         total: nodes that are kept.
+        least: score, the log-probability of a path, below which a node does not go on.
     """
 
     depth: int
     children: tuple[int, ...]
     width: int
     total: int
+    least: float = -math.inf
 
     @classmethod
-    def chain(cls, length: int) -> Likeliest:
+    def chain(cls, length: int, least: float = -math.inf) -> Likeliest:
         """A chain of the likeliest tokens."""
-        return cls(length, (1,) * length, 1, length)
+        return cls(length, (1,) * length, 1, length, least)
 
     @property
     def most_children(self) -> int:
@@ -93,6 +100,7 @@ class Choices:
     """
 
     width = None
+    least = -math.inf
 
     def __init__(self, paths: Sequence[Sequence[int]]) -> None:
         known = {tuple(path) for path in paths} - {()}
@@ -174,7 +182,11 @@ class TreeGrowth:
         depth = len(self._paths[level[0]]) if level else self._shape.depth
         if depth >= min(self._shape.depth, self._size):
             return []
-        able = [node for node in level if self._shape.ranks(self._paths[node])]
+        able = [
+            node
+            for node in level
+            if self._scores[node] >= self._shape.least and self._shape.ranks(self._paths[node])
+        ]
         width = len(able) if self._shape.width is None else self._shape.width
         return sorted(self._best(able, width))
 

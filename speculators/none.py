@@ -18,6 +18,7 @@ class NoSpeculator:
     max_draft_length = 0
     needs_hidden: tuple[int, ...] = ()
     max_branches = 0
+    ends_drafts = False
 
     def __init__(self) -> None:
         self._running: Requests[None] = Requests(self.name)

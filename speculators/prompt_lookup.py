@@ -64,6 +64,7 @@ class PromptLookupSpeculator:
 
     name = "prompt_lookup"
     max_branches = 0
+    ends_drafts = False
     needs_hidden: tuple[int, ...] = ()
 
     def __init__(self, ngram: int = 3, draft_length: int = 5, use_oldest: bool = True) -> None:

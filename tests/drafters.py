@@ -60,7 +60,7 @@ _PROMPT = 12  # tokens before what the planted drafters are fitted to
 
 SPECULATIONS: dict[str, Callable[[Path], AnySpeculation]] = {
     "mlp_speculator, chain": lambda path: MlpSpeculator(
-        method="mlp_speculator", checkpoint=path, draft_length=3
+        method="mlp_speculator", checkpoint=path, draft_length=3, adaptive=False
     ),
     "mlp_speculator, tree": lambda path: MlpSpeculator(
         method="mlp_speculator", checkpoint=path, draft_length=3, candidates=4
@@ -70,7 +70,7 @@ SPECULATIONS: dict[str, Callable[[Path], AnySpeculation]] = {
     "eagle, tree": lambda path: Eagle(
         method="eagle", checkpoint=path, depth=3, max_draft_tokens=9, max_non_leaves=3
     ),
-    "eagle3, chain": lambda path: Eagle3(method="eagle3", checkpoint=path, draft_length=4),
+    "eagle3, chain": lambda path: Eagle3(method="eagle3", checkpoint=path, draft_length=4, adaptive=False),
     "eagle3, tree": lambda path: Eagle3(
         method="eagle3", checkpoint=path, draft_length=3, dynamic_tree=DynamicTree(top_k=3, total=9)
     ),
@@ -81,7 +81,9 @@ SPECULATIONS: dict[str, Callable[[Path], AnySpeculation]] = {
         dynamic_tree=DynamicTree(top_k=3, total=9),
         suffix_automaton=SelfLookupEnhancer(threshold=1),
     ),
-    "draft_model, chain": lambda path: DraftModel(method="draft_model", model=path, draft_length=4),
+    "draft_model, chain": lambda path: DraftModel(
+        method="draft_model", model=path, draft_length=4, adaptive=False
+    ),
 }
 
 

@@ -23,7 +23,6 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from engine.draft_length import DraftLength
 from engine.events import RequestMetrics
 from engine.request import RequestError
 from engine.serving.backend import finish_calls, parameters, refuse, tensors
@@ -46,6 +45,7 @@ from engine.serving.wiring import (
     TO_GENERATION,
     TO_PREPROCESSING,
 )
+from speculators.draft_length import DraftLength
 
 # What a sequence of calls cannot do: beams, and whatever keeps count of the output or keeps a state of its own.
 _NEUTRAL: Mapping[str, tuple[float, ...]] = {

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 
-from engine.draft_length import DraftLength
 from engine.events import Event, FinishReason
 from engine.serving.drafting import Drafting
 from engine.serving.target import Row, Step, Target
+from speculators.draft_length import DraftLength
 
 Count = Callable[[int, int, int, float], None]
 """Told of each step: tokens drafted, accepted and emitted, and the seconds that drafting took."""

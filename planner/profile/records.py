@@ -53,6 +53,7 @@ class RecordingSpeculator:
     def __init__(self, speculator: Speculator) -> None:
         self.name, self.needs_hidden = speculator.name, speculator.needs_hidden
         self.max_draft_length, self.max_branches = speculator.max_draft_length, speculator.max_branches
+        self.ends_drafts = speculator.ends_drafts
         self.drafts: dict[int, list[StepRecord]] = {}
         self._speculator = speculator
         self._proposed: dict[int, TokenTree] = {}

@@ -6,6 +6,7 @@ was rejected is overwritten by what was emitted instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -31,20 +32,32 @@ class _State:
     fed: list[int] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Chain:
+    """A draft in the making, of at most `length` tokens; `score` is its log-probability."""
+
+    state: _State
+    length: int
+    tokens: list[int] = field(default_factory=list)
+    score: float = 0.0
+
+
 class DraftModelDrafter:
     """The methods are those of ``Speculator``.
 
     Args:
         graph: the compiled draft model.
         draft_length: most tokens of a chain, 1 or more.
+        least: log-probability of a chain below which it ends.
     """
 
     name = "draft_model"
     needs_hidden: tuple[int, ...] = ()
     max_branches = 0
 
-    def __init__(self, graph: CachedGraph, draft_length: int) -> None:
-        self.max_draft_length = draft_length
+    def __init__(self, graph: CachedGraph, draft_length: int, least: float = -math.inf) -> None:
+        self.max_draft_length, self._least = draft_length, least
+        self.ends_drafts = least > -math.inf
         self._graph = graph
         self._slots = Slots(self.name, graph.slots)
         self._states: Requests[_State] = Requests(self.name)
@@ -55,22 +68,16 @@ class DraftModelDrafter:
         state.slot = self._slots.take()
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
-        states = [self._states[request_id] for request_id in request_ids]
-        lengths = [min(budget, self.max_draft_length) for budget in budgets]
-        drafting = [state for state, length in zip(states, lengths, strict=True) if length]
-        going = {state.slot: [token] for state, token in zip(*self._read(drafting), strict=True)}
-        for depth in range(1, self.max_draft_length):
-            longer = [
-                state
-                for state, length in zip(states, lengths, strict=True)
-                if length > depth and state.slot in going
-            ]
-            for state, token in zip(longer, self._extend(longer, going), strict=True):
-                going[state.slot].append(token)
-        return [
-            TokenTree.chain(going.get(state.slot, ()) if length else ())
-            for state, length in zip(states, lengths, strict=True)
+        chains = [
+            _Chain(self._states[request_id], min(budget, self.max_draft_length))
+            for request_id, budget in zip(request_ids, budgets, strict=True)
         ]
+        going = self._begin([chain for chain in chains if chain.length])
+        while going := [
+            chain for chain in going if len(chain.tokens) < chain.length and chain.score >= self._least
+        ]:
+            self._extend(going)
+        return [TokenTree.chain(chain.tokens) for chain in chains]
 
     def observe(
         self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
@@ -86,28 +93,37 @@ class DraftModelDrafter:
     def finish(self, request_id: int) -> None:
         self._slots.give_back(self._states.finish(request_id).slot)
 
-    def _read(self, states: Sequence[_State]) -> tuple[list[_State], list[int]]:
-        """Read what was emitted; those that have read all of it, and the likeliest token after it."""
-        batch, done = [], []
-        for state in states:
+    def _begin(self, chains: Sequence[_Chain]) -> list[_Chain]:
+        """Read what was emitted; those that have read all of it have their first token, and are returned."""
+        batch, begun = [], []
+        for chain in chains:
+            state = chain.state
             tokens = state.text[state.cached : state.cached + _LONGEST_READ]
             whole = state.cached + len(tokens) == len(state.text)
             batch.append(SlotInput(state.slot, tokens, state.cached, outputs_from=len(tokens) - whole))
             state.cached += len(tokens)
             if whole:
-                done.append(state)
-        return done, self._run(batch)
+                begun.append(chain)
+        self._run(batch, begun)
+        return begun
 
-    def _extend(self, states: Sequence[_State], drafted: dict[int, list[int]]) -> list[int]:
-        """Feed each one's last drafted token; the likeliest token after it."""
+    def _extend(self, chains: Sequence[_Chain]) -> None:
+        """Feed each one's last token, for the one after it."""
         batch = []
-        for state in states:
-            batch.append(SlotInput(state.slot, drafted[state.slot][-1:], state.cached + len(state.fed)))
-            state.fed.append(drafted[state.slot][-1])
-        return self._run(batch)
+        for chain in chains:
+            state = chain.state
+            batch.append(SlotInput(state.slot, chain.tokens[-1:], state.cached + len(state.fed)))
+            state.fed.append(chain.tokens[-1])
+        self._run(batch, chains)
 
-    def _run(self, batch: Sequence[SlotInput]) -> list[int]:
+    def _run(self, batch: Sequence[SlotInput], chains: Sequence[_Chain]) -> None:
+        """One call; its outputs are the next tokens of the chains."""
         if not batch:
-            return []
-        likeliest: list[int] = self._graph.run(batch)["candidates"][:, 0].tolist()
-        return likeliest
+            return
+        found = self._graph.run(batch)
+        likeliest = zip(
+            chains, found["candidates"][:, 0].tolist(), found["log_probs"][:, 0].tolist(), strict=True
+        )
+        for chain, token, log_prob in likeliest:
+            chain.tokens.append(token)
+            chain.score += log_prob

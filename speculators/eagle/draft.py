@@ -8,6 +8,7 @@ rows with nobody, all nodes that go on are run at every level.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -92,6 +93,7 @@ class EagleDrafter:
     ) -> None:
         self.name, self.needs_hidden = name, needs_hidden
         self.max_draft_length, self.max_branches = shape.total, max_branches(shape)
+        self.ends_drafts = shape.least > -math.inf
         self._graph, self._fusion, self._shape = graph, fusion, shape
         self._slots = Slots(name, graph.slots)
         self._states: Requests[_State] = Requests(name)

@@ -5,6 +5,7 @@ Heads do not see each other's guesses, so the nodes of a level have the same gue
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +30,7 @@ class MedusaDrafter:
 
     def __init__(self, heads: Graph, shape: TreeShape) -> None:
         self.max_draft_length, self.max_branches = shape.total, max_branches(shape)
+        self.ends_drafts = shape.least > -math.inf
         self._heads, self._shape = heads, shape
         self._last: Requests[list[NDArray[np.float32]]] = Requests(self.name)
 

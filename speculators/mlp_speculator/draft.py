@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +31,7 @@ class MlpDrafter:
 
     def __init__(self, stages: Sequence[Graph], shape: TreeShape) -> None:
         self.max_draft_length, self.max_branches = shape.total, max_branches(shape)
+        self.ends_drafts = shape.least > -math.inf
         self._stages, self._shape = stages, shape
         self._last: Requests[list[Last]] = Requests(self.name)
 

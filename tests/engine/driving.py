@@ -111,6 +111,7 @@ class BranchingOracle:
     name = "branching oracle"
     needs_hidden: tuple[int, ...] = ()
     max_branches = 64
+    ends_drafts = False
 
     def __init__(self, outputs: Mapping[tuple[int, ...], Sequence[int]], max_draft_length: int) -> None:
         self.max_draft_length = max_draft_length

@@ -73,3 +73,16 @@ def test_the_output_is_the_same_with_and_without_a_schedule(runner: OpenVinoRunn
         outcomes = run(make_engine(runner, drafter, **limits), _requests(4))
         outputs.append([outcome.tokens for outcome in outcomes])
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("ends_drafts", [False, True])
+def test_drafts_that_a_drafter_ends_itself_are_not_shortened(
+    ends_drafts: bool, watched: WatchedRunner, tiny_targets: TinyTargets
+) -> None:
+    request = _requests(1)[0]
+    tokens = run(make_engine(tiny_targets.runner("llama", "fp32")), [request])[0].tokens
+    wrong = OracleDrafter({request.prompt: tokens}, 4, 1, VOCABULARY)
+    wrong.ends_drafts = ends_drafts
+    run(make_engine(watched, wrong), [request])
+    drafts = [len(item.tokens) - 1 for batch in watched.batches for item in batch if not item.is_prompt]
+    assert max(drafts[3:-4]) == (4 if ends_drafts else 1)

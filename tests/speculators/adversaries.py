@@ -23,6 +23,7 @@ class RandomDrafter:
     name = "random"
     needs_hidden: tuple[int, ...] = ()
     max_branches = 64
+    ends_drafts = False
 
     def __init__(self, vocabulary: int, max_draft_length: int, drawn: bool, seed: int) -> None:
         self.max_draft_length = max_draft_length
@@ -76,6 +77,7 @@ class OracleDrafter:
     name = "oracle"
     needs_hidden: tuple[int, ...] = ()
     max_branches = 64
+    ends_drafts = False
 
     def __init__(
         self,

@@ -1,10 +1,13 @@
 """A lookup beside a drafter: who drafts when, and that both follow the text."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from speculators.base import Speculator
 from speculators.enhanced import EnhancedSpeculator
 from speculators.prompt_lookup import PromptLookupSpeculator
+from speculators.tree import EMPTY, TokenTree
 
 REPEATED = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4]
 
@@ -38,6 +41,34 @@ def test_both_follow_what_is_emitted() -> None:
     assert speculator.propose([0], [1])[0].tokens == (3,)
     speculator.observe(0, [9, 1])
     assert speculator.propose([0], [1])[0].tokens == (2,)  # the drafter's: nothing follows (9, 1) yet
+
+
+class Unsure(PromptLookupSpeculator):
+    """A drafter that ends its drafts by itself; here it never has one."""
+
+    ends_drafts = True
+
+    def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
+        return [EMPTY] * len(request_ids)
+
+
+def test_beside_a_drafter_that_ends_its_drafts_the_lookup_follows_what_was_accepted() -> None:
+    speculator = EnhancedSpeculator(Unsure(draft_length=12), 2)
+    text = list(range(60))
+    speculator.start(0, [*text, 0, 1])
+    lengths, emitted = [], 2
+    for accepted in (True, True, False, True):
+        drafted = speculator.propose([0], [12])[0].tokens
+        lengths.append(len(drafted))
+        assert list(drafted) == text[emitted : emitted + len(drafted)]
+        if accepted:
+            speculator.observe(0, text[emitted : emitted + len(drafted) + 1])
+            emitted += len(drafted) + 1
+        else:
+            speculator.observe(0, [99, 20, 21])
+            emitted = 22
+    assert lengths[1] == 2 * lengths[0]
+    assert lengths[3] < lengths[2]
 
 
 def test_a_request_ends_for_both() -> None:

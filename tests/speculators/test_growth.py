@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -65,6 +67,15 @@ def test_a_chain_is_a_tree_with_one_child_a_node(length: int, budget: int, seed:
     tree, _ = grown(shape, budget, seed)
     assert tree.is_chain and len(tree) == min(length, budget)
     assert max_branches(shape) == 0
+
+
+def test_a_chain_ends_where_it_becomes_unlikely() -> None:
+    growth = TreeGrowth(Likeliest.chain(5, least=math.log(0.3)), 5)
+    for token, probability in enumerate((0.9, 0.5, 0.5)):  # 0.9, 0.45, 0.225
+        assert growth.frontier
+        growth.grow([[token]], [[math.log(probability)]])
+    assert not growth.frontier
+    assert growth.tree().tokens == (0, 1, 2)
 
 
 def test_choices_are_followed_rank_by_rank() -> None:

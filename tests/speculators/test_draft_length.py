@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.draft_length import DraftLength
+from speculators.draft_length import DraftLength
 
 
 def test_it_doubles_while_everything_is_accepted() -> None:
