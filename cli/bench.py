@@ -1,10 +1,12 @@
 """`drafthouse bench`: what a step costs, beside the memory bound, the served engine and openvino-genai."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
+from urllib.request import urlopen
 
 import typer
 
@@ -66,14 +68,31 @@ def bench(
 @contextmanager
 def _behind_triton(spec: DeploymentSpec) -> Iterator[dict[str, Subject]]:
     with running_server(spec) as server, DrafthouseClient(f"{server.host}:{server.grpc_port}") as client:
-        yield {"through Triton, batch 1, tokens/s": lambda: _served(client)}
+        url = f"http://{server.host}:{server.http_port}/v2/models/ensemble/generate"
+        yield {
+            "through Triton, one chunk a token, batch 1, tokens/s": lambda: _streamed(client),
+            "through Triton, one response, batch 1, tokens/s": lambda: _responded(url),
+        }
 
 
-def _served(client: DrafthouseClient) -> float:
+def _streamed(client: DrafthouseClient) -> float:
     """Tokens a second of one streamed request without speculation, after its first token."""
     stream = client.stream(_PROMPT, max_tokens=_TOKENS, min_tokens=_TOKENS, num_draft_tokens=0)
     stamps = [time.perf_counter() for _ in stream]
     return (len(stamps) - 1) / (stamps[-1] - stamps[0])
+
+
+def _responded(url: str) -> float:
+    """The same of requests that are answered as a whole: what more tokens cost than one does."""
+
+    def seconds(tokens: int) -> float:
+        request = {"text_input": _PROMPT, "max_tokens": tokens, "min_tokens": tokens, "num_draft_tokens": 0}
+        started = time.perf_counter()
+        with urlopen(url, json.dumps(request).encode()) as response:
+            response.read()
+        return time.perf_counter() - started
+
+    return (_TOKENS - 1) / (seconds(_TOKENS) - seconds(1))
 
 
 def _openvino_genai(spec: DeploymentSpec, running: ExitStack) -> dict[str, Subject]:

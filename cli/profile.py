@@ -23,6 +23,10 @@ def profile(
     prompts: Annotated[Path | None, typer.Option(help="JSONL of prompts, instead of the spec's.")] = None,
     count: Annotated[int, typer.Option(help="Prompts to take, balanced over the categories.")] = 240,
     max_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 128,
+    temperatures: Annotated[
+        list[float],
+        typer.Option("--temperature", help="Profiled on all prompts; can be given several times."),
+    ] = [0.0, 1.0],  # noqa: B006
     rounds: Annotated[int, typer.Option(help="Alternating rounds of the costs; 0: acceptance only.")] = 5,
 ) -> None:
     """Measure acceptance by category, position and rank, and the costs of drafting and verification."""
@@ -35,7 +39,7 @@ def profile(
             found = run_profile(
                 spec,
                 chosen,
-                ProfileSettings(max_tokens=max_tokens, rounds=rounds),
+                ProfileSettings(max_tokens=max_tokens, temperatures=tuple(temperatures), rounds=rounds),
                 records.append,
                 lambda line: show(f"profile: {line}", None),
             )
