@@ -98,9 +98,10 @@ class PlainGraph:
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs by name; valid until the next call."""
-        for name, values in inputs.items():
-            self._request.set_tensor(name, ov.Tensor(np.ascontiguousarray(values), shared_memory=False))
-        self._request.infer()
+        held = {name: np.ascontiguousarray(values) for name, values in inputs.items()}
+        for name, values in held.items():
+            self._request.set_tensor(name, ov.Tensor(values, shared_memory=True))
+        _run(self._request)
         return {name: self._request.get_tensor(port).data for name, port in self._outputs.items()}
 
 
@@ -235,14 +236,18 @@ class _Compiled:
         for name, port in self._ports.items():
             if name in inputs:
                 self._request.set_tensor(port, ov.Tensor(inputs[name], shared_memory=True))
-        # `InferRequest.infer` would do the same, half a millisecond slower.
-        self._request.start_async()
-        self._request.wait()
+        _run(self._request)
 
     def output(self, name: str) -> NDArray[Any]:
         """An output of the last run."""
         values: NDArray[Any] = self._request.get_tensor(name).data
         return values
+
+
+def _run(request: ov.InferRequest) -> None:
+    """As `InferRequest.infer`, which takes half a millisecond longer for large graphs."""
+    request.start_async()
+    request.wait()
 
 
 def _read(core: ov.Core, path: Path) -> ov.Model:
