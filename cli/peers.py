@@ -21,7 +21,7 @@ from planner.bench.peers.environments import REQUIREMENTS, Environment, Unavaila
 from planner.bench.peers.records import PeerPrompt, read_records
 from planner.bench.peers.run import Started, default_threads, run_peers
 from planner.bench.peers.summary import ArmSummary, summarise
-from planner.bench.peers.table import peers_table
+from planner.bench.peers.table import category_table, peers_table
 
 _OUTSIDE = {"openvino-genai": "openvino_genai", "llama.cpp": "llama_cpp"}
 
@@ -52,6 +52,7 @@ def peers(
             )  # fmt: skip
         summaries = summarise(read_records(output / "records.jsonl"))
         console.print(peers_table(summaries))
+        console.print(category_table(summaries))
         for name, reason in {**missing, **started.missing}.items():
             console.print(f"measured without {name}: {reason}", markup=False, soft_wrap=True)
         document = _document(spec, model, summaries, started, missing)

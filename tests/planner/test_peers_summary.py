@@ -10,7 +10,7 @@ from rich.console import Console
 
 from planner.bench.peers.records import PeerRecord, append_record, read_records
 from planner.bench.peers.summary import SummaryError, best_of_each, summarise
-from planner.bench.peers.table import peers_table
+from planner.bench.peers.table import category_table, peers_table
 
 
 def answer(
@@ -146,3 +146,20 @@ def test_the_table_has_every_arm_and_the_best_of_each_engine_is_known() -> None:
     rows = [line for line in console.export_text().splitlines() if "ngram-mod" in line or "anpd" in line]
     assert "1.33" in rows[0] and "1.00" in rows[0]
     assert "0.67" in rows[1] and "not told" in rows[1]
+
+
+def test_the_mean_of_categories_is_that_of_the_table_of_categories() -> None:
+    records = [
+        *(answer("drafthouse", "none", name, category=name) for name in ("math", "rag")),
+        answer("drafthouse", "anpd", "math", category="math", seconds=2.5),
+        answer("drafthouse", "anpd", "rag", category="rag"),
+    ]
+    summaries = summarise(records)
+    found = summaries[1].by_category
+    assert found["rag"] == 1 < found["math"]
+    assert summaries[1].speedup == pytest.approx((1 + found["math"]) / 2)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(category_table(summaries))
+    text = console.export_text()
+    assert f"{found['math']:.2f}" in next(line for line in text.splitlines() if "math" in line)
+    assert "drafthouse none" not in text

@@ -5,7 +5,7 @@ so that a category with long answers does not outweigh the others. A speed-up co
 plain decoding; the interval is a bootstrap over the prompts of each category, the same prompts for both arms.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ class ArmSummary:
         decode_rate: tokens a second after the first token.
         whole_rate: tokens a second, the prompt's time included.
         speedup: decode rate over that of the engine's plain decoding.
+        by_category: the speed-up of each category, whose mean the other one is.
         interval: of the speed-up, 95 %; None where a category has a single prompt.
         to_ours: decode rate over that of our engine's plain decoding.
         acceptance_length: tokens a target step; None if the engine does not tell.
@@ -45,6 +46,7 @@ class ArmSummary:
     decode_rate: float
     whole_rate: float
     speedup: float
+    by_category: Mapping[str, float]
     interval: tuple[float, float] | None
     to_ours: float
     acceptance_length: float | None
@@ -104,14 +106,16 @@ def _arm(
 ) -> ArmSummary:
     plain = {(item.prompt, item.round): item.tokens for item in base_records}
     pairs = [(item.tokens, plain[item.prompt, item.round]) for item in records]
+    by_category = _by_category(here, base)
     return ArmSummary(
         engine=arm[0],
         method=arm[1],
         decode_rate=_mean_rate(here, _DECODE),
         whole_rate=_mean_rate(here, _WHOLE),
-        speedup=_speedup(here, base),
+        speedup=float(np.mean(list(by_category.values()))),
+        by_category=by_category,
         interval=_interval(here, base, random),
-        to_ours=_speedup(here, ours) if ours else float("nan"),
+        to_ours=float(np.mean(list(_by_category(here, ours).values()))) if ours else float("nan"),
         acceptance_length=_acceptance_length(records),
         equal=sum(tokens == expected for tokens, expected in pairs),
         compared=len(pairs),
@@ -142,8 +146,8 @@ def _mean_rate(totals: dict[str, Totals], which: int) -> float:
     return float(np.mean([tokens / seconds for tokens, seconds in sums]))
 
 
-def _speedup(here: dict[str, Totals], base: dict[str, Totals]) -> float:
-    return float(np.mean([_ratio(here[name], base[name]) for name in here]))
+def _by_category(here: dict[str, Totals], base: dict[str, Totals]) -> dict[str, float]:
+    return {name: float(_ratio(here[name], base[name])) for name in here}
 
 
 def _ratio(here: Totals, base: Totals) -> Any:

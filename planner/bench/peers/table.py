@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from planner.bench.peers.arms import BASE
 from planner.bench.peers.summary import ArmSummary, best_of_each
 
 _FIGURES = (
@@ -35,4 +36,15 @@ def peers_table(summaries: Sequence[ArmSummary]) -> Table:
             f"{item.equal} of {item.compared}",
             style="bold" if item in best else None,
         )
+    return table
+
+
+def category_table(summaries: Sequence[ArmSummary]) -> Table:
+    """One row a category: the speed-up of each way of speculating over the same engine's plain decoding."""
+    arms = [item for item in summaries if item.method != BASE]
+    table = Table("speed-up", header_style="bold")
+    for item in arms:
+        table.add_column(f"{item.engine} {item.method}", justify="right")
+    for category in sorted({name for item in arms for name in item.by_category}):
+        table.add_row(category, *(f"{item.by_category[category]:.2f}" for item in arms))
     return table
