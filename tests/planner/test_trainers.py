@@ -53,6 +53,7 @@ def test_the_judge_agrees_with_our_trainers_own_evaluation(comparison: Compariso
     assert found.acceptance.interval[0] <= found.acceptance.length <= found.acceptance.interval[1]
     assert found.steps == len(records) - 1
     assert found.tokens_per_second > 0
+    assert comparison.ours().steps == found.steps  # from the start again, not from where the last one ended
 
 
 @pytest.fixture

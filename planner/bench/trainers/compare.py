@@ -13,6 +13,7 @@ Step records and checkpoints go to `runs/trainers`; the last line is one JSON do
 import argparse
 import json
 import platform
+import shutil
 import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -79,7 +80,8 @@ class Comparison:
         )
 
     def ours(self) -> TrainerResult:
-        """Train with the kit."""
+        """Train with the kit, from the start: what an earlier comparison left would be taken up."""
+        shutil.rmtree(self.directory / "ours", ignore_errors=True)
         source = OnlineFeatures(self.target, self.layers)
         set_seed(self.settings.seed)
         given = Ingredients(self.target, self.kept, self.samples, source, self.spec.training)
