@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,7 @@ def peers(
         int | None, typer.Option(help="Tokens of an answer, instead of the spec's.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each arm gets each prompt.")] = 1,
+    others: Annotated[bool, typer.Option(help="Measure the other engines, too.")] = True,
     draft: Annotated[Path | None, typer.Option(help="GGUF file of a draft model, for llama.cpp.")] = None,
     output: Annotated[Path, typer.Option(help="Directory of records and result.")] = Path("runs/peers"),
 ) -> None:
@@ -43,7 +45,7 @@ def peers(
         build_deployment(spec)
         model = peer_model(spec, draft)
         chosen = _prompts(spec, count)
-        environments, missing = _environments()
+        environments, missing = _environments(_OUTSIDE if others else {})
         arms = [arm for arm in _arms(spec, model) if arm.engine in environments]
         with progress() as show:
             started = run_peers(
@@ -108,10 +110,10 @@ def _prompts(spec: DeploymentSpec, count: int) -> list[PeerPrompt]:
     return [PeerPrompt(item.id, item.category, tokens[item]) for item in chosen]
 
 
-def _environments() -> tuple[dict[str, Environment], dict[str, str]]:
+def _environments(outside: Mapping[str, str]) -> tuple[dict[str, Environment], dict[str, str]]:
     """Where each engine's program runs; the others' are installed on first use."""
     found, missing = {OURS: Environment(Path(sys.prefix))}, {}
-    for engine, name in _OUTSIDE.items():
+    for engine, name in outside.items():
         with progress() as show:
             show(f"environment of {engine}", None)
             try:
