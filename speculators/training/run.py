@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def train(job: Job, report: Report, tell: StepReport) -> Evaluation:
         )
     state = PartialState(cpu=training.device == "cpu")
     _check_claim(training.directory, job.target)
-    usable = _usable(training)
+    usable = usable_samples(training)
     samples, held_out = _split(training, usable)
     report("loading the target", None)
     target = FrozenTarget(job.target, state.device)
@@ -183,17 +183,26 @@ def _check_claim(directory: Path, target: Path) -> None:
         )
 
 
-def _usable(training: TrainingSpec) -> list[Sample]:
-    """All samples that are not refused and not too long, in the order of the file."""
+def usable_samples(training: TrainingSpec) -> list[Sample]:
+    """All samples that are not refused and not too long, in the order of the file.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
     path, longest = training.directory / _SAMPLES, training.data.max_sample_tokens
     return [item for item in read_samples(path) if not item.refused and len(item.tokens) <= longest]
 
 
-def _split(training: TrainingSpec, usable: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Samples to learn from, and greedy ones to measure on: every 32nd, until there are enough."""
-    reserved = [item for item in usable if item.id % _HELD_OUT_EVERY == 0]
+def split_samples(usable: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Samples to learn from, and those of every 32nd that are greedy, to measure on."""
     samples = [item for item in usable if item.id % _HELD_OUT_EVERY]
-    held_out = list(islice((item for item in reserved if item.greedy), _MOST_HELD_OUT))
+    return samples, [item for item in usable if item.id % _HELD_OUT_EVERY == 0 and item.greedy]
+
+
+def _split(training: TrainingSpec, usable: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Samples to learn from, and samples to measure on: at least so many, at most so many."""
+    samples, reserved = split_samples(usable)
+    held_out = reserved[:_MOST_HELD_OUT]
     if len(samples) < _FEWEST_SAMPLES or not held_out:
         raise DataError(
             f"{training.directory / _SAMPLES} has {len(samples)} samples to learn from and {len(held_out)} greedy "

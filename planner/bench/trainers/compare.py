@@ -27,18 +27,18 @@ from deployments.spec import DeploymentSpec, load_spec
 from planner.bench.peers.environments import prepare_environment
 from planner.bench.peers.processes import run
 from planner.bench.trainers.judge import Judgement, judge
-from speculators.data.samples import Sample, read_samples
+from speculators.data.samples import Sample
 from speculators.formats.files import replace_directory
 from speculators.training.families import FAMILIES, Ingredients, layers_read
 from speculators.training.features import OnlineFeatures
 from speculators.training.loop import LoopSettings, TrainingData, TrainingRun
 from speculators.training.records import Evaluation, TrainingStep
+from speculators.training.run import split_samples, usable_samples
 from speculators.training.schedule import Schedule, learning_rate, lengths_of
 from speculators.training.target import FrozenTarget
 from speculators.training.vocabulary import draft_vocabulary
 
 LOCK = Path(__file__).parent / "requirements" / "modelopt.txt"
-_HELD_OUT_EVERY = 32
 _SECONDS = 24 * 3600.0
 
 
@@ -57,14 +57,8 @@ class Comparison:
 
     def __init__(self, spec: DeploymentSpec, count: int, held_out: int, directory: Path) -> None:
         training = spec.training
-        usable = [
-            item
-            for item in read_samples(training.directory / "samples.jsonl")
-            if not item.refused and len(item.tokens) <= training.data.max_sample_tokens
-        ]
-        self.samples = [item for item in usable if item.id % _HELD_OUT_EVERY][:count]
-        reserved = [item for item in usable if item.id % _HELD_OUT_EVERY == 0 and item.greedy]
-        self.held_out = reserved[:held_out]
+        samples, reserved = split_samples(usable_samples(training))
+        self.samples, self.held_out = samples[:count], reserved[:held_out]
         self.spec, self.directory = spec, directory
         self.target = FrozenTarget(spec.target.model, torch.device("cpu"))
         self.layers = layers_read(training, self.target.num_layers)
