@@ -12,37 +12,22 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from speculators.eagle.checkpoint import EMBEDDING, EagleCheckpoint
+from speculators.eagle.checkpoint import EMBEDDING
 from speculators.eagle.config import EagleConfig
 from speculators.eagle.layers import Attention, KeyValues, Mlp, RmsNorm
-from speculators.formats.torch_modules import export_arrays, load_arrays, unset
+from speculators.formats.torch_modules import CheckpointModule, unset
 
 
-class Eagle(nn.Module):
+class Eagle(CheckpointModule[EagleConfig]):
     """The drafter; the token embedding is the caller's. Weights are NaN until they are loaded or trained."""
 
+    not_loaded = frozenset({EMBEDDING})
+
     def __init__(self, config: EagleConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.bias)
         self.layers = nn.ModuleList(EagleLayer(config, index) for index in range(config.num_hidden_layers))
         unset(self)
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: EagleCheckpoint) -> Eagle:
-        """A float32 model with the weights of a checkpoint; its copy of the token embedding is left out.
-
-        Raises:
-            CheckpointError: the tensors do not fit the config.
-        """
-        model = cls(checkpoint.config)
-        own = {name: values for name, values in checkpoint.tensors.items() if name != EMBEDDING}
-        load_arrays(model, own)
-        return model
-
-    def to_checkpoint(self) -> EagleCheckpoint:
-        """The weights in their own type, without token embedding."""
-        return EagleCheckpoint(self.config, export_arrays(self))
 
     def forward(
         self,

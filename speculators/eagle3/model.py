@@ -15,20 +15,20 @@ from torch import nn
 
 from speculators.eagle.checkpoint import EMBEDDING
 from speculators.eagle.layers import Attention, KeyValues, Mlp, RmsNorm
-from speculators.eagle3.checkpoint import Eagle3Checkpoint
 from speculators.eagle3.config import Eagle3Config
-from speculators.formats.torch_modules import export_arrays, load_arrays, unset
+from speculators.formats.torch_modules import CheckpointModule, unset
 
 
-class Eagle3(nn.Module):
+class Eagle3(CheckpointModule[Eagle3Config]):
     """The drafter; the token embedding is the caller's. Weights are NaN until they are loaded or trained."""
+
+    not_loaded = frozenset({EMBEDDING})
 
     d2t: torch.Tensor
     t2d: torch.Tensor
 
     def __init__(self, config: Eagle3Config) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width = config.hidden_size
         self.fc = nn.Linear(config.num_features * config.feature_width, width, bias=config.bias)
         self.midlayer = Eagle3Layer(config)
@@ -38,22 +38,6 @@ class Eagle3(nn.Module):
             self.register_buffer("d2t", torch.zeros(config.output_size, dtype=torch.int64))
             self.register_buffer("t2d", torch.zeros(config.vocab_size, dtype=torch.bool))
         unset(self)
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Eagle3Checkpoint) -> Eagle3:
-        """A float32 model with the weights of a checkpoint; its copy of the token embedding is left out.
-
-        Raises:
-            CheckpointError: the tensors do not fit the config.
-        """
-        model = cls(checkpoint.config)
-        own = {name: values for name, values in checkpoint.tensors.items() if name != EMBEDDING}
-        load_arrays(model, own)
-        return model
-
-    def to_checkpoint(self) -> Eagle3Checkpoint:
-        """The weights in their own type, without token embedding."""
-        return Eagle3Checkpoint(self.config, export_arrays(self))
 
     def fuse(self, features: torch.Tensor) -> torch.Tensor:
         """Hidden states of the target, float ``[..., F T]`` from its low layer to its high one, to ``[..., H]``."""

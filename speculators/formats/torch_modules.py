@@ -3,14 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import nn
 
-from speculators.formats.checkpoint import check_tensors
+from speculators.formats.checkpoint import Checkpoint, check_tensors
+from speculators.formats.config import ConfigType
 from speculators.formats.tensors import Array, Tensors, numpy_array, torch_tensor
 
 _UNSET = torch.iinfo(torch.int64).min
+
+
+Drafter = TypeVar("Drafter", bound="CheckpointModule")  # type: ignore[type-arg]
+
+
+class CheckpointModule(nn.Module, Generic[ConfigType]):
+    """A drafter that is made from its config, with parameters named as in its checkpoints.
+
+    Attributes:
+        not_loaded: tensors of a checkpoint that are the target's.
+    """
+
+    not_loaded: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, config: ConfigType) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def from_checkpoint(cls: type[Drafter], checkpoint: Checkpoint[ConfigType]) -> Drafter:
+        """A float32 model with the weights of a checkpoint.
+
+        Raises:
+            CheckpointError: the tensors do not fit the config.
+        """
+        model = cls(checkpoint.config)
+        own = {name: values for name, values in checkpoint.tensors.items() if name not in cls.not_loaded}
+        load_arrays(model, own)
+        return model
+
+    def to_checkpoint(self) -> Checkpoint[ConfigType]:
+        """The weights in their own type, without those that are not loaded."""
+        return Checkpoint(self.config, export_arrays(self))
 
 
 def unset(module: nn.Module) -> None:

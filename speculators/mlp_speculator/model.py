@@ -16,19 +16,17 @@ import math
 import torch
 from torch import nn
 
-from speculators.formats.torch_modules import export_arrays, load_arrays, unset
-from speculators.mlp_speculator.checkpoint import MlpSpeculatorCheckpoint
+from speculators.formats.torch_modules import CheckpointModule, unset
 from speculators.mlp_speculator.config import MlpSpeculatorConfig
 
 _EPSILON = 1e-6
 
 
-class MlpSpeculator(nn.Module):
+class MlpSpeculator(CheckpointModule[MlpSpeculatorConfig]):
     """The stages; weights are NaN until they are loaded or trained."""
 
     def __init__(self, config: MlpSpeculatorConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         stages, width = config.n_predict, config.width
         first = nn.Linear(config.emb_dim, width, bias=False)
         if config.tie_weights:
@@ -44,21 +42,6 @@ class MlpSpeculator(nn.Module):
             self.ln = nn.ModuleList(ScaledNorm(width) for _ in range(stages))
             self.head = nn.ModuleList(nn.Linear(width, config.vocab_size, bias=False) for _ in range(stages))
         unset(self)
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: MlpSpeculatorCheckpoint) -> MlpSpeculator:
-        """A float32 model with the weights of a checkpoint.
-
-        Raises:
-            CheckpointError: the tensors do not fit the config.
-        """
-        model = cls(checkpoint.config)
-        load_arrays(model, checkpoint.tensors)
-        return model
-
-    def to_checkpoint(self) -> MlpSpeculatorCheckpoint:
-        """The weights in their own type."""
-        return MlpSpeculatorCheckpoint(self.config, export_arrays(self))
 
     def initialize(self) -> None:
         """Draw the published starting point: normal of variance 1/D, norms that do nothing."""

@@ -12,18 +12,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from speculators.formats.torch_modules import export_arrays, load_arrays, unset
+from speculators.formats.torch_modules import CheckpointModule, unset
 from speculators.medusa.model import ResidualBlock
-from speculators.redrafter.checkpoint import RedrafterCheckpoint
 from speculators.redrafter.config import RedrafterConfig
 
 
-class Redrafter(nn.Module):
+class Redrafter(CheckpointModule[RedrafterConfig]):
     """The head; weights are NaN until they are loaded or trained."""
 
     def __init__(self, config: RedrafterConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width, exit_width = config.hidden_size, config.exit_dim
         if config.has_input_projection:
             self.input_proj = nn.Linear(2 * width, exit_width)
@@ -33,21 +31,6 @@ class Redrafter(nn.Module):
             self.rnn_u = nn.Linear(width, width)
             self.rnn_w = nn.Linear(width, width, bias=False)
         unset(self)
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: RedrafterCheckpoint) -> Redrafter:
-        """A float32 head with the weights of a checkpoint.
-
-        Raises:
-            CheckpointError: the tensors do not fit the config.
-        """
-        model = cls(checkpoint.config)
-        load_arrays(model, checkpoint.tensors)
-        return model
-
-    def to_checkpoint(self) -> RedrafterCheckpoint:
-        """The weights in their own type."""
-        return RedrafterCheckpoint(self.config, export_arrays(self))
 
     def next_state(self, embedded: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """State after a token, from its embedding in the target and the state before, float ``[..., H]`` each."""
