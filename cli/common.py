@@ -19,6 +19,7 @@ from client.errors import ClientError
 from deploy.server import TritonError
 from deployments.spec import DeploymentSpec, SpecError, load_spec
 from engine.manifest import EngineError
+from engine.request import RequestError
 from engine.serving.text import TextCodec
 from loadtest.prompts import PromptFileError, load, select
 from loadtest.run_directory import RunDirectoryError
@@ -41,7 +42,7 @@ HostOption = Annotated[
 _EXPECTED = (
     *(SpecError, TargetError, EngineError, PlanError, TritonError, ClientError),
     *(PromptFileError, RunDirectoryError, SweepError, PeerError, SummaryError, OSError),
-    *(CheckpointError, DataError, TrainingError),
+    *(CheckpointError, DataError, TrainingError, RequestError),
 )
 
 

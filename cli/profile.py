@@ -32,6 +32,7 @@ def profile(
     """Measure acceptance by category, position and rank, and the costs of drafting and verification."""
     with told():
         spec = read_spec(spec_path)
+        settings = ProfileSettings(max_tokens=max_tokens, temperatures=tuple(temperatures), rounds=rounds)
         build_deployment(spec)
         chosen = tokenized_prompts(spec, prompts or spec.loadtest.prompts, count, max_tokens)
         records: list[RequestRecord] = []
@@ -39,7 +40,7 @@ def profile(
             found = run_profile(
                 spec,
                 chosen,
-                ProfileSettings(max_tokens=max_tokens, temperatures=tuple(temperatures), rounds=rounds),
+                settings,
                 records.append,
                 lambda line: show(f"profile: {line}", None),
             )

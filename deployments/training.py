@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from deployments.section import Section
 
@@ -83,6 +83,15 @@ class TrainingSpec(Section):
     device: Literal["auto", "cpu"] = Field("auto", description="auto takes a GPU if there is one.")
     mixed_precision: bool = Field(True, description="Matrix products in bfloat16.")
     tensorboard: bool = Field(False, description="Write the records for TensorBoard as well.")
+
+    @field_validator("epochs", mode="before")
+    @classmethod
+    def _one_or_two(cls, epochs: object) -> object:
+        """Say what would be right, which the errors of a union do not."""
+        stages = epochs if isinstance(epochs, (list, tuple)) else (epochs, epochs)
+        if len(stages) != 2 or not all(isinstance(number, int) and number > 0 for number in stages):
+            raise ValueError("give a whole number of 1 or more, or two of them: one for each stage")
+        return epochs
 
     def epochs_of(self, stage: Literal["inputs", "outputs"]) -> int:
         """Passes over the data of a stage."""

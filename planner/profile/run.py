@@ -39,6 +39,9 @@ class ProfileSettings:
         tokens: tokens of a request in such a step.
         rounds: of the costs; 0 measures none.
         seed: of sampling.
+
+    Raises:
+        RequestError: a temperature is negative or not finite.
     """
 
     max_tokens: int = 128
@@ -47,6 +50,10 @@ class ProfileSettings:
     tokens: tuple[int, ...] = (1, 2, 4, 6, 8, 16)
     rounds: int = 5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for temperature in self.temperatures:
+            SamplingParams(temperature=temperature)
 
 
 def run_profile(

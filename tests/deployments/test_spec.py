@@ -81,6 +81,10 @@ def test_kind_chooses_the_engine(tmp_path: Path) -> None:
             {"engine": {"kind": "tensorrt_llm", "max_sequence_length": 100}},
             "max_input_length 4096 must not exceed max_sequence_length 100",
         ),
+        *(
+            ({"training": {"epochs": epochs}}, "training.epochs: .*or two of them")
+            for epochs in (0, "two", [1], [0, 2], [1, 2, 3])
+        ),
         ({"sped": {}}, "sped: unknown key"),
     ],
 )
