@@ -73,10 +73,13 @@ def write_safetensors(path: Path, tensors: Mapping[str, Array]) -> None:
     """
     whole = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
     with replace_file(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
         try:
             save_file(whole, partial, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(f"{path} cannot be written: {error}") from error
+        partial.chmod(mode)  # safetensors leaves it readable to its owner alone, whatever the umask says
 
 
 def write_pickle(path: Path, tensors: Mapping[str, Array]) -> None:

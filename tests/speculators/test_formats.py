@@ -125,6 +125,13 @@ def test_a_full_disk_leaves_what_was_there(write: Any, tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_whoever_may_read_a_new_file_may_read_the_weights(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "model.safetensors", {"weight": np.zeros(2, np.float32)})
+    (tmp_path / "config.json").touch()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 def test_casts_are_exact_where_possible_and_refused_where_values_do_not_fit() -> None:
     weights = {"w": np.array([1.5, -70000.0], np.float32), "ids": np.array([7])}
     narrowed = as_dtype(weights, "bfloat16")
