@@ -127,9 +127,9 @@ def test_process_that_dies(served: Deployment, watch: Watch, model: str) -> None
 def test_deadline(served: Deployment, watch: Watch, model: str) -> None:
     with DrafthouseClient(served.grpc, model=model) as client, pytest.raises(errors.DeadlineExceeded):
         if model == "tensorrt_llm":
-            client.generate_tokens([5, 6, 7], max_tokens=ENDLESS, num_draft_tokens=1, deadline=0.3)
+            client.generate_tokens([5, 6, 7], max_tokens=ENDLESS, num_draft_tokens=1, deadline=0.15)
         else:
-            client.generate(PROMPT, max_tokens=ENDLESS, num_draft_tokens=1, deadline=0.3)
+            client.generate(PROMPT, max_tokens=ENDLESS, num_draft_tokens=1, deadline=0.15)
     expect_early_end(served, watch)
 
 
