@@ -3,8 +3,9 @@
 OpenVINO has one attention kernel for sequences of a single new token and another for longer ones, and they
 round differently. So every decoded token, drafted ones included, is entered as a sequence of its own that shares
 the cache blocks of its request: the kernel writes all new rows before it reads any, hence a drafted token sees
-the ones before it. Only prompts are entered whole. A third kernel serves a batch of one single token; a filler
-sequence keeps it out.
+the ones before it. Only prompts are entered whole. A third kernel splits the context over threads and adds up what
+they found in another order; it serves steps that have fewer sequences than there are threads and no prompt. Fillers
+keep it out: sequences of one row, of which attention alone knows.
 
 A tree is entered as chains. The first goes on where the request's rows end; every other one leaves an earlier
 chain at a node and has private blocks from the block of its first token on. Rows of the request that lie in that
@@ -157,6 +158,10 @@ class Layout:
     def _place(self, blocks: Sequence[int], row: int) -> Place:
         return blocks[row // self._block_size], row % self._block_size
 
+    def _add_filler(self, token: int) -> None:
+        self._entered.append(token)
+        self._add_sequence(0, 1, [self._filler_block])
+
     def _add_sequence(self, past: int, length: int, blocks: Sequence[int]) -> None:
         self._past.append(past)
         self._longest = max(self._longest, past + length)
@@ -169,16 +174,24 @@ class Layout:
         """Tokens that were added."""
         return len(self._tokens)
 
-    def tensors(self, rows: int = 2) -> dict[str, NDArray[np.generic]]:
-        """The inputs by name, for all that was added, filled up to so many tokens (2 or more)."""
+    def tensors(self, rows: int, sequences: int) -> dict[str, NDArray[np.generic]]:
+        """The inputs by name, for all that was added.
+
+        Args:
+            rows: tokens to be filled up to, 1 or more; each filler has a sequence of its own.
+            sequences: sequences of attention to be filled up to, unless one is a prompt's; to more than `rows` only
+                for graphs that take `attention_rows`.
+        """
         self.padding = max(0, rows - len(self._tokens))
         for _ in range(self.padding):
             self._own.append(len(self._entered))
-            self._entered.append(len(self._tokens))
             self._logit_rows.append(len(self._tokens))
+            self._add_filler(len(self._tokens))
             self._tokens.append(0)
             self._positions.append(0)
-            self._add_sequence(0, 1, [self._filler_block])
+        prompts = self._begins[-1] > len(self._past)
+        while len(self._past) < sequences and not prompts:
+            self._add_filler(0)
         return {
             "input_ids": np.array(self._tokens, np.int64),
             "position_ids": np.array(self._positions, np.int64),

@@ -126,12 +126,14 @@ class PagedGraph:
         longest: int,
         how: Settings,
     ) -> None:
-        core = ov.Core()
-        core.add_extension(conversion(branches=branch_blocks > 0))
-        model = _with_free_caches(_with_outputs(_read(core, path), outputs))
         weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+        core, model = _paged(path, outputs, fillers=True)
         self._for_any = _Compiled(core, model, how)
-        self._buckets = {size: _Compiled(core, _of_tokens(model, size), how) for size in buckets_for(weights)}
+        self._sequences = self._for_any.threads
+        sizes = buckets_for(weights)
+        if sizes and not branch_blocks and self._sequences <= sizes[0]:
+            core, model = _paged(path, outputs, fillers=False)
+        self._buckets = {size: _Compiled(core, _of_tokens(model, size), how) for size in sizes}
         self._last = self._for_any
         self._num_blocks = num_blocks
         self._private_blocks = range(num_blocks + 1, num_blocks + 1 + branch_blocks)
@@ -153,7 +155,7 @@ class PagedGraph:
             sources, targets = (list(blocks) for blocks in zip(*self._layout.copies, strict=True))
             self.caches[:, targets] = self.caches[:, sources]
         bucket = bucket_of(self._layout.num_tokens, self._buckets)
-        inputs = self._layout.tensors(bucket or 2)
+        inputs = self._layout.tensors(bucket or 2, self._sequences)
         if hidden is not None:
             filler = np.zeros((len(inputs["input_ids"]) - len(hidden), hidden.shape[1]), np.float32)
             inputs["hidden"] = np.concatenate([hidden, filler])
@@ -185,7 +187,7 @@ class PagedGraph:
             layout = self._new_layout()
             for _ in range(size):
                 layout.add(SequenceInput([0], longest - 1, blocks))
-            compiled.infer({**layout.tensors(size), **compiled.no_hidden(size)})
+            compiled.infer({**layout.tensors(size, self._sequences), **compiled.no_hidden(size)})
 
     def _new_layout(self) -> Layout:
         return Layout(BLOCK_SIZE, self._private_blocks, filler_block=self._num_blocks)
@@ -209,10 +211,12 @@ class _Compiled:
 
     Attributes:
         outputs: names.
+        threads: on which it runs.
     """
 
     def __init__(self, core: ov.Core, model: ov.Model, how: Settings) -> None:
         compiled = core.compile_model(model, "CPU", how)
+        self.threads: int = compiled.get_property("INFERENCE_NUM_THREADS")
         self._request = compiled.create_infer_request()
         self._ports = {port.any_name: port for port in compiled.inputs}
         self.outputs = [name for port in compiled.outputs for name in port.names]
@@ -252,6 +256,13 @@ def _read(core: ov.Core, path: Path) -> ov.Model:
         return core.read_model(path)
     except RuntimeError as error:
         raise EngineError(f"{path} is damaged ({error}); run `drafthouse build` again") from error
+
+
+def _paged(path: Path, outputs: Sequence[str], *, fillers: bool) -> tuple[ov.Core, ov.Model]:
+    """The model to be compiled for a paged cache; see `engine.paged_attention.conversion`."""
+    core = ov.Core()
+    core.add_extension(conversion(fillers=fillers))
+    return core, _with_free_caches(_with_outputs(_read(core, path), outputs))
 
 
 def _with_outputs(model: ov.Model, names: Sequence[str]) -> ov.Model:

@@ -104,7 +104,7 @@ class TorchPagedGraph:
         if self._layout.copies:
             sources, targets = (list(blocks) for blocks in zip(*self._layout.copies, strict=True))
             self._caches[:, targets] = self._caches[:, sources]
-        step = _Step.of(self._layout.tensors(), hidden)
+        step = _Step.of(self._layout.tensors(rows=2, sequences=1), hidden)
         if step.whole_sequences:
             inputs = {name: _tensor(value, self._device, self._dtype) for name, value in step.inputs.items()}
             found = self._operators.run(inputs, _Attention(self._cache, inputs, step.lengths))

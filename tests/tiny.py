@@ -12,6 +12,7 @@ Example::
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tests.build.targets.tiny_models import FAMILIES, random_weights, tiny_confi
 MAX_LENGTH = 256
 NUM_BLOCKS = 64
 BRANCH_BLOCKS = 128
-THREADS = 2
+THREADS = int(os.environ.get("DRAFTHOUSE_TEST_THREADS", "2"))
 
 _LLAMA3 = {
     "rope_type": "llama3",
