@@ -16,9 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from build.trtllm.choices import tree_of
+from build.trtllm.drafts import draft_tokens
+from build.trtllm.engine_models import draft_logits
 from build.trtllm.families import Family, family_of
 from build.trtllm.lines import Refused
-from build.trtllm.resolved import Resolved
+from build.trtllm.resolved import FROM_OUTSIDE, Resolved
 from build.trtllm.steps import Step
 from build.trtllm.tools import QUANTIZE, TRTLLM_BUILD, Tool, problem_of
 from deployments.speculation import (
@@ -31,8 +33,6 @@ from deployments.speculation import (
     Redrafter,
     WindowedSelfDrafting,
 )
-
-_FROM_OUTSIDE = ("draft_engine", "bls")
 
 
 def build_steps(resolved: Resolved) -> tuple[Step, ...]:
@@ -110,13 +110,13 @@ class _Model:
         """A checkpoint to an engine."""
         engine = self.resolved.engine
         # The kit's BLS sends prompt and output so far with every call, so its input may be a whole sequence.
-        outside = self.resolved.cell.drafting in _FROM_OUTSIDE
+        outside = self.resolved.cell.drafting in FROM_OUTSIDE
         flags: dict[str, str | None] = {
             "checkpoint_dir": str(checkpoint),
             "output_dir": str(output),
             "max_batch_size": str(engine.max_batch_size),
             "max_input_len": str(engine.max_sequence_length if outside else engine.max_input_length),
-            "max_seq_len": str(engine.max_sequence_length),
+            "max_seq_len": str(sequence_length(self.resolved, self.role)),
             "max_num_tokens": str(engine.max_num_tokens),
             "gemm_plugin": "auto",
             "use_paged_context_fmha": "enable",
@@ -131,6 +131,17 @@ class _Model:
             outputs=(output,),
             image=self.resolved.build_image,
         )
+
+
+def sequence_length(resolved: Resolved, role: str = "target") -> int:
+    """`--max_seq_len` of an engine.
+
+    A target that drafts are sent to counts the longest draft beside prompt and output, whether a call has one or not
+    (`LlmRequest::validate` in batch_manager/llmRequest.cpp), so it gets room for it.
+    """
+    length = resolved.engine.max_sequence_length
+    outside = role == "target" and resolved.cell.drafting in FROM_OUTSIDE
+    return length + draft_tokens(resolved.speculation) if outside else length
 
 
 def argv(tool: Tool, flags: Mapping[str, str | None]) -> tuple[str, ...]:
@@ -172,9 +183,7 @@ def _target_mode(resolved: Resolved) -> dict[str, str | None]:
 
 def _logits(resolved: Resolved) -> dict[str, str | None]:
     """Both engines give their logits when drafts are accepted by them."""
-    speculation = resolved.speculation
-    wanted = isinstance(speculation, DraftModel) and speculation.use_draft_logits
-    return {"gather_generation_logits": None} if wanted else {}
+    return {"gather_generation_logits": None} if draft_logits(resolved) else {}
 
 
 def _draft_steps(resolved: Resolved, target: _Model) -> list[Step]:

@@ -5,8 +5,8 @@ free when its engine is loaded, and Triton loads models in no fixed order. So th
 the cache of the draft holds as many tokens as the target's when the target comes first, and each cache is bounded by
 what requests can fill at all, which keeps the draft from taking more when it comes first.
 
-Parameter names and meanings: NVIDIA/TensorRT-LLM triton_backend/inflight_batcher_llm, model_instance_state.cc and
-utils.cc, and its README's draft-target recipe (last release 1.2.1).
+Parameter names and meanings: NVIDIA/TensorRT-LLM triton_backend/inflight_batcher_llm, model_instance_state.cc,
+model_state.cc and utils.cc, and its README's draft-target recipe (last release 1.2.1).
 """
 
 import json
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from build.trtllm.choices import as_braces, tree_of
-from build.trtllm.resolved import Resolved
+from build.trtllm.resolved import FROM_OUTSIDE, Resolved
+from build.trtllm.triton_parameters import READ_UNGUARDED
 from deployments.speculation import DraftModel, Lookahead, WindowedSelfDrafting
 
 _GIB = 2**30
@@ -47,8 +48,8 @@ def target_parameters(
         "gpu_device_ids": _devices(engine_spec.launch.gpu_device_ids),
         "participant_ids": _ranks(participants(resolved)[0]),
         "tokenizer_dir": str(tokenizer),
-        "guided_decoding_backend": guided,
-        "xgrammar_tokenizer_info_path": str(tokenizer_info) if guided and tokenizer_info else None,
+        "guided_decoding_backend": guided or "",
+        "xgrammar_tokenizer_info_path": str(tokenizer_info) if guided and tokenizer_info else "",
     }
 
 
@@ -83,6 +84,16 @@ def draft_ranks(resolved: Resolved) -> int:
     return resolved.engine.draft.tensor_parallel or resolved.engine.tensor_parallel
 
 
+def draft_logits(resolved: Resolved) -> bool:
+    """Whether both engines give their logits, and drafts are accepted by them."""
+    return isinstance(resolved.speculation, DraftModel) and resolved.speculation.use_draft_logits
+
+
+def fast_logits(resolved: Resolved) -> bool:
+    """Whether draft logits go from engine to engine: with the orchestrator they have ranks of their own to do so."""
+    return draft_logits(resolved) and resolved.engine.launch.mode == "orchestrator"
+
+
 def kv_shares(resolved: Resolved) -> tuple[KvShare, KvShare]:
     """How target and draft share the KV cache memory of a GPU (see above)."""
     engine = resolved.engine
@@ -105,10 +116,10 @@ def kv_shares(resolved: Resolved) -> tuple[KvShare, KvShare]:
 
 def _common(resolved: Resolved, engine: Path, share: KvShare) -> dict[str, str | None]:
     spec = resolved.engine
-    from_outside = resolved.cell.drafting in ("draft_engine", "bls")
-    fast = isinstance(resolved.speculation, DraftModel) and resolved.speculation.use_draft_logits
+    from_outside = resolved.cell.drafting in FROM_OUTSIDE
     host = spec.kv_cache.host_memory_gib
     return {
+        **dict.fromkeys(READ_UNGUARDED, ""),
         "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
         "gpt_model_type": "inflight_fused_batching",
         "gpt_model_path": str(engine),
@@ -121,7 +132,7 @@ def _common(resolved: Resolved, engine: Path, share: KvShare) -> dict[str, str |
         # The verified tokens of one call are the prompt of the next, for target and draft alike.
         "enable_kv_cache_reuse": _flag(from_outside or spec.kv_cache.block_reuse),
         "exclude_input_in_output": _flag(from_outside or resolved.spec.serving.exclude_input_in_output),
-        "speculative_decoding_fast_logits": "true" if fast and spec.launch.mode == "orchestrator" else None,
+        "speculative_decoding_fast_logits": "true" if fast_logits(resolved) else None,
     }
 
 

@@ -6,9 +6,10 @@ the examples' READMEs and converters of release 1.2.1 and earlier, `llm_args.py`
 
 from collections.abc import Callable
 
+from build.repository import DRAFT_MODEL
 from build.trtllm.choices import tree_of
 from build.trtllm.lines import Refused
-from build.trtllm.resolved import Resolved
+from build.trtllm.resolved import FROM_OUTSIDE, Resolved
 from build.trtllm.tools import OWN_BUILD_FLAGS, TRTLLM_BUILD, problem_of
 from deployments.speculation import (
     DraftModel,
@@ -99,12 +100,38 @@ def _kv_cache(resolved: Resolved) -> None:
             "(engine.kv_cache.dtype: fp8)",
             "quantization: fp8, or kv_cache.dtype: auto",
         )
-    if resolved.cell.drafting in ("draft_engine", "bls") and not engine.kv_cache.block_reuse:
+    if resolved.cell.drafting in FROM_OUTSIDE and not engine.kv_cache.block_reuse:
         raise Refused(
             "drafts from outside the target's engine need the KV cache of the call before "
             "(engine.kv_cache.block_reuse: false)",
             "kv_cache.block_reuse: true",
         )
+
+
+def _long_calls(resolved: Resolved) -> None:
+    """Prompt and output so far are the prompt of every call, which without chunked context must fit into one step.
+
+    The C++ backend takes prompts of min(max_seq_len - 1, max_num_tokens) tokens, and shortens drafts beyond.
+    """
+    engine = resolved.engine
+    if resolved.cell.drafting not in FROM_OUTSIDE or engine.max_num_tokens >= engine.max_sequence_length:
+        return
+    models = ["tensorrt_llm", *([DRAFT_MODEL] if resolved.cell.drafting == "draft_engine" else [])]
+    whole = [name for name in models if not chunks_context(resolved, name)]
+    if whole:
+        raise Refused(
+            f"{resolved.method} sends prompt and output so far with every call, up to engine.max_sequence_length "
+            f"{engine.max_sequence_length} tokens, and without chunked context {' and '.join(whole)} can take no more "
+            f"than a step does (engine.max_num_tokens: {engine.max_num_tokens})",
+            f"max_num_tokens: {engine.max_sequence_length}, or engine.triton_parameters with "
+            f'enable_chunked_context: "true" for {" and ".join(models)}',
+        )
+
+
+def chunks_context(resolved: Resolved, model: str) -> bool:
+    """Whether a model on the C++ backend splits long prompts over steps."""
+    parameters = resolved.engine.triton_parameters.get(model, {})
+    return parameters.get("enable_chunked_context", "false").lower() in ("true", "1")
 
 
 def _policies(resolved: Resolved) -> None:
@@ -246,6 +273,7 @@ _CHECKS: tuple[Callable[[Resolved], None], ...] = (
     _draft_section,
     _quantization,
     _kv_cache,
+    _long_calls,
     _policies,
     _method_options,
     _tree,

@@ -27,7 +27,7 @@ from build.model_config import (
     write_model,
 )
 from build.repository import DRAFT_MODEL, drafting_parameters
-from build.trtllm.engine_models import draft_parameters, target_parameters
+from build.trtllm.engine_models import draft_logits, draft_parameters, fast_logits, target_parameters
 from build.trtllm.llm_args import as_yaml, llm_arguments
 from build.trtllm.resolved import Resolved
 from build.trtllm.text_models import (
@@ -124,6 +124,9 @@ def _engine_models(resolved: Resolved, root: Path, tokenizer_info: Path | None) 
         "tensorrt_llm_draft_model_name": None,
         "max_requests": waiting_requests(resolved),
         "max_sequence_length": str(resolved.engine.max_sequence_length),
+        "decoding_mode": resolved.cell.decoding_mode,
+        "use_draft_logits": "true" if draft_logits(resolved) else None,
+        "fast_logits": "true" if fast_logits(resolved) else None,
         "exclude_input_in_output": "true" if resolved.spec.serving.exclude_input_in_output else "false",
         **(drafting_parameters(resolved.spec.speculation) if drafts else {}),
     }
@@ -160,7 +163,8 @@ def _backend_config(resolved: Resolved, name: str, parameters: Mapping[str, str 
             "max_queue_delay_microseconds": "0",
             "max_queue_size": str(engine.max_queue_size),
             "encoder_input_features_data_type": "TYPE_FP16",
-            "logits_datatype": "TYPE_FP32",
+            # What trtllm-build's --logits_dtype has made; the backend refuses to answer with another.
+            "logits_datatype": f"TYPE_{'FP16' if engine.build_flags.get('logits_dtype') == 'float16' else 'FP32'}",
             "prompt_embedding_table_data_type": "TYPE_FP16",
         },
     )

@@ -17,6 +17,8 @@ _EXAMPLES_TRITON, _EXAMPLES_RELEASE, _RELEASE_IMAGE = (
 )
 
 Drafting = Literal["none", "in_model", "draft_engine", "bls", "user_drafter"]
+FROM_OUTSIDE = ("draft_engine", "bls")
+"""Drafts that the kit's BLS sends to the target's engine call by call."""
 
 
 @dataclass(frozen=True)

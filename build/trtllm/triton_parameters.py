@@ -3,7 +3,8 @@
 The contract (`model_repo/contract.json`) lists every parameter of NVIDIA's models with the form of its values, and
 the variables of their templates that are no parameters but fields of `config.pbtxt` (batch size, queue, types). The
 spec reaches all of them under `engine.triton_parameters.MODEL.NAME`. A parameter that nobody sets is left out, which
-the C++ backend reads as "not specified"; it would take an unfilled `${...}` for the same and warn.
+the C++ backend reads as "not specified"; it would take an unfilled `${...}` for the same and warn. For the few that it
+reads without a fallback (`READ_UNGUARDED`) an empty value says so instead.
 """
 
 import difflib
@@ -13,6 +14,13 @@ from dataclasses import dataclass
 
 from build.model_config import contract
 from deployments.spec import SpecError
+
+READ_UNGUARDED = ("tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend")
+"""Parameters that a `tensorrt_llm` model must have even if it uses none of them.
+
+`ModelState::GetParameter` throws where a parameter is absent. Everywhere else the backend catches that and takes a
+default, but not in `ModelInstanceState::getGuidedDecodingConfigFromParams`, so the model would not load
+(model_instance_state.cc of 0.19 to 1.2.1; `gpt_model_type` is read so too, and never left open)."""
 
 # Template variables that stand for a parameter of another name (fill_template.py's spelling).
 _ALIASES = {
@@ -100,7 +108,8 @@ def settings(
         name = _ALIASES.get(given, given)
         place = f"engine.triton_parameters.{model}.{given}"
         if name in known:
-            _check(place, known[name], value)
+            if value or name not in READ_UNGUARDED:
+                _check(place, known[name], value)
             filled[name] = value
         elif name in fields:
             _check(place, fields[name], value)

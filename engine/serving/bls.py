@@ -7,8 +7,9 @@ NVIDIA's container does not have. What it does is said by the parameters of its 
  * `tensorrt_llm_draft_model_name`: another Triton model drafts;
  * `drafter`: a speculator that needs nothing but tokens drafts, in this process.
 
-A request says by `num_draft_tokens` how much to draft at most; 0 switches drafting off. The rows of a batch are
-generated side by side, each in a thread of its own, and every verified step is a response if the request streams.
+A request says by `num_draft_tokens` how much to draft at most; 0 switches drafting off. By `use_draft_logits` it says
+whether to accept by distribution what a model has drafted, where the engines were built for that. The rows of a batch
+are generated side by side, each in a thread of its own, and every verified step is a response if the request streams.
 Text becomes tokens and tokens become text in this process, by the code of `preprocessing` and `postprocessing`.
 """
 
@@ -29,8 +30,11 @@ from engine.serving.backend import finish_calls, parameters, refuse, tensors
 from engine.serving.bls_metrics import SpeculationCounts
 from engine.serving.bls_settings import BlsSettings
 from engine.serving.calls import Caller, Tensors
-from engine.serving.contract import Answer, GenerationCall, refuse_unsupported
+from engine.serving.contract import Answer, GenerationCall, read_sampling, refuse_unsupported
+from engine.serving.decoding_modes import decoding_mode
+from engine.serving.distribution import for_the_backend
 from engine.serving.drafting import Drafter, ModelDrafter, NgramDrafter
+from engine.serving.engine_limits import EngineLimits
 from engine.serving.engine_rules import EngineRules
 from engine.serving.exchange import Exchange
 from engine.serving.speculation import speculate
@@ -61,7 +65,6 @@ _REFUSED = (
     "guided_decoding_guide_type",
     "guided_decoding_guide",
     "prompt_embedding_table",
-    "use_draft_logits",
 )
 # The kit's additions to the inputs of `tensorrt_llm`, and NVIDIA's names for them.
 _NVIDIA_NAMES: Mapping[str, str] = {"min_length": "min_tokens", "random_seed": "seed", "num_draft_tokens": ""}
@@ -69,12 +72,13 @@ _NVIDIA_NAMES: Mapping[str, str] = {"min_length": "min_tokens", "random_seed": "
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One row to be served: its inputs for `tensorrt_llm`, and how much to draft for it (0: nothing)."""
+    """One row to be served: its inputs for `tensorrt_llm`, and how much to draft for it (0: nothing), how accepted."""
 
     row: int
     inputs: Mapping[str, NDArray[Any]]
     call: GenerationCall | None
     draft_length: int
+    by_logits: bool
 
 
 class BlsModel:
@@ -86,7 +90,9 @@ class BlsModel:
         Raises:
             ValueError: a parameter is missing or impossible.
         """
-        self._settings = settings = BlsSettings.read(parameters(arguments))
+        settings = BlsSettings.read(parameters(arguments))
+        limits = EngineLimits() if settings.embedded else EngineLimits.read(Path(settings.gpt_model_path))
+        self._settings = settings = settings.within(limits)
         self._codec = TextCodec(
             Path(settings.tokenizer_dir), skip_special_tokens=settings.skip_special_tokens
         )
@@ -96,7 +102,11 @@ class BlsModel:
             else EngineRules.read(Path(settings.tokenizer_dir), Path(settings.gpt_model_path))
         )
         self._caller = Caller()
-        self._target = Target(settings.target, self._caller, continues=settings.embedded)
+        self._mode = decoding_mode(settings.decoding_mode, redrafter_samples=limits.redrafter_samples)
+        longest = 0 if settings.embedded else limits.max_sequence_length or settings.max_sequence_length
+        self._target = Target(
+            settings.target, self._caller, continues=settings.embedded, max_sequence_length=longest
+        )
         self._drafter = self._make_drafter()
         self._counts = SpeculationCounts(settings, arguments)
         self._exchanges: dict[int, Exchange] = {}
@@ -136,7 +146,12 @@ class BlsModel:
     def _make_drafter(self) -> Drafter | None:
         settings = self._settings
         if settings.draft_model:
-            return ModelDrafter(settings.draft_model, self._caller, continues=settings.embedded)
+            return ModelDrafter(
+                settings.draft_model,
+                self._caller,
+                continues=settings.embedded,
+                fast_logits=settings.fast_logits,
+            )
         return NgramDrafter(settings.drafter, settings.drafter_settings) if settings.drafter else None
 
     def _tasks(self, given: Tensors) -> list[_Task]:
@@ -145,7 +160,8 @@ class BlsModel:
         Raises:
             RequestError: it cannot be served.
         """
-        refuse_unsupported(given, "tensorrt_llm_bls", {}, ("use_draft_logits",))
+        asked = given.get("use_draft_logits")
+        by_logits = self._settings.draft_logits(None if asked is None else bool(np.any(asked)))
         prepared = preprocess(self._codec, _renamed(given, TO_PREPROCESSING), self._rules)
         names = {**PREPROCESSING_TO_GENERATION, **OPTIONAL_TO_GENERATION}
         inputs = _renamed(given, TO_GENERATION) | _renamed(prepared, names)
@@ -156,7 +172,10 @@ class BlsModel:
             call = GenerationCall(inputs, frozenset(), self._settings.exclude_input_in_output)
             for request in call.requests:
                 self._settings.check_length(len(request.prompt), request.max_tokens)
-        return [_Task(row, self._of_row(inputs, row), call, length) for row, length in enumerate(lengths)]
+        return [
+            _Task(row, self._of_row(inputs, row), call, length, by_logits)
+            for row, length in enumerate(lengths)
+        ]
 
     def _draft_lengths(self, inputs: Tensors) -> list[int]:
         """How much to draft for each row: what it asks for, or the deployment's own; the deployment's at most."""
@@ -182,7 +201,11 @@ class BlsModel:
         if self._settings.embedded:
             return found
         renamed = {_NVIDIA_NAMES.get(name, name): value for name, value in found.items()}
-        return {name: value for name, value in renamed.items() if name}
+        known = {name: value for name, value in renamed.items() if name}
+        sampling = read_sampling(known)
+        if self._mode:
+            self._mode.check(sampling, known)
+        return for_the_backend(sampling, known)
 
     def _serve(self, exchange: Exchange, task: _Task) -> None:
         failure: Exception | None = None
@@ -201,7 +224,7 @@ class BlsModel:
         assert self._drafter is not None
         row = Row(request, task.inputs, RequestMetrics(len(request.prompt), arrival_ns=exchange.arrival_ns))
         answer = Answer(call, task.row)
-        drafting = self._drafter.start(request.prompt, task.inputs, exchange.gone)
+        drafting = self._drafter.start(request, task.inputs, exchange.gone, by_logits=task.by_logits)
         with closing(drafting), self._counts.row() as count:
             length = DraftLength(task.draft_length, adaptive=self._settings.adaptive)
             events = speculate(row, self._target, drafting, length, exchange.gone, count)

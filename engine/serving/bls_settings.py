@@ -6,10 +6,11 @@ given, as in NVIDIA's models.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.request import RequestError
+from engine.serving.engine_limits import EngineLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,10 @@ class BlsSettings:
         exclude_input_in_output: answer without the prompt unless a request says otherwise.
         skip_special_tokens: leave special tokens out of the text.
         gpt_model_path: the target's engine, in front of TensorRT-LLM.
+        decoding_mode: the target's, if its engine drafts within itself.
+        use_draft_logits: accept drafts by their distribution, unless a request says otherwise; engines that were not
+            built for it cannot.
+        fast_logits: draft logits go from engine to engine (`speculative_decoding_fast_logits`).
     """
 
     tokenizer_dir: str
@@ -45,6 +50,9 @@ class BlsSettings:
     exclude_input_in_output: bool = True
     skip_special_tokens: bool = True
     gpt_model_path: str = ""
+    decoding_mode: str = ""
+    use_draft_logits: bool = False
+    fast_logits: bool = False
 
     @classmethod
     def read(cls, parameters: Mapping[str, str]) -> "BlsSettings":
@@ -84,7 +92,29 @@ class BlsSettings:
             exclude_input_in_output=given.get("exclude_input_in_output", "true").lower() == "true",
             skip_special_tokens=given.get("skip_special_tokens", "true").lower() == "true",
             gpt_model_path=given.get("gpt_model_path", ""),
+            decoding_mode=given.get("decoding_mode", ""),
+            use_draft_logits=given.get("use_draft_logits", "false").lower() == "true",
+            fast_logits=given.get("fast_logits", "false").lower() == "true",
         )
+
+    def within(self, limits: EngineLimits) -> "BlsSettings":
+        """The same in front of this engine, which may take less than `max_sequence_length` says."""
+        known = [length for length in (self.max_sequence_length, limits.longest) if length]
+        return replace(self, max_sequence_length=min(known, default=0))
+
+    def draft_logits(self, asked: bool | None) -> bool:
+        """Whether a request's drafts are accepted by their distribution; `asked` is what it says, if anything.
+
+        Raises:
+            RequestError: it asks for what there is not.
+        """
+        if asked and not self.use_draft_logits:
+            raise RequestError(
+                "use_draft_logits is not supported by tensorrt_llm_bls in this deployment, whose engines give no draft "
+                "logits; leave it out, or build with speculation.use_draft_logits: true (method: draft_model, "
+                "TensorRT-LLM with runtime: engines)"
+            )
+        return self.use_draft_logits if asked is None else asked
 
     def check_length(self, prompt: int, output: int) -> None:
         """Refuse at the start what the target would refuse half way, when the context has grown.

@@ -6,7 +6,6 @@ an answer to another question than the one that was asked.
 """
 
 import math
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from engine.events import Event, RequestMetrics
 from engine.request import GenerationRequest, RequestError, SamplingParams
+from engine.serving.distribution import sampling_params
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -91,7 +91,7 @@ class GenerationCall:
         return GenerationRequest(
             prompt=tuple(prompt[:length].tolist()),
             max_tokens=max_tokens,
-            sampling=_sampling(tensors, row),
+            sampling=read_sampling(tensors, row),
             stop_sequences=_words(tensors.get("stop_words_list"), row),
             end_ids=self._end_ids,
             min_tokens=min_tokens,
@@ -161,14 +161,22 @@ def _metric_tensors(metrics: RequestMetrics, *, real: bool) -> dict[str, NDArray
     }
 
 
-def _sampling(tensors: Tensors, row: int) -> SamplingParams:
+def read_sampling(tensors: Tensors, row: int = 0) -> SamplingParams:
+    """How a row of a request to `tensorrt_llm` is to be sampled.
+
+    Raises:
+        RequestError: a value is out of range.
+    """
     seed = tensors.get("seed", tensors.get("random_seed"))
-    top_p = float(_scalar(tensors, "runtime_top_p", 1.0, row))
-    return SamplingParams(
-        temperature=float(_scalar(tensors, "temperature", 0.0, row)),
-        top_k=int(_scalar(tensors, "runtime_top_k", 0, row)),
-        top_p=top_p if top_p != 0 else 1.0,  # NVIDIA's clients send 0 for "off"
-        seed=secrets.randbits(64) if seed is None else int(np.ravel(seed)[min(row, seed.size - 1)]),
+    said = {
+        name: _scalar(tensors, name, None, row) if name in tensors else None
+        for name in ("temperature", "runtime_top_k", "runtime_top_p")
+    }
+    return sampling_params(
+        temperature=said["temperature"],
+        top_k=said["runtime_top_k"],
+        top_p=said["runtime_top_p"],
+        seed=None if seed is None else int(np.ravel(seed)[min(row, seed.size - 1)]),
     )
 
 

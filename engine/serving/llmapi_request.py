@@ -5,7 +5,7 @@ lacks. A tensor that is given and cannot be honoured is refused by name.
 
 `SamplingParams` reads "neither top_k nor top_p" as greedy whatever the temperature (tensorrt_llm/sampling_params.py,
 `_greedy_decoding`), and a temperature of 0 is an error in some releases. So greedy requests say nothing, and those
-that sample always say top_p.
+that sample always say top_p. Which are which is the same on every engine (`engine.serving.distribution`).
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.request import RequestError
+from engine.serving.distribution import sampling_params
 from engine.serving.text import decode_prompt
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -117,20 +118,15 @@ def _sampling(tensors: Tensors) -> dict[str, Any]:
 
 def _randomness(tensors: Tensors) -> dict[str, Any]:
     """Temperature, top_k and top_p; none of them for a greedy request (see above)."""
-    temperature = _scalar(tensors, f"{_PREFIX}temperature", None)
-    top_k = int(_scalar(tensors, f"{_PREFIX}top_k", 0))
-    top_p = float(_scalar(tensors, f"{_PREFIX}top_p", 0.0)) or 1.0  # 0 is "off" in NVIDIA's clients
-    if temperature is not None and temperature < 0:
-        raise RequestError(f"sampling_param_temperature is {temperature}; it must be 0 (greedy) or more")
-    if top_k < 0:
-        raise RequestError(f"sampling_param_top_k is {top_k}; it must be 0 (keep all tokens) or more")
-    if not 0 < top_p <= 1:
-        raise RequestError(f"sampling_param_top_p is {top_p}; it must lie between 0 and 1")
-    unsaid = temperature is None and top_k == 0 and top_p == 1.0
-    if temperature == 0 or top_k == 1 or unsaid:
+    said = {name: _scalar(tensors, _PREFIX + name, None) for name in ("temperature", "top_k", "top_p")}
+    try:
+        sampling = sampling_params(**said, seed=0)
+    except RequestError as error:
+        raise RequestError(f"{_PREFIX}{error}") from None
+    if sampling.greedy:
         return {}
-    values = {"temperature": 1.0 if temperature is None else float(temperature), "top_p": top_p}
-    return values | ({"top_k": top_k} if top_k else {})
+    values = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    return values | ({"top_k": sampling.top_k} if sampling.top_k else {})
 
 
 def _guide(tensors: Tensors) -> dict[str, Any] | None:

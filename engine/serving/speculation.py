@@ -2,7 +2,8 @@
 
 It knows three ends. Its length and stop words it sees itself, over all calls. That the target met an end token it
 sees from what comes back: every call emits one token of the target's own, which is not the draft's at that place,
-so an answer that the draft begins with has been cut short.
+so an answer that the draft begins with has been cut short. It must not be cut short for another reason, so no draft is
+longer than the target has room for.
 """
 
 import time
@@ -11,7 +12,7 @@ from itertools import takewhile
 
 from engine.events import Event, FinishReason
 from engine.serving.drafting import Drafting
-from engine.serving.target import Row, Step, Target
+from engine.serving.target import Draft, Row, Step, Target
 from speculators.draft_length import DraftLength
 
 Count = Callable[[int, int, int, float], None]
@@ -34,8 +35,8 @@ def speculate(
     finish: FinishReason | None = None
     while not finish:
         started = time.perf_counter()
-        most = min(draft_length.current, row.request.max_tokens - len(row.output) - 1)
-        draft = drafting.propose(row.output, most) if most > 0 else ()
+        most = min(draft_length.current, row.request.max_tokens - len(row.output) - 1, target.room(row))
+        draft = drafting.propose(row.output, most) if most > 0 else Draft()
         drafted = time.perf_counter() - started
         if gone():
             return
@@ -43,13 +44,17 @@ def speculate(
         if gone():
             return
         taken, finish = _take(row, step.tokens)
-        if not finish and tuple(step.tokens) == draft[: len(step.tokens)]:
+        if not finish and tuple(step.tokens) == draft.tokens[: len(step.tokens)]:
             finish = "stop"
-        agreed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(draft, taken, strict=False)))
-        if draft:
-            draft_length.update(len(draft), len(draft), agreed)
-        count(len(draft), agreed, len(taken), drafted)
-        yield _event(row, step, taken, len(draft), agreed, finish)
+        pairs = zip(draft.tokens, taken, strict=False)
+        agreed, proposed = (
+            sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)),
+            len(draft.tokens),
+        )
+        if proposed:
+            draft_length.update(proposed, proposed, agreed)
+        count(proposed, agreed, len(taken), drafted)
+        yield _event(row, step, taken, proposed, agreed, finish)
 
 
 def _take(row: Row, tokens: Sequence[int]) -> tuple[tuple[int, ...], FinishReason | None]:

@@ -68,6 +68,20 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """Tokens that may follow.
+
+    Attributes:
+        tokens: any number of them.
+        logits: what they were drawn from, `[len(tokens), V]`, for acceptance by distribution; with fast logits one row
+            that tells the target where to fetch them. None: a token is accepted if it is the target's own.
+    """
+
+    tokens: tuple[int, ...] = ()
+    logits: NDArray[Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What a call answered."""
 
@@ -78,11 +92,30 @@ class Step:
 class Target:
     """The model that verifies."""
 
-    def __init__(self, model: str, caller: Caller, *, continues: bool) -> None:
-        """Verify by `model`; `continues` if it takes `continued_tokens`, as the embedded engine does."""
-        self._model, self._caller, self._continues = model, caller, continues
+    def __init__(self, model: str, caller: Caller, *, continues: bool, max_sequence_length: int = 0) -> None:
+        """Verify by `model`.
 
-    def verify(self, row: Row, draft: Sequence[int], gone: Callable[[], bool]) -> Step:
+        Args:
+            model: its name.
+            caller: who calls it.
+            continues: whether it takes `continued_tokens`, as the embedded engine does.
+            max_sequence_length: the limit of an engine of TensorRT-LLM; 0: none.
+        """
+        self._model, self._caller, self._continues = model, caller, continues
+        self._max_sequence_length = max_sequence_length
+
+    def room(self, row: Row) -> int:
+        """Most tokens to draft, so that the answer is not cut short.
+
+        TensorRT-LLM counts a draft twice, as draft and as output, and where prompt, output and draft of a call exceed
+        the limit, it takes the excess off the output (`LlmRequest::validate` in batch_manager/llmRequest.cpp).
+        """
+        if not self._max_sequence_length:
+            return row.request.max_tokens
+        known = len(row.request.prompt) + len(row.output)
+        return max(0, (self._max_sequence_length - known - 1) // 2)
+
+    def verify(self, row: Row, draft: Draft, gone: Callable[[], bool]) -> Step:
         """One call after the row's output; nothing comes back if the client has gone.
 
         Raises:
@@ -97,13 +130,15 @@ class Target:
             _add_figures(row.metrics, answer)
         return Step(tokens, log_probs)
 
-    def _inputs(self, row: Row, draft: Sequence[int]) -> dict[str, NDArray[Any]]:
+    def _inputs(self, row: Row, draft: Draft) -> dict[str, NDArray[Any]]:
         request, done = row.request, len(row.output)
-        most = len(draft) + 1
+        most = len(draft.tokens) + 1
         inputs = {name: value for name, value in row.inputs.items() if name not in _OWN}
         inputs |= token_tensors([*request.prompt, *row.output], most)
-        if draft:
-            inputs["draft_input_ids"] = np.array([draft], np.int32)
+        if draft.tokens:
+            inputs["draft_input_ids"] = np.array([draft.tokens], np.int32)
+        if draft.logits is not None:
+            inputs["draft_logits"] = draft.logits[None]
         if request.min_tokens > done:
             inputs["min_tokens"] = np.array([[min(most, request.min_tokens - done)]], np.int32)
         if self._continues:

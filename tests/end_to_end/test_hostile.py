@@ -120,7 +120,8 @@ def _sound(**spoilt: Any) -> dict[str, Any]:
 
 
 def _spoilt_number(target: Target, caller: GrpcCaller, generator: random.Random) -> Outcome:
-    inputs = _sound(**{generator.choice(_INTEGER_FIELDS): generator.choice(_NUMBERS)})
+    # Greedy, so that what is answered can be compared: a top_k alone samples.
+    inputs = _sound(temperature=0.0, **{generator.choice(_INTEGER_FIELDS): generator.choice(_NUMBERS)})
     # A huge number of tokens or none is refused; what is left gets the sound request's answer.
     return _outcome(lambda: whole_text(caller.infer(target.model, inputs)))
 

@@ -13,7 +13,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from build.trtllm.cells import resolve
+from build.trtllm.drafts import draft_tokens
+from build.trtllm.engine_commands import sequence_length
+from build.trtllm.engine_models import draft_logits
 from build.trtllm.repository import assemble_trtllm_repository
+from build.trtllm.resolved import Resolved
 from deploy.server import free_ports
 from deploy.triton import TritonServer
 from deployments.spec import DeploymentSpec
@@ -60,9 +64,22 @@ class EngineServer:
 
 @contextmanager
 def serving_engines(
-    folder: Path, speculation: dict[str, Any], *, tokenizer: str = "byte-fallback"
+    folder: Path,
+    speculation: dict[str, Any],
+    *,
+    tokenizer: str = "byte-fallback",
+    engine: dict[str, Any] | None = None,
+    room: int | None = None,
 ) -> Iterator[EngineServer]:
-    """Assemble the repository of a deployment on engines, serve it, and stop it again."""
+    """Assemble the repository of a deployment on engines, serve it, and stop it again.
+
+    Args:
+        folder: where everything goes.
+        speculation: the spec's section.
+        tokenizer: kind of tokenizer.
+        engine: more of the spec's engine section.
+        room: `--max_seq_len` of the target, if it was not built from the spec.
+    """
     model = write_tokenizer(folder / "target", tokenizer)
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [END_ID, OTHER_END_ID]}))
     http, grpc, metrics = free_ports(3)
@@ -72,16 +89,15 @@ def serving_engines(
             "target": {"model": model},
             "engine": {
                 "kind": "tensorrt_llm", "line": "A", "runtime": "engines", "max_batch_size": 8,
-                "workspace": folder / "workspace",
+                "workspace": folder / "workspace", **(engine or {}),
             },
             "speculation": speculation,
         }
     )  # fmt: skip
     resolved = resolve(spec)
-    resolved.target_engine.mkdir(parents=True)
-    (resolved.target_engine / "config.json").write_text(
-        json.dumps({"pretrained_config": {"vocab_size": VOCABULARY}})
-    )
+    _write_engine(resolved, "target", resolved.target_engine, room)
+    if resolved.draft_engine:
+        _write_engine(resolved, "draft", resolved.draft_engine, None)
     repository = assemble_trtllm_repository(resolved, folder / "repository")
     for path in repository.glob("tensorrt_llm*/config.pbtxt"):
         text = path.read_text(encoding="utf-8")
@@ -96,3 +112,16 @@ def serving_engines(
     with server:
         server.wait_until_ready()
         yield EngineServer(server, Tokenizer.from_file(str(model / "tokenizer.json")), repository)
+
+
+def _write_engine(resolved: Resolved, role: str, directory: Path, room: int | None) -> None:
+    """An engine's config.json, as trtllm-build leaves it."""
+    build = {
+        "max_seq_len": room or sequence_length(resolved, role),
+        "max_num_tokens": resolved.engine.max_num_tokens,
+        "max_draft_len": draft_tokens(resolved.speculation) if role == "target" else 0,
+        "gather_generation_logits": draft_logits(resolved),
+    }
+    directory.mkdir(parents=True)
+    content = {"pretrained_config": {"vocab_size": VOCABULARY}, "build_config": build}
+    (directory / "config.json").write_text(json.dumps(content), encoding="utf-8")

@@ -143,7 +143,7 @@ def test_refusals_reach_the_client(caller: GrpcCaller) -> None:
     with pytest.raises(ServerRefusal, match=r"max_tokens|length"):
         caller.infer("ensemble", text_inputs("Once:", max_tokens=0))
     with pytest.raises(ServerRefusal, match=r"length|limit"):
-        caller.infer("ensemble", text_inputs("Once upon a time " * 300 + ":", max_tokens=8))
+        caller.infer("ensemble", text_inputs("Once upon a time " * 3000 + ":", max_tokens=8))
 
 
 def test_the_backend_is_told_what_it_does_not_know(plain: EngineServer) -> None:
@@ -162,6 +162,43 @@ def test_the_backend_is_told_what_it_does_not_know(plain: EngineServer) -> None:
     assert biased.shape == (VOCABULARY,) and biased.max() == 2.5 and np.count_nonzero(biased) == 1
     assert np.ravel(sent["seed"])[0] == 5 and np.ravel(sent["min_tokens"])[0] == 2
     assert not {"random_seed", "min_length", "num_draft_tokens", "generation_handle"} & set(sent)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_temperature_alone_samples(plain: EngineServer, door: str) -> None:
+    """The C++ backend would take the likeliest token, since neither top_k nor top_p is there."""
+    seeds = set()
+    with GrpcCaller(plain.grpc) as caller:
+        for _ in range(2):
+            caller.infer(door, text_inputs("Once:", "Twice:", max_tokens=4, temperature=0.75))
+            for sent in [entry["inputs"] for entry in plain.journal() if "inputs" in entry][-2:]:
+                values = [
+                    np.ravel(sent[name])[0] for name in ("temperature", "runtime_top_k", "runtime_top_p")
+                ]
+                assert values == [0.75, 0, 1.0]
+                seeds.add(np.ravel(sent["seed"])[0])
+        assert len(seeds) > 2, "nor does every request get the backend's own seed"
+        caller.infer(door, text_inputs("Once:", max_tokens=4, temperature=0.0, top_p=0.9))
+    greedy = next(entry["inputs"] for entry in reversed(plain.journal()) if "inputs" in entry)
+    assert np.ravel(greedy["runtime_top_k"]).tolist() == [1]
+    assert not {"temperature", "runtime_top_p", "seed"} & set(greedy)
+
+
+def test_what_an_engine_cannot_draw_is_refused(served: EngineServer, caller: GrpcCaller) -> None:
+    inputs = text_inputs("Once:", max_tokens=8, temperature=0.75)
+    before = len(served.journal())
+    if "decoding_mode" not in (served.repository / "tensorrt_llm" / "config.pbtxt").read_text():
+        assert whole_tokens(caller.infer("ensemble", inputs)) == served.tokens(8)
+        sent = [entry["inputs"] for entry in served.journal()[before:] if "inputs" in entry]
+        assert {np.ravel(call["runtime_top_p"])[0] for call in sent} == {1.0}, "every call samples"
+        return
+    with pytest.raises(ServerRefusal, match=r"decoding_mode medusa cannot draw with temperature 0\.75"):
+        caller.infer("ensemble", inputs)
+    with pytest.raises(ServerRefusal, match=r"repetition_penalty is 1\.5; an engine of decoding_mode medusa"):
+        caller.infer("ensemble", text_inputs("Once:", max_tokens=8, repetition_penalty=1.5))
+    assert whole_tokens(
+        caller.infer("ensemble", text_inputs("Once:", max_tokens=8, top_k=40))
+    ) == served.tokens(8)
 
 
 def test_an_end_token_of_the_request_stands_alone(plain: EngineServer) -> None:

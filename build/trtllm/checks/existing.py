@@ -1,7 +1,7 @@
 """Engines and repositories that are there already."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ from build.findings import Finding
 from build.targets.errors import TargetError
 from build.targets.layout import read_json
 from build.trtllm.checks.commands import length_findings, mode_findings
+from build.trtllm.engine_commands import sequence_length
+from build.trtllm.engine_models import draft_logits
 from build.trtllm.resolved import Resolved
 
 # tensorrt_llm/models/modeling_utils.py, SpeculativeDecodingMode: an IntFlag, which config.json holds as its number.
@@ -26,10 +28,13 @@ _BACKSLASH = re.compile(r'string_value:\s*"[^"]*\\\\[,:]')
 
 def engine_findings(resolved: Resolved) -> Iterator[Finding]:
     """Findings about compiled engines, from their config.json."""
-    if resolved.runtime == "engines":
-        yield from _engine(resolved, resolved.target_engine)
-        if resolved.draft_engine is not None and not (resolved.draft_engine / "config.json").is_file():
-            yield _no_engine(resolved.draft_engine)
+    if resolved.runtime != "engines":
+        return
+    yield from _target_engine(resolved, resolved.target_engine)
+    if resolved.draft_engine is not None:
+        build = yield from _build_config(resolved.draft_engine)
+        if build is not None:
+            yield from _logits(resolved, build, resolved.draft_engine)
 
 
 def repository_findings(repository: Path) -> Iterator[Finding]:
@@ -59,15 +64,9 @@ def _configuration(path: Path) -> Iterator[Finding]:
         )
 
 
-def _engine(resolved: Resolved, directory: Path) -> Iterator[Finding]:
-    path = directory / "config.json"
-    if not path.is_file():
-        yield _no_engine(directory)
-        return
-    try:
-        build = read_json(path).get("build_config", {})
-    except TargetError as error:
-        yield Finding("engine-unreadable", "error", str(error), "an engine that trtllm-build has written")
+def _target_engine(resolved: Resolved, directory: Path) -> Iterator[Finding]:
+    build = yield from _build_config(directory)
+    if build is None:
         return
     mode = _mode(build.get("speculative_decoding_mode"))
     yield from mode_findings(resolved, mode, f"the engine in {directory}")
@@ -81,6 +80,47 @@ def _engine(resolved: Resolved, directory: Path) -> Iterator[Finding]:
                 f"the engine in {directory} was built for {key} {built}, the spec says {wanted}",
                 "drafthouse build, or the smaller number in the spec",
             )
+    built, needed = build.get("max_seq_len"), sequence_length(resolved)
+    if isinstance(built, int) and resolved.engine.max_sequence_length <= built < needed:
+        rest = built - needed + resolved.engine.max_sequence_length
+        yield Finding(
+            "engine-without-room-for-drafts",
+            "warning",
+            f"the engine in {directory} was built for max_seq_len {built}, and counts a draft beside prompt and "
+            f"output: requests of more than {rest} tokens are refused",
+            f"drafthouse build, which builds it for {needed}",
+            "TensorRT-LLM batch_manager/llmRequest.cpp, LlmRequest::validate",
+        )
+    yield from _logits(resolved, build, directory)
+
+
+def _build_config(directory: Path) -> Generator[Finding, None, dict[str, Any] | None]:
+    """What an engine was built with (as the generator's value), or None and the reason as a finding."""
+    path = directory / "config.json"
+    if not path.is_file():
+        yield Finding(
+            "engine-missing", "error", f"there is no engine in {directory}", "drafthouse build first"
+        )
+        return None
+    try:
+        build: dict[str, Any] = read_json(path).get("build_config", {})
+    except TargetError as error:
+        yield Finding("engine-unreadable", "error", str(error), "an engine that trtllm-build has written")
+        return None
+    return build
+
+
+def _logits(resolved: Resolved, build: dict[str, Any], directory: Path) -> Iterator[Finding]:
+    """Acceptance by logits needs those of both engines."""
+    if draft_logits(resolved) and not build.get("gather_generation_logits", False):
+        yield Finding(
+            "engine-without-logits",
+            "error",
+            f"the engine in {directory} was built without gather_generation_logits, which "
+            "speculation.use_draft_logits needs",
+            "drafthouse build, or use_draft_logits: false",
+            "TensorRT-LLM examples/draft_target_model/README.md",
+        )
 
 
 def _mode(value: Any) -> str | None:
@@ -95,7 +135,3 @@ def _limits(resolved: Resolved) -> dict[str, int]:
         "max_seq_len": engine.max_sequence_length,
         "max_num_tokens": engine.max_num_tokens,
     }
-
-
-def _no_engine(directory: Path) -> Finding:
-    return Finding("engine-missing", "error", f"there is no engine in {directory}", "drafthouse build first")

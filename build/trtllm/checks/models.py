@@ -7,6 +7,7 @@ from build.findings import Finding
 from build.targets.errors import TargetError
 from build.trtllm.checkpoints import HuggingFaceCheckpoint
 from build.trtllm.drafts import drafter_directory
+from build.trtllm.engine_models import draft_logits
 from build.trtllm.resolved import Resolved
 from deployments.speculation import DFlash, DraftModel, Eagle, Eagle3, Pard
 
@@ -94,6 +95,7 @@ def _drafter(
     if isinstance(speculation, (DraftModel, Pard)):
         yield from _positions(resolved, draft, key)
         yield from _same_tokens(target, draft)
+        yield from _same_width(resolved, target, draft, key)
     else:
         yield from _hidden_size(target, draft, key)
     if target.vocab_size and draft.vocab_size and target.vocab_size != draft.vocab_size:
@@ -105,6 +107,26 @@ def _drafter(
             + (" (the tokenizers are the same: the difference is padding)" if padded else ""),
             "a drafter made for this very target" if not padded else "use_draft_logits: false, as it is",
             "TensorRT-LLM PR #3615",
+        )
+
+
+def _same_width(
+    resolved: Resolved, target: HuggingFaceCheckpoint, draft: HuggingFaceCheckpoint, key: str
+) -> Iterator[Finding]:
+    """Draft logits are as wide as the draft's vocabulary, which every engine pads to its tensor parallelism."""
+    if not draft_logits(resolved) or not target.vocab_size or target.vocab_size != draft.vocab_size:
+        return
+    engine = resolved.engine
+    ranks = engine.tensor_parallel, engine.draft.tensor_parallel or engine.tensor_parallel
+    ours, theirs = (-(-target.vocab_size // count) * count for count in ranks)
+    if ours != theirs:
+        yield Finding(
+            "draft-logits-width",
+            "error",
+            f"the engine of {key} pads its {draft.vocab_size} tokens to {theirs} (tensor parallelism {ranks[1]}), the "
+            f"target's to {ours} ({ranks[0]}), so its logits do not fit",
+            f"engine.draft.tensor_parallel: {ranks[0]}, or use_draft_logits: false",
+            "TensorRT-LLM models/modeling_utils.py, pad_vocab_size",
         )
 
 

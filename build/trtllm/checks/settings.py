@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from build.findings import Finding
 from build.trtllm.drafts import draft_tokens
+from build.trtllm.limits import chunks_context
 from build.trtllm.resolved import Resolved
 from deployments.speculation import Mtp, NoSpeculation
 
@@ -87,8 +88,7 @@ def _chunked(resolved: Resolved) -> bool:
     """Whether long prompts are split over steps."""
     if resolved.runtime == "llm_api":
         return bool(resolved.engine.llm_args.get("enable_chunked_prefill", False))
-    parameters = resolved.engine.triton_parameters.get("tensorrt_llm", {})
-    return parameters.get("enable_chunked_context", "false").lower() in ("true", "1")
+    return chunks_context(resolved, "tensorrt_llm")
 
 
 def _devices(resolved: Resolved) -> Iterator[Finding]:

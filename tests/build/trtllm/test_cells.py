@@ -104,6 +104,7 @@ def test_modes_are_those_of_trtllm_build_and_the_triton_backend():
     assert decoding - {None} == {"medusa", "redrafter", "lookahead", "eagle"}
 
 
+CHUNKED = {"tensorrt_llm": {"enable_chunked_context": "true"}}
 GATE_A = {"acceptance_gate": {"window": 100, "min_length": 1.5}}
 GATE_B = {"acceptance_gate": {"window": 1000, "min_rate": 0.3}}
 SCHEDULE = {"draft_length_schedule": {4: 5, 8: 2}}
@@ -134,6 +135,13 @@ SCHEDULE = {"draft_length_schedule": {4: 5, 8: 2}}
         ("none", "A", None, {}, {"kv_cache": {"dtype": "fp8"}}, "calibration", "quantization: fp8"),
         ("draft_model", "A", None, {}, {"kv_cache": {"block_reuse": False}}, "block_reuse", "block_reuse: true"),
         ("anpd", "A", None, {}, {"kv_cache": {"block_reuse": False}}, "block_reuse", "block_reuse: true"),
+        ("anpd", "A", None, {}, {"max_num_tokens": 8191}, "prompt and output so far", "max_num_tokens: 8192"),
+        ("draft_model", "A", None, {}, {"max_num_tokens": 4096}, "and tensorrt_llm_draft can take", "chunked_context"),
+        ("prompt_lookup", "A", None, {}, {"max_num_tokens": 4096}, "tensorrt_llm can take", "for tensorrt_llm"),
+        (
+            "windowed", "A", None, {}, {"max_num_tokens": 4096, "triton_parameters": CHUNKED},
+            "chunked context tensorrt_llm_draft can", "tensorrt_llm and tensorrt_llm_draft",
+        ),
         ("draft_model", "A", None, {"max_concurrency": 4}, {}, "every batch size", "runtime: llm_api"),
         ("medusa", "A", None, {"max_concurrency": 4}, {}, "every batch size", "no max_concurrency"),
         ("eagle3", "A", None, {"draft_length_schedule": {4: 3}}, {}, "model of their own", "max_concurrency"),
@@ -181,6 +189,9 @@ def test_limits(method, line, runtime, speculation, engine, reason, nearest):
         ),
         ("eagle3", "B", None, {"dynamic_tree": {}, "suffix_automaton": {}} | GATE_B, {}),
         ("windowed", "A", None, {"sink_tokens": 0}, {}),
+        ("anpd", "A", None, {}, {"max_num_tokens": 4096, "triton_parameters": CHUNKED}),
+        ("medusa", "A", None, {}, {"max_num_tokens": 4096}),
+        ("anpd", "A", "llm_api", {}, {"max_num_tokens": 4096}),
         ("anpd", "B", None, {"max_concurrency": 8}, {}),
         ("none", "A", "engines", {}, {"build_flags": {"max_beam_width": "4"}}),
         ("eagle3", "B", None, {}, {"llm_args": {"speculative_config": {"use_rejection_sampling": True}}}),

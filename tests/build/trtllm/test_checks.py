@@ -218,10 +218,16 @@ def test_a_target_is_not_longer_than_its_positions(tmp_path: Path) -> None:
     assert models(tmp_path, "none") == {"sequence-exceeds-positions": "error"}
 
 
-def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, **build: Any) -> dict[str, str]:
-    """Findings about an engine with this build configuration."""
+def engines(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    speculation: dict[str, Any] | None = None,
+    **build: Any,
+) -> dict[str, str]:
+    """Findings about engines with this build configuration."""
     monkeypatch.chdir(tmp_path)
-    known = resolved(method, runtime="engines")
+    known = resolved(method, runtime="engines", speculation=speculation)
     limits = {"max_batch_size": 64, "max_input_len": 4096, "max_seq_len": 8192, "max_num_tokens": 8192}
     known.target_engine.mkdir(parents=True)
     content = {"build_config": limits | build, "pretrained_config": {}}
@@ -235,10 +241,17 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, **buil
 @pytest.mark.parametrize(
     ("method", "build", "expected"),
     [
-        ("draft_model", {"speculative_decoding_mode": 2, "max_draft_len": 5}, {}),
-        ("draft_model", {"speculative_decoding_mode": 2, "max_draft_len": 0}, {"target-without-draft-length": "error"}),
+        ("draft_model", {"speculative_decoding_mode": 2, "max_draft_len": 5, "max_seq_len": 8197}, {}),
         (
-            *("draft_model", {"speculative_decoding_mode": 1, "max_draft_len": 0}),
+            *("draft_model", {"speculative_decoding_mode": 2, "max_draft_len": 5, "max_seq_len": 8196}),
+            {"engine-without-room-for-drafts": "warning"},
+        ),
+        (
+            *("draft_model", {"speculative_decoding_mode": 2, "max_draft_len": 0, "max_seq_len": 8197}),
+            {"target-without-draft-length": "error"},
+        ),
+        (
+            *("draft_model", {"speculative_decoding_mode": 1, "max_draft_len": 0, "max_seq_len": 8197}),
             {"engine-of-another-method": "error", "target-without-draft-length": "error"},
         ),
         ("lookahead", {"speculative_decoding_mode": 8, "max_draft_len": 83}, {}),
@@ -256,6 +269,15 @@ def test_engines_that_are_there_fit_the_spec(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert engines(tmp_path, monkeypatch, method, **build) == expected
+
+
+def test_draft_logits_need_engines_that_give_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = {"speculative_decoding_mode": 2, "max_draft_len": 5, "max_seq_len": 8197}
+    found = engines(tmp_path, monkeypatch, "draft_model", {"use_draft_logits": True}, **build)
+    assert found == {"engine-without-logits": "error"}
+    (folder := tmp_path / "built").mkdir()
+    build["gather_generation_logits"] = True
+    assert engines(folder, monkeypatch, "draft_model", {"use_draft_logits": True}, **build) == {}
 
 
 def test_a_missing_engine_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

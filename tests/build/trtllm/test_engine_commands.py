@@ -134,15 +134,17 @@ def test_draft_target_word_for_word():
         "--tp_size=1", "--pp_size=1", "--workers=1",
     )  # fmt: skip
     assert convert_draft.command[2:4] == ("--model_dir=models/draft", f"--output_dir={root}/draft-checkpoint")
-    limits = ("--max_batch_size=4", "--max_input_len=4800", "--max_seq_len=4800", "--max_num_tokens=8192")
-    common = (*limits, "--gemm_plugin=auto", "--use_paged_context_fmha=enable", "--workers=1")
+    limits = ("--max_batch_size=4", "--max_input_len=4800")
+    more = ("--max_num_tokens=8192", "--gemm_plugin=auto", "--use_paged_context_fmha=enable", "--workers=1")
     assert build_draft.command == (
-        "trtllm-build", f"--checkpoint_dir={root}/draft-checkpoint", f"--output_dir={root}/draft-engine", *common,
-        "--gather_generation_logits",
+        "trtllm-build", f"--checkpoint_dir={root}/draft-checkpoint", f"--output_dir={root}/draft-engine", *limits,
+        "--max_seq_len=4800", *more, "--gather_generation_logits",
     )  # fmt: skip
+    # A draft of ten tokens is counted beside prompt and output.
     assert build.command == (
-        "trtllm-build", f"--checkpoint_dir={root}/target-checkpoint", f"--output_dir={root}/target-engine", *common,
-        "--speculative_decoding_mode=draft_tokens_external", "--max_draft_len=10", "--gather_generation_logits",
+        "trtllm-build", f"--checkpoint_dir={root}/target-checkpoint", f"--output_dir={root}/target-engine", *limits,
+        "--max_seq_len=4810", *more, "--speculative_decoding_mode=draft_tokens_external", "--max_draft_len=10",
+        "--gather_generation_logits",
     )  # fmt: skip
 
 

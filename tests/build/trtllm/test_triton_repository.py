@@ -134,6 +134,7 @@ def test_decoding_modes(method: str) -> None:
     tree = tree_of(resolved)
     choices = {name: value for name, value in found.items() if name.endswith("_choices")}
     assert choices == ({f"{method}_choices": as_braces(tree)} if tree else {})
+    assert BlsSettings.read(parameters(configs(method)["tensorrt_llm_bls"])).decoding_mode == method
     lookahead = {name: value for name, value in found.items() if name.startswith("lookahead_")}
     assert len(lookahead) == (3 if method == "lookahead" else 0)
     assert set(lookahead.values()) <= {"7"}
@@ -150,6 +151,7 @@ def test_drafts_from_outside_need_reuse_and_no_decoding_mode(method: str) -> Non
     assert settings.draft_model == ("tensorrt_llm_draft" if "tensorrt_llm_draft" in found else "")
     assert settings.drafter == ("" if settings.draft_model else method)
     assert settings.num_draft_tokens > 0 and not settings.embedded
+    assert not settings.use_draft_logits and not settings.decoding_mode
 
 
 def test_windowed_drafting_has_a_window() -> None:
@@ -170,6 +172,10 @@ def test_fast_logits_need_the_orchestrator_and_its_ranks() -> None:
     assert target["speculative_decoding_fast_logits"] == draft["speculative_decoding_fast_logits"] == "true"
     plain = configs("draft_model", "A", "engines", speculation=speculation)["tensorrt_llm"]
     assert not {"participant_ids", "speculative_decoding_fast_logits"} & set(parameters(plain))
+    for given_launch, fast in ((launch, True), ({}, False)):
+        bls = configs("draft_model", "A", "engines", speculation=speculation, launch=given_launch, **others)
+        settings = BlsSettings.read(parameters(bls["tensorrt_llm_bls"]))
+        assert settings.use_draft_logits and settings.fast_logits == fast
 
 
 def test_guided_decoding_names_the_tokenizer_file() -> None:
@@ -179,6 +185,29 @@ def test_guided_decoding_names_the_tokenizer_file() -> None:
     assert values["guided_decoding_backend"] == "xgrammar"
     assert values["xgrammar_tokenizer_info_path"] == "/srv/xgrammar.json"
     assert values["gpt_model_path"].startswith("/srv/runs/trtllm/example/")
+
+
+# `GetParameter` outside any try in model_instance_state.cc (TensorRT-LLM at 0c8de69a, tensorrtllm_backend r25.05).
+READ_UNGUARDED = {
+    *("gpt_model_type", "tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend"),
+}
+
+
+@pytest.mark.parametrize("method", [name for line, runtime, name in EXISTING if runtime == "engines"])
+def test_what_the_backend_reads_without_a_fallback_is_always_there(method: str) -> None:
+    backends = [
+        config for config in configs(method, "A", "engines").values() if config.backend == "tensorrtllm"
+    ]
+    assert backends
+    for config in backends:
+        values = parameters(config)
+        assert values.keys() >= READ_UNGUARDED
+        assert values["guided_decoding_backend"] == values["xgrammar_tokenizer_info_path"] == ""
+        text = text_format.MessageToString(config)
+        again = text_format.Parse(text, model_config_pb2.ModelConfig())
+        assert parameters(again).keys() >= READ_UNGUARDED, "an empty value survives the file"
+    empty = {"tensorrt_llm": {"guided_decoding_backend": ""}}
+    assert parameters(configs(method, "A", "engines", triton_parameters=empty)["tensorrt_llm"])
 
 
 ALL_PARAMETERS = [
@@ -327,6 +356,7 @@ def test_two_caches_fit_and_hold_alike(batch: int, length: int, fraction: float,
     engine = {
         "max_batch_size": batch,
         "max_sequence_length": length,
+        "max_num_tokens": length,
         "kv_cache": {"free_gpu_memory_fraction": fraction},
     }
     resolved = resolve(deployment(method, "A", "engines", max_input_length=32, **engine))

@@ -2,8 +2,12 @@
 
 What it sends and when is model_instance_state.cc's doing (TensorRT-LLM 0c8de69a): every response has `output_ids`
 [1, beams, tokens] and `sequence_length`; a streamed one has the new tokens alone, a single one the prompt too unless
-that is excluded; `batch_index` only for batches, figures only where they were asked for and at the end, logits never.
-The end token is not part of the output. Draft tokens are verified in the first step, after which the request ends.
+that is excluded; `batch_index` only for batches, figures only where they were asked for and at the end. The end token
+is not part of the output. Draft tokens are verified in the first step, after which the request ends.
+
+Lengths are checked against the engine's config.json as `LlmRequest::validate` does (batch_manager/llmRequest.cpp).
+Generation logits are there where the engine was built with gather_generation_logits: [1, beams, tokens, V] in fp32, or
+with fast logits one row that says where they are. Draft logits must have a row a token, or be that row.
 """
 
 import json
@@ -14,6 +18,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
+# model_instance_state.cc reads these outside any try, and model_state.cc throws where one is absent.
+READ_WITHOUT_FALLBACK = (
+    *("gpt_model_type", "tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend"),
+)
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -21,6 +29,15 @@ class TritonPythonModel:
     def initialize(self, arguments):
         config = json.loads(arguments["model_config"])
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        for name in READ_WITHOUT_FALLBACK:
+            if name not in parameters:
+                raise RuntimeError(f"Cannot find parameter with name: {name}")
+        engine = json.loads(
+            pathlib.Path(parameters["gpt_model_path"], "config.json").read_text(encoding="utf-8")
+        )
+        self.build, self.vocabulary = engine["build_config"], engine["pretrained_config"]["vocab_size"]
+        self.chunked = parameters.get("enable_chunked_context") == "true"
+        self.fast = parameters.get("speculative_decoding_fast_logits") == "true"
         self.exclude = parameters["exclude_input_in_output"] == "true"
         self.draft = config["name"].endswith("_draft")
         directory = pathlib.Path(__file__).parent
@@ -52,22 +69,49 @@ class TritonPythonModel:
         for row in range(rows):
             length = int(inputs["input_lengths"].ravel()[row])
             prompt = inputs["input_ids"][row, :length].tolist()
-            if length > 900 or int(inputs["request_output_len"].ravel()[row]) < 1:
-                message = "Executor failed process requestId 1 due to the following error: length"
+            try:
+                drafts, limit = self.validate(inputs, prompt, row)
+            except ValueError as error:
+                message = f"Executor failed process requestId 1 due to the following error: {error}"
                 sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message)), flags=FINAL)
                 return
-            self.generate(sender, inputs, prompt, row, rows, stop)
+            self.generate(sender, inputs, prompt, drafts, limit, row, rows, stop)
         sender.send(flags=FINAL)
         self.note(end="stopped" if stop.is_set() else "end")
 
-    def generate(self, sender, inputs, prompt, row, rows, stop):
+    def validate(self, inputs, prompt, row):
+        """The draft and the most output tokens, both as much shortened as the engine needs."""
+        longest, limit = self.build["max_seq_len"], int(inputs["request_output_len"].ravel()[row])
+        most_input = longest - 1 if self.chunked else min(longest - 1, self.build["max_num_tokens"])
+        if len(prompt) > most_input or limit < 1:
+            raise ValueError(f"Prompt length ({len(prompt)}) exceeds maximum input length ({most_input})")
+        drafts = inputs.get("draft_input_ids", np.zeros((row + 1, 0), np.int32))[row].tolist()
+        if len(drafts) > self.build["max_draft_len"]:
+            raise ValueError("Draft tokens length exceeds maximum draft tokens length")
+        if "draft_logits" in inputs:
+            logits = inputs["draft_logits"][row]
+            wanted = (1, 5) if self.fast else (len(drafts), self.vocabulary)
+            if logits.shape != wanted or logits.dtype != np.float32:
+                raise ValueError(f"draft_logits has {logits.dtype} {logits.shape}, wanted float32 {wanted}")
+        if (
+            np.ravel(inputs.get("return_generation_logits", False))[0]
+            and not self.build["gather_generation_logits"]
+        ):
+            raise ValueError("return_generation_logits needs an engine with gather_generation_logits")
+        step = self.build["max_draft_len"]
+        if drafts:
+            drafts = drafts[: most_input - len(prompt)]
+            step = len(drafts)
+        return drafts, max(0, min(limit, longest - len(prompt) - step))
+
+    def generate(self, sender, inputs, prompt, drafts, limit, row, rows, stop):
         streaming = bool(np.ravel(inputs.get("streaming", False))[0])
         exclude = bool(np.ravel(inputs.get("exclude_input_in_output", self.exclude))[0]) or streaming
-        limit = int(inputs["request_output_len"].ravel()[row])
         words = self.words(inputs, row)
         tokens: list[int] = []
-        sent, finished = 0, False
-        drafts = inputs.get("draft_input_ids", np.zeros((rows, 0), np.int32))[row].tolist()
+        sent, finished = 0, limit == 0
+        if finished:
+            sender.send(self.response(inputs, [], row, rows, True, len(prompt), 0))
         step = 0
         while not finished and not stop.is_set():
             stop.wait(0.002)
@@ -105,6 +149,8 @@ class TritonPythonModel:
             "output_ids": np.array([[tokens]], np.int32).reshape(1, 1, len(tokens)),
             "sequence_length": np.array([[len(tokens)]], np.int32),
         }
+        if np.ravel(inputs.get("return_generation_logits", False))[0] and finished:
+            arrays["generation_logits"] = self.logits(tokens[-made:] if made else [])
         if rows > 1:
             arrays["batch_index"] = np.array([[row]], np.int32)
         if np.ravel(inputs.get("return_num_input_tokens", False))[0]:
@@ -116,6 +162,13 @@ class TritonPythonModel:
             arrays["total_accepted_draft_tokens"] = np.array([[7]], np.int32)
             arrays["total_draft_tokens"] = np.array([[14]], np.int32)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in arrays.items()])
+
+    def logits(self, tokens):
+        if self.fast:
+            return np.arange(5, dtype=np.float32).reshape(1, 1, 1, 5)
+        rows = np.zeros((1, 1, len(tokens), self.vocabulary), np.float32)
+        rows[0, 0, np.arange(len(tokens)), tokens] = 4.0
+        return rows
 
     def words(self, inputs, row):
         if "stop_words_list" not in inputs:
