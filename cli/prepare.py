@@ -18,7 +18,8 @@ from build.drafters import compile_speculator
 from build.embedded_checks import embedded_findings
 from build.repository import assemble_repository
 from build.targets.prepare import prepare_target
-from build.trtllm.lines import installed_version, line_of_version
+from build.trtllm.installed import installed_version
+from build.trtllm.lines import line_of_version
 from cli.common import SpecArgument, console, progress, read_spec, told
 from cli.trtllm import RunnerName, checked, print_plan, run_build, tell
 from deploy.triton import python_library

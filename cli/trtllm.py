@@ -11,14 +11,14 @@ from rich.table import Table
 
 from build.findings import Finding
 from build.trtllm.failures import explain
-from build.trtllm.lines import installed_version
+from build.trtllm.installed import installed_version
 from build.trtllm.llm_args import as_yaml, llm_arguments
 from build.trtllm.plan import plan_directory, plan_steps
 from build.trtllm.preflight import Stage, preflight
 from build.trtllm.resolved import Resolved
 from build.trtllm.run_plan import run_plan, script
 from build.trtllm.runners import ComposeRunner, LocalRunner, Runner
-from build.trtllm.topology import topology_of
+from build.trtllm.topology import python_path, topology_of
 from cli.common import console, errors, progress
 from deploy.server import TritonError
 from deploy.trtllm_launch import Launch, hosts_from
@@ -129,6 +129,7 @@ def _launch(resolved: Resolved) -> Launch:
             ranks=topology.ranks,
             engines=topology.engines,
             hosts=topology.hosts or (hosts_from(os.environ) if topology.mode == "multi_node" else ()),
+            python_path=python_path(resolved, os.environ.get("PYTHONPATH", "")),
             http_port=serving.http_port,
             grpc_port=serving.grpc_port,
             metrics_port=serving.metrics_port,

@@ -60,6 +60,8 @@ class Launch:
         engines: models on the C++ backend, which every rank loads; empty with the LLM API.
         hosts: one host a node, the leader first; only `multi_node` has them.
         remote_shell: program that `mpirun` starts processes on other hosts with; None: ssh.
+        python_path: PYTHONPATH for the LLM API's workers on other hosts, which find the module of a drafter that is a
+            Python object there; empty: none.
         http_port, grpc_port, metrics_port, host: where rank 0 listens.
         program: the server.
 
@@ -73,6 +75,7 @@ class Launch:
     engines: tuple[str, ...] = ("tensorrt_llm",)
     hosts: tuple[str, ...] = ()
     remote_shell: str | None = None
+    python_path: str = ""
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
@@ -177,11 +180,13 @@ def _llm_api(launch: Launch) -> LaunchCommand:
         return LaunchCommand(server)
     per_host = launch.ranks // len(launch.hosts)
     places = ",".join(f"{host}:{per_host}" for host in launch.hosts)
+    environment = {"PYTHONPATH": launch.python_path} if launch.python_path else {}
     return LaunchCommand(
         (
-            *(*_MPIRUN, *_over_hosts(launch, {})),
+            *(*_MPIRUN, *_over_hosts(launch, environment)),
             *("--host", places, "-n", str(launch.ranks), "trtllm-llmapi-launch", *server),
-        )
+        ),
+        MappingProxyType(environment),
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from build.trtllm.limits import check
+from build.trtllm.limits import refusals
 from build.trtllm.lines import (
     LINE_A,
     LINES,
@@ -131,11 +131,17 @@ def resolve(spec: DeploymentSpec, line: ReleaseLine | None = None) -> Resolved:
         Refused: the cell is empty, or an option of the spec cannot be had in it.
         SpecError: the deployment is for the embedded engine, or the container cannot be asked.
     """
+    resolved = unchecked(spec, line)
+    for refusal in refusals(resolved):
+        raise refusal
+    return resolved
+
+
+def unchecked(spec: DeploymentSpec, line: ReleaseLine | None = None) -> Resolved:
+    """As `resolve`, without the check of single options, which `build.trtllm.limits` tells all at once."""
     chosen = line or _line(spec)
     runtime, cell = _cell(spec, chosen)
-    resolved = Resolved(spec, chosen, runtime, cell)
-    check(resolved)
-    return resolved
+    return Resolved(spec, chosen, runtime, cell)
 
 
 def _line(spec: DeploymentSpec) -> ReleaseLine:

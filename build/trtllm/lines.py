@@ -12,7 +12,6 @@ Example::
     line_of_version("1.4.0rc1").decoding_types["draft_model"]   # "Draft_Target"
 """
 
-import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+from build.trtllm.installed import installed_version
 from deployments.spec import SpecError
 
 LineName = Literal["A", "B"]
@@ -58,11 +58,8 @@ class ReleaseLine:
         schema: file in `schemas/` that the LLM API's YAML is checked with.
         decoding_types: `speculative_config.decoding_type` by method.
         mtp_length_key: draft length of MTP.
-        gate_keys: window and threshold of the acceptance gate in `speculative_config`.
-        gate_field: the threshold of the spec's `acceptance_gate` that the line understands.
         schedule_bound: whether a key of `draft_len_schedule` is the smallest (lower) or the largest (upper) batch
             size of its bucket. The spec always gives the largest.
-        schedule_methods: methods whose `speculative_config` takes a `draft_len_schedule`.
         foreign_keys: keys of `speculative_config` that belong to other releases, and what this line has instead.
     """
 
@@ -75,10 +72,7 @@ class ReleaseLine:
     schema: str
     decoding_types: Mapping[str, str]
     mtp_length_key: str
-    gate_keys: tuple[str, str]
-    gate_field: Literal["min_length", "min_rate"]
     schedule_bound: Literal["lower", "upper"]
-    schedule_methods: frozenset[str]
     foreign_keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -94,10 +88,7 @@ LINE_A = ReleaseLine(
         {"draft_model": "DraftTarget", "eagle3": "Eagle", "prompt_lookup": "NGram", "mtp": "MTP"}
     ),
     mtp_length_key="num_nextn_predict_layers",
-    gate_keys=("acceptance_window", "acceptance_length_threshold"),
-    gate_field="min_length",
     schedule_bound="lower",
-    schedule_methods=frozenset({"draft_model"}),
     foreign_keys=MappingProxyType(
         {
             "acceptance_rate_window_size": "acceptance_window, of completed requests (speculation.acceptance_gate)",
@@ -134,12 +125,7 @@ LINE_B = ReleaseLine(
         }
     ),
     mtp_length_key="max_draft_len",
-    gate_keys=("acceptance_rate_window_size", "acceptance_rate_threshold"),
-    gate_field="min_rate",
     schedule_bound="upper",
-    schedule_methods=frozenset(
-        {"draft_model", "eagle3", "prompt_lookup", "suffix_automaton", "mtp", "pard", "dflash"}
-    ),
     foreign_keys=MappingProxyType(
         {
             "acceptance_window": "acceptance_rate_window_size, of iterations (speculation.acceptance_gate)",
@@ -197,12 +183,10 @@ def version_command(image: str) -> tuple[str, ...]:
     return ("docker", "run", "--rm", "--entrypoint", "python3", image, "-c", PRINT_VERSION)
 
 
-def installed_version() -> str | None:
-    """The version of TensorRT-LLM beside this interpreter (inside NVIDIA's containers), or None."""
-    try:
-        return importlib.metadata.version("tensorrt_llm")
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def version_in(image: str) -> str | None:
+    """The version of TensorRT-LLM that an image's tag names (`release:1.3.0rc24`), or None."""
+    match = re.search(r":(\d+\.\d+\.\d+(?:rc\d+)?)(?![\w.])", image)
+    return match.group(1) if match else None
 
 
 def detect_version(image: str) -> str:

@@ -19,9 +19,9 @@ import yaml
 
 from build.trtllm.lines import Refused, ReleaseLine
 from build.trtllm.llm_schema import validate
+from build.trtllm.policies import BY_RATE, beside_the_target, gate_of
 from build.trtllm.resolved import Resolved
 from deployments.speculation import (
-    AcceptanceGate,
     Anpd,
     AnySpeculation,
     DFlash,
@@ -56,7 +56,12 @@ def llm_arguments(resolved: Resolved) -> dict[str, Any]:
         SpecError: `engine.llm_args` has a key or value that the line does not know.
     """
     arguments = _merged(_base(resolved), resolved.engine.llm_args, "engine.llm_args")
-    validate(arguments, resolved.line)
+    keys = gate_of(resolved).keys
+    validate(
+        arguments,
+        resolved.line,
+        {} if resolved.line.name == "A" else dict(zip(BY_RATE.keys, keys, strict=True)),
+    )
     if isinstance(resolved.speculation, Anpd):
         arguments[KIT_KEY] = _user_drafter(resolved.speculation)
     return arguments
@@ -114,12 +119,19 @@ def speculative_config(resolved: Resolved) -> dict[str, Any] | None:
     if decoding_type is None or not isinstance(speculation, Speculation):
         return None
     config = {"decoding_type": decoding_type, **_method(speculation, line)}
+    if line.name == "A" and not beside_the_target(resolved):
+        config["allow_advanced_sampling"] = True  # without it, requests that sample get the likeliest tokens
     if speculation.max_concurrency is not None:
         config["max_concurrency"] = speculation.max_concurrency
     if speculation.draft_length_schedule is not None:
         config["draft_len_schedule"] = draft_length_schedule(speculation.draft_length_schedule, line)
     if speculation.acceptance_gate is not None:
-        config |= _gate(speculation.acceptance_gate, line)
+        gate = gate_of(resolved)
+        window, threshold = gate.keys
+        config |= {
+            window: speculation.acceptance_gate.window,
+            threshold: getattr(speculation.acceptance_gate, gate.field),
+        }
     return config
 
 
@@ -136,11 +148,6 @@ def draft_length_schedule(schedule: Mapping[int, int], line: ReleaseLine) -> dic
         return {key: schedule[key] for key in keys}
     lower = [1, *(key + 1 for key in keys)]
     return dict(zip(lower, [*(schedule[key] for key in keys), 0], strict=True))
-
-
-def _gate(gate: AcceptanceGate, line: ReleaseLine) -> dict[str, Any]:
-    window, threshold = line.gate_keys
-    return {window: gate.window, threshold: getattr(gate, line.gate_field)}
 
 
 def _method(speculation: AnySpeculation, line: ReleaseLine) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Otherwise it is the restatement in `schemas/`, whose `$comment` names the source
 """
 
 import difflib
-import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 
 from jsonschema import Draft202012Validator, ValidationError
 
-from build.trtllm.lines import ReleaseLine, installed_version, line_of_version
+from build.trtllm.installed import installed_release
+from build.trtllm.lines import ReleaseLine, line_of_version
 from deployments.spec import SpecError
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -23,22 +23,32 @@ OFFICIAL = "tensorrt_llm/schemas/trtllm-serve-config.schema.json"
 
 def schema_path(line: ReleaseLine) -> Path:
     """The installed release's own schema if there is one and the release is of this line, else the kit's."""
-    version = installed_version()
-    if version is not None and line_of_version(version) is line:
-        official = Path(str(importlib.metadata.distribution("tensorrt_llm").locate_file(OFFICIAL)))
+    release = installed_release()
+    if release is not None and line_of_version(release.version) is line:
+        official = release.root / OFFICIAL
         if official.is_file():
             return official
     return SCHEMAS / line.schema
 
 
-def validate(arguments: Mapping[str, Any], line: ReleaseLine) -> None:
+def validate(
+    arguments: Mapping[str, Any], line: ReleaseLine, renamed: Mapping[str, str] | None = None
+) -> None:
     """Check arguments of `LLM()`, as they stand in the YAML, for one release line.
+
+    Args:
+        arguments: of `LLM()`.
+        line: the release line.
+        renamed: keys of `speculative_config` that the release which will run spells otherwise than the line's newest,
+            newest spelling first.
 
     Raises:
         SpecError: names every key that is wrong, what is wrong with it, and the nearest right key.
     """
     path = schema_path(line)
     schema = json.loads(path.read_text(encoding="utf-8"))
+    if path == SCHEMAS / line.schema:
+        _rename(schema, renamed or {})
     document = json.loads(json.dumps(arguments))  # as JSON has it: keys are strings, tuples are lists
     problems = list(_unknown_decoding_type(document, schema))
     if not problems:
@@ -46,6 +56,15 @@ def validate(arguments: Mapping[str, Any], line: ReleaseLine) -> None:
         problems = sorted({problem for error in errors for problem in _explain(error, line)})
     if problems:
         raise SpecError(f"the LLM API of line {line.name} ({path.name}) refuses: " + "; ".join(problems))
+
+
+def _rename(schema: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Rename properties of every class of the schema; a renamed number has another range, so any is taken."""
+    for definition in schema["$defs"].values():
+        properties = definition.get("properties", {})
+        for new, old in names.items():
+            if properties.pop(new, None) is not None:
+                properties[old] = {"type": ["number", "null"], "minimum": 0}
 
 
 def _unknown_decoding_type(document: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from build.findings import Finding
-from build.trtllm.cells import resolve
+from build.trtllm.cells import unchecked
 from build.trtllm.checks.commands import command_findings
 from build.trtllm.checks.existing import engine_findings, repository_findings
 from build.trtllm.checks.models import model_findings
 from build.trtllm.checks.settings import setting_findings
 from build.trtllm.checks.spelling import spelling_findings
 from build.trtllm.engine_commands import build_steps
+from build.trtllm.limits import refusals
 from build.trtllm.lines import Refused
 from build.trtllm.llm_args import llm_arguments
 from build.trtllm.memory import memory_findings
@@ -52,7 +53,7 @@ def preflight(spec: DeploymentSpec, stage: Stage = "build") -> Preflight:
             warnings, since the build replaces them. `serve`: engines are there and must fit.
     """
     try:
-        resolved = resolve(spec)
+        resolved = unchecked(spec)
     except SpecError as error:
         return Preflight(None, (_refused(error),))
     found = sorted(_findings(resolved, stage), key=lambda finding: _ORDER.index(finding.severity))
@@ -60,9 +61,12 @@ def preflight(spec: DeploymentSpec, stage: Stage = "build") -> Preflight:
 
 
 def _findings(resolved: Resolved, stage: Stage) -> Iterator[Finding]:
+    refused = list(refusals(resolved))
+    yield from map(_refused, refused)
     yield from setting_findings(resolved)
     yield from spelling_findings(resolved)
-    yield from _generated(resolved)
+    if not refused:
+        yield from _generated(resolved)
     if stage == "print":
         return
     yield from model_findings(resolved)

@@ -6,6 +6,7 @@ Example::
     topology.mode, topology.ranks, topology.engines     # ("leader", 2, ("tensorrt_llm",))
 """
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,14 @@ class Topology:
     ranks: int
     engines: tuple[str, ...]
     hosts: tuple[str, ...]
+
+
+def python_path(resolved: Resolved, inherited: str) -> str:
+    """PYTHONPATH for workers on other hosts: what the caller has, and behind it where the kit's drafter lies."""
+    if resolved.cell.drafting != "user_drafter":
+        return inherited
+    modules = (resolved.spec.serving.repository / "tensorrt_llm" / "1").absolute()
+    return os.pathsep.join(filter(None, [inherited, str(modules)]))
 
 
 def topology_of(resolved: Resolved) -> Topology:

@@ -27,7 +27,8 @@ from engine.serving.llmapi_response import LlmApiAnswer, draft_length_of
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _KIT_KEY = "drafthouse"
 _TRITON_KEY = "triton_config"
-# What mpirun says about the process it started; workers that the LLM spawns must not inherit it.
+# What mpirun says about the process it started; workers that the LLM spawns must not inherit it. Settings of a site
+# (`OMPI_MCA_*` but for `orte_`, `PMIX_MCA_*`) are no such thing: without them MPI may find no network.
 _MPI_JOB = (
     "OMPI_COMM_WORLD_",
     "OMPI_UNIVERSE_",
@@ -38,6 +39,7 @@ _MPI_JOB = (
     "OMPI_APP_",
     "OMPI_FIRST_",
 )
+_MPI_SITE = ("PMIX_MCA_",)
 
 
 class LlmApiModel:
@@ -62,7 +64,7 @@ class LlmApiModel:
         settings = content.pop(_TRITON_KEY)
         self._decoupled = bool(settings["decoupled"])
         self._check_seconds = float(settings.get("cancellation_check_period_ms", 100)) / 1000
-        _prepare_process(parameters(arguments), arguments, directory)
+        _prepare_process(parameters(arguments), arguments, directory if content.get(_KIT_KEY) else None)
         self._draft_length = int(
             (content.get(_KIT_KEY) or {}).get("draft_length") or draft_length_of(content)
         )
@@ -167,11 +169,19 @@ def _read_yaml(directory: Path) -> dict[str, Any]:
     return content
 
 
-def _prepare_process(settings: Mapping[str, str], arguments: Mapping[str, str], directory: Path) -> None:
-    """Set the environment of this process and of the workers that the LLM spawns, before CUDA is touched."""
-    for name in [name for name in os.environ if name.startswith(_MPI_JOB)]:
+def _prepare_process(settings: Mapping[str, str], arguments: Mapping[str, str], modules: Path | None) -> None:
+    """Set the environment of this process and of the workers that the LLM spawns, before CUDA is touched.
+
+    Args:
+        settings: parameters of the model.
+        arguments: as Triton gives them.
+        modules: where the workers find the kit's drafter; behind what they have, which it must not hide.
+    """
+    for name in [name for name in os.environ if name.startswith(_MPI_JOB) and not name.startswith(_MPI_SITE)]:
         del os.environ[name]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(directory), os.environ.get("PYTHONPATH")]))
+    if modules is not None:
+        there = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [there, str(modules)]))
     groups = [group for group in settings.get("gpu_device_ids", "").split(";") if group]
     if not groups:
         return
@@ -212,8 +222,13 @@ def _user_drafter(block: Mapping[str, Any], content: Mapping[str, Any]) -> Any:
         max_requests=content["max_batch_size"],
         max_concurrency=block.get("max_concurrency"),
     )
+    # The drafter decides when to draft; that there may be steps without drafts the engine learns from its configuration
+    # alone, and captures CUDA graphs for them (_torch/pyexecutor/model_engine.py).
     return UserProvidedDecodingConfig(
-        max_draft_len=block["draft_length"], drafter=drafter, resource_manager=drafter.spec_resource_manager
+        max_draft_len=block["draft_length"],
+        max_concurrency=block.get("max_concurrency"),
+        drafter=drafter,
+        resource_manager=drafter.spec_resource_manager,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from build.trtllm.cells import resolve
-from build.trtllm.topology import topology_of
+from build.trtllm.topology import python_path, topology_of
 from deploy.server import TritonError, free_ports
 from deploy.triton import TritonServer
 from deploy.trtllm_launch import Launch, LaunchCommand, hosts_from, launch_command
@@ -97,6 +97,27 @@ def test_ranks_fill_one_host_after_the_other() -> None:
     text = command.shell()
     assert "--host gpu-a:2,gpu-b:2 -n 4 trtllm-llmapi-launch tritonserver" in text
     assert "--disable-auto-complete-config" not in text, "the llmapi model completes its configuration"
+
+
+def test_workers_on_other_hosts_find_the_drafter() -> None:
+    """And nobody's packages are hidden by the kit's: its drafter comes last, and only where it is used."""
+    nodes = {"launch": {"mode": "multi_node", "hosts": ["a", "b"]}, "tensor_parallel": 4}
+    for method, inherited, expected in (
+        ("anpd", "/site", f"/site:{Path.cwd()}/runs/model_repo/tensorrt_llm/1"),
+        ("anpd", "", f"{Path.cwd()}/runs/model_repo/tensorrt_llm/1"),
+        ("mtp", "/site", "/site"),
+        ("mtp", "", ""),
+    ):
+        resolved = resolve(deployment(method, "A", "llm_api", **nodes))
+        path = python_path(resolved, inherited)
+        assert path == expected
+        launch = Launch(Path("r"), mode="multi_node", ranks=4, hosts=("a", "b"), engines=(), python_path=path)
+        command = launch_command(launch)
+        assert command.environment == ({"PYTHONPATH": path} if path else {})
+        forwarded = [
+            command.arguments[index + 1] for index, item in enumerate(command.arguments) if item == "-x"
+        ]
+        assert ("PYTHONPATH" in forwarded) == bool(path)
 
 
 def test_a_shell_reads_the_command_back() -> None:

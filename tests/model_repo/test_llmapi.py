@@ -25,15 +25,20 @@ from tests.model_repo.llmapi_server import LlmApiServer, serving_llm_api
 pytestmark = pytest.mark.triton
 DRAFT_LENGTH = 4
 DOORS = ("ensemble", "tensorrt_llm_bls")
+# What mpirun says of its job, and what a site says of its network.
+MPI = {"PMIX_RANK": "0", "PMIX_NAMESPACE": "job", "OMPI_COMM_WORLD_RANK": "0", "PMIX_MCA_gds": "hash"}
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlmApiServer]:
     """ANPD as a user-provided drafter, with a tokenizer whose characters come apart into bytes."""
     folder = tmp_path_factory.mktemp("llm-api")
-    method = {"method": "anpd", "draft_length": DRAFT_LENGTH, "ngram": 3}
-    with serving_llm_api(folder, method, tokenizer="byte-fallback") as server:
-        yield server
+    method = {"method": "anpd", "draft_length": DRAFT_LENGTH, "ngram": 3, "max_concurrency": 6}
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in MPI.items():
+            patched.setenv(name, value)
+        with serving_llm_api(folder, method, tokenizer="byte-fallback") as server:
+            yield server
 
 
 @pytest.fixture
@@ -108,6 +113,21 @@ def test_the_drafter_runs_and_its_acceptance_is_counted(served: LlmApiServer, ca
     most = int(answer["total_draft_tokens"].ravel()[0])
     assert most == DRAFT_LENGTH * (end["steps"] - 1) >= end["drafted"]
     assert answer["acceptance_rate"].ravel()[0] == pytest.approx((200 - end["steps"]) / most)
+
+
+def test_the_configuration_says_too_when_to_draft(served: LlmApiServer) -> None:
+    """CUDA graphs for steps without drafts are captured by what stands there, not in the drafter."""
+    loaded = served.journal()[0]["loaded"]
+    assert loaded["max_concurrency"] == loaded["drafter"] == 6
+
+
+def test_workers_find_the_drafter_and_the_site_s_settings(served: LlmApiServer) -> None:
+    environment = served.journal()[0]["loaded"]["environment"]
+    *before, last = environment["PYTHONPATH"].split(":")
+    assert last == str(served.repository / "tensorrt_llm" / "1"), "behind whatever else is there"
+    assert before, "the server's own"
+    kept = {name: value for name, value in environment.items() if name.startswith(("PMIX_", "OMPI_"))}
+    assert kept == {"PMIX_MCA_gds": "hash"}
 
 
 def test_the_kits_client_reads_it_as_any_other_engine(served: LlmApiServer) -> None:

@@ -6,8 +6,10 @@ from typing import Any, get_args
 import pytest
 
 from build.trtllm.cells import CELLS, Refusal, resolve
-from build.trtllm.limits import check
+from build.trtllm.limits import refusals
 from build.trtllm.lines import LINE_A, LINE_B, LINES, Refused
+from build.trtllm.llm_args import llm_arguments, speculative_config
+from build.trtllm.policies import BY_LENGTH, BY_RATE
 from build.trtllm.resolved import Cell
 from deployments.speculation import AnySpeculation
 from tests.build.trtllm.specs import SPECULATION, deployment
@@ -144,10 +146,20 @@ SCHEDULE = {"draft_length_schedule": {4: 5, 8: 2}}
         ),
         ("draft_model", "A", None, {"max_concurrency": 4}, {}, "every batch size", "runtime: llm_api"),
         ("medusa", "A", None, {"max_concurrency": 4}, {}, "every batch size", "no max_concurrency"),
-        ("eagle3", "A", None, {"draft_length_schedule": {4: 3}}, {}, "model of their own", "max_concurrency"),
+        ("eagle3", "A", None, {"draft_length_schedule": {4: 3}}, {}, "no effect", "eagle3_one_model: false"),
+        ("eagle3", "A", None, {"max_concurrency": 4}, {}, "no effect", "no max_concurrency, line: B"),
+        ("eagle3", "A", None, GATE_A, {}, "no effect", "no acceptance_gate"),
+        ("mtp", "A", None, {"max_concurrency": 4}, {}, "no effect", "mtp_eagle_one_model: false"),
+        ("mtp", "A", None, GATE_A, {}, "no effect", "mtp_eagle_one_model: false"),
+        (
+            "mtp", "A", None, {}, {"llm_args": {"speculative_config": {"draft_len_schedule": {1: 2}}}}, "no effect",
+            "no draft_length_schedule",
+        ),
+        ("prompt_lookup", "B", None, {"draft_length_schedule": {4: 5}}, {}, "smallest ones", "suffix_automaton"),
+        ("prompt_lookup", "B", None, GATE_B, {}, "no effect", "suffix_automaton"),
         ("anpd", "B", None, {"draft_length_schedule": {4: 7}}, {}, "one's own", "max_concurrency"),
         ("anpd", "B", None, GATE_B, {}, "acceptance_gate", "max_concurrency"),
-        ("eagle3", "A", None, GATE_B, {}, "min_length", "requests"),
+        ("draft_model", "A", "llm_api", GATE_B, {}, "min_length", "requests"),
         ("eagle3", "B", None, GATE_A, {}, "min_rate", "iterations"),
         ("draft_model", "B", None, {"use_draft_logits": True}, {}, "draft logits", "use_draft_logits: false"),
         ("eagle3", "A", None, {"dynamic_tree": {}}, {}, "12062", "line: B"),
@@ -193,11 +205,54 @@ def test_limits(method, line, runtime, speculation, engine, reason, nearest):
         ("medusa", "A", None, {}, {"max_num_tokens": 4096}),
         ("anpd", "A", "llm_api", {}, {"max_num_tokens": 4096}),
         ("anpd", "B", None, {"max_concurrency": 8}, {}),
+        ("anpd", "A", "llm_api", {"max_concurrency": 8}, {}),
+        ("prompt_lookup", "A", "llm_api", {"draft_length_schedule": {4: 5, 8: 1}} | GATE_A, {}),
+        ("prompt_lookup", "B", None, {"max_concurrency": 8}, {}),
+        ("suffix_automaton", "B", None, SCHEDULE | GATE_B, {}),
+        ("mtp", "B", None, {"draft_length_schedule": {4: 2}} | GATE_B, {}),
+        (
+            "eagle3",
+            "A",
+            None,
+            {"max_concurrency": 4} | GATE_A,
+            {"llm_args": {"speculative_config": {"eagle3_one_model": False}}},
+        ),
         ("none", "A", "engines", {}, {"build_flags": {"max_beam_width": "4"}}),
         ("eagle3", "B", None, {}, {"llm_args": {"speculative_config": {"use_rejection_sampling": True}}}),
     ],
 )
 def test_what_lies_within_the_limits(method, line, runtime, speculation, engine):
     resolved = resolve(deployment(method, line, runtime, speculation, **engine))
-    check(resolved)
+    assert list(refusals(resolved)) == []
     assert resolved.line in (LINE_A, LINE_B)
+
+
+@pytest.mark.parametrize(
+    ("image", "speculation", "keys"),
+    [
+        ("nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc27", {"min_rate": 0.3}, BY_RATE.keys),
+        ("nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc1", {"min_rate": 0.3}, BY_RATE.keys),
+        ("our/triton:1.3.0", {"min_rate": 0.3}, BY_RATE.keys),
+        ("our/triton:latest", {"min_rate": 0.3}, BY_RATE.keys),
+        ("nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc26", None, None),
+    ],
+)
+def test_the_gate_is_spelt_as_the_candidate_has_it(image, speculation, keys):
+    gate = {"acceptance_gate": {"window": 100, **(speculation or {"min_rate": 0.3})}}
+    spec = deployment("eagle3", "B", None, gate, images={"build": image})
+    if keys is None:
+        with pytest.raises(
+            Refused, match=r"line B before 1\.3\.0rc27 watches drafters beside the target's model"
+        ):
+            resolve(spec)
+        return
+    config = speculative_config(resolve(spec))
+    assert config is not None and {*BY_LENGTH.keys, *BY_RATE.keys} & set(config) == set(keys)
+
+
+def test_before_it_n_grams_have_the_gate_by_length():
+    gate = {"acceptance_gate": {"window": 100, "min_length": 1.5}}
+    image = {"triton": "our/triton:1.3.0rc22"}
+    arguments = llm_arguments(resolve(deployment("prompt_lookup", "B", None, gate, images=image)))
+    assert arguments["speculative_config"]["acceptance_window"] == 100
+    assert arguments["speculative_config"]["acceptance_length_threshold"] == 1.5

@@ -72,17 +72,18 @@ def test_settings_that_cannot_work(
 
 
 @pytest.mark.parametrize(
-    ("line", "speculation"),
+    ("method", "line", "speculation"),
     [
-        ("B", {"draft_length_schedule": {4: 3, 8: 1}}),
-        ("A", {"max_concurrency": 4}),  # line A has no schedule behind it
-        ("B", {}),
+        ("eagle3", "B", {"draft_length_schedule": {4: 3, 8: 1}}),
+        ("draft_model", "A", {"max_concurrency": 4}),  # line A has no schedule behind it
+        ("eagle3", "B", {}),
     ],
 )
 def test_guided_decoding_with_drafts_at_every_batch_size_is_sound(
-    line: str, speculation: dict[str, Any]
+    method: str, line: str, speculation: dict[str, Any]
 ) -> None:
-    assert named(setting_findings(resolved("eagle3", line, speculation=speculation, **_GUIDED))) == {}
+    known = resolved(method, line, "llm_api", speculation=speculation, **_GUIDED)
+    assert named(setting_findings(known)) == {}
 
 
 def test_orchestrator_mode_takes_a_draft_of_other_parallelism() -> None:

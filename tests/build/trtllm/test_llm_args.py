@@ -56,11 +56,11 @@ EXACT = {
     ("B", "draft_model"): {
         "decoding_type": "Draft_Target", "max_draft_len": 5, "speculative_model_dir": "models/draft",
     },
-    ("A", "mtp"): {"decoding_type": "MTP", "num_nextn_predict_layers": 2},
+    ("A", "mtp"): {"decoding_type": "MTP", "num_nextn_predict_layers": 2, "allow_advanced_sampling": True},
     ("B", "mtp"): {"decoding_type": "MTP", "max_draft_len": 2},
     ("A", "eagle3"): {
         "decoding_type": "Eagle", "max_draft_len": 3, "speculative_model_dir": "models/eagle3",
-        "eagle3_model_arch": "llama3",
+        "eagle3_model_arch": "llama3", "allow_advanced_sampling": True,
     },
     ("B", "eagle3"): {
         "decoding_type": "Eagle3", "max_draft_len": 3, "speculative_model_dir": "models/eagle3",
@@ -104,7 +104,7 @@ def test_eagle3_with_everything_on_line_b():
 
 
 def test_line_a_gates_on_the_length_of_requests():
-    config = _arguments("eagle3", "A", {"acceptance_gate": {"window": 50, "min_length": 1.3}})[
+    config = _arguments("draft_model", "A", {"acceptance_gate": {"window": 50, "min_length": 1.3}})[
         "speculative_config"
     ]
     assert (config["acceptance_window"], config["acceptance_length_threshold"]) == (50, 1.3)

@@ -10,6 +10,7 @@ import asyncio
 import datetime
 import itertools
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ _ARGUMENTS = {
     *("return_perf_metrics", "enable_iter_perf_stats", "disable_overlap_scheduler", "speculative_config"),
     "guided_decoding_backend",
 }
+_ENVIRONMENT = ("PYTHONPATH", "PMIX_", "OMPI_")
 
 
 class LLM:
@@ -40,6 +42,16 @@ class LLM:
         self.max_seq_len = arguments["max_seq_len"]
         self.reports = (self.directory / "reports_acceptance").exists()
         self.ids = itertools.count(1)
+        drafter = getattr(self.speculation, "drafter", None)
+        self.note(
+            loaded={
+                "max_concurrency": getattr(self.speculation, "max_concurrency", None),
+                "drafter": getattr(drafter, "max_concurrency", None),
+                "environment": {
+                    name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)
+                },
+            }
+        )
 
     def generate_async(self, inputs, sampling_params=None, streaming=False):
         if "too much" in inputs:

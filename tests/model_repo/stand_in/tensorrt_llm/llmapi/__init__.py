@@ -2,5 +2,6 @@
 
 
 class UserProvidedDecodingConfig:
-    def __init__(self, max_draft_len, drafter, resource_manager):
+    def __init__(self, max_draft_len, drafter, resource_manager=None, max_concurrency=None):
         self.max_draft_len, self.drafter, self.resource_manager = max_draft_len, drafter, resource_manager
+        self.max_concurrency = max_concurrency
