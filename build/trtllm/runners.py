@@ -14,10 +14,10 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
+from build.trtllm.installed import installed_version
 from build.trtllm.steps import Step
 
 BUILD_SERVICE = "build"
@@ -58,10 +58,7 @@ class LocalRunner:
 
     def tools(self, step: Step) -> Mapping[str, str]:
         """Version of the installed TensorRT-LLM."""
-        try:
-            return {"tensorrt_llm": version("tensorrt_llm")}
-        except PackageNotFoundError:
-            return {"tensorrt_llm": "not installed"}
+        return {"tensorrt_llm": installed_version() or "not installed"}
 
     def cannot_start(self, step: Step) -> str:
         """Names the program and where it is to be found."""
