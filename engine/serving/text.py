@@ -29,8 +29,15 @@ class TextCodec:
     def __init__(
         self, directory: Path, *, skip_special_tokens: bool = True, add_special_tokens: bool = True
     ) -> None:
-        """Load the tokenizer of a model or engine directory."""
-        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        """Load the tokenizer of a model or engine directory.
+
+        Raises:
+            OSError: its file is missing or damaged.
+        """
+        try:
+            self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        except Exception as error:  # the library raises no narrower one
+            raise OSError(f"the tokenizer {directory / 'tokenizer.json'} cannot be read: {error}") from None
         self._skip_special_tokens = skip_special_tokens
         added = self._tokenizer.get_added_tokens_decoder()
         self._skipped = {token for token, entry in added.items() if entry.special and skip_special_tokens}
