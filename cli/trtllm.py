@@ -86,9 +86,10 @@ def serve_trtllm(spec: DeploymentSpec, spec_path: Path, log: Path) -> None:
         _serve_in_container(spec_path, checked(spec, "print"))
         return
     resolved = checked(spec, "serve")
-    collect = plan_steps(resolved, spec_path)[-1]
     run_plan(
-        [collect],
+        [
+            step for step in plan_steps(resolved, spec_path) if not step.image
+        ],  # those take seconds; no engine is built
         plan_directory(resolved),
         LocalRunner(),
         report=lambda line: console.print(f"serve: {line}"),

@@ -1,7 +1,8 @@
 """The spec's `engine` section: the embedded engine, or TensorRT-LLM; chosen by the key `kind`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
@@ -10,6 +11,10 @@ from deployments.section import Section
 
 class EmbeddedEngine(Section):
     """The kit's own engine, on a CPU or through PyTorch on a CUDA device."""
+
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {
+        "quantization": "the embedded engine has precision (int8 or fp32)"
+    }
 
     kind: Literal["embedded"] = "embedded"
     backend: Literal["openvino", "torch"] = Field(
@@ -82,6 +87,10 @@ class Images(Section):
 
 class TensorRtLlmEngine(Section):
     """TensorRT-LLM in NVIDIA's containers."""
+
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {
+        "precision": "TensorRT-LLM has quantization (fp8 or int4_awq), and dtype (float16 or bfloat16) for the rest"
+    }
 
     kind: Literal["tensorrt_llm"]
     line: Literal["A", "B", "auto"] = Field(

@@ -198,9 +198,23 @@ def _explain(item: Any) -> str:
         )
         return f"{location}.{key}: {item['ctx']['tag']!r} is not known" + _nearest(item["ctx"]["tag"], known)
     if item["type"] != "extra_forbidden":
-        return f"{location or 'spec'}: {item['msg']} (given: {item['input']!r})"
+        return f"{location or 'spec'}: {item['msg']} (given: {item['input']!r})" + _taken_by(item, sections)
+    for section in sections:
+        if elsewhere := getattr(section, "ELSEWHERE", {}).get(path[-1]):
+            return f"{location}: unknown key; {elsewhere}"
     known = [key for section in sections for key in section.model_fields]
     return f"{location}: unknown key" + _nearest(path[-1], known)
+
+
+def _taken_by(item: Any, sections: list[type[BaseModel]]) -> str:
+    """For a value that is none of its key's, the key of the same section that takes it."""
+    if item["type"] != "literal_error":
+        return ""
+    for section in sections:
+        for key, field in section.model_fields.items():
+            if item["input"] in get_args(field.annotation):
+                return f", did you mean {key}: {item['input']}?"
+    return ""
 
 
 def _nearest(given: str, known: list[str]) -> str:

@@ -159,7 +159,7 @@ class Medusa(Speculation):
 
 
 class Eagle(Speculation):
-    """EAGLE-1, and with a dynamic tree EAGLE-2: autoregression on features."""
+    """EAGLE-1, and with a dynamic tree EAGLE-2: autoregression on features. Its engines decode greedily."""
 
     method: Literal["eagle"]
     checkpoint: Path
@@ -212,7 +212,7 @@ class Redrafter(Speculation):
 
 
 class Lookahead(Speculation):
-    """Lookahead decoding: n-grams from a Jacobi window; nothing to train."""
+    """Lookahead decoding: n-grams from a Jacobi window; nothing to train. Its engines decode greedily."""
 
     method: Literal["lookahead"]
     window: int = Field(4, ge=2, description="Positions of the Jacobi window (W).")

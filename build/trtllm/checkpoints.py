@@ -48,7 +48,7 @@ class HuggingFaceCheckpoint:
         self.directory = directory
         config = read_json(directory / "config.json")
         # Models that also see or hear keep the language model's numbers in a section of their own.
-        self.config: Mapping[str, Any] = {**config, **config.get("text_config", {})}
+        self.config: Mapping[str, Any] = {**config, **(config.get("text_config") or {})}
 
     def number(self, *names: str) -> int | None:
         """The first of these keys that holds an integer."""
@@ -95,21 +95,33 @@ class HuggingFaceCheckpoint:
             parameters = num_bytes // 2
         return StoredWeights(parameters, embeddings, num_bytes) if num_bytes else None
 
-    @cached_property
+    @property
     def tokens(self) -> Mapping[str, int] | None:
-        """Every token of `tokenizer.json` with its id, added ones included; None without that file.
+        """Every token of `tokenizer.json` with its id, added ones included; None without that file, or a sound one."""
+        return self._tokenizer[0]
 
-        Raises:
-            TargetError: the file cannot be read.
-        """
+    @property
+    def tokenizer_problem(self) -> str | None:
+        """What is wrong with `tokenizer.json`, if it is there."""
+        return self._tokenizer[1]
+
+    @cached_property
+    def _tokenizer(self) -> tuple[Mapping[str, int] | None, str | None]:
         path = self.directory / "tokenizer.json"
         if not path.is_file():
-            return None
-        content = read_json(path)
-        vocabulary = content.get("model", {}).get("vocab", {})
-        if isinstance(vocabulary, list):  # Unigram: pairs of piece and score, the id is the position
-            vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
-        return {**vocabulary, **{entry["content"]: entry["id"] for entry in content.get("added_tokens", [])}}
+            return None, None
+        try:
+            content = read_json(path)
+        except TargetError as error:
+            return None, str(error)
+        try:
+            vocabulary = content["model"]["vocab"]
+            if isinstance(vocabulary, list):  # Unigram: pairs of piece and score, the id is the position
+                vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
+            added = {entry["content"]: entry["id"] for entry in content.get("added_tokens") or ()}
+            return {**vocabulary, **added}, None
+        except (KeyError, TypeError, ValueError) as error:
+            return None, f"{path} is no tokenizer of the tokenizers library: {error!r}"
 
     @property
     def has_tokenizer(self) -> bool:

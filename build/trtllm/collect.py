@@ -9,7 +9,6 @@ Example::
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from build.trtllm.cells import resolve
 from build.trtllm.lines import LINES
 from build.trtllm.repository import assemble_trtllm_repository
 from build.trtllm.resolved import Resolved
-from build.trtllm.steps import Step
+from build.trtllm.steps import Step, interpreter
 from deployments.spec import SpecError, load_spec
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -29,22 +28,18 @@ def collect_step(resolved: Resolved, spec_path: Path, tokenizer_info: Path | Non
     """The step that assembles the repository, after everything that it refers to has been built."""
     output = resolved.spec.serving.repository
     command = [
-        *(_interpreter(), "-m", "build.trtllm.collect", str(spec_path)),
+        *(interpreter(), "-m", "build.trtllm.collect", str(spec_path)),
         *(f"--line={resolved.line.name}", f"--output={output}"),
     ]
     inputs = [spec_path, *(_ROOT / room for room in _CODE)]
     if resolved.runtime == "engines":
         inputs += [engine for engine in (resolved.target_engine, resolved.draft_engine) if engine is not None]
+    if resolved.converted_drafter is not None:
+        inputs.append(resolved.converted_drafter)
     if tokenizer_info is not None:
         command.append(f"--tokenizer-info={tokenizer_info}")
         inputs.append(tokenizer_info)
     return Step("collect", tuple(command), tuple(inputs), (output,))
-
-
-def _interpreter() -> str:
-    """This Python, as somebody in the working directory would write it."""
-    path = Path(sys.executable)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,8 +1,9 @@
-"""Build steps of compiled engines (line A): checkpoints, drafting heads, engines; one recipe a kind of drafter.
+"""Build steps of line A: checkpoints, drafting heads, engines; one recipe a kind of drafter.
 
 Checkpoints come from the converters of TensorRT-LLM's examples, or from its `quantize.py`; heads are added by the
 kit's own converters (`build.converters`), because the examples' leave out rotary scaling, pad no vocabulary, and know
-no Medusa heads without output matrices. The LLM API compiles nothing, so a deployment on it has no steps.
+no Medusa heads without output matrices. The LLM API compiles nothing; its one step on line A is the conversion of an
+EAGLE-3 drafter to the layout that 1.2.1 loads.
 
 Example::
 
@@ -21,12 +22,13 @@ from build.trtllm.engine_models import draft_logits
 from build.trtllm.families import Family, family_of
 from build.trtllm.lines import Refused
 from build.trtllm.resolved import FROM_OUTSIDE, Resolved
-from build.trtllm.steps import Step
+from build.trtllm.steps import Step, interpreter
 from build.trtllm.tools import QUANTIZE, TRTLLM_BUILD, Tool, problem_of
 from deployments.speculation import (
     Anpd,
     DraftModel,
     Eagle,
+    Eagle3,
     Lookahead,
     Medusa,
     PromptLookup,
@@ -36,14 +38,14 @@ from deployments.speculation import (
 
 
 def build_steps(resolved: Resolved) -> tuple[Step, ...]:
-    """All steps from the models to the engines, in order; none for the LLM API.
+    """All steps from the models to the engines, in order; for the LLM API, the one that converts its drafter, if any.
 
     Raises:
         Refused: the model's family has no such engines, or the token tree does not fit.
         SpecError: the model type is neither in the spec nor in the model's config.json.
     """
     if resolved.runtime == "llm_api":
-        return ()
+        return _drafter_steps(resolved)
     target = _Model(resolved, "target", resolved.spec.target.model, resolved.spec.target.model_type)
     steps = [target.checkpoint_step()]
     if resolved.method in _HEADS:
@@ -202,6 +204,19 @@ def _draft_steps(resolved: Resolved, target: _Model) -> list[Step]:
 
 def _layout(model: _Model) -> tuple[str, int, int]:
     return model.quantization, model.tensor_parallel, model.pipeline_parallel
+
+
+def _drafter_steps(resolved: Resolved) -> tuple[Step, ...]:
+    """An EAGLE-3 drafter as line A loads it. It is numpy's work alone, so it runs where the plan is run."""
+    output, speculation = resolved.converted_drafter, resolved.speculation
+    if output is None or not isinstance(speculation, Eagle3):
+        return ()
+    target = resolved.spec.target.model
+    command = (
+        *(interpreter(), "-m", "build.converters", "eagle3"),
+        *(f"--drafter={speculation.checkpoint}", f"--target={target}", f"--output={output}"),
+    )
+    return (Step("convert-eagle3", command, (speculation.checkpoint, target), (output,)),)
 
 
 _HEADS = frozenset({"medusa", "eagle", "redrafter"})

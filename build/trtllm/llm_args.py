@@ -13,6 +13,7 @@ Example::
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,6 +22,7 @@ from build.trtllm.lines import Refused, ReleaseLine
 from build.trtllm.llm_schema import validate
 from build.trtllm.policies import BY_RATE, beside_the_target, gate_of
 from build.trtllm.resolved import Resolved
+from deployments.spec import SpecError
 from deployments.speculation import (
     Anpd,
     AnySpeculation,
@@ -34,6 +36,9 @@ from deployments.speculation import (
     Speculation,
     SuffixAutomaton,
 )
+from speculators.eagle3.config import Eagle3Config
+from speculators.formats.config import CONFIG_FILE
+from speculators.formats.errors import CheckpointError
 
 KIT_KEY = "drafthouse"
 """Key of the kit's own block in the YAML; `LLM()` never sees it."""
@@ -119,6 +124,8 @@ def speculative_config(resolved: Resolved) -> dict[str, Any] | None:
     if decoding_type is None or not isinstance(speculation, Speculation):
         return None
     config = {"decoding_type": decoding_type, **_method(speculation, line)}
+    if resolved.converted_drafter is not None:
+        config |= _converted(resolved, resolved.converted_drafter)
     if line.name == "A" and not beside_the_target(resolved):
         config["allow_advanced_sampling"] = True  # without it, requests that sample get the likeliest tokens
     if speculation.max_concurrency is not None:
@@ -195,6 +202,26 @@ def _eagle3(speculation: Eagle3) -> dict[str, Any]:
         config |= {"use_dynamic_tree": True, "dynamic_tree_max_topK": tree.top_k}
         config |= _given(max_total_draft_tokens=tree.total)
     return config | _enhancer(speculation.suffix_automaton)
+
+
+def _converted(resolved: Resolved, directory: Path) -> dict[str, Any]:
+    """Where the converted drafter lies, and the layers that it was trained on, which line A does not read from it.
+
+    Raises:
+        SpecError: its config.json is none of an EAGLE-3 drafter.
+    """
+    speculation = resolved.speculation
+    assert isinstance(speculation, Eagle3)
+    config = {"speculative_model_dir": str(directory)}
+    source = next(
+        (place for place in (directory, speculation.checkpoint) if (place / CONFIG_FILE).is_file()), None
+    )
+    if speculation.layers_to_capture is not None or source is None:
+        return config
+    try:
+        return config | _given(eagle3_layers_to_capture=Eagle3Config.read(source).target_layers)
+    except CheckpointError as error:
+        raise SpecError(f"speculation.checkpoint: {error}") from None
 
 
 def _enhancer(enhancer: SelfLookupEnhancer | None) -> dict[str, Any]:

@@ -86,22 +86,28 @@ class MemoryEstimate:
         ]
         if self.gpu is None or self.cache is None:
             return "\n".join([*lines, "GPU memory is unknown: give engine.gpu_memory_gib"])
-        lines.append(
-            f"left for KV cache: ({_gib(self.gpu)} - {_gib(self.fixed)}) x {self.fraction} = {_gib(self.cache)}: "
-            f"{self.cache / self.request:.1f} requests of full length, of {self.requests} that may run at once"
-        )
-        return "\n".join(lines)
+        left = f"left for KV cache: ({_gib(self.gpu)} - {_gib(self.fixed)}) x {self.fraction} = {_gib(self.cache)}"
+        if self.request:
+            share = f"{self.cache / self.request:.1f} requests of full length"
+            left += f": {share}, of {self.requests} that may run at once"
+        return "\n".join([*lines, left])
 
 
 def memory_findings(resolved: Resolved) -> Iterable[Finding]:
     """The estimate as a note, and as an error where not even one request fits."""
+    gpu = resolved.engine.gpu_memory_gib or smallest_gpu_gib()
+    lacking = ""
     try:
-        estimates = estimate(resolved, resolved.engine.gpu_memory_gib or smallest_gpu_gib())
+        _draft(resolved)
+    except TargetError as error:
+        lacking = f" (without the drafter: {error})"
+    try:
+        estimates = estimate(resolved, gpu, with_draft=not lacking)
     except TargetError as error:
         yield Finding("gpu-memory-unknown", "note", f"no estimate of GPU memory: {error}")
         return
     for item in estimates:
-        held = " and ".join(resident.name for resident in item.residents)
+        held = " and ".join(resident.name for resident in item.residents) + lacking
         if item.gpu is not None and item.cache is not None and item.cache < item.request:
             yield Finding(
                 "gpu-memory",
@@ -114,14 +120,21 @@ def memory_findings(resolved: Resolved) -> Iterable[Finding]:
             yield Finding("gpu-memory", "note", f"{held} on each GPU:\n{item.arithmetic()}")
 
 
-def estimate(resolved: Resolved, gpu_gib: float | None) -> tuple[MemoryEstimate, ...]:
+def estimate(
+    resolved: Resolved, gpu_gib: float | None, *, with_draft: bool = True
+) -> tuple[MemoryEstimate, ...]:
     """What one GPU of each group holds: one group, or two if the draft has GPUs of its own.
+
+    Args:
+        resolved: the deployment.
+        gpu_gib: memory of a GPU; None: not known.
+        with_draft: count the draft; one that is not there cannot be.
 
     Raises:
         TargetError: a checkpoint is missing or does not say what is needed.
     """
     engine = resolved.engine
-    target, draft = _target(resolved), _draft(resolved)
+    target, draft = _target(resolved), _draft(resolved) if with_draft else None
     target_gpus, draft_gpus = engine.launch.gpu_device_ids, engine.draft.gpu_device_ids
     apart = draft is not None and draft_gpus is not None and set(draft_gpus).isdisjoint(target_gpus or (0,))
     groups = [(target,), (draft,)] if apart and draft else [(target, draft) if draft else (target,)]

@@ -16,6 +16,8 @@ from build.trtllm.cells import unchecked
 from build.trtllm.checks.commands import command_findings
 from build.trtllm.checks.existing import engine_findings, repository_findings
 from build.trtllm.checks.models import model_findings
+from build.trtllm.checks.parallelism import parallelism_findings
+from build.trtllm.checks.paths import path_findings
 from build.trtllm.checks.settings import setting_findings
 from build.trtllm.checks.spelling import spelling_findings
 from build.trtllm.engine_commands import build_steps
@@ -55,7 +57,10 @@ def preflight(spec: DeploymentSpec, stage: Stage = "build") -> Preflight:
     try:
         resolved = unchecked(spec)
     except SpecError as error:
-        return Preflight(None, (_refused(error),))
+        found = [_refused(error)]
+        if stage != "print":
+            found += [*path_findings(spec), *parallelism_findings(spec)]
+        return Preflight(None, tuple(found))
     found = sorted(_findings(resolved, stage), key=lambda finding: _ORDER.index(finding.severity))
     return Preflight(resolved, tuple(found))
 
@@ -69,7 +74,9 @@ def _findings(resolved: Resolved, stage: Stage) -> Iterator[Finding]:
         yield from _generated(resolved)
     if stage == "print":
         return
+    yield from path_findings(resolved.spec, resolved.runtime)
     yield from model_findings(resolved)
+    yield from parallelism_findings(resolved.spec, resolved.cell)
     yield from memory_findings(resolved)
     if stage == "serve":
         yield from engine_findings(resolved)

@@ -5,9 +5,10 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from build.trtllm.lines import ReleaseLine, Runtime
+from build.trtllm.places import is_hub_id
 from deployments.engines import TensorRtLlmEngine
 from deployments.spec import DeploymentSpec
-from deployments.speculation import AnySpeculation
+from deployments.speculation import AnySpeculation, Eagle3
 
 # tutorials, Feature_Guide/Speculative_Decoding/TRT-LLM (Triton's image); docker/Dockerfile.multi (release image).
 _EXAMPLES_TRITON, _EXAMPLES_RELEASE, _RELEASE_IMAGE = (
@@ -90,3 +91,16 @@ class Resolved:
     @property
     def draft_engine(self) -> Path | None:
         return self.workspace / "draft-engine" if self.cell.drafting == "draft_engine" else None
+
+    @property
+    def converted_drafter(self) -> Path | None:
+        """Where an EAGLE-3 drafter goes in the layout that line A loads; None: drafters are loaded as published.
+
+        The conversion reads both checkpoints, so both have to be here; one on the hub is left to the LLM API.
+        """
+        speculation = self.speculation
+        if self.line.name != "A" or not isinstance(speculation, Eagle3):
+            return None
+        if is_hub_id(speculation.checkpoint) or is_hub_id(self.spec.target.model):
+            return None
+        return self.workspace / "eagle3-drafter"

@@ -18,6 +18,7 @@ Example::
 import os
 import re
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -79,6 +80,12 @@ class Step:
             command = tuple(_renamed(argument, output, place) for argument in command)
         outputs = tuple(places.get(output, output) for output in self.outputs)
         return replace(self, command=command, outputs=outputs)
+
+
+def interpreter() -> str:
+    """This Python, as somebody in the working directory would write it."""
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def mentions(argument: str, path: Path) -> bool:

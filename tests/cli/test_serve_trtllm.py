@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from deploy.server import free_ports
+from tests.build.trtllm.checkpoints import eagle3_models
 
 Monkey: TypeAlias = pytest.MonkeyPatch
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,8 @@ def install(folder: Path, name: str, text: str) -> None:
 
 
 def spec(tmp_path: Path) -> Path:
-    """The example on free ports."""
+    """The example on free ports, with small models."""
+    eagle3_models(tmp_path / "models")
     content = yaml.safe_load(EAGLE3.read_text())
     http, grpc, metrics = free_ports(3)
     content["serving"] = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics}
@@ -78,7 +80,7 @@ def test_it_serves_until_interrupted(number: signal.Signals, tmp_path: Path, pro
             line = process.stdout.readline()
             assert line, told
             told += line
-        assert "collect: done" in told
+        assert "convert-eagle3: done" in told and "collect: done" in told
         arguments = json.loads((tmp_path / "arguments.json").read_text())
         assert "--model-repository=runs/model_repo" in arguments
         assert (tmp_path / "runs/model_repo/tensorrt_llm/1/model.yaml").is_file()

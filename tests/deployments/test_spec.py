@@ -86,6 +86,22 @@ def test_kind_chooses_the_engine(tmp_path: Path) -> None:
             for epochs in (0, "two", [1], [0, 2], [1, 2, 3])
         ),
         ({"sped": {}}, "sped: unknown key"),
+        (
+            {"engine": {"kind": "tensorrt_llm", "precision": "fp8"}},
+            r"engine.precision: unknown key; TensorRT-LLM has quantization \(fp8 or int4_awq\), and dtype",
+        ),
+        (
+            {"engine": {"kind": "tensorrt_llm", "dtype": "fp8"}},
+            "engine.dtype: .*given: 'fp8'.*, did you mean quantization: fp8",
+        ),
+        (
+            {"engine": {"kind": "tensorrt_llm", "quantization": "bfloat16"}},
+            "engine.quantization: .*did you mean dtype: bfloat16",
+        ),
+        (
+            {"engine": {"quantization": "fp8"}},
+            "engine.quantization: unknown key; the embedded engine has precision",
+        ),
     ],
 )
 def test_mistakes_are_named_with_what_would_be_right(

@@ -1,4 +1,4 @@
-"""The models of a deployment against each other: present, of one vocabulary, long enough."""
+"""The models of a deployment against each other: readable, of one vocabulary, long enough."""
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from build.findings import Finding
 from build.targets.errors import TargetError
 from build.trtllm.checkpoints import HuggingFaceCheckpoint
-from build.trtllm.drafts import drafter_directory
+from build.trtllm.checks.paths import model_paths
 from build.trtllm.engine_models import draft_logits
 from build.trtllm.resolved import Resolved
 from deployments.speculation import DFlash, DraftModel, Eagle, Eagle3, Pard
@@ -16,46 +16,27 @@ _SHOWN = 3
 
 def model_findings(resolved: Resolved) -> Iterator[Finding]:
     """All findings of this module."""
-    directory = resolved.spec.target.model
-    target = yield from _read(resolved, directory, "target.model")
-    if target is None:
-        return
-    yield from _tokenizer(target)
-    yield from _positions(resolved, target, "target.model")
-    place = drafter_directory(resolved.spec)
-    if place is None or place == directory:
-        return
-    key = "speculation.model" if hasattr(resolved.speculation, "model") else "speculation.checkpoint"
-    if not place.exists():
-        yield _missing(resolved, place, key)
-        return
-    if isinstance(resolved.speculation, (DraftModel, Pard, DFlash, Eagle, Eagle3)):
-        draft = yield from _read(resolved, place, key)
-        if draft is not None:
-            yield from _drafter(resolved, target, draft, key)
+    (_, directory), *drafter = model_paths(resolved.spec).items()
+    target = yield from _read(directory, "target.model")
+    if target is not None:
+        yield from _tokenizer(target)
+        yield from _positions(resolved, target, "target.model")
+    for key, place in drafter:
+        if isinstance(resolved.speculation, (DraftModel, Pard, DFlash, Eagle, Eagle3)):
+            draft = yield from _read(place, key)
+            if draft is not None and target is not None:
+                yield from _drafter(resolved, target, draft, key)
 
 
-def _read(
-    resolved: Resolved, directory: Path, key: str
-) -> Generator[Finding, None, HuggingFaceCheckpoint | None]:
-    """The checkpoint (as the generator's value), or None and the reason as a finding."""
+def _read(directory: Path, key: str) -> Generator[Finding, None, HuggingFaceCheckpoint | None]:
+    """The checkpoint (as the generator's value), or None and the reason as a finding, unless there is none."""
     if not directory.exists():
-        yield _missing(resolved, directory, key)
         return None
     try:
         return HuggingFaceCheckpoint(directory)
     except TargetError as error:
         yield Finding("model-unreadable", "error", f"{key}: {error}", "a directory in Hugging Face layout")
         return None
-
-
-def _missing(resolved: Resolved, directory: Path, key: str) -> Finding:
-    """Only the LLM API takes the name of a model on the Hugging Face hub."""
-    right = f"the model in {directory}"
-    if resolved.runtime == "llm_api":
-        what = f"{key}: {directory} does not exist here; the server will take it for a model on the Hugging Face hub"
-        return Finding("model-missing", "warning", what, right)
-    return Finding("model-missing", "error", f"{key}: {directory} does not exist", right)
 
 
 def _tokenizer(target: HuggingFaceCheckpoint) -> Iterator[Finding]:
@@ -66,7 +47,8 @@ def _tokenizer(target: HuggingFaceCheckpoint) -> Iterator[Finding]:
             f"{target.directory} has no tokenizer, which preprocessing and postprocessing load",
             "tokenizer.json and tokenizer_config.json of the model beside its config.json",
         )
-    elif target.tokens and target.vocab_size and max(target.tokens.values()) >= target.vocab_size:
+    yield from _unreadable(target)
+    if target.tokens and target.vocab_size and max(target.tokens.values()) >= target.vocab_size:
         yield Finding(
             "tokens-beyond-vocabulary",
             "error",
@@ -74,6 +56,13 @@ def _tokenizer(target: HuggingFaceCheckpoint) -> Iterator[Finding]:
             f"of {target.vocab_size}",
             "the tokenizer and config.json of one model",
             "TensorRT-LLM PR #3615",
+        )
+
+
+def _unreadable(model: HuggingFaceCheckpoint) -> Iterator[Finding]:
+    if model.tokenizer_problem is not None:
+        yield Finding(
+            "tokenizer-unreadable", "error", model.tokenizer_problem, "tokenizer.json as the model has it"
         )
 
 
@@ -94,6 +83,7 @@ def _drafter(
     speculation = resolved.speculation
     if isinstance(speculation, (DraftModel, Pard)):
         yield from _positions(resolved, draft, key)
+        yield from _unreadable(draft)
         yield from _same_tokens(target, draft)
         yield from _same_width(resolved, target, draft, key)
     else:

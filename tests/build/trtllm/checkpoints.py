@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from tests.build.converters import targets
+from tests.speculators import released
+
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 40,
@@ -34,6 +37,12 @@ def checkpoint(directory: Path, tokens: dict[str, int] | None = None, **changes:
         directory, {f"t{index}": index for index in range(vocabulary)} if tokens is None else tokens
     )
     return directory
+
+
+def eagle3_models(folder: Path, **changes: Any) -> tuple[Path, Path]:
+    """A target and an EAGLE-3 drafter of its width and vocabulary, where the example looks for them."""
+    drafter = folder / "llama3-8b-eagle3"
+    return targets.huggingface(folder / "llama3-8b"), released.write(drafter, *released.eagle3(**changes))
 
 
 def write_tokenizer(directory: Path, tokens: dict[str, int]) -> None:

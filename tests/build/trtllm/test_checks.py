@@ -165,13 +165,10 @@ def test_models_of_one_family_have_no_findings(tmp_path: Path) -> None:
     assert models(tmp_path, "windowed") == {}
 
 
-def test_missing_models_are_named(tmp_path: Path) -> None:
-    assert models(tmp_path, "none") == {"model-missing": "error"}
+def test_what_is_there_but_no_model_is_named(tmp_path: Path) -> None:
     checkpoint(tmp_path / "target")
-    assert models(tmp_path, "medusa", checkpoint=tmp_path / "heads") == {"model-missing": "error"}
     (tmp_path / "heads").mkdir()
     assert models(tmp_path, "eagle3", checkpoint=tmp_path / "heads") == {"model-unreadable": "error"}
-    assert models(tmp_path, "eagle3", checkpoint=Path("organisation/head")) == {"model-missing": "warning"}
 
 
 def test_a_tokenizer_must_be_there_and_fit(tmp_path: Path) -> None:
@@ -180,6 +177,16 @@ def test_a_tokenizer_must_be_there_and_fit(tmp_path: Path) -> None:
     assert models(tmp_path, "none") == {"tokens-beyond-vocabulary": "error"}
     (target / "tokenizer.json").unlink()
     assert models(tmp_path, "none") == {"tokenizer-missing": "error"}
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"model": null}', '{"model": {"vocab": {}}, "added_tokens": [{}]}']
+)
+def test_a_damaged_tokenizer_hides_nothing_else(content: str, tmp_path: Path) -> None:
+    draft = checkpoint(tmp_path / "draft", max_position_embeddings=2048)
+    (checkpoint(tmp_path / "target") / "tokenizer.json").write_text(content)
+    expected = {"tokenizer-unreadable": "error", "sequence-exceeds-positions": "warning"}
+    assert models(tmp_path, "draft_model", model=draft) == expected
 
 
 @pytest.mark.parametrize(

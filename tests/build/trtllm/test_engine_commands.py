@@ -9,6 +9,7 @@ from build.trtllm import tools
 from build.trtllm.cells import CELLS, resolve
 from build.trtllm.engine_commands import argv, build_steps
 from build.trtllm.lines import LINE_A, Refused
+from build.trtllm.llm_args import speculative_config
 from build.trtllm.resolved import Cell
 from deployments.spec import SpecError
 from tests.build.trtllm.specs import deployment
@@ -277,8 +278,22 @@ def test_more_build_flags_reach_both_engines():
 
 
 def test_the_llm_api_compiles_nothing():
-    assert build_steps(resolve(deployment("eagle3", "A"))) == ()
-    assert build_steps(resolve(deployment("none", "B"))) == ()
+    assert build_steps(resolve(deployment("mtp", "A", "llm_api"))) == ()
+    assert build_steps(resolve(deployment("eagle3", "B"))) == ()
+
+
+def test_an_eagle3_drafter_is_converted_where_both_checkpoints_are_here():
+    (step,) = build_steps(resolve(deployment("eagle3", "A")))
+    assert step.command[1:] == (
+        *("-m", "build.converters", "eagle3", "--drafter=models/eagle3", "--target=models/target"),
+        "--output=runs/trtllm/example/eagle3-drafter",
+    )
+    assert step.image == ""  # no program of NVIDIA's is in it
+    for target, drafter in (("models/target", "organisation/head"), ("organisation/model", "models/eagle3")):
+        spec = deployment("eagle3", "A", model=target, speculation={"checkpoint": drafter})
+        assert build_steps(resolve(spec)) == ()
+        config = speculative_config(resolve(spec))
+        assert config is not None and config["speculative_model_dir"] == drafter
 
 
 @pytest.mark.parametrize(

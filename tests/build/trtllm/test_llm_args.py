@@ -59,7 +59,8 @@ EXACT = {
     ("A", "mtp"): {"decoding_type": "MTP", "num_nextn_predict_layers": 2, "allow_advanced_sampling": True},
     ("B", "mtp"): {"decoding_type": "MTP", "max_draft_len": 2},
     ("A", "eagle3"): {
-        "decoding_type": "Eagle", "max_draft_len": 3, "speculative_model_dir": "models/eagle3",
+        "decoding_type": "Eagle", "max_draft_len": 3,
+        "speculative_model_dir": "runs/trtllm/example/eagle3-drafter",
         "eagle3_model_arch": "llama3", "allow_advanced_sampling": True,
     },
     ("B", "eagle3"): {

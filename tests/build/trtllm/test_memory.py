@@ -135,3 +135,20 @@ def test_heads_in_pytorch_files_count_by_size(tmp_path: Path) -> None:
     (heads / "medusa_lm_head.pt").write_bytes(bytes(5000))
     (found,) = estimates(tmp_path, "medusa", speculation={"checkpoint": heads})
     assert (found.residents[1].weights, found.residents[1].kv_token) == (5000, 0)
+
+
+def test_without_its_drafter_a_deployment_is_estimated_all_the_same(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "target")
+    spec = deployment(
+        "draft_model", model=tmp_path / "target", speculation={"model": tmp_path / "draft"}, gpu_memory_gib=24
+    )
+    (found,) = memory_findings(resolve(spec))
+    assert (found.name, found.severity) == ("gpu-memory", "note")
+    assert "target weights:" in found.what and "draft weights:" not in found.what
+    assert f"(without the drafter: {tmp_path / 'draft' / 'config.json'} is missing" in found.what
+
+
+def test_a_model_without_kv_cache_is_estimated(tmp_path: Path) -> None:
+    (found,) = estimates(tmp_path, gpu=24, config={"num_attention_heads": None, "num_key_value_heads": None})
+    assert found.request == 0
+    assert found.arithmetic().endswith(" GiB")
