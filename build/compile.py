@@ -36,7 +36,9 @@ from engine.runner import BLOCK_SIZE
 from speculators.formats.draft_vocabulary import read_draft_vocabulary
 
 _WEIGHTS_NAME = "model.onnx.data"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
+)
 _CONFIGURATION_FILES = ("config.json", "generation_config.json", *_TOKENIZER_FILES)
 
 

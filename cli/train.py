@@ -1,5 +1,6 @@
 """`drafthouse train`: data that the target writes, its hidden states, and the speculator that the spec names."""
 
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 import typer
@@ -17,7 +18,7 @@ from engine.serving.text import TextCodec
 from engine.writing import EngineWriter
 from speculators.data.overlap import HeldOut
 from speculators.data.self_written import AnswerStyle, Author
-from speculators.data.writing import ChatFormat
+from speculators.data.writing import ChatFormat, turn_end
 from speculators.registry import create
 
 
@@ -73,7 +74,8 @@ def _gather(spec: DeploymentSpec, job: Any) -> None:
 def _author(spec: DeploymentSpec) -> Author:
     data, directory = spec.training.data, spec.target.model
     codec, template = TextCodec(directory), ChatTemplate.from_directory(directory)
-    end_id = Architecture.from_directory(directory).eos_token_ids[0]
+    end_ids = Architecture.from_directory(directory).eos_token_ids
+    end_id = turn_end(template.render, lambda text: [*chain(*codec.encode_words([text]))], end_ids)
     return Author(
         ChatFormat(template.render, codec.encode, codec.decode, end_id),
         HeldOut(data.held_out),
@@ -89,8 +91,8 @@ def _writer(spec: DeploymentSpec) -> EngineWriter:
     runner = OpenVinoRunner(
         spec.engine_directory, num_blocks=-(-length // BLOCK_SIZE) * size, threads=spec.embedded.threads
     )
-    end_id = Architecture.from_directory(spec.target.model).eos_token_ids[0]
-    return EngineWriter(Engine(runner, create("none"), limits), end_id)
+    end_ids = Architecture.from_directory(spec.target.model).eos_token_ids
+    return EngineWriter(Engine(runner, create("none"), limits), end_ids)
 
 
 def _train(job: Any) -> None:

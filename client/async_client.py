@@ -205,12 +205,13 @@ class AsyncDrafthouseClient:
         messages: Sequence[Mapping[str, Any]],
         *,
         template: ChatTemplate,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         deadline: float | None = None,
         request_id: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> GenerationResult:
         """The assistant's answer to `messages` (each with `role` and `content`), as `template` puts them."""
-        prompt = template.render(messages)
+        prompt = template.render(messages, tools=tools)
         return await self.generate(prompt, deadline=deadline, request_id=request_id, **options)
 
     def stream_chat(
@@ -218,12 +219,13 @@ class AsyncDrafthouseClient:
         messages: Sequence[Mapping[str, Any]],
         *,
         template: ChatTemplate,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         deadline: float | None = None,
         request_id: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> AsyncStream:
         """As :meth:`chat`, chunk by chunk."""
-        prompt = template.render(messages)
+        prompt = template.render(messages, tools=tools)
         return self.stream(prompt, deadline=deadline, request_id=request_id, **options)
 
     async def generate_tokens(

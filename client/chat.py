@@ -4,7 +4,8 @@ A model in Hugging Face layout carries its template, in Jinja, as `chat_template
 `tokenizer_config.json`. Templates are code from whoever made the model, so they run in Jinja's sandbox. The
 environment is the one that Transformers gives them (`apply_chat_template`): whitespace control, loop
 controls, `raise_exception`, `strftime_now`, a `tojson` that leaves text as it is, the `generation` block,
-and the special tokens by name.
+and the special tokens by name. Messages reach the template as they do there: without keys whose value is None (as in
+``"content": None`` beside tool calls), and with an assistant's reasoning under each name that templates read.
 
     template = ChatTemplate.from_directory("models/smollm2-135m")
     client.chat([{"role": "user", "content": "Hi"}], template=template)
@@ -27,6 +28,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from client.errors import InvalidRequest
 
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_DEFAULT, _TOOL_USE = "default", "tool_use"
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
@@ -36,28 +39,27 @@ class ChatTemplate:
         source: the template.
         special_tokens: what the template knows by name, e.g. ``{"bos_token": "<s>"}``; absent ones are
             undefined in it.
+        tool_use: the template that takes its place where tools are given.
 
     Raises:
-        InvalidRequest: the template is not valid Jinja.
+        InvalidRequest: a template is not valid Jinja.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, Any] | None = None, *, tool_use: str | None = None
+    ) -> None:
         self.source = source
         self.special_tokens = dict(special_tokens or {})
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise InvalidRequest(
-                f"the chat template is not valid Jinja: line {error.lineno}: {error.message}",
-                field="template",
-            ) from None
+        self._template = _compiled(source)
+        self._with_tools = self._template if tool_use is None else _compiled(tool_use)
 
     @classmethod
-    def from_directory(cls, directory: str | Path, name: str = "default") -> ChatTemplate:
+    def from_directory(cls, directory: str | Path, name: str | None = None) -> ChatTemplate:
         """The template of the model in `directory`.
 
         `chat_template.jinja` wins over `tokenizer_config.json`. Where a model has several templates by name
-        (a list in `tokenizer_config.json`, or `additional_chat_templates/NAME.jinja`), `name` selects one.
+        (a list in `tokenizer_config.json`, or `additional_chat_templates/NAME.jinja`), `name` selects one; without a
+        name it is `default`, and `tool_use` for requests with tools.
 
         Raises:
             InvalidRequest: there is no such directory, or no such template in it.
@@ -69,10 +71,16 @@ class ChatTemplate:
             )
         config = _read_json(folder / "tokenizer_config.json")
         templates = _templates(folder, config)
-        if name not in templates:
-            raise InvalidRequest(_missing(folder, name, templates), field="template")
-        tokens = {**_read_json(folder / "special_tokens_map.json"), **config}
-        return cls(templates[name], _special_tokens(tokens))
+        chosen = name or _DEFAULT
+        if chosen not in templates:
+            raise InvalidRequest(_missing(folder, chosen, templates), field="template")
+        # The older form of tokenizer_config.json leaves special tokens to a file of their own.
+        older = {} if "added_tokens_decoder" in config else _read_json(folder / "special_tokens_map.json")
+        return cls(
+            templates[chosen],
+            _special_tokens({**config, **older}),
+            tool_use=templates.get(_TOOL_USE) if name is None else None,
+        )
 
     def render(
         self,
@@ -85,7 +93,8 @@ class ChatTemplate:
         """The prompt for `messages`.
 
         Args:
-            messages: the conversation; each message has `role` and usually `content`.
+            messages: the conversation; each message has `role` and usually `content`. A key whose value is None
+                counts as absent.
             add_generation_prompt: end with what opens the assistant's turn, so that the model answers.
             tools: JSON schemas of functions the model may call, for templates that know them.
             variables: anything else that the template reads, such as ``enable_thinking``.
@@ -100,14 +109,33 @@ class ChatTemplate:
                     f'{{"role": "user", "content": "..."}}, not {message!r}',
                     field="messages",
                 )
-        context = {**self.special_tokens, **variables, "messages": list(messages)}
+        context = {**self.special_tokens, **variables, "messages": [_plain(message) for message in messages]}
         context.update(tools=tools, documents=variables.get("documents"))
+        template = self._template if tools is None else self._with_tools
         try:
-            return self._template.render(context, add_generation_prompt=add_generation_prompt)
+            return template.render(context, add_generation_prompt=add_generation_prompt)
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise InvalidRequest(
                 f"the chat template cannot render the messages: {error}", field="messages"
             ) from error
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template sees of a message."""
+    given = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((given[name] for name in _REASONING if name in given), None)
+    if reasoning is None:
+        return given
+    return {"thinking": reasoning, **given, "reasoning_content": reasoning}
+
+
+def _compiled(source: str) -> jinja2.Template:
+    try:
+        return _environment().from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise InvalidRequest(
+            f"the chat template is not valid Jinja: line {error.lineno}: {error.message}", field="template"
+        ) from None
 
 
 class _GenerationBlock(Extension):
@@ -168,13 +196,13 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """All templates of a model by name."""
     found = config.get("chat_template") or {}
     if isinstance(found, str):
-        templates = {"default": found}
+        templates = {_DEFAULT: found}
     elif isinstance(found, list):
         templates = {entry["name"]: entry["template"] for entry in found}
     else:
         templates = dict(found)
     if (single := folder / "chat_template.jinja").is_file():
-        templates["default"] = single.read_text(encoding="utf-8")
+        templates[_DEFAULT] = single.read_text(encoding="utf-8")
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         templates[path.stem] = path.read_text(encoding="utf-8")
     return templates

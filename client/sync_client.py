@@ -204,12 +204,13 @@ class DrafthouseClient:
         messages: Sequence[Mapping[str, Any]],
         *,
         template: ChatTemplate,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         deadline: float | None = None,
         request_id: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> GenerationResult:
         """The assistant's answer to `messages` (each with `role` and `content`), as `template` puts them."""
-        prompt = template.render(messages)
+        prompt = template.render(messages, tools=tools)
         return self.generate(prompt, deadline=deadline, request_id=request_id, **options)
 
     def stream_chat(
@@ -217,12 +218,13 @@ class DrafthouseClient:
         messages: Sequence[Mapping[str, Any]],
         *,
         template: ChatTemplate,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         deadline: float | None = None,
         request_id: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Stream:
         """As :meth:`chat`, chunk by chunk."""
-        prompt = template.render(messages)
+        prompt = template.render(messages, tools=tools)
         return self.stream(prompt, deadline=deadline, request_id=request_id, **options)
 
     def generate_tokens(

@@ -2,7 +2,7 @@
 
 Example::
 
-    writer = EngineWriter(Engine(runner, create("none"), EngineLimits(max_batch_size=128)), end_id=2)
+    writer = EngineWriter(Engine(runner, create("none"), EngineLimits(max_batch_size=128)), end_ids=[2])
     for sample in writer.run(tasks): ...
 """
 
@@ -22,9 +22,9 @@ from speculators.data.writing import Task, Writing, Written
 class EngineWriter:
     """A Writer over an engine, which it has for itself. Stopping the iteration leaves the engine as it is."""
 
-    def __init__(self, engine: Engine, end_id: int) -> None:
+    def __init__(self, engine: Engine, end_ids: Iterable[int]) -> None:
         self._engine = engine
-        self._end_id = end_id
+        self._end_ids = frozenset(end_ids)
         self._finished: deque[Sample] = deque()
         self._running = 0
 
@@ -67,7 +67,5 @@ class EngineWriter:
                 self._advance(task, Written(tuple(tokens), ended=event.finish_reason == "stop"))
 
         sampling = SamplingParams(writing.temperature, writing.top_k, seed=writing.seed)
-        request = GenerationRequest(
-            writing.prompt, writing.max_tokens, sampling, end_ids=frozenset({self._end_id})
-        )
+        request = GenerationRequest(writing.prompt, writing.max_tokens, sampling, end_ids=self._end_ids)
         self._engine.submit(request, sink)

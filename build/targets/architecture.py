@@ -20,7 +20,7 @@ Example::
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from build.targets.errors import TargetError, UnsupportedModelError
 from build.targets.layout import read_json
 from build.targets.rope import RopeScaling, inverse_frequencies, parse_scaling
+from engine.serving.end_tokens import end_token_ids
 
 # Values that Transformers 5.23 assumes where a family's config.json is silent.
 _COMMON_DEFAULTS: dict[str, Any] = {
@@ -157,8 +158,7 @@ class Architecture:
     def from_directory(cls, directory: Path) -> "Architecture":
         """Read `config.json` of a model in Hugging Face layout.
 
-        End tokens are those of `generation_config.json` where it names any, as in Transformers' own
-        `generate`.
+        End tokens are those of `engine.serving.end_tokens`; one outside the vocabulary is never drawn and left out.
 
         Raises:
             TargetError: as `from_config`, or a file is missing or is not JSON.
@@ -166,9 +166,12 @@ class Architecture:
         config = read_json(directory / "config.json")
         generation_path = directory / "generation_config.json"
         generation = read_json(generation_path) if generation_path.is_file() else {}
-        if generation.get("eos_token_id") is not None:
-            config = {**config, "eos_token_id": generation["eos_token_id"]}
-        return cls.from_config(config)
+        found = cls.from_config(config)
+        try:
+            ends = end_token_ids(directory, config, generation, default=found.eos_token_ids)
+        except ValueError as error:
+            raise TargetError(f"{directory}: {error}") from error
+        return replace(found, eos_token_ids=tuple(token for token in ends if token < found.vocab_size))
 
     @property
     def softmax_scale(self) -> float:

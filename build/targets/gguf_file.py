@@ -6,7 +6,7 @@ parses and dequantises it with NumPy alone.
 """
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader
@@ -37,6 +37,10 @@ class GgufFile:
             )
         self.architecture = self.required("general.architecture", str)
 
+    def keys_under(self, prefix: str) -> list[str]:
+        """Keys of metadata that begin so."""
+        return [key for key in self._reader.fields if key.startswith(prefix)]
+
     @property
     def tensor_names(self) -> set[str]:
         """Names of all tensors, as GGUF spells them."""
@@ -48,18 +52,28 @@ class GgufFile:
         Raises:
             TargetError: the value is of another type, or not valid UTF-8.
         """
-        field = self._reader.get_field(key)
-        if field is None:
+        content = self.content(key)
+        if content is None:
             return default
-        try:
-            content = field.contents()
-        except (UnicodeDecodeError, ValueError, IndexError) as error:
-            raise TargetError(f"{self.path}: metadata {key} is damaged: {error}") from error
         if not isinstance(content, kind) or (kind is int and isinstance(content, bool)):
             raise TargetError(
                 f"{self.path}: metadata {key} is of type {type(content).__name__}; it must be {kind.__name__}"
             )
         return content
+
+    def content(self, key: str) -> Any:
+        """Metadata under `key` of whatever type, or None where it is absent.
+
+        Raises:
+            TargetError: it cannot be read.
+        """
+        field = self._reader.get_field(key)
+        if field is None:
+            return None
+        try:
+            return field.contents()
+        except (UnicodeDecodeError, ValueError, IndexError) as error:
+            raise TargetError(f"{self.path}: metadata {key} is damaged: {error}") from error
 
     def required(self, key: str, kind: type[T]) -> T:
         """Metadata under `key`.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from build.targets.architecture import Architecture, refuse_family
 from build.targets.errors import TargetError, UnsupportedModelError
 from build.targets.gguf_file import GgufFile, shortest
-from build.targets.rope import Llama3Scaling, inverse_frequencies
+from build.targets.gguf_rope import ROPE_FACTORS, WITH_FACTORS, rope_fields
 from build.targets.storage import TensorPlan
 
 _CLASSES = {
@@ -51,17 +51,12 @@ _LAYER_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-# Frequency factors of Llama 3.1's rule; read into the configuration, not a weight.
-_ROPE_FACTORS = "rope_freqs.weight"
-
 _STORAGE = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 _QUANTISED_STORAGE = "F16"
 _TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
-_UNSUPPORTED_YARN = ("alpha", "attn_factor", "yarn_log_multiplier", "yarn_ext_factor", "yarn_attn_factor")
-
-# Llama 3.1 and 3.2 use these with factors 8 and 32; GGUF keeps only the resulting table.
-_LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_CONTEXT = 1.0, 4.0, 8192
+# Keys that make another model of a family, and what they must say here.
+_NEUTRAL: Mapping[str, Any] = {"attention.causal": True, "nextn_predict_layers": 0}
 
 
 def huggingface_config(file: GgufFile) -> dict[str, Any]:
@@ -76,6 +71,7 @@ def huggingface_config(file: GgufFile) -> dict[str, Any]:
         raise refuse_family(family, str(file.path))
     if file.setting("expert_count", int, 0) > 0:
         raise refuse_family(f"{family} with experts (mixture of experts)", str(file.path))
+    _check_neutral(file)
     config: dict[str, Any] = {
         "architectures": [_CLASSES[family]],
         "model_type": family,
@@ -86,7 +82,7 @@ def huggingface_config(file: GgufFile) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in file.tensor_names,
         "torch_dtype": _TORCH_NAMES[_storage(file, "blk.0.ffn_down.weight")],
     }
-    config.update(_rope(file, config))
+    config.update(rope_fields(file, config["head_dim"], config["max_position_embeddings"]))
     config.update(_family_fields(file, config))
     return config
 
@@ -100,7 +96,8 @@ def tensor_plans(file: GgufFile, architecture: Architecture) -> list[TensorPlan]
     shapes = architecture.parameter_shapes()
     sources = {name: _gguf_name(name) for name in shapes}
     missing = sorted(set(sources.values()) - file.tensor_names)
-    unexpected = sorted(file.tensor_names - set(sources.values()) - {_ROPE_FACTORS})
+    derived = {ROPE_FACTORS} if architecture.family in WITH_FACTORS else set()
+    unexpected = sorted(file.tensor_names - set(sources.values()) - derived)
     if missing or unexpected:
         raise TargetError(
             f"{file.path}: the tensors do not fit a {architecture.family} model; "
@@ -165,8 +162,41 @@ def _existing(file: GgufFile, source: str) -> str:
     return source
 
 
+def _check_neutral(file: GgufFile) -> None:
+    neutral = {**_NEUTRAL, "embedding_length_out": file.setting("embedding_length", int)}
+    if file.architecture == "granite":  # where the key switches the rotary embedding off
+        neutral["rope.scaling.finetuned"] = True
+    for key, value in neutral.items():
+        found = file.setting(key, type(value), value)
+        if found != value:
+            raise UnsupportedModelError(
+                f"{file.path}: {file.architecture}.{key} is {found}; only models in which it is {value} are supported"
+            )
+    if file.has(f"{file.architecture}.deepstack_mapping"):
+        raise UnsupportedModelError(
+            f"{file.path}: deepstack_mapping is not supported; it is of a vision model"
+        )
+
+
+def _alike(file: GgufFile, key: str, default: int | None = None) -> int:
+    """A size that may be given once or for every layer.
+
+    Raises:
+        UnsupportedModelError: layers differ in it.
+    """
+    full = f"{file.architecture}.{key}"
+    if not file.has(full) or not isinstance(file.content(full), list):
+        return file.setting(key, int, default)
+    values = set(file.value(full, list, []))
+    if len(values) != 1:
+        raise UnsupportedModelError(
+            f"{file.path}: {full} differs from layer to layer, which is not supported"
+        )
+    return int(values.pop())
+
+
 def _sizes(file: GgufFile) -> dict[str, int]:
-    hidden, heads = file.setting("embedding_length", int), file.setting("attention.head_count", int)
+    hidden, heads = file.setting("embedding_length", int), _alike(file, "attention.head_count")
     head_dim = file.setting("attention.key_length", int, hidden // max(heads, 1))
     value_dim = file.setting("attention.value_length", int, head_dim)
     rotated = file.setting("rope.dimension_count", int, head_dim)
@@ -177,10 +207,10 @@ def _sizes(file: GgufFile) -> dict[str, int]:
         )
     return {
         "hidden_size": hidden,
-        "intermediate_size": file.setting("feed_forward_length", int),
+        "intermediate_size": _alike(file, "feed_forward_length"),
         "num_hidden_layers": file.setting("block_count", int),
         "num_attention_heads": heads,
-        "num_key_value_heads": file.setting("attention.head_count_kv", int, heads),
+        "num_key_value_heads": _alike(file, "attention.head_count_kv", heads),
         "head_dim": head_dim,
         "max_position_embeddings": file.setting("context_length", int),
     }
@@ -197,7 +227,7 @@ def _family_fields(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
         return {"use_sliding_window": False, "attention_bias": attention_bias}
     biases = {"attention_bias": attention_bias, "mlp_bias": mlp_bias}
     if family == "granite":
-        return {**biases, **_granite_multipliers(file)}
+        return {**biases, **_granite_multipliers(file, config["head_dim"])}
     if family == "smollm3":
         # llama.cpp fixes the interval; the file does not carry it.
         layers = range(1, config["num_hidden_layers"] + 1)
@@ -205,70 +235,12 @@ def _family_fields(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
     return biases
 
 
-def _granite_multipliers(file: GgufFile) -> dict[str, float]:
-    names = {
-        "embedding_multiplier": "embedding_scale",
-        "attention_multiplier": "attention.scale",
-        "residual_multiplier": "residual_scale",
-        "logits_scaling": "logit_scale",
-    }
-    return {name: shortest(file.setting(key, float)) for name, key in names.items()}
-
-
-def _rope(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
-    theta = shortest(file.setting("rope.freq_base", float, 10_000.0))
-    return {"rope_theta": theta, "rope_scaling": _rope_scaling(file, theta, config["head_dim"])}
-
-
-def _rope_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any] | None:
-    if _ROPE_FACTORS in file.tensor_names:
-        return _llama3_scaling(file, theta, head_dim)
-    kind = file.setting("rope.scaling.type", str, "none")
-    if kind == "none":
-        return None
-    if kind not in ("linear", "yarn"):
-        raise UnsupportedModelError(
-            f"{file.path}: rope scaling {kind!r} is not supported; it must be none, linear, yarn or "
-            "the rule of Llama 3.1"
-        )
-    scaling: dict[str, Any] = {
-        "rope_type": kind,
-        "factor": shortest(file.setting("rope.scaling.factor", float)),
-    }
-    return {**scaling, **_yarn_settings(file)} if kind == "yarn" else scaling
-
-
-def _yarn_settings(file: GgufFile) -> dict[str, Any]:
-    for key in _UNSUPPORTED_YARN:
-        if file.has(f"{file.architecture}.rope.scaling.{key}"):
-            raise UnsupportedModelError(
-                f"{file.path}: YaRN setting rope.scaling.{key} is not supported; use the model's "
-                "Hugging Face directory"
-            )
+def _granite_multipliers(file: GgufFile, head_dim: int) -> dict[str, float]:
+    """Granite's four; llama.cpp demands the last alone, and 0 or nothing stands for none of the others."""
+    scale = shortest(file.setting("attention.scale", float, 0.0))
     return {
-        "original_max_position_embeddings": file.setting("rope.scaling.original_context_length", int),
-        "beta_fast": shortest(file.setting("rope.scaling.yarn_beta_fast", float, 32.0)),
-        "beta_slow": shortest(file.setting("rope.scaling.yarn_beta_slow", float, 1.0)),
-    }
-
-
-def _llama3_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any]:
-    """Recognise Llama 3.1's rule in the table of divisors that GGUF stores in its place: [head_dim / 2]."""
-    divisors = file.tensor(_ROPE_FACTORS)
-    factor = shortest(float(divisors.max()))
-    rule = Llama3Scaling(factor, _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_CONTEXT)
-    plain = inverse_frequencies(theta, head_dim, None)
-    if divisors.shape != plain.shape or not np.allclose(
-        divisors, plain / rule.apply(plain, theta), rtol=1e-3
-    ):
-        raise UnsupportedModelError(
-            f"{file.path}: tensor {_ROPE_FACTORS} is not the rope rule of Llama 3.1, the only one known "
-            "to be stored so; use the model's Hugging Face directory"
-        )
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": rule.low_freq_factor,
-        "high_freq_factor": rule.high_freq_factor,
-        "original_max_position_embeddings": rule.original_max_position_embeddings,
+        "embedding_multiplier": shortest(file.setting("embedding_scale", float, 1.0)) or 1.0,
+        "attention_multiplier": scale or head_dim**-0.5,
+        "residual_multiplier": shortest(file.setting("residual_scale", float, 1.0)) or 1.0,
+        "logits_scaling": shortest(file.setting("logit_scale", float)),
     }

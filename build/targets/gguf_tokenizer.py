@@ -9,7 +9,8 @@ which the original `tokenizer.json` follows:
  - `llama`: SentencePiece BPE. Merges are recovered from the scores of the pieces: the better a piece scores,
    the earlier the merge that makes it; unknown characters fall back to byte tokens.
 
-Tokens of type "control" become special added tokens, those of type "user-defined" ordinary added tokens.
+Tokens of type "control" become special added tokens, those of type "user-defined" ordinary added tokens. Which tokens
+end generation, and what a file means that does not name them, is `build.targets.gguf_special_tokens`.
 """
 
 import json
@@ -23,6 +24,10 @@ from tokenizers.models import BPE
 
 from build.targets.errors import TargetError, UnsupportedModelError
 from build.targets.gguf_file import GgufFile
+from build.targets.gguf_special_tokens import SpecialTokens, find_special_tokens
+from build.targets.huggingface import chat_templates
+
+_CHAT_TEMPLATE = "tokenizer.chat_template"
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -52,16 +57,13 @@ class _Splitting:
 _DIGITS = _Splitting(single_digits=True)
 _LLAMA3_RULE = _Splitting(_LLAMA3, whole_words_first=True, add_bos=True)
 _SPLITTINGS: dict[str, _Splitting] = {
-    "gpt-2": _Splitting(),
-    "smollm": _DIGITS,
-    "starcoder": _DIGITS,
-    "refact": _DIGITS,  # Granite 3
-    "llama-bpe": _LLAMA3_RULE,
-    "llama3": _LLAMA3_RULE,
-    "llama-v3": _LLAMA3_RULE,
+    **dict.fromkeys(("gpt-2", "mellum", "a.x-4.0"), _Splitting()),
+    **dict.fromkeys(("smollm", "starcoder", "refact"), _DIGITS),  # refact: Granite 3
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0"), _LLAMA3_RULE),
     "smaug-bpe": _Splitting(_LLAMA3),  # SmolLM3
     "tekken": _Splitting(_TEKKEN, whole_words_first=True, add_bos=True),  # Mistral Nemo
     "qwen2": _Splitting(_QWEN2, normal_form_c=True),
+    **dict.fromkeys(("deepseek-r1-qwen", "megrez", "kormo"), _Splitting(_QWEN2)),
 }
 
 
@@ -90,8 +92,16 @@ class TokenizerFiles:
 class _Vocabulary:
     tokens: list[str]
     types: list[int]
-    special_ids: Mapping[str, int]
-    """Ids by role: bos_token, eos_token, unk_token, pad_token; only those that the file names."""
+    special: SpecialTokens
+
+    @property
+    def roles(self) -> dict[str, int]:
+        """Ids by role: those that the file names, and defaults that are special tokens (11 may be a comma)."""
+        return {
+            role: index
+            for role, index in self.special.ids.items()
+            if role in self.special.named or self.types[index] in (_TokenType.CONTROL, _TokenType.UNKNOWN)
+        }
 
     def ids(self) -> dict[str, int]:
         """Id of every token in use; slots that only pad the embedding matrix are left out."""
@@ -101,7 +111,7 @@ class _Vocabulary:
 
     def added(self) -> list[AddedToken]:
         """Tokens found in text before it is split, in order of id."""
-        special = set(self.special_ids.values())
+        special = {*self.roles.values(), *self.special.control}
         found = []
         for index, (token, kind) in enumerate(zip(self.tokens, self.types, strict=True)):
             is_special = index in special or kind in (_TokenType.CONTROL, _TokenType.UNKNOWN)
@@ -111,7 +121,7 @@ class _Vocabulary:
 
     def role(self, name: str) -> str | None:
         """The token of a role."""
-        index = self.special_ids.get(name)
+        index = self.special.ids.get(name)
         return None if index is None else self.tokens[index]
 
 
@@ -122,60 +132,47 @@ def read_tokenizer(file: GgufFile) -> TokenizerFiles:
         UnsupportedModelError: the tokenizer's kind or its splitting rule is not known; the message lists
         those that are. TargetError: metadata is missing or contradicts itself.
     """
-    vocabulary = _read_vocabulary(file)
     kind = file.required("tokenizer.ggml.model", str)
-    if kind == "gpt2":
-        tokenizer, add_bos = _byte_level(file, vocabulary)
-    elif kind == "llama":
-        tokenizer, add_bos = _sentence_piece(file, vocabulary), True
-    else:
+    if kind not in ("gpt2", "llama"):
         raise UnsupportedModelError(
             f"{file.path}: tokenizer kind {kind!r} is not supported; it must be 'gpt2' (byte-level BPE) or "
             "'llama' (SentencePiece)"
         )
+    if file.value("tokenizer.ggml.suppress_tokens", list, []):
+        raise UnsupportedModelError(
+            f"{file.path}: tokenizer.ggml.suppress_tokens is not supported; it must be absent or empty"
+        )
+    vocabulary = _read_vocabulary(file, kind)
+    if kind == "gpt2":
+        tokenizer, add_bos = _byte_level(file, vocabulary)
+    else:
+        tokenizer, add_bos = _sentence_piece(file, vocabulary), True
     tokenizer.add_tokens(vocabulary.added())
     add_bos = file.value("tokenizer.ggml.add_bos_token", bool, add_bos)
     add_eos = file.value("tokenizer.ggml.add_eos_token", bool, False)
     _add_template(tokenizer, vocabulary, add_bos, add_eos)
-    roles = {role: vocabulary.tokens[index] for role, index in vocabulary.special_ids.items()}
+    roles = {role: vocabulary.tokens[index] for role, index in vocabulary.roles.items()}
     return TokenizerFiles(
         tokenizer=tokenizer.to_str(),
         tokenizer_config=_tokenizer_config(file, tokenizer, roles, add_bos, add_eos),
         special_tokens_map=roles,
-        bos_token_id=vocabulary.special_ids.get("bos_token"),
-        pad_token_id=vocabulary.special_ids.get("pad_token"),
-        end_token_ids=_end_ids(file, vocabulary),
+        bos_token_id=vocabulary.special.ids.get("bos_token"),
+        pad_token_id=vocabulary.special.ids.get("pad_token"),
+        end_token_ids=vocabulary.special.ends,
     )
 
 
-def _read_vocabulary(file: GgufFile) -> _Vocabulary:
+def _read_vocabulary(file: GgufFile, kind: str) -> _Vocabulary:
     tokens = file.required("tokenizer.ggml.tokens", list)
+    tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]  # as llama.cpp names them
     types = file.value("tokenizer.ggml.token_type", list, [_TokenType.NORMAL] * len(tokens))
-    if len(types) != len(tokens):
+    if len(types) < len(tokens):
         raise TargetError(
-            f"{file.path}: {len(tokens)} tokens but {len(types)} token types; they must be as many"
+            f"{file.path}: {len(tokens)} tokens but {len(types)} token types; there must be one for each"
         )
     if len(set(tokens)) != len(tokens):
         raise TargetError(f"{file.path}: tokenizer.ggml.tokens has the same token twice")
-    special_ids = {}
-    for role, key in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items():
-        if file.has(f"tokenizer.ggml.{key}_token_id"):
-            special_ids[f"{role}_token"] = _token_id(file, f"tokenizer.ggml.{key}_token_id", len(tokens))
-    return _Vocabulary(tokens, types, special_ids)
-
-
-def _token_id(file: GgufFile, key: str, vocab_size: int) -> int:
-    index = file.required(key, int)
-    if not 0 <= index < vocab_size:
-        raise TargetError(f"{file.path}: {key} is {index}; it must be below the vocabulary size {vocab_size}")
-    return index
-
-
-def _end_ids(file: GgufFile, vocabulary: _Vocabulary) -> tuple[int, ...]:
-    """End of sequence, of turn and of message: the tokens at which generation stops."""
-    keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
-    found = [_token_id(file, key, len(vocabulary.tokens)) for key in keys if file.has(key)]
-    return tuple(dict.fromkeys(found))
+    return _Vocabulary(tokens, types[: len(tokens)], find_special_tokens(file, kind, tokens))
 
 
 def _byte_level(file: GgufFile, vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
@@ -287,6 +284,11 @@ def _tokenizer_config(
             str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in added
         },
     }
-    if file.has("tokenizer.chat_template"):
-        config["chat_template"] = file.required("tokenizer.chat_template", str)
-    return config
+    return {**config, **chat_templates(_templates(file))}
+
+
+def _templates(file: GgufFile) -> dict[str, str]:
+    """Chat templates by name; all but the default one have it in their key."""
+    keys = [_CHAT_TEMPLATE, *file.keys_under(f"{_CHAT_TEMPLATE}.")]
+    names = {key: key.removeprefix(_CHAT_TEMPLATE).removeprefix(".") or "default" for key in keys}
+    return {name: file.required(key, str) for key, name in names.items() if file.has(key)}

@@ -2,10 +2,11 @@
 
 Weights are linked (copied where the file system cannot link), everything else is copied, and what later steps
 expect but the source lacks is filled in: generation_config.json, special_tokens_map.json, and the chat
-template inside tokenizer_config.json, where newer Transformers leave it in a file of its own.
+templates inside tokenizer_config.json, where newer Transformers leave them in files of their own.
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from build.targets.weights import INDEX_FILE, SINGLE_FILE, load_weights, weight_
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _LEGAL_PATTERNS = ("LICENSE*", "NOTICE*")
+_MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 
 
 def check_huggingface(source: Path) -> None:
@@ -48,7 +50,7 @@ def source_files(source: Path) -> list[Path]:
     names += ["special_tokens_map.json", "chat_template.jinja"]
     present = [source / name for name in names if (source / name).is_file()]
     legal = [path for pattern in _LEGAL_PATTERNS for path in source.glob(pattern) if path.is_file()]
-    return sorted([*present, *legal, *_weight_sources(source)])
+    return sorted([*present, *legal, *source.glob(_MORE_TEMPLATES), *_weight_sources(source)])
 
 
 def copy_huggingface(source: Path, directory: Path, progress: Progress) -> None:
@@ -105,10 +107,31 @@ def _complete_generation_config(directory: Path) -> None:
 def _complete_tokenizer_config(source: Path, directory: Path) -> None:
     path = directory / "tokenizer_config.json"
     config = read_json(path) if path.is_file() else {"tokenizer_class": "PreTrainedTokenizerFast"}
-    template = source / "chat_template.jinja"
-    if template.is_file():
-        config["chat_template"] = template.read_text(encoding="utf-8")
+    config.update(chat_templates({**_listed_templates(config), **_template_files(source)}))
     write_json(path, config)
+
+
+def chat_templates(by_name: Mapping[str, str]) -> dict[str, Any]:
+    """The key of tokenizer_config.json that holds chat templates: a text, or a list where there are several."""
+    if not by_name:
+        return {}
+    if set(by_name) == {"default"}:
+        return {"chat_template": by_name["default"]}
+    return {"chat_template": [{"name": name, "template": text} for name, text in by_name.items()]}
+
+
+def _listed_templates(config: Mapping[str, Any]) -> dict[str, str]:
+    found = config.get("chat_template") or {}
+    if isinstance(found, str):
+        return {"default": found}
+    return {entry["name"]: entry["template"] for entry in found} if isinstance(found, list) else dict(found)
+
+
+def _template_files(source: Path) -> dict[str, str]:
+    files = {path.stem: path for path in sorted(source.glob(_MORE_TEMPLATES))}
+    if (source / "chat_template.jinja").is_file():
+        files["default"] = source / "chat_template.jinja"
+    return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
 
 
 def _complete_special_tokens(directory: Path) -> None:

@@ -36,7 +36,8 @@ from build.targets.weights import load_weights, weight_files
 PROVENANCE_FILE = "drafthouse_target.json"
 NAMED_MODELS = {SMOLLM2_135M.name: SMOLLM2_135M}
 
-_PROVENANCE_FORMAT = 1
+# Counted up where the same source becomes another target; one of an older format is made again.
+_PROVENANCE_FORMAT = 2
 _PACKAGES = ("gguf", "numpy", "safetensors", "tokenizers")
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.request import RequestError
+from engine.serving.end_tokens import end_token_ids
 from engine.serving.text import TextCodec
 
 
@@ -32,7 +33,9 @@ class EngineRules:
         Raises:
             ValueError: the model names no end token, or the engine no vocabulary.
         """
-        end_ids = _end_ids(tokenizer)
+        end_ids = end_token_ids(
+            tokenizer, _json(tokenizer / "config.json"), _json(tokenizer / "generation_config.json")
+        )
         if not end_ids:
             raise ValueError(
                 f"{tokenizer} names no end token: add eos_token_id to its generation_config.json or config.json"
@@ -57,14 +60,6 @@ class EngineRules:
                 raise RequestError(f"embedding_bias_words: {word!r} is {len(tokens)} tokens; it must be one")
             bias[tokens[0]] += weight
         return bias
-
-
-def _end_ids(directory: Path) -> tuple[int, ...]:
-    for name in ("generation_config.json", "config.json"):
-        found = _json(directory / name).get("eos_token_id")
-        if found is not None:
-            return tuple(found) if isinstance(found, list) else (int(found),)
-    return ()
 
 
 def _json(path: Path) -> dict[str, Any]:

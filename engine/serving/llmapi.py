@@ -23,6 +23,7 @@ from engine.request import RequestError
 from engine.serving.backend import parameters, refuse, response, tensors
 from engine.serving.llmapi_request import LlmApiRequest, read_request
 from engine.serving.llmapi_response import LlmApiAnswer, draft_length_of
+from engine.serving.text import TextCodec
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _KIT_KEY = "drafthouse"
@@ -68,6 +69,7 @@ class LlmApiModel:
         self._draft_length = int(
             (content.get(_KIT_KEY) or {}).get("draft_length") or draft_length_of(content)
         )
+        self._codec = _codec(content)
         self._running: dict[str, set[Any]] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llmapi", daemon=True)
@@ -119,10 +121,15 @@ class LlmApiModel:
     def _submit(self, wanted: LlmApiRequest) -> Any:
         try:
             return self._llm.generate_async(
-                wanted.prompt, sampling_params=_sampling_params(wanted), streaming=wanted.streaming
+                wanted.prompt,
+                sampling_params=_sampling_params(wanted, self._is_formatted(wanted.prompt)),
+                streaming=wanted.streaming,
             )
         except ValueError as error:  # SamplingParams and the LLM check their arguments so
             raise RequestError(str(error)) from None
+
+    def _is_formatted(self, prompt: str) -> bool:
+        return self._codec is not None and self._codec.is_formatted(prompt)
 
     def _stop(self, identity: str) -> None:
         """End the generations of a request id; harmless if they have ended."""
@@ -232,7 +239,14 @@ def _user_drafter(block: Mapping[str, Any], content: Mapping[str, Any]) -> Any:
     )
 
 
-def _sampling_params(wanted: LlmApiRequest) -> Any:
+def _codec(content: Mapping[str, Any]) -> TextCodec | None:
+    """The tokenizer of the YAML's model, to see whether a prompt has its beginning; None where it has no file."""
+    directory = Path(content.get("tokenizer") or content.get("model") or "")
+    return TextCodec(directory) if (directory / "tokenizer.json").is_file() else None
+
+
+def _sampling_params(wanted: LlmApiRequest, is_formatted: bool) -> Any:
+    """The LLM tokenizes itself, and would put a second beginning before a chat that spells one."""
     from tensorrt_llm import SamplingParams
 
     guide: dict[str, Any] = {}
@@ -240,4 +254,4 @@ def _sampling_params(wanted: LlmApiRequest) -> Any:
         from tensorrt_llm.sampling_params import GuidedDecodingParams
 
         guide["guided_decoding"] = GuidedDecodingParams(**wanted.guide)
-    return SamplingParams(**wanted.sampling, **guide)
+    return SamplingParams(**wanted.sampling, **guide, add_special_tokens=not is_formatted)

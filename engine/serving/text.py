@@ -7,16 +7,16 @@ as a whole.
 """
 
 import enum
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding
 
 from engine.request import RequestError
+from engine.serving.tokenizer_files import load_tokenizer
 
 _REPLACEMENT = "�"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -29,33 +29,28 @@ class TextCodec:
     def __init__(
         self, directory: Path, *, skip_special_tokens: bool = True, add_special_tokens: bool = True
     ) -> None:
-        """Load the tokenizer of a model or engine directory.
-
-        Raises:
-            OSError: its file is missing or damaged.
-        """
-        try:
-            self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        except Exception as error:  # the library raises no narrower one
-            raise OSError(f"the tokenizer {directory / 'tokenizer.json'} cannot be read: {error}") from None
+        """Load the tokenizer of a model or engine directory."""
+        self._tokenizer = load_tokenizer(directory)
+        self._add_special_tokens = add_special_tokens
         self._skip_special_tokens = skip_special_tokens
         added = self._tokenizer.get_added_tokens_decoder()
         self._skipped = {token for token, entry in added.items() if entry.special and skip_special_tokens}
         self._kinds: dict[int, _Kind] = {}
-        config_path = directory / "tokenizer_config.json"
-        config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-        begins = add_special_tokens and config.get("add_bos_token")
-        self._begin = self._special_id(config.get("bos_token")) if begins else None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, with the begin token where the model wants one.
+        """Token ids of a prompt, with what the tokenizer itself puts around a text.
 
-        A prompt that spells the begin token itself, as chat templates do, does not get a second one.
+        A prompt that spells what comes before it, as chat templates do, is formatted already and stays as it is.
         """
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        if self._begin is not None and ids[:1] != [self._begin]:
-            return [self._begin, *ids]
-        return ids
+        encoding = self._tokenizer.encode(text, add_special_tokens=self._add_special_tokens)
+        if not _begins_twice(encoding):
+            return list(encoding.ids)
+        marked = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        return [token for token, added in marked if not added]
+
+    def is_formatted(self, text: str) -> bool:
+        """Whether a prompt spells what the tokenizer would put before it."""
+        return _begins_twice(self._tokenizer.encode(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a whole output."""
@@ -85,11 +80,6 @@ class TextCodec:
         width = max(1, len(tokens))
         padded = [tokens + [0] * (width - len(tokens)), offsets + [-1] * (width - len(offsets))]
         return np.array(padded, np.int32)
-
-    def _special_id(self, token: str | dict[str, str] | None) -> int | None:
-        content = token.get("content") if isinstance(token, dict) else token
-        found: int | None = self._tokenizer.token_to_id(content) if content else None
-        return found
 
     def _window(self, ids: Sequence[int]) -> list[int]:
         """The last tokens that have a text, from one on at which decoding may begin.
@@ -136,6 +126,13 @@ class _Kind(enum.Enum):
     BYTE = "a byte-fallback token, decoded together with its neighbours"
     INSIDE = "maybe the middle of a character"
     START = "begins with a whole character"
+
+
+def _begins_twice(encoding: Encoding) -> bool:
+    """Whether what the tokenizer has put before a text is there once more, at the beginning of the text."""
+    added = next((place for place, mark in enumerate(encoding.special_tokens_mask) if not mark), 0)
+    begins: bool = added > 0 and encoding.ids[added : 2 * added] == encoding.ids[:added]
+    return begins
 
 
 def decode_prompt(value: bytes | str) -> str:

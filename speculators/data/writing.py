@@ -10,9 +10,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from typing import Protocol
 
+from speculators.data.errors import DataError
 from speculators.data.samples import Sample
 
 Messages = Sequence[Mapping[str, str]]
+
+_ANSWER = "drafthouse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +73,23 @@ class ChatFormat:
         first = [{"role": "system", "content": system}] if system else []
         text = self.render([*first, *messages, {"role": "user", "content": mark}])
         return tuple(self.encode(text[: text.index(mark)] + opening))
+
+
+def turn_end(
+    render: Callable[[Messages], str], encode: Callable[[str], Sequence[int]], end_ids: Sequence[int]
+) -> int:
+    """Of a model's end tokens the one that its chat template puts after an answer; its main one if it puts none.
+
+    Args:
+        render: the prompt of messages.
+        encode: token ids of a text alone, without what the tokenizer puts around one.
+        end_ids: the model's end tokens, the main one first.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not end_ids:
+        raise DataError("the target names no end token, so nothing tells where its answers end")
+    text = render([{"role": "user", "content": _ANSWER}, {"role": "assistant", "content": _ANSWER}])
+    after = encode(text[text.rfind(_ANSWER) + len(_ANSWER) :])
+    return next((token for token in after if token in end_ids), end_ids[0])

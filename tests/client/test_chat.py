@@ -58,13 +58,18 @@ def test_special_tokens_of_every_form(tmp_path: Path) -> None:
     assert ChatTemplate.from_directory(write(tmp_path, config)).render([]) == "<s></s>False['<a>', '<b>']"
 
 
-def test_special_tokens_map_fills_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("newer", "expected"), [({}, "<s>map"), ({"added_tokens_decoder": {}}, "config")], ids=["older", "newer"]
+)
+def test_the_special_tokens_map_speaks_for_the_older_form_alone(
+    newer: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
     folder = write(
         tmp_path,
-        {"eos_token": "</s>", "chat_template": "{{ bos_token }}{{ eos_token }}"},
-        special_tokens_map__json='{"bos_token": "<s>", "eos_token": "old"}',
+        {"eos_token": "config", "chat_template": "{{ bos_token }}{{ eos_token }}", **newer},
+        special_tokens_map__json='{"bos_token": "<s>", "eos_token": "map"}',
     )
-    assert ChatTemplate.from_directory(folder).render([]) == "<s></s>"
+    assert ChatTemplate.from_directory(folder).render([]) == expected
 
 
 def test_template_file_wins(tmp_path: Path) -> None:
@@ -81,6 +86,32 @@ def test_templates_by_name(tmp_path: Path) -> None:
     assert [ChatTemplate.from_directory(folder, name).render([]) for name in names] == ["D", "T", "R"]
     with pytest.raises(errors.InvalidRequest, match="no chat template 'rga', only: default, rag, tool_use"):
         ChatTemplate.from_directory(folder, "rga")
+
+
+def test_tools_take_the_template_for_tools_unless_one_is_named(tmp_path: Path) -> None:
+    named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T{{ tools | length }}"}]
+    folder = write(tmp_path, {"chat_template": named})
+    template = ChatTemplate.from_directory(folder)
+    assert template.render(HELLO) == "D"
+    assert template.render(HELLO, tools=[{"name": "f"}]) == "T1"
+    assert template.render(HELLO, tools=[]) == "T0"
+    assert ChatTemplate.from_directory(folder, "default").render(HELLO, tools=[{"name": "f"}]) == "D"
+    single = write(tmp_path, {"chat_template": "S"})
+    assert ChatTemplate.from_directory(single).render(HELLO, tools=[{"name": "f"}]) == "S"
+
+
+def test_what_is_none_is_absent() -> None:
+    source = "{% for m in messages %}{{ m.role }}:{{ m.content }}:{{ m.content is defined }};{% endfor %}"
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    assert ChatTemplate(source).render([calls, {"role": "tool", "content": "x"}]) == (
+        "assistant::False;tool:x:True;"
+    )
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_is_found_under_each_name(name: str) -> None:
+    source = "{{ messages[0].reasoning_content }}|{{ messages[0].thinking }}"
+    assert ChatTemplate(source).render([{"role": "assistant", "content": "x", name: "why"}]) == "why|why"
 
 
 def test_model_without_template(tmp_path: Path) -> None:

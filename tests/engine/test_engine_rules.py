@@ -28,20 +28,42 @@ def write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-@pytest.mark.parametrize(("given", "expected"), [(2, (2,)), ([2, 0], (2, 0))])
-def test_end_tokens_are_those_of_generation(folder: Path, given: Any, expected: tuple[int, ...]) -> None:
-    write(folder / "config.json", {"eos_token_id": 9})
-    assert EngineRules.read(folder, folder / "engine") == EngineRules((9,), 500)
-    write(folder / "generation_config.json", {"eos_token_id": given})
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        (None, {"eos_token_id": 9}, (9, 2)),
+        ({"eos_token_id": 2}, {"eos_token_id": 9}, (2,)),
+        ({"eos_token_id": [1, 0]}, {"eos_token_id": 9}, (1, 0, 2)),
+        ({}, {"eos_token_id": 9}, (9, 2)),
+        ({"eos_token_id": None}, {"eos_token_id": None}, (2,)),
+        (None, {}, (2,)),
+        (None, {"eos_token_id": -1}, (2,)),
+    ],
+)
+def test_end_tokens_are_the_models_and_the_tokenizers(
+    folder: Path, generation: Any, config: Any, expected: tuple[int, ...]
+) -> None:
+    write(folder / "config.json", config)
+    if generation is not None:
+        write(folder / "generation_config.json", generation)
     assert EngineRules.read(folder, folder / "engine") == EngineRules(expected, 500)
 
 
 def test_without_an_end_token_or_an_engine_nothing_is_served(folder: Path) -> None:
+    write(folder / "tokenizer_config.json", {"bos_token": "<|im_start|>"})
     with pytest.raises(ValueError, match="eos_token_id"):
         EngineRules.read(folder, folder / "engine")
     write(folder / "config.json", {"eos_token_id": 2})
     with pytest.raises(ValueError, match="vocab_size"):
         EngineRules.read(folder, folder)
+
+
+def test_an_end_token_that_is_none_is_named(folder: Path) -> None:
+    write(folder / "generation_config.json", {"eos_token_id": ["</s>"]})
+    with pytest.raises(
+        ValueError, match=r"generation_config\.json: eos_token_id is \['</s>'\]; it must be a token id"
+    ):
+        EngineRules.read(folder, folder / "engine")
 
 
 def test_a_bias_is_on_single_tokens(folder: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from build.trtllm.cells import resolve
 from build.trtllm.repository import assemble_trtllm_repository
@@ -20,6 +21,7 @@ from deployments.spec import DeploymentSpec
 from tests.end_to_end.tiny_tokenizers import FAMILY, write_tokenizer
 
 OUTPUT = f"the draft 世界 proposes, {FAMILY} the target verifies; Ça va? the draft 世界 proposes, 안녕하세요 naïve. "
+BEGIN = "<|im_start|>"
 _STAND_IN = Path(__file__).parent / "stand_in" / "tensorrt_llm"
 
 
@@ -80,6 +82,7 @@ def assemble_llm_api(
 ) -> tuple[Path, Path]:
     """The repository of such a deployment, the stand-in within, and the directory of its model."""
     model = write_tokenizer(folder / "target", tokenizer)
+    _begin_texts(model / "tokenizer.json")
     (model / "output.txt").write_text(OUTPUT, encoding="utf-8")
     spec = DeploymentSpec.model_validate(
         {
@@ -92,3 +95,11 @@ def assemble_llm_api(
     repository = assemble_trtllm_repository(resolve(spec), folder / "repository")
     shutil.copytree(_STAND_IN, repository / "tensorrt_llm" / "1" / "tensorrt_llm")
     return repository, model
+
+
+def _begin_texts(path: Path) -> None:
+    """Let the tokenizer put a token before every text, as Llama's does."""
+    tokenizer = Tokenizer.from_file(str(path))
+    begin = (BEGIN, tokenizer.token_to_id(BEGIN))
+    tokenizer.post_processor = TemplateProcessing(single=f"{BEGIN} $A", pair=None, special_tokens=[begin])
+    tokenizer.save(str(path))

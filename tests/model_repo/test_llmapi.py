@@ -20,7 +20,7 @@ from tests.end_to_end.calls import (
     whole_tokens,
 )
 from tests.end_to_end.deployment import wait_until
-from tests.model_repo.llmapi_server import LlmApiServer, serving_llm_api
+from tests.model_repo.llmapi_server import BEGIN, LlmApiServer, serving_llm_api
 
 pytestmark = pytest.mark.triton
 DRAFT_LENGTH = 4
@@ -86,6 +86,18 @@ def test_rows_of_a_batch_stream_side_by_side(served: LlmApiServer, caller: GrpcC
 def test_the_prompt_precedes_the_output_where_it_is_wanted(served: LlmApiServer, caller: GrpcCaller) -> None:
     inputs = text_inputs("Once upon", max_tokens=12, exclude_input_in_output=False)
     assert whole_text(caller.infer("ensemble", inputs)) == served.text(12, after="Once upon")
+
+
+@pytest.mark.parametrize("door", [*DOORS, "tensorrt_llm"])
+def test_a_chat_that_spells_its_beginning_gets_no_second_one(
+    served: LlmApiServer, caller: GrpcCaller, door: str
+) -> None:
+    before = len(served.journal())
+    inputs = llmapi_inputs if door == "tensorrt_llm" else text_inputs
+    for prompt in ("Once", f"{BEGIN}Once"):
+        caller.infer(door, inputs(prompt, max_tokens=3))
+    asked = [entry for entry in served.journal()[before:] if "prompt" in entry]
+    assert [entry["sampling"]["add_special_tokens"] for entry in asked] == [True, False]
 
 
 def test_nvidias_llmapi_tensors_work_as_they_are(served: LlmApiServer, caller: GrpcCaller) -> None:

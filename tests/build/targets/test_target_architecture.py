@@ -1,5 +1,6 @@
 """config.json of every family is read as Transformers reads it, and what cannot be run is refused by name."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from build.targets.architecture import Architecture
 from build.targets.errors import TargetError, UnsupportedModelError
 from build.targets.rope import Llama3Scaling, YarnScaling
-from tests.build.targets.tiny_models import FAMILIES, tiny_config
+from tests.build.targets.tiny_models import FAMILIES, tiny_config, write_tokenizer
 
 LLAMA3_RULE = {
     "rope_type": "llama3",
@@ -172,6 +173,34 @@ def test_end_tokens_of_the_generation_config_win(tmp_path: Path) -> None:
     assert Architecture.from_directory(tmp_path).eos_token_ids == (2,)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
     assert Architecture.from_directory(tmp_path).eos_token_ids == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("config", "eos_token", "expected"),
+    [
+        ({"eos_token_id": None}, "<|im_end|>", (2,)),
+        ({"eos_token_id": None}, {"content": "<|im_end|>", "special": True}, (2,)),
+        ({"eos_token_id": None}, None, ()),
+        ({"eos_token_id": 0}, "<|im_end|>", (0, 2)),
+        ({"eos_token_id": [1, 9999]}, "<|im_end|>", (1, 2)),
+        ({"model_type": "qwen2"}, "<|im_end|>", (2,)),
+        ({"model_type": "smollm3"}, "<|endoftext|>", (0,)),
+    ],
+)
+def test_where_the_model_names_no_end_token_its_tokenizer_does(
+    config: dict[str, Any], eos_token: Any, expected: tuple[int, ...], tmp_path: Path
+) -> None:
+    content = {key: value for key, value in tiny_config("llama").items() if key != "eos_token_id"}
+    (tmp_path / "config.json").write_text(json.dumps(content | config))
+    write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos_token}))
+    assert Architecture.from_directory(tmp_path).eos_token_ids == expected
+
+
+def test_an_end_token_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config("llama", eos_token_id="</s>")))
+    with pytest.raises(TargetError, match=r"config\.json: eos_token_id is '</s>'; it must be a token id"):
+        Architecture.from_directory(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "\xff"])

@@ -1,5 +1,6 @@
 """GGUF files give the weights and configuration that went into them, or a refusal that names the reason."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +102,45 @@ def test_llama31_rope_is_recognised_in_its_table(tmp_path: Path) -> None:
         _read(builder.write(tmp_path / "other.gguf"))
 
 
-@pytest.mark.parametrize("kind", ["linear", "yarn"])
-def test_rope_scaling_settings_are_read(kind: str, tmp_path: Path) -> None:
-    scaling = {"rope_type": kind, "factor": 4.0}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"rope.scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"rope.scale_linear": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"rope.scaling.factor": 2.0, "rope.scale_linear": 4.0}, {"rope_type": "linear", "factor": 2.0}),
+        ({"rope.scaling.factor": 0.0, "rope.scale_linear": 4.0}, None),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, None),
+        ({"rope.scaling.type": "linear"}, None),
+        ({"rope.scaling.type": "yarn", "rope.scale_linear": 4.0}, _YARN),
+        (
+            {
+                "rope.scaling.type": "yarn",
+                "rope.scaling.factor": 4.0,
+                "rope.scaling.original_context_length": 64,
+                "rope.scaling.yarn_beta_fast": 32.0,
+            },
+            {**_YARN, "original_max_position_embeddings": 64},
+        ),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 0.5},
+            {**_YARN, "attention_factor": 0.5 * (0.1 * math.log(4.0) + 1.0)},
+        ),
+        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 1.0}, None),
+    ],
+)
+def test_rope_scaling_is_that_of_llama_cpps_loader(
+    settings: dict[str, Any], expected: dict[str, Any] | None, tmp_path: Path
+) -> None:
     builder = _builder("qwen2")
-    builder.settings.update({"rope.scaling.type": kind, "rope.scaling.factor": 4.0})
-    if kind == "yarn":
-        scaling["original_max_position_embeddings"] = 64
-        builder.settings["rope.scaling.original_context_length"] = 64
+    builder.settings.update(settings)
     architecture, _, _ = _read(builder.write(tmp_path / "tiny.gguf"))
     assert (
         architecture.rope_scaling
-        == Architecture.from_config(tiny_config("qwen2", rope_scaling=scaling)).rope_scaling
+        == Architecture.from_config(tiny_config("qwen2", rope_scaling=expected)).rope_scaling
     )
 
 
@@ -122,10 +150,17 @@ def test_rope_scaling_settings_are_read(kind: str, tmp_path: Path) -> None:
         ({"expert_count": 8}, r"llama with experts \(mixture of experts\)' is not supported"),
         ({"rope.dimension_count": 8}, "rotated dimensions 8 differ"),
         ({"rope.scaling.type": "longrope"}, "rope scaling 'longrope' is not supported"),
+        ({"rope.scaling.factor": 0.5}, r"rope\.scaling\.factor is 0\.5; it must be at least 1"),
+        ({"rope.scaling.attn_factor": 0.5}, r"attn_factor 0\.5 is not supported with rope scaling 'linear'"),
+        ({"rope.scaling.alpha": 2.0}, r"rope\.scaling\.alpha 2 is not supported"),
         (
-            {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.attn_factor": 0.5},
-            r"YaRN setting rope\.scaling\.attn_factor is not supported",
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.yarn_beta_fast": 16.0},
+            r"yarn_beta_fast 16 is not supported, and llama\.cpp does not read it for llama",
         ),
+        ({"attention.causal": False}, r"llama\.attention\.causal is False"),
+        ({"nextn_predict_layers": 1}, r"llama\.nextn_predict_layers is 1"),
+        ({"embedding_length_out": 32}, r"llama\.embedding_length_out is 32"),
+        ({"attention.head_count_kv": [1, 2]}, "head_count_kv differs from layer to layer"),
     ],
 )
 def test_unsupported_settings_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -133,6 +168,41 @@ def test_unsupported_settings_are_refused(settings: dict[str, Any], message: str
     builder.settings.update(settings)
     with pytest.raises(UnsupportedModelError, match=message):
         _read(builder.write(tmp_path / "tiny.gguf"))
+
+
+def test_sizes_may_be_given_layer_by_layer(tmp_path: Path) -> None:
+    builder = _builder()
+    for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
+        builder.settings[key] = [builder.settings[key]] * 2
+    architecture, _, _ = _read(builder.write(tmp_path / "tiny.gguf"))
+    assert architecture.num_kv_heads == builder.architecture.num_kv_heads
+
+
+def test_rope_scaled_by_table_and_rule_is_refused(tmp_path: Path) -> None:
+    builder = _builder()
+    builder.tensors["rope_freqs.weight"] = np.ones(builder.architecture.head_dim // 2, np.float32)
+    builder.settings["rope.scaling.factor"] = 2.0
+    with pytest.raises(UnsupportedModelError, match="rope is scaled twice"):
+        _read(builder.write(tmp_path / "tiny.gguf"))
+
+
+def test_a_rope_table_is_a_stray_tensor_where_llama_cpp_reads_none(tmp_path: Path) -> None:
+    builder = _builder("qwen2")
+    builder.tensors["rope_freqs.weight"] = np.ones(builder.architecture.head_dim // 2, np.float32)
+    with pytest.raises(TargetError, match=r"unexpected: rope_freqs\.weight"):
+        _read(builder.write(tmp_path / "tiny.gguf"))
+
+
+def test_granites_multipliers_may_be_left_out(tmp_path: Path) -> None:
+    builder = _builder("granite")
+    for key in ("embedding_scale", "attention.scale", "residual_scale"):
+        del builder.settings[key]
+    architecture, _, _ = _read(builder.write(tmp_path / "tiny.gguf"))
+    assert (architecture.embedding_multiplier, architecture.residual_multiplier) == (1.0, 1.0)
+    assert architecture.softmax_scale == builder.architecture.head_dim**-0.5
+    builder.settings["rope.scaling.finetuned"] = False
+    with pytest.raises(UnsupportedModelError, match=r"granite\.rope\.scaling\.finetuned is False"):
+        _read(builder.write(tmp_path / "unrotated.gguf"))
 
 
 def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:

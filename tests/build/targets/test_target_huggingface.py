@@ -11,6 +11,7 @@ from build.targets.architecture import Architecture
 from build.targets.errors import TargetError, UnsupportedModelError
 from build.targets.prepare import prepare_target
 from build.targets.weights import load_weights
+from client import ChatTemplate
 from tests.build.targets.tiny_models import (
     CHAT_TEMPLATE,
     FAMILIES,
@@ -85,6 +86,22 @@ def test_a_chat_template_in_a_file_of_its_own_is_taken_in(tmp_path: Path) -> Non
     target = prepare_target(str(source), tmp_path / "target").directory
     assert _json(target / "tokenizer_config.json")["chat_template"] == "{{ 'é' }}"
     assert not (target / "chat_template.jinja").exists()
+
+
+def test_templates_by_name_are_taken_in_from_list_and_files(tmp_path: Path) -> None:
+    source = write_huggingface(tmp_path / "source", CONFIG, WEIGHTS)
+    listed = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
+    (source / "tokenizer_config.json").write_text(json.dumps({"chat_template": listed}))
+    (source / "chat_template.jinja").write_text("file")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "rag.jinja").write_text("R")
+    target = prepare_target(str(source), tmp_path / "target").directory
+    names = {"default": "file", "tool_use": "T", "rag": "R"}
+    for name, text in names.items():
+        assert ChatTemplate.from_directory(target, name).render([]) == text
+    (source / "additional_chat_templates" / "rag.jinja").write_text("other")
+    with pytest.raises(TargetError, match="not from what it holds now"):
+        prepare_target(str(source), tmp_path / "target")
 
 
 def test_licence_files_travel_with_the_weights(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_special_tokens_are_found_in_text_and_dropped_on_request(tmp_path: Path)
         "unk_token": "<|endoftext|>",
         "pad_token": "<|im_end|>",
     }
-    assert files.end_token_ids == (2,)
+    assert files.end_token_ids == (2, 0)
     assert files.tokenizer_config["chat_template"] == byte_level_metadata()["tokenizer.chat_template"]
     assert files.tokenizer_config["added_tokens_decoder"]["2"]["special"]
 
@@ -145,6 +145,74 @@ def test_llama3s_rule_adds_a_beginning_token_where_the_file_is_silent(tmp_path: 
 def test_ends_of_turn_and_message_end_generation_too(tmp_path: Path) -> None:
     _, files = _read(tmp_path, _byte_level(eot_token_id=0, eom_token_id=2))
     assert files.end_token_ids == (2, 0)
+
+
+def _with(*texts: str, kind: int = 3, **changes: Any) -> dict[str, Any]:
+    """The vocabulary and more tokens, of a type, whose first id is 259 + the number of merges."""
+    tokens = [*byte_level_tokens()[3:], *texts]
+    types = [1] * (len(tokens) - len(texts)) + [kind] * len(texts)
+    metadata = _byte_level(tokens=tokens, token_type=types, **changes)
+    for role in ("bos", "eos", "unknown", "padding"):
+        if f"{role}_token_id" not in changes:
+            metadata.pop(f"tokenizer.ggml.{role}_token_id", None)
+    return metadata
+
+
+FIRST = len(byte_level_tokens()) - 3
+
+
+@pytest.mark.parametrize(
+    ("texts", "keys", "ends"),
+    [
+        (["</s>", "<|im_end|>"], {"eos_token_id": FIRST}, [0, 1]),
+        (["<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"], {"eos_token_id": FIRST}, [0, 1, 2]),
+        (["<|eot_id|>", "<stop>"], {"eos_token_id": FIRST + 1}, [1, 0]),
+        (["<stop>", "<|fim_pad|>", "<|file_sep|>"], {"eos_token_id": FIRST}, [0, 1, 2]),
+        (["<stop>", "<a>"], {"eos_token_id": FIRST, "fim_rep_token_id": FIRST + 1}, [0, 1]),
+        (["<|return|>", "<|call|>", "<|end|>"], {"eos_token_id": FIRST}, [0, 1]),
+        (["<|return|>", "<|end|>"], {"eos_token_id": FIRST}, [0, 1]),
+        (["<|user|>", "<a>"], {"eos_token_id": FIRST}, [0]),
+    ],
+)
+def test_ends_are_found_by_their_text_too(
+    texts: list[str], keys: dict[str, int], ends: list[int], tmp_path: Path
+) -> None:
+    _, files = _read(tmp_path, _with(*texts, **keys))
+    assert files.end_token_ids == tuple(FIRST + index for index in ends)
+
+
+def test_without_a_key_the_end_token_is_llama_cpps_default(tmp_path: Path) -> None:
+    _, files = _read(tmp_path, _with("<|user|>"))
+    assert files.end_token_ids == (11,)
+    assert "eos_token" not in files.special_tokens_map  # it is an ordinary token, which text may hold
+    metadata = _sentence_piece()
+    for role in ("bos", "eos", "unknown"):
+        del metadata[f"tokenizer.ggml.{role}_token_id"]
+    tokenizer, files = _read(tmp_path, metadata)
+    assert files.end_token_ids == (2,)
+    assert _tokens(tokenizer, "the") == ["<s>", "▁the"]
+    assert files.special_tokens_map == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+def test_an_end_of_turn_is_one_token_whatever_its_type(tmp_path: Path) -> None:
+    tokenizer, _ = _read(tmp_path, _with("</s>", "<|im_end|>", kind=1, eos_token_id=FIRST))
+    assert tokenizer.encode("the<|im_end|>").ids[-1] == FIRST + 1
+    assert tokenizer.decode(tokenizer.encode("the<|im_end|>").ids) == "the"
+
+
+def test_templates_by_name_are_kept(tmp_path: Path) -> None:
+    metadata = {**_byte_level(), "tokenizer.chat_template.tool_use": "T"}
+    _, files = _read(tmp_path, metadata)
+    default = byte_level_metadata()["tokenizer.chat_template"]
+    assert files.tokenizer_config["chat_template"] == [
+        {"name": "default", "template": default},
+        {"name": "tool_use", "template": "T"},
+    ]
+
+
+def test_suppressed_tokens_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="suppress_tokens is not supported"):
+        _read(tmp_path, _byte_level(suppress_tokens=[3]))
 
 
 SENTENCE_PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -194,7 +262,7 @@ def test_the_leading_space_follows_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pre": "deepseek-v3"}, "text-splitting rule 'deepseek-v3'.*is not known; known are gpt-2, smollm"),
+        ({"pre": "deepseek-v3"}, "text-splitting rule 'deepseek-v3'.*is not known; known are gpt-2, mellum"),
         ({"model": "bert"}, "tokenizer kind 'bert' is not supported"),
     ],
 )

@@ -28,7 +28,7 @@ def render(messages: Messages) -> str:
 @pytest.fixture
 def writer(tiny_targets: TinyTargets) -> EngineWriter:
     limits = EngineLimits(max_batch_size=4, max_sequence_length=256, prefill_chunk=64)
-    return EngineWriter(Engine(tiny_targets.runner("llama tied", "fp32"), create("none"), limits), END)
+    return EngineWriter(Engine(tiny_targets.runner("llama tied", "fp32"), create("none"), limits), [END])
 
 
 @pytest.fixture

@@ -75,7 +75,9 @@ class GenerationResult:
         self._aborted = False
         self._drafted = self._accepted = self._steps = 0
         self.request_id = request_id
-        self.prompt_token_ids = llm.tokenizer.encode(prompt, add_special_tokens=False).ids
+        self.prompt_token_ids = llm.tokenizer.encode(
+            prompt, add_special_tokens=sampling.add_special_tokens
+        ).ids
         self.finished = False
         self.outputs = [
             SimpleNamespace(

@@ -29,6 +29,7 @@ class SamplingParams:
     frequency_penalty: float | None = None
     logprobs: int | None = None
     exclude_input_from_output: bool = True
+    add_special_tokens: bool = True
     return_perf_metrics: bool = False
     guided_decoding: GuidedDecodingParams | None = None
 
