@@ -48,6 +48,7 @@ def compile_engine(
     *,
     precision: str,
     max_sequence_length: int,
+    vocab_size: int | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> EngineManifest:
     """Compile, or find that the engine in `directory` is already the wanted one.
@@ -57,6 +58,7 @@ def compile_engine(
         directory: where the engine is put; a different engine there is replaced.
         precision: "int8" or "fp32".
         max_sequence_length: most tokens of prompt and output.
+        vocab_size: of a draft model's target, which may be padded otherwise; None: the model's own.
         report: gets a line for each stage.
 
     Raises:
@@ -70,7 +72,8 @@ def compile_engine(
             f"engine.max_sequence_length {max_sequence_length} is beyond that"
         )
     digest = source_hash(source)
-    existing = _existing(directory, (digest, precision, max_sequence_length))
+    vocab_size = vocab_size or architecture.vocab_size
+    existing = _existing(directory, (digest, precision, max_sequence_length, vocab_size))
     if existing is not None:
         report(f"{directory}: up to date")
         return existing
@@ -84,6 +87,7 @@ def compile_engine(
         max_positions=max_sequence_length,
         block_size=BLOCK_SIZE,
         drafted=read_draft_vocabulary(source, architecture.vocab_size),
+        vocab_size=vocab_size,
     )
     report(f"writing {directory}")
     with writing_errors(directory), complete_directory(directory) as staging:
@@ -101,6 +105,7 @@ def compile_engine(
             precision="int8" if precision == "int8" else "fp32",
             max_sequence_length=max_sequence_length,
             **_facts(architecture, max_sequence_length),
+            vocab_size=vocab_size,
             versions={
                 "openvino": ov.get_version(),
                 "onnx": onnx.__version__,
@@ -116,7 +121,6 @@ def _facts(architecture: Architecture, max_sequence_length: int) -> dict[str, An
     window = architecture.sliding_window
     return {
         "family": architecture.family,
-        "vocab_size": architecture.vocab_size,
         "num_layers": architecture.num_layers,
         "num_kv_heads": architecture.num_kv_heads,
         "head_dim": architecture.head_dim,
@@ -129,13 +133,13 @@ def _facts(architecture: Architecture, max_sequence_length: int) -> dict[str, An
     }
 
 
-def _existing(directory: Path, wanted: tuple[str, str, int]) -> EngineManifest | None:
-    """Manifest of the engine in `directory` if it is intact and of this source hash, precision and length."""
+def _existing(directory: Path, wanted: tuple[str, str, int, int]) -> EngineManifest | None:
+    """Manifest of the engine in `directory` if it is intact and of this source hash, precision, length, vocabulary."""
     try:
         found = load_manifest(directory)
     except EngineError:
         return None
-    if (found.source_sha256, found.precision, found.max_sequence_length) != wanted:
+    if (found.source_sha256, found.precision, found.max_sequence_length, found.vocab_size) != wanted:
         return None
     intact = hash_files(directory / MODEL_NAME, directory / _WEIGHTS_NAME) == found.graph_sha256
     return found if intact else None

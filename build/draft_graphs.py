@@ -5,24 +5,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from build.graph.eagle import build_eagle, build_eagle3, build_eagle3_fusion
 from build.graph.heads import build_medusa, build_mlp_stage
 from build.targets.weights import Weights, load_weights
+from build.vocabulary import fitted, is_padding
 from deployments.speculation import Eagle, Eagle3, Medusa, MlpSpeculator
 from engine.runner import BLOCK_SIZE
 from engine.tree_shapes import Trained, tree_shape
 from speculators.eagle import checkpoint as eagle
 from speculators.eagle3 import checkpoint as eagle3
+from speculators.eagle3.checkpoint import Eagle3Checkpoint
 from speculators.eagle3.config import Eagle3Config
+from speculators.formats.checkpoint import Checkpoint
 from speculators.formats.draft_vocabulary import read_draft_vocabulary
 from speculators.formats.errors import CheckpointError
+from speculators.formats.tensors import Array
 from speculators.medusa import checkpoint as medusa
 from speculators.mlp_speculator import checkpoint as mlp_speculator
 
 # More guesses than most trees need: finding them costs nothing, and saves compiling again for a wider tree.
 _CANDIDATES = 10
+# Four-bit weights lie at about a tenth of a row's length, unrelated rows at its square root of two and more. A few rows
+# may differ: those of tokens that were added later.
+_FOREIGN_DISTANCE, _FOREIGN_ROWS = 0.5, 0.01
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,47 @@ class DraftGraphs:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Target:
+    """The target that a speculator is compiled for."""
+
+    directory: Path
+    weights: Weights
+
+    @property
+    def vocab_size(self) -> int:
+        return self.weights.architecture.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self.weights.architecture.hidden_size
+
+    @property
+    def embedding(self) -> NDArray[np.float32]:
+        return self.weights["model.embed_tokens.weight"]
+
+    @property
+    def lm_head(self) -> NDArray[np.float32]:
+        architecture = self.weights.architecture
+        head = self.embedding if architecture.tie_word_embeddings else self.weights["lm_head.weight"]
+        return head / architecture.logits_divisor
+
+    def check(self, speculation: Trained, widths: Mapping[str, int], vocabulary: int | None) -> None:
+        """Refuse a checkpoint of another target; vocabularies may differ in padding."""
+        for name, width in widths.items():
+            if width != self.hidden_size:
+                raise CheckpointError(
+                    f"{speculation.checkpoint} is of another target: {name} is {width}, the target's hidden_size is "
+                    f"{self.hidden_size}"
+                )
+        if vocabulary in (None, self.vocab_size) or is_padding(self.directory, vocabulary, self.vocab_size):
+            return
+        raise CheckpointError(
+            f"{speculation.checkpoint} is of another target: it knows {vocabulary} tokens, the target "
+            f"{self.vocab_size}, and the target's tokenizer has tokens that only one of them has"
+        )
+
+
 def build_graphs(
     speculation: Trained, target: Path, *, precision: str, max_sequence_length: int
 ) -> DraftGraphs:
@@ -50,26 +100,28 @@ def build_graphs(
         TargetError: the target cannot be read.
         EngineError: the section's tree is none.
     """
-    weights = load_weights(target)
+    about = _Target(target, load_weights(target))
     if isinstance(speculation, MlpSpeculator):
-        return _mlp_speculator(speculation, weights, precision)
+        return _mlp_speculator(speculation, about, precision)
     if isinstance(speculation, Medusa):
-        return _medusa(speculation, weights, precision)
+        return _medusa(speculation, about, precision)
     if isinstance(speculation, Eagle):
-        return _eagle(speculation, weights, precision, max_sequence_length)
-    return _eagle3(speculation, weights, precision, max_sequence_length)
+        return _eagle(speculation, about, precision, max_sequence_length)
+    return _eagle3(speculation, about, precision, max_sequence_length)
 
 
-def _mlp_speculator(speculation: MlpSpeculator, weights: Weights, precision: str) -> DraftGraphs:
+def _mlp_speculator(speculation: MlpSpeculator, target: _Target, precision: str) -> DraftGraphs:
     checkpoint = mlp_speculator.load_checkpoint(speculation.checkpoint)
     config = checkpoint.config
-    _check_target(speculation, weights, {"emb_dim": config.emb_dim}, config.vocab_size)
-    kept = read_draft_vocabulary(speculation.checkpoint, config.vocab_size)
+    target.check(speculation, {"emb_dim": config.emb_dim}, config.vocab_size)
+    kept = _drafted(speculation, config.vocab_size, target)
     drafted = config.vocab_size if kept is None else len(kept)
     count = _candidates(speculation, config.top_k_tokens_per_head, drafted)
     distinct = min(2, config.n_predict) if config.tie_weights else config.n_predict
     graphs = {
-        f"stage.{stage}.onnx": build_mlp_stage(checkpoint, stage, kept, precision=precision, count=count)
+        f"stage.{stage}.onnx": build_mlp_stage(
+            checkpoint, stage, kept, precision=precision, count=count, read=target.vocab_size
+        )
         for stage in range(distinct)
     }
     order = tuple(f"stage.{min(stage, distinct - 1)}.onnx" for stage in range(config.n_predict))
@@ -82,29 +134,29 @@ def _mlp_speculator(speculation: MlpSpeculator, weights: Weights, precision: str
     return DraftGraphs(graphs, order, facts)
 
 
-def _medusa(speculation: Medusa, weights: Weights, precision: str) -> DraftGraphs:
+def _medusa(speculation: Medusa, target: _Target, precision: str) -> DraftGraphs:
     every = medusa.load_checkpoint(speculation.checkpoint)
     checkpoint = medusa.first_heads(every, speculation.num_heads)
     width, vocabulary = medusa.hidden_size(checkpoint), medusa.vocab_size(checkpoint)
-    _check_target(speculation, weights, {"width of the heads": width}, vocabulary)
-    lm_head = _lm_head(weights) if vocabulary is None else None
-    known = weights.architecture.vocab_size
-    kept = read_draft_vocabulary(speculation.checkpoint, known)
+    target.check(speculation, {"width of the heads": width}, vocabulary)
+    lm_head = target.lm_head if vocabulary is None else None
+    known = vocabulary or target.vocab_size
+    kept = _drafted(speculation, known, target)
     count = _candidates(speculation, None, known if kept is None else len(kept))
     graph = build_medusa(checkpoint, lm_head, kept, precision=precision, count=count)
     facts = {"candidates": count, "levels": speculation.num_heads, "widths": (width,)}
     return DraftGraphs({"heads.onnx": graph}, ("heads.onnx",), facts)
 
 
-def _eagle(speculation: Eagle, weights: Weights, precision: str, max_sequence_length: int) -> DraftGraphs:
+def _eagle(speculation: Eagle, target: _Target, precision: str, max_sequence_length: int) -> DraftGraphs:
     checkpoint = eagle.load_checkpoint(speculation.checkpoint)
     config = checkpoint.config
-    _check_target(speculation, weights, {"hidden_size": config.hidden_size}, config.vocab_size)
-    count = _candidates(speculation, None, config.vocab_size)
+    target.check(speculation, {"hidden_size": config.hidden_size}, config.vocab_size)
+    count = _candidates(speculation, None, target.vocab_size)
     graph = build_eagle(
         checkpoint,
-        weights["model.embed_tokens.weight"],
-        _lm_head(weights),
+        target.embedding,
+        target.lm_head,
         precision=precision,
         count=count,
         max_positions=max_sequence_length,
@@ -118,19 +170,18 @@ def _eagle(speculation: Eagle, weights: Weights, precision: str, max_sequence_le
     return DraftGraphs({"drafter.onnx": graph}, ("drafter.onnx",), facts)
 
 
-def _eagle3(speculation: Eagle3, weights: Weights, precision: str, max_sequence_length: int) -> DraftGraphs:
+def _eagle3(speculation: Eagle3, target: _Target, precision: str, max_sequence_length: int) -> DraftGraphs:
     checkpoint = eagle3.load_checkpoint(speculation.checkpoint)
     config = checkpoint.config
-    _check_target(speculation, weights, {"width of the features": config.feature_width}, config.vocab_size)
-    embedding = checkpoint.tensors.get(eagle.EMBEDDING)
-    if embedding is None:
-        _check_target(speculation, weights, {"hidden_size": config.hidden_size}, config.vocab_size)
-        embedding = weights["model.embed_tokens.weight"]
-    count = _candidates(speculation, None, config.output_size)
+    target.check(speculation, {"width of the features": config.feature_width}, config.vocab_size)
+    checkpoint = Checkpoint(
+        config, {**checkpoint.tensors, eagle3.OUTPUT: _output(speculation, checkpoint, target)}
+    )
+    count = _candidates(speculation, None, len(checkpoint.tensors[eagle3.OUTPUT]))
     graphs = {
         "drafter.onnx": build_eagle3(
             checkpoint,
-            embedding,
+            _embedding(speculation, checkpoint, target),
             precision=precision,
             count=count,
             max_positions=max_sequence_length,
@@ -141,10 +192,53 @@ def _eagle3(speculation: Eagle3, weights: Weights, precision: str, max_sequence_
     facts = {
         "candidates": count,
         "widths": (config.hidden_size, config.feature_width, config.intermediate_size),
-        "hidden_layers": _captured(speculation, config, weights.architecture.num_layers),
+        "hidden_layers": _captured(speculation, config, target.weights.architecture.num_layers),
         "max_sequence_length": max_sequence_length,
     }
     return DraftGraphs(graphs, tuple(graphs), facts)
+
+
+def _output(speculation: Eagle3, checkpoint: Eagle3Checkpoint, target: _Target) -> Array:
+    """The drafter's output matrix, or the target's where it has none; without rows that the target has not."""
+    config, own = checkpoint.config, checkpoint.tensors.get(eagle3.OUTPUT)
+    if own is None:
+        target.check(speculation, {"hidden_size": config.hidden_size}, None)
+        return target.lm_head
+    highest = int(eagle3.target_ids(checkpoint).max())
+    if config.has_vocabulary_map and highest >= target.vocab_size:
+        raise CheckpointError(
+            f"{speculation.checkpoint} is of another target: it drafts token {highest}, the target has "
+            f"{target.vocab_size}"
+        )
+    return own if config.has_vocabulary_map else own[: target.vocab_size]
+
+
+def _embedding(speculation: Eagle3, checkpoint: Eagle3Checkpoint, target: _Target) -> NDArray[np.float32]:
+    """The token embedding that the drafter reads: its own, or the target's where it stores none.
+
+    One that is as wide as the target's was frozen in training, unless the config says otherwise: then what is stored is
+    the target's, maybe in another precision, or the checkpoint is another target's.
+    """
+    config, own = checkpoint.config, checkpoint.tensors.get(eagle.EMBEDDING)
+    if own is None:
+        target.check(speculation, {"hidden_size": config.hidden_size}, None)
+        return target.embedding
+    own = own.astype(np.float32)
+    if config.hidden_size == target.hidden_size and not config.embed_requires_grad:
+        share = _foreign_share(own, target.embedding)
+        if share > _FOREIGN_ROWS:
+            raise CheckpointError(
+                f"{speculation.checkpoint}: {eagle.EMBEDDING} is not the target's ({share:.0%} of its rows differ); "
+                "the drafter was made for another target, or trained its embedding (embed_requires_grad in its config)"
+            )
+    return fitted(own, target.vocab_size)
+
+
+def _foreign_share(own: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
+    """Share of the rows that are further from the other's than any rounding or quantisation takes them."""
+    shared = min(len(own), len(theirs))
+    distance = np.linalg.norm(own[:shared] - theirs[:shared], axis=1)
+    return float(np.mean(distance > _FOREIGN_DISTANCE * np.linalg.norm(theirs[:shared], axis=1)))
 
 
 def _captured(speculation: Eagle3, config: Eagle3Config, num_layers: int) -> tuple[int, ...]:
@@ -162,28 +256,13 @@ def _captured(speculation: Eagle3, config: Eagle3Config, num_layers: int) -> tup
     return tuple(layer + 1 for layer in layers)
 
 
+def _drafted(speculation: Trained, known: int, target: _Target) -> NDArray[np.int64] | None:
+    """Ids that heads propose, of those that they know; None: all."""
+    kept = read_draft_vocabulary(speculation.checkpoint, known)
+    if kept is None:
+        return np.arange(target.vocab_size, dtype=np.int64) if known > target.vocab_size else None
+    return kept[kept < target.vocab_size]
+
+
 def _candidates(speculation: Trained, top_k: list[int] | None, vocabulary: int) -> int:
     return min(vocabulary, max(_CANDIDATES, tree_shape(speculation, top_k).most_children))
-
-
-def _check_target(
-    speculation: Trained, weights: Weights, widths: Mapping[str, int], vocabulary: int | None
-) -> None:
-    architecture = weights.architecture
-    for name, width in widths.items():
-        if width != architecture.hidden_size:
-            raise CheckpointError(
-                f"{speculation.checkpoint} is of another target: {name} is {width}, the target's hidden_size is "
-                f"{architecture.hidden_size}"
-            )
-    if vocabulary is not None and vocabulary != architecture.vocab_size:
-        raise CheckpointError(
-            f"{speculation.checkpoint} is of another target: it knows {vocabulary} tokens, the target "
-            f"{architecture.vocab_size}"
-        )
-
-
-def _lm_head(weights: Weights) -> Any:
-    architecture = weights.architecture
-    tied = architecture.tie_word_embeddings
-    return weights["model.embed_tokens.weight" if tied else "lm_head.weight"] / architecture.logits_divisor

@@ -15,7 +15,7 @@ Example::
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ import openvino as ov
 
 from build.compile import compile_engine, hash_files, source_hash
 from build.draft_graphs import DraftGraphs, build_graphs
+from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
 from build.targets.files import complete_directory, writing_errors
-from build.targets.layout import read_json
+from build.vocabulary import is_padding
 from deployments.speculation import AnySpeculation, DraftModel, Eagle, Eagle3, Medusa, MlpSpeculator
 from engine.drafters import EMBEDDED_SETTINGS
 from engine.manifest import (
@@ -37,6 +38,7 @@ from engine.manifest import (
     SpeculatorManifest,
     load_speculator_manifest,
 )
+from engine.serving.tokenizer_files import vocabulary
 from engine.tree_shapes import Trained
 from speculators.draft_model.checkpoint import complete_draft
 from speculators.formats.draft_vocabulary import VOCABULARY_FILE
@@ -96,10 +98,41 @@ def _compile_draft(
             source.mkdir()
             complete_draft(draft, target, source)
             shutil.copyfile(draft / VOCABULARY_FILE, source / VOCABULARY_FILE)
-        check_same_tokenizer(source, target)
+        vocab_size = check_draft(source, target)
         compile_engine(
-            source, directory, precision=precision, max_sequence_length=max_sequence_length, report=report
+            source,
+            directory,
+            precision=precision,
+            max_sequence_length=max_sequence_length,
+            vocab_size=vocab_size,
+            report=report,
         )
+
+
+def check_speculator(speculation: AnySpeculation, target: Path) -> None:
+    """Refuse a draft model that does not fit the target, before either is compiled.
+
+    Raises:
+        TargetError: as `check_draft`.
+    """
+    if isinstance(speculation, DraftModel) and not (speculation.model / VOCABULARY_FILE).is_file():
+        check_draft(speculation.model, target)
+
+
+def check_draft(draft: Path, target: Path) -> int:
+    """The size of the target's vocabulary, which the draft model must have, too, padding aside.
+
+    Raises:
+        TargetError: the two have different tokenizers, or one of them lacks tokens of it; a file is missing.
+    """
+    check_same_tokenizer(draft, target)
+    ours, theirs = (Architecture.from_directory(model).vocab_size for model in (draft, target))
+    if ours != theirs and not is_padding(target, ours, theirs):
+        raise TargetError(
+            f"{draft} has {ours} tokens, {target} has {theirs}, and their tokenizer has tokens that only one of them "
+            "has; a draft model must have all of the tokenizer's"
+        )
+    return theirs
 
 
 def check_same_tokenizer(draft: Path, target: Path) -> None:
@@ -118,16 +151,15 @@ def check_same_tokenizer(draft: Path, target: Path) -> None:
     )
 
 
-def _vocabulary(model: Path) -> dict[str, int]:
+def _vocabulary(model: Path) -> Mapping[str, int]:
     if not (model / _TOKENIZER).is_file():
         raise TargetError(
             f"{model / _TOKENIZER} is missing; it tells whether draft and target have the same tokens"
         )
-    tokenizer = read_json(model / _TOKENIZER)
-    tokens: Any = tokenizer.get("model", {}).get("vocab", {})
-    if isinstance(tokens, list):  # Unigram: pieces and scores, in the order of their ids
-        tokens = {piece: index for index, (piece, _) in enumerate(tokens)}
-    return {**tokens, **{token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}}
+    try:
+        return vocabulary(model / _TOKENIZER)
+    except ValueError as error:
+        raise TargetError(f"{model}: {error}") from error
 
 
 def _compile_trained(

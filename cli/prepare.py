@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from build.compile import compile_engine
-from build.drafters import compile_speculator
+from build.drafters import check_speculator, compile_speculator
 from build.embedded_checks import embedded_findings
 from build.repository import assemble_repository
 from build.targets.prepare import prepare_target
@@ -121,6 +121,7 @@ def build_deployment(spec: DeploymentSpec) -> None:
     """Model (if the spec says where from), engine, speculator, repository; what is up to date is left alone."""
     check_embedded(spec)
     fetch_target(spec)
+    check_speculator(spec.speculation, spec.target.model)
     compile_engine(
         spec.target.model,
         spec.engine_directory,

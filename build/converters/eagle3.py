@@ -2,7 +2,8 @@
 
 What its loader needs and other trainers leave out: tensors named `midlayer.*`, `draft_vocab_size` in the config (by
 which it recognises a drafter), and `architectures: [LlamaForCausalLM]`. It takes token embeddings from the target, so
-a drafter that stores its own must have the target's. `d2t` holds offsets.
+a drafter that stores its own must have the target's. `d2t` holds offsets. `norm_output`, by which the normed output is
+fed back, is `return_hidden_post_norm` in `eagle_config` there.
 """
 
 from __future__ import annotations
@@ -71,11 +72,17 @@ def _check(config: Eagle3Config, drafter: Path, target: HuggingFaceTarget) -> No
             f"{drafter} has a vocabulary of {config.vocab_size}; {target.directory} has vocab_size "
             f"{target.vocab_size}; the drafter must be trained with the target's, added tokens included"
         )
-    if config.norm_before_residual:
-        raise ConversionError(
-            f"{drafter} was trained with norm_before_residual, which TensorRT-LLM 1.2.1 does not compute; train it "
-            "with norm_before_residual: false (`drafthouse train` does)"
-        )
+    for name, used in (
+        ("norm_before_residual", config.norm_before_residual),
+        ("norm_before_fc", config.norm_before_fc),
+        ("fc_norm", config.fc_norm),
+        ("norms of queries and keys", config.qk_norm),
+    ):
+        if used:
+            raise ConversionError(
+                f"{drafter} was trained with {name}, which TensorRT-LLM 1.2.1 does not compute; train it without "
+                "(`drafthouse train` does)"
+            )
 
 
 def _check_embedding(found: Eagle3Checkpoint, drafter: Path, target: HuggingFaceTarget) -> None:
@@ -90,6 +97,10 @@ def _check_embedding(found: Eagle3Checkpoint, drafter: Path, target: HuggingFace
 
 
 def _flat(config: Eagle3Config) -> Eagle3Config:
+    if config.target_layers is not None:
+        config = config.reading(config.target_layers)
+    if config.norm_output:
+        config = config.changed(eagle_config={**(config.eagle_config or {}), "return_hidden_post_norm": True})
     return config.changed(architectures=["LlamaForCausalLM"], model_type="llama", tie_word_embeddings=False)
 
 

@@ -15,12 +15,7 @@ from build.converters.errors import ConversionError
 from speculators.formats.config import CONFIG_FILE, read_json_object
 from speculators.formats.tensors import Array, find_file, is_float, read_tensors
 
-_WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 

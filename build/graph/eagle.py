@@ -17,7 +17,9 @@ from onnx import TensorProto
 from build.graph.decoder import DecoderParts, Weights
 from build.graph.nodes import GraphBuilder
 from build.targets.architecture import Architecture
+from build.targets.rope import parse_scaling
 from speculators.eagle.checkpoint import EagleCheckpoint
+from speculators.eagle.config import LlamaDrafterConfig
 from speculators.eagle3.checkpoint import DRAFT_TO_TARGET, TARGET_TO_DRAFT, Eagle3Checkpoint, target_ids
 
 
@@ -32,7 +34,8 @@ def build_eagle(
     block_size: int,
 ) -> onnx.ModelProto:
     """EAGLE-1; embedding and output matrix, [V, H] each, are the target's."""
-    weights, architecture = _floats(checkpoint.tensors), Architecture.from_config(checkpoint.config.content())
+    weights = _floats(checkpoint.tensors)
+    architecture = _architecture(checkpoint.config, checkpoint.config.num_hidden_layers)
     graph = GraphBuilder(quantize=precision == "int8")
     parts = DecoderParts(graph, architecture, weights, max_positions=max_positions, block_size=block_size)
     hidden, embedded = _inputs(graph, parts, embedding)
@@ -57,7 +60,7 @@ def build_eagle3(
 ) -> onnx.ModelProto:
     """EAGLE-3; the embedding [V, H] is the target's or the checkpoint's own."""
     config, weights = checkpoint.config, _floats(checkpoint.tensors)
-    architecture = Architecture.from_config(config.content())
+    architecture = _architecture(config, 1, qk_norm=config.qk_norm)
     graph = GraphBuilder(quantize=precision == "int8")
     parts = DecoderParts(graph, architecture, weights, max_positions=max_positions, block_size=block_size)
     hidden, embedded = _inputs(graph, parts, embedding)
@@ -67,7 +70,9 @@ def build_eagle3(
     residual = normed if config.norm_before_residual else hidden
     values = _wanted_rows(graph, _finish_layer(graph, parts, residual, attended, "midlayer."))
     ids = target_ids(checkpoint) if config.has_vocabulary_map else None
-    return _model(graph, values, parts.linear(parts.norm(values, "norm"), "lm_head"), count, ids)
+    output = parts.norm(values, "norm")
+    fed_back = output if config.norm_output else values
+    return _model(graph, fed_back, parts.linear(output, "lm_head"), count, ids)
 
 
 def build_eagle3_fusion(checkpoint: Eagle3Checkpoint) -> onnx.ModelProto:
@@ -77,11 +82,42 @@ def build_eagle3_fusion(checkpoint: Eagle3Checkpoint) -> onnx.ModelProto:
     It stays in fp32: single columns of hidden states are a thousand times the others, which no scale of a row or a
     group of activations can hold together, and the matrix is small.
     """
-    weights, graph = _floats(checkpoint.tensors), GraphBuilder(quantize=False)
+    weights, graph, config = _floats(checkpoint.tensors), GraphBuilder(quantize=False), checkpoint.config
     weight = weights["fc.weight"]
     features = graph.input("features", TensorProto.FLOAT, ["rows", weight.shape[1]])
+    if config.norm_before_fc:
+        features = graph.rms_norm(features, weights["input_norm.weight"], config.rms_norm_eps)
+    if config.fc_norm:
+        count = config.num_features
+        parts = graph.node(
+            "Split", [features, graph.integers(*[config.feature_width] * count)], count, axis=1
+        )
+        normed = [
+            graph.rms_norm(part, weights[f"fc_norm.{feature}.weight"], config.rms_norm_eps)
+            for feature, part in enumerate(parts)
+        ]
+        features = graph.node("Concat", normed, axis=1)[0]
     return graph.model(
         {"hidden": graph.linear(features, weight, "fc", weights.get("fc.bias"))}, "eagle3_fusion"
+    )
+
+
+def _architecture(config: LlamaDrafterConfig, num_layers: int, *, qk_norm: bool = False) -> Architecture:
+    """The drafter's layers, whatever family and class its config names (drafters have rules of their own)."""
+    return Architecture(
+        family="llama",
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_layers=num_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.key_value_heads,
+        head_dim=config.head_width,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_position_embeddings,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_theta=config.rope_theta,
+        rope_scaling=parse_scaling(config.rope_scaling, config.max_position_embeddings),
+        qk_norm=qk_norm,
     )
 
 

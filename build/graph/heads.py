@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from build.graph.nodes import Array, GraphBuilder
+from build.vocabulary import fitted
 from speculators.medusa.checkpoint import MedusaCheckpoint, hidden_size, output_name
 from speculators.mlp_speculator.checkpoint import MlpSpeculatorCheckpoint, stored_name
 
@@ -25,8 +26,9 @@ def build_mlp_stage(
     *,
     precision: str,
     count: int,
+    read: int | None = None,
 ) -> onnx.ModelProto:
-    """One stage, with the output rows `kept` (None: all).
+    """One stage, with the output rows `kept` (None: all), that reads tokens below `read` (None: its own vocabulary).
 
     Inputs: `state` [rows, E or D] and `tokens` [rows], the token before the one to be predicted. Outputs: `next_state`
     [rows, D], and [rows, count] candidates.
@@ -42,7 +44,8 @@ def build_mlp_stage(
     if stage == 0 and config.scale_input:
         state = graph.rms_norm(state, np.full(width, 1 / math.sqrt(2), np.float32), _NORM_EPSILON)
     ratio = config.embedding_weight / config.state_weight
-    table = graph.matrix(ratio * weight(f"emb.{stage}.weight"), "emb")
+    embedding = weight(f"emb.{stage}.weight")
+    table = graph.matrix(ratio * fitted(embedding, read or len(embedding)), "emb")
     mixed = graph.node(
         "Add",
         [

@@ -19,6 +19,9 @@ from onnx import TensorProto
 from build.graph.decoder import DecoderParts, Weights
 from build.graph.nodes import GraphBuilder
 from build.targets.architecture import Architecture
+from build.vocabulary import fitted
+
+_LACKING = -1e9
 
 
 def build_target_graph(
@@ -29,6 +32,7 @@ def build_target_graph(
     max_positions: int,
     block_size: int,
     drafted: NDArray[np.int64] | None = None,
+    vocab_size: int | None = None,
 ) -> onnx.ModelProto:
     """Build the graph.
 
@@ -39,15 +43,18 @@ def build_target_graph(
         max_positions: rows of the rotary tables.
         block_size: KV rows in a cache block.
         drafted: ids that a draft model proposes; None: all.
+        vocab_size: tokens that are read and scored, where a draft model's target is padded otherwise than the model:
+            those that it lacks are rows of zeros and are never chosen.
     """
-    graph = _TargetGraph(architecture, weights, precision == "int8")
+    graph = _TargetGraph(architecture, weights, precision == "int8", vocab_size or architecture.vocab_size)
     return graph.build(max_positions, block_size, drafted)
 
 
 class _TargetGraph:
-    def __init__(self, architecture: Architecture, weights: Weights, quantize: bool) -> None:
+    def __init__(self, architecture: Architecture, weights: Weights, quantize: bool, vocab_size: int) -> None:
         self._arch = architecture
         self._weights = weights
+        self._vocab_size = vocab_size
         self._graph = GraphBuilder(quantize=quantize)
 
     def build(
@@ -57,7 +64,8 @@ class _TargetGraph:
         self._parts = DecoderParts(
             graph, arch, self._weights, max_positions=max_positions, block_size=block_size
         )
-        table = graph.matrix(self._weights["model.embed_tokens.weight"], "model.embed_tokens.weight")
+        embedding = fitted(self._weights["model.embed_tokens.weight"], self._vocab_size)
+        table = graph.matrix(embedding, "model.embed_tokens.weight")
         hidden = graph.multiply(
             graph.node("Gather", [table, self._parts.tokens])[0], arch.embedding_multiplier
         )
@@ -69,13 +77,22 @@ class _TargetGraph:
         rows = graph.input("logit_rows", TensorProto.INT64, ["rows"])
         hidden = graph.node("Gather", [hidden, rows])[0]
         name = "model.embed_tokens.weight" if arch.tie_word_embeddings else "lm_head.weight"
-        logits = graph.linear(hidden, self._weights[name], name)
+        logits = graph.linear(hidden, fitted(self._weights[name], self._vocab_size), name)
         outputs = {f"hidden.{index}": state for index, state in enumerate(states)}
-        outputs["logits"] = graph.multiply(logits, 1.0 / arch.logits_divisor)
+        outputs["logits"] = self._without_lacking(graph.multiply(logits, 1.0 / arch.logits_divisor))
         proposed = outputs["logits"]
         if drafted is not None:
+            drafted = drafted[drafted < self._vocab_size]
             proposed = graph.linear(hidden, self._weights[name][drafted], "drafted_rows")
         return graph.model(outputs | graph.candidates(proposed, 1, drafted), arch.family)
+
+    def _without_lacking(self, logits: str) -> str:
+        """The scores, far below all others for tokens that the model has no row for."""
+        if self._vocab_size <= self._arch.vocab_size:
+            return logits
+        mask = np.zeros(self._vocab_size, np.float32)
+        mask[self._arch.vocab_size :] = _LACKING
+        return self._graph.node("Add", [logits, self._graph.constant(mask, "lacking")])[0]
 
     def _layer(self, hidden: str, layer: int) -> str:
         graph, parts, prefix = self._graph, self._parts, f"model.layers.{layer}."

@@ -5,13 +5,11 @@ Both may be null, or older than the tokenizer that a fine-tuned model was given;
 stop at the tokenizer's own `eos_token`, too. Here it is all of them, the model's before the tokenizer's.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from engine.serving.tokenizer_files import content_of, read_tokenizer_config
+from engine.serving.tokenizer_files import content_of, read_tokenizer_config, vocabulary
 
 
 def end_token_ids(
@@ -32,30 +30,8 @@ def end_token_ids(
     if not named:
         named = _ids(config["eos_token_id"], "config.json") if "eos_token_id" in config else tuple(default)
     token = content_of(read_tokenizer_config(directory).get("eos_token"))
-    own = token_id(directory / "tokenizer.json", token) if token else None
+    own = vocabulary(directory / "tokenizer.json").get(token) if token else None
     return tuple(dict.fromkeys((*named, *(() if own is None else (own,)))))
-
-
-def token_id(path: Path, token: str) -> int | None:
-    """Id of a token in a `tokenizer.json`; None where it, or the file, is not there."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return _vocabulary(path, status.st_size, status.st_mtime_ns).get(token)
-
-
-@lru_cache(maxsize=4)
-def _vocabulary(path: Path, size: int, modified_ns: int) -> Mapping[str, int]:
-    """Ids by token; the two numbers make it that of this very content."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        tokens = content["model"].get("vocab") or {}
-        if isinstance(tokens, list):  # Unigram: pieces and scores, in the order of their ids
-            tokens = {piece: index for index, (piece, _) in enumerate(tokens)}
-        return {**tokens, **{entry["content"]: entry["id"] for entry in content.get("added_tokens") or []}}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path.name} cannot be read: {error}") from error
 
 
 def _ids(value: Any, where: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ What Transformers 5 does beside reading `tokenizer.json` (`TokenizersBackend.__i
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,32 @@ def read_tokenizer_config(directory: Path) -> dict[str, Any]:
     if "added_tokens_decoder" in config:
         return config
     return {**config, **_read(directory / "special_tokens_map.json")}
+
+
+def vocabulary(path: Path) -> Mapping[str, int]:
+    """Ids of all tokens of a `tokenizer.json`, added ones included; empty where there is no such file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return {}
+    return _vocabulary(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _vocabulary(path: Path, size: int, modified_ns: int) -> Mapping[str, int]:
+    """The two numbers make it that of this very content."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        tokens = content["model"].get("vocab") or {}
+        if isinstance(tokens, list):  # Unigram: pieces and scores, in the order of their ids
+            tokens = {piece: index for index, (piece, _) in enumerate(tokens)}
+        return {**tokens, **{entry["content"]: entry["id"] for entry in content.get("added_tokens") or []}}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from error
 
 
 def content_of(token: Any) -> str | None:

@@ -18,7 +18,7 @@ from speculators.formats.draft_vocabulary import write_draft_vocabulary
 from speculators.formats.errors import CheckpointError
 from speculators.formats.tensors import Array, Tensors, dtype_of, find_file, read_tensors, write_safetensors
 
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+WEIGHT_FILES = ("model.safetensors",)
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -46,15 +47,20 @@ class LlamaDrafterConfig(PublishedConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _newer_rope(cls, content: Any) -> Any:
-        """Transformers 5 writes `rope_parameters`, which earlier readers, TensorRT-LLM 1.2.1 among them, ignore."""
-        if not isinstance(content, dict) or not isinstance(content.get("rope_parameters"), dict):
+    def _as_transformers_reads_it(cls, content: Any) -> Any:
+        """A key that is null is absent. Transformers 5 writes `rope_parameters`, which earlier readers, TensorRT-LLM
+        1.2.1 among them, ignore; a `rope_theta` in there, or in `rope_scaling`, goes before the one beside them."""
+        if not isinstance(content, dict):
             return content
-        content = dict(content)
-        parameters = dict(content.pop("rope_parameters"))
-        content.setdefault("rope_theta", parameters.pop("rope_theta", 10000.0))
-        if parameters.get("rope_type", "default") != "default":
-            content.setdefault("rope_scaling", parameters)
+        content = {key: value for key, value in content.items() if value is not None}
+        newer = content.pop("rope_parameters", None)
+        rope = newer if newer is not None else content.get("rope_scaling")
+        if isinstance(rope, dict):
+            rope = {key: value for key, value in rope.items() if value is not None}
+            content["rope_theta"] = rope.pop("rope_theta", content.get("rope_theta", 10000.0))
+            content["rope_scaling"] = rope
+            if rope.get("rope_type", rope.get("type", "default")) == "default" and not _unknown_rope(rope):
+                del content["rope_scaling"]
         return content
 
     @model_validator(mode="after")
@@ -77,6 +83,10 @@ class LlamaDrafterConfig(PublishedConfig):
             known = ", ".join(ROPE_SETTINGS)
             raise ValueError(f"rope_scaling has type {self.rope_type!r}; it must be one of {known}")
         scaling = self.rope_scaling or {}
+        if unknown := _unknown_rope(scaling):
+            raise ValueError(f"rope_scaling has settings that are not supported: {', '.join(unknown)}")
+        if (self.model_extra or {}).get("partial_rotary_factor", 1) != 1:
+            raise ValueError("partial_rotary_factor is not supported; it must be 1")
         for key in ROPE_SETTINGS[self.rope_type]:
             if not isinstance(scaling.get(key), (int, float)) or scaling[key] <= 0:
                 raise ValueError(
@@ -98,6 +108,14 @@ class LlamaDrafterConfig(PublishedConfig):
         """Kind of rotary scaling."""
         scaling = self.rope_scaling or {}
         return str(scaling.get("rope_type") or scaling.get("type") or "default")
+
+
+def _unknown_rope(scaling: Mapping[str, Any]) -> list[str]:
+    """Settings of a rotary scaling that are none of its kind's."""
+    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
+    known = {"rope_type", "type", "factor", *ROPE_SETTINGS.get(kind, ())}
+    whole = scaling.get("partial_rotary_factor") in (None, 1)
+    return sorted(set(scaling) - known - ({"partial_rotary_factor"} if whole else set()))
 
 
 class EagleConfig(LlamaDrafterConfig):

@@ -46,9 +46,14 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions, reading `input_width` columns."""
+    """Grouped-query attention with rotary positions, reading `input_width` columns.
 
-    def __init__(self, config: LlamaDrafterConfig, input_width: int, qkv_bias: bool = False) -> None:
+    With `qk_norm`, queries and keys are normed head by head before they are rotated, as in Qwen3.
+    """
+
+    def __init__(
+        self, config: LlamaDrafterConfig, input_width: int, *, qkv_bias: bool = False, qk_norm: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         queries = config.num_attention_heads * config.head_width
@@ -57,6 +62,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(input_width, keys, bias=qkv_bias)
         self.v_proj = nn.Linear(input_width, keys, bias=qkv_bias)
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+        self.q_norm = RmsNorm(config.head_width, config.rms_norm_eps) if qk_norm else None
+        self.k_norm = RmsNorm(config.head_width, config.rms_norm_eps) if qk_norm else None
 
     def forward(
         self, values: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor, past: KeyValues | None
@@ -73,8 +80,8 @@ class Attention(nn.Module):
             Float ``[B, T, H]``, and keys and values of all S + T rows.
         """
         angles = positions[..., None].float() * inverse_frequencies(self.config).to(positions.device)
-        queries = rotate(self._heads(self.q_proj(values)), angles)
-        present = (rotate(self._heads(self.k_proj(values)), angles), self._heads(self.v_proj(values)))
+        queries, keys, contents = self.heads(values)
+        queries, present = rotate(queries, angles), (rotate(keys, angles), contents)
         if past is not None:
             present = (torch.cat([past[0], present[0]], dim=2), torch.cat([past[1], present[1]], dim=2))
         group = self.config.num_attention_heads // self.config.key_value_heads
@@ -84,7 +91,14 @@ class Attention(nn.Module):
         )
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), present
 
-    def _heads(self, values: torch.Tensor) -> torch.Tensor:
+    def heads(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values of rows ``[B, T, input width]``, not rotated: ``[B, heads, T, head width]`` each."""
+        queries, keys = self._split(self.q_proj(values)), self._split(self.k_proj(values))
+        if self.q_norm is not None and self.k_norm is not None:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
+        return queries, keys, self._split(self.v_proj(values))
+
+    def _split(self, values: torch.Tensor) -> torch.Tensor:
         batch, rows, _ = values.shape
         return values.view(batch, rows, -1, self.config.head_width).transpose(1, 2)
 

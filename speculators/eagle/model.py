@@ -63,7 +63,7 @@ class EagleLayer(nn.Module):
     def __init__(self, config: EagleConfig, index: int) -> None:
         super().__init__()
         width, epsilon = config.hidden_size, config.rms_norm_eps
-        self.self_attn = Attention(config, width, config.qkv_bias)
+        self.self_attn = Attention(config, width, qkv_bias=config.qkv_bias)
         self.mlp = Mlp(config)
         self.input_layernorm = RmsNorm(width, epsilon) if index > 0 else nn.Identity()
         self.post_attention_layernorm = RmsNorm(width, epsilon)

@@ -1,12 +1,15 @@
-"""EAGLE-3 weights: the layouts of the EAGLE repository, SpecForge and the speculators library in, the first out.
+"""EAGLE-3 weights: layouts of the EAGLE repository, SpecForge, ModelOpt and the speculators library in, the first out.
 
 Tensors of `pytorch_model.bin` or `model.safetensors` (yuhuili/EAGLE3-LLaMA3.1-Instruct-8B and its siblings;
 TensorRT-LLM 1.2.1 `_torch/models/modeling_speculative.py`), for width H, width T of the target, F features (3),
-MLP width M, query width Q and key width K, V tokens of which W can be drafted:
+MLP width M, query width Q and key width K in heads of D, V tokens of which W can be drafted:
 
     fc.weight                                   [H, F T]    features from the target's low layer to its high one
     fc.bias                                     [H]         where config.bias
+    input_norm.weight                           [F T]       where config.norm_before_fc
+    fc_norm.{0..F-1}.weight                     [T]         where config.fc_norm
     midlayer.self_attn.{q,k,v}_proj.weight      [Q or K, 2H]  columns: token embedding, then hidden state
+    midlayer.self_attn.{q,k}_norm.weight        [D]         drafters with Qwen3's layer
     midlayer.self_attn.o_proj.weight            [H, Q]
     midlayer.mlp.{gate,up}_proj.weight          [M, H]
     midlayer.mlp.down_proj.weight               [H, M]
@@ -14,19 +17,21 @@ MLP width M, query width Q and key width K, V tokens of which W can be drafted:
     midlayer.hidden_norm.weight                 [H]         on the hidden state
     midlayer.post_attention_layernorm.weight    [H]
     norm.weight                                 [H]
-    lm_head.weight                              [W, H]
+    lm_head.weight                              [W, H]      optional where W is V: the target's own
     d2t                                         int64 [W]   *offset*: target id = draft id + d2t[draft id]
-    t2d                                         bool [V]    whether a target id can be drafted
+    t2d                                         bool [V]    optional: whether a target id can be drafted
     embed_tokens.weight                         [V, H]      optional: the target's own
 
-`d2t` and `t2d` are there only where W differs from V. SpecForge and the speculators library say `layers.0` instead of
-`midlayer`; TensorRT-LLM 1.2.1 knows only `midlayer` (its pull request 11010 of January 2026 added the other), so that
-is what is written.
+`d2t` and `t2d` are there only where W differs from V; ModelOpt writes no `t2d`, which follows from `d2t`. SpecForge,
+ModelOpt and the speculators library say `layers.0` instead of `midlayer`; TensorRT-LLM 1.2.1 knows only `midlayer` (its
+pull request 11010 of January 2026 added the other), so that is what is written. The speculators library once stored the
+target's `verifier_norm` and `verifier_lm_head`, which only training needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,26 +45,43 @@ from speculators.formats.tensors import Array, Tensors, dtype_of, find_file, rea
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 DRAFT_TO_TARGET, TARGET_TO_DRAFT = "d2t", "t2d"
 
+OUTPUT = "lm_head.weight"
+
 _LAYER = "midlayer"
-_OTHER_LAYER = "layers.0."
+_OTHER_NAMES = (
+    (re.compile(r"^model\."), ""),
+    (re.compile(r"^layers\.0\."), f"{_LAYER}."),
+    (re.compile(r"^aux_norm_low\."), "fc_norm.0."),  # SGLang's older names
+    (re.compile(r"^aux_norm_mid\."), "fc_norm.1."),
+    (re.compile(r"^aux_norm_high\."), "fc_norm.2."),
+)
+_FURTHER_LAYER = re.compile(r"^(?:layers|midlayer)\.(\d+)\.")
+_TRAINING_ONLY = ("verifier_norm.", "verifier_lm_head.")
 
 Eagle3Checkpoint = Checkpoint[Eagle3Config]
 
 
-def tensor_shapes(config: Eagle3Config, with_embedding: bool) -> Shapes:
-    """Names and shapes of the tensors; `with_embedding` adds the target's token embedding."""
-    width = config.hidden_size
-    shapes: Shapes = {"fc.weight": (width, config.num_features * config.feature_width)}
+def tensor_shapes(config: Eagle3Config, optional: Collection[str] = (OUTPUT,)) -> Shapes:
+    """Names and shapes; of the tensors that are the target's own where they are absent, the `optional` ones."""
+    width, features = config.hidden_size, config.num_features
+    shapes: Shapes = {"fc.weight": (width, features * config.feature_width)}
     if config.bias:
         shapes["fc.bias"] = (width,)
+    if config.norm_before_fc:
+        shapes["input_norm.weight"] = (features * config.feature_width,)
+    if config.fc_norm:
+        shapes |= {f"fc_norm.{feature}.weight": (config.feature_width,) for feature in range(features)}
     shapes |= attention_and_mlp_shapes(config, _LAYER, 2 * width)
+    if config.qk_norm:
+        shapes |= {f"{_LAYER}.self_attn.{kind}_norm.weight": (config.head_width,) for kind in "qk"}
     for norm in ("input_layernorm", "hidden_norm", "post_attention_layernorm"):
         shapes[f"{_LAYER}.{norm}.weight"] = (width,)
     shapes["norm.weight"] = (width,)
-    shapes["lm_head.weight"] = (config.output_size, width)
+    if OUTPUT in optional or config.has_vocabulary_map:
+        shapes[OUTPUT] = (config.output_size, width)
     if config.has_vocabulary_map:
         shapes[DRAFT_TO_TARGET], shapes[TARGET_TO_DRAFT] = (config.output_size,), (config.vocab_size,)
-    if with_embedding:
+    if EMBEDDING in optional:
         shapes[EMBEDDING] = (config.vocab_size, width)
     return shapes
 
@@ -73,10 +95,13 @@ def load_checkpoint(directory: Path) -> Eagle3Checkpoint:
     """
     config = Eagle3Config.read(directory)
     path = find_file(directory, WEIGHT_FILES)
-    found = read_tensors(path, lambda name: not name.endswith(DERIVED_SUFFIX))
+    found = read_tensors(path, _is_drafters)
     tensors = {_current_name(name): values for name, values in found.items()}
+    config = _as_stored(str(path), config, tensors)
     if not config.has_vocabulary_map:
         _drop_identity_map(str(path), config, tensors)
+    else:
+        _complete_map(config, tensors)
     _check(str(path), config, tensors)
     if config.has_vocabulary_map:
         tensors[DRAFT_TO_TARGET] = tensors[DRAFT_TO_TARGET].astype(np.int64)
@@ -124,8 +149,36 @@ def vocabulary_maps(kept: Array, vocab_size: int) -> Tensors:
     return {DRAFT_TO_TARGET: chosen - np.arange(len(chosen), dtype=np.int64), TARGET_TO_DRAFT: draftable}
 
 
+def _is_drafters(name: str) -> bool:
+    return not name.endswith(DERIVED_SUFFIX) and not name.startswith(_TRAINING_ONLY)
+
+
 def _current_name(name: str) -> str:
-    return f"{_LAYER}.{name.removeprefix(_OTHER_LAYER)}" if name.startswith(_OTHER_LAYER) else name
+    for other, current in _OTHER_NAMES:
+        name = other.sub(current, name)
+    return name
+
+
+def _as_stored(where: str, config: Eagle3Config, tensors: Mapping[str, Array]) -> Eagle3Config:
+    """The config of what is stored: published ones may count the target's layers, or name its class."""
+    further = {int(found[1]) for name in tensors if (found := _FURTHER_LAYER.match(name))}
+    if further:
+        raise CheckpointError(
+            f"{where} has {max(further) + 1} decoder layers; EAGLE-3 drafters of one layer are supported"
+        )
+    normed = any(name.startswith(f"{_LAYER}.self_attn.q_norm.") for name in tensors)
+    return config.changed(num_hidden_layers=1, model_type="qwen3" if normed else "llama")
+
+
+def _complete_map(config: Eagle3Config, tensors: Tensors) -> None:
+    """Add `t2d`, where it is not stored and `d2t` names tokens of the target."""
+    offsets = tensors.get(DRAFT_TO_TARGET)
+    if TARGET_TO_DRAFT in tensors or offsets is None or offsets.dtype.kind not in "iu":
+        return
+    ids = np.arange(len(offsets), dtype=np.int64) + offsets.astype(np.int64)
+    draftable = np.zeros(config.vocab_size, dtype=np.bool_)
+    draftable[ids[(ids >= 0) & (ids < config.vocab_size)]] = True
+    tensors[TARGET_TO_DRAFT] = draftable
 
 
 def _drop_identity_map(where: str, config: Eagle3Config, tensors: Tensors) -> None:
@@ -139,7 +192,7 @@ def _drop_identity_map(where: str, config: Eagle3Config, tensors: Tensors) -> No
 
 
 def _check(where: str, config: Eagle3Config, tensors: Mapping[str, Array]) -> None:
-    shapes = tensor_shapes(config, with_embedding=EMBEDDING in tensors)
+    shapes = tensor_shapes(config, tensors.keys() & {EMBEDDING, OUTPUT})
     check_tensors(where, tensors, shapes, integers=frozenset({DRAFT_TO_TARGET, TARGET_TO_DRAFT}))
     if config.has_vocabulary_map:
         _check_maps(where, config, tensors)

@@ -1,7 +1,24 @@
-"""`config.json` of an EAGLE-3 drafter, as the EAGLE repository, SpecForge and the speculators library write it."""
+"""`config.json` of an EAGLE-3 drafter, as its writers write it.
+
+The EAGLE repository, SpecForge and ModelOpt write a flat Llama config, the speculators library nests it in
+`transformer_layer_config`. They count the target's layers that are read in two ways:
+
+| key | writers | readers | a number is |
+|---|---|---|---|
+| `eagle_aux_hidden_state_layer_ids` | speculators | speculators, vLLM, llama.cpp | the layer that the state enters |
+| `eagle_config.eagle_aux_hidden_state_layer_ids` | SpecForge, ModelOpt | SGLang, ModelOpt | the layer that it leaves |
+| `aux_hidden_states_layer_ids` | AngelSlim | AngelSlim | the layer that it leaves |
+
+vLLM reads the second as the first where the first is missing. So both are written, and mean the same to every reader;
+of what is read, all that are there must agree.
+
+Whose layers `num_hidden_layers` counts, and whose class `architectures` names, differs from file to file; what is
+stored decides (`speculators.eagle3.checkpoint`). A key that changes the computation is honoured or refused here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import PositiveInt, model_validator
@@ -10,46 +27,93 @@ from speculators.eagle.config import LlamaDrafterConfig
 
 DEFAULT_FEATURES = 3
 
+_LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
+_ANGELSLIM_LAYER_IDS = "aux_hidden_states_layer_ids"
+_NEWER = frozenset({"norm_before_fc", "fc_norm", "norm_output", "embed_requires_grad"})
 # Keys of the speculators library that say for whom its file is; the flat config that other engines read has none.
 _SPECULATORS_KEYS = ("speculators_config", "speculators_model_type", "speculators_version", "auto_map")
+# What a key must say, where it is there, for the drafter to be the one that is computed here.
+_REQUIRED: Mapping[str, tuple[Any, ...]] = {
+    "mlp_bias": (False,),
+    "qkv_bias": (False,),
+    "is_causal": (True,),
+    "logit_scale": (1, 1.0),
+    "kv_lora_rank": (),
+    "quantization_config": (),
+    "ptd_token_id": (),  # parallel drafting (P-EAGLE)
+    "pard_token": (),
+}
+_REQUIRED_NESTED: Mapping[str, tuple[Any, ...]] = {
+    "use_aux_hidden_state": (True,),
+    "use_input_layernorm_in_first_layer": (True,),
+    "use_last_layernorm": (True,),
+    "use_mtp_layernorm": (False,),
+    "eh_proj_before_attn": (False,),
+    "parallel_draft_step": (1,),
+}
 
 
 class Eagle3Config(LlamaDrafterConfig):
     """EAGLE-3.
 
     Attributes:
-        num_hidden_layers: always 1.
+        num_hidden_layers: 1 once the checkpoint is loaded.
         draft_vocab_size: tokens that can be drafted, W; unset means all V of the target.
         target_hidden_size: width of the target where it is not that of the drafter.
         bias: whether `fc` has a bias.
         attention_bias: not supported; no released drafter has it.
         norm_before_residual: the residual starts after `hidden_norm` instead of before it (speculators library).
+        norm_before_fc: a norm over all features together, before `fc`.
+        fc_norm: a norm for each feature, before `fc`.
+        norm_output: the normed output is fed back, instead of the one before the norm.
+        embed_requires_grad: the token embedding was trained, so it is not the target's.
         eagle_config: what ModelOpt and SpecForge write about the target layers that are read.
     """
 
-    num_hidden_layers: Literal[1] = 1
+    num_hidden_layers: PositiveInt = 1
     draft_vocab_size: PositiveInt | None = None
     target_hidden_size: PositiveInt | None = None
     bias: bool = False
     attention_bias: Literal[False] = False
     norm_before_residual: bool = False
+    norm_before_fc: bool = False
+    fc_norm: bool = False
+    norm_output: bool = False
+    embed_requires_grad: bool = False
     eagle_config: dict[str, Any] | None = None
+    eagle_aux_hidden_state_layer_ids: list[int] | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _nested_layer(cls, content: Any) -> Any:
-        """The speculators library nests the Llama keys in `transformer_layer_config`."""
-        if not isinstance(content, dict) or "transformer_layer_config" not in content:
+    def _published(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
             return content
-        outer = {key: value for key, value in content.items() if key not in _SPECULATORS_KEYS}
-        layer = dict(outer.pop("transformer_layer_config"))
-        return {**layer, **outer, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+        content = _flat({key: value for key, value in content.items() if value is not None})
+        nested = content.get("eagle_config") or {}
+        if not isinstance(nested, dict):
+            return content
+        _check_required("", content, _REQUIRED)
+        _check_required("eagle_config.", nested, _REQUIRED_NESTED)
+        if "norm_before_fc" in nested:
+            content["norm_before_fc"] = nested["norm_before_fc"]
+        if nested.get("return_hidden_post_norm"):  # TensorRT-LLM's name
+            content["norm_output"] = True
+        if content.get("use_aux_norm"):  # SGLang's older name
+            content["fc_norm"] = True
+        return content
 
     @model_validator(mode="after")
-    def _vocabulary(self) -> Eagle3Config:
+    def _consistent_features(self) -> Eagle3Config:
         if self.output_size > self.vocab_size:
             raise ValueError(
                 f"draft_vocab_size = {self.draft_vocab_size} is above vocab_size = {self.vocab_size}"
+            )
+        named = self._named_layers()
+        if len({tuple(layers) for layers in named.values()}) > 1:
+            told = ", ".join(f"{key} the outputs of {layers}" for key, layers in named.items())
+            raise ValueError(
+                f"the target's layers that are read are named differently: {told} (at the top level a number is the "
+                "layer that a state enters, in eagle_config the one that it leaves)"
             )
         return self
 
@@ -64,6 +128,11 @@ class Eagle3Config(LlamaDrafterConfig):
         return self.output_size != self.vocab_size
 
     @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are normed head by head, as in Qwen3."""
+        return self.model_type == "qwen3"
+
+    @property
     def feature_width(self) -> int:
         """Width of one of the target's hidden states."""
         return self.target_hidden_size or self.hidden_size
@@ -71,11 +140,62 @@ class Eagle3Config(LlamaDrafterConfig):
     @property
     def target_layers(self) -> list[int] | None:
         """Target layers whose outputs are read, where the config says so."""
-        layers = (self.eagle_config or {}).get("eagle_aux_hidden_state_layer_ids")
-        layers = layers or (self.model_extra or {}).get("eagle_aux_hidden_state_layer_ids")
-        return [int(layer) for layer in layers] if layers else None
+        return next(iter(self._named_layers().values()), None)
 
     @property
     def num_features(self) -> int:
         """Target layers that are read."""
         return len(self.target_layers or range(DEFAULT_FEATURES))
+
+    def reading(self, layers: list[int]) -> Eagle3Config:
+        """A copy that reads the outputs of these target layers, told so that every reader takes it so."""
+        content = {key: value for key, value in self.content().items() if key != _ANGELSLIM_LAYER_IDS}
+        nested = {**(self.eagle_config or {}), _LAYER_IDS: layers}
+        entered = [layer + 1 for layer in layers]
+        return type(self).parse({**content, _LAYER_IDS: entered, "eagle_config": nested}, "config")
+
+    def content(self) -> dict[str, Any]:
+        """The JSON object; keys of newer drafters only where they say something (SpecForge reads `norm_output: false`
+        as no norm at all)."""
+        content = super().content()
+        return {key: value for key, value in content.items() if key not in _NEWER or value}
+
+    def _named_layers(self) -> dict[str, list[int]]:
+        """Target layers whose outputs are read, by the key that names them."""
+        entered = self.eagle_aux_hidden_state_layer_ids
+        found = {
+            _LAYER_IDS: [layer - 1 for layer in entered or ()],
+            f"eagle_config.{_LAYER_IDS}": (self.eagle_config or {}).get(_LAYER_IDS),
+            _ANGELSLIM_LAYER_IDS: (self.model_extra or {}).get(_ANGELSLIM_LAYER_IDS),
+        }
+        return {key: [int(layer) for layer in layers] for key, layers in found.items() if layers}
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """The speculators library nests the keys of the layer in `transformer_layer_config`."""
+    kind = content.get("speculators_model_type", "eagle3")
+    if kind != "eagle3":
+        raise ValueError(f"speculators_model_type is {kind!r}; it must be 'eagle3'")
+    if "transformer_layer_config" not in content:
+        return content
+    outer = {key: value for key, value in content.items() if key not in _SPECULATORS_KEYS}
+    layer = {key: value for key, value in outer.pop("transformer_layer_config").items() if value is not None}
+    return {
+        **layer,
+        **outer,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": layer.get("model_type", "llama"),
+    }
+
+
+def _check_required(prefix: str, content: Mapping[str, Any], required: Mapping[str, tuple[Any, ...]]) -> None:
+    for key, values in required.items():
+        if content.get(key) is not None and content[key] not in values:
+            wanted = f"it must be {values[0]!r}" if values else "it must be absent"
+            raise ValueError(f"{prefix}{key} = {content[key]!r} is not supported; {wanted}")
+    if prefix:
+        return
+    window, positions = content.get("sliding_window"), content.get("max_position_embeddings", 2048)
+    slides = content.get("use_sliding_window") or "sliding_attention" in (content.get("layer_types") or ())
+    if slides and window is not None and window < positions:
+        raise ValueError(f"a sliding window of {window} is not supported; the drafter must see all positions")

@@ -6,6 +6,9 @@ At position i, with e_{i+1} the embedding of the *next* token:
     x = g + attention [input_layernorm(e_{i+1}), hidden_norm(g)]
     y = x + mlp(post_attention_layernorm(x))                            fed back as the next g
     logits over the draft vocabulary = lm_head(norm(y))
+
+EAGLE 3.1 has three switches more: a norm before `fc`, over all states together (`norm_before_fc`) or each of them
+(`fc_norm`), and norm(y) instead of y fed back (`norm_output`).
 """
 
 from __future__ import annotations
@@ -31,6 +34,11 @@ class Eagle3(CheckpointModule[Eagle3Config]):
         super().__init__(config)
         width = config.hidden_size
         self.fc = nn.Linear(config.num_features * config.feature_width, width, bias=config.bias)
+        self.input_norm = None
+        if config.norm_before_fc:
+            self.input_norm = RmsNorm(config.num_features * config.feature_width, config.rms_norm_eps)
+        norms = config.num_features if config.fc_norm else 0
+        self.fc_norm = nn.ModuleList(RmsNorm(config.feature_width, config.rms_norm_eps) for _ in range(norms))
         self.midlayer = Eagle3Layer(config)
         self.norm = RmsNorm(width, config.rms_norm_eps)
         self.lm_head = nn.Linear(width, config.output_size, bias=False)
@@ -41,6 +49,11 @@ class Eagle3(CheckpointModule[Eagle3Config]):
 
     def fuse(self, features: torch.Tensor) -> torch.Tensor:
         """Hidden states of the target, float ``[..., F T]`` from its low layer to its high one, to ``[..., H]``."""
+        if self.input_norm is not None:
+            features = self.input_norm(features)
+        if self.fc_norm:
+            parts = features.chunk(len(self.fc_norm), dim=-1)
+            features = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
         return torch.as_tensor(self.fc(features))
 
     def forward(
@@ -61,13 +74,14 @@ class Eagle3(CheckpointModule[Eagle3Config]):
             past: keys and values of S earlier rows.
 
         Returns:
-            Float ``[B, T, H]`` before the norm, and keys and values of all S + T rows.
+            Float ``[B, T, H]``, what is fed back, and keys and values of all S + T rows.
         """
-        return self.midlayer(hidden, embedded, positions, visible, past)  # type: ignore[no-any-return]
+        values, present = self.midlayer(hidden, embedded, positions, visible, past)
+        return (self.norm(values) if self.config.norm_output else values), present
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores of the draft tokens, float ``[..., W]``, from the output of `forward`."""
-        return torch.as_tensor(self.lm_head(self.norm(hidden)))
+        return torch.as_tensor(self.lm_head(hidden if self.config.norm_output else self.norm(hidden)))
 
     def target_ids(self, drafted: torch.Tensor) -> torch.Tensor:
         """The target's ids of draft tokens, int64 of any shape."""
@@ -81,7 +95,7 @@ class Eagle3Layer(nn.Module):
         super().__init__()
         width, epsilon = config.hidden_size, config.rms_norm_eps
         self.norm_before_residual = config.norm_before_residual
-        self.self_attn = Attention(config, 2 * width)
+        self.self_attn = Attention(config, 2 * width, qk_norm=config.qk_norm)
         self.mlp = Mlp(config)
         self.input_layernorm = RmsNorm(width, epsilon)
         self.hidden_norm = RmsNorm(width, epsilon)
@@ -95,7 +109,7 @@ class Eagle3Layer(nn.Module):
         visible: torch.Tensor,
         past: KeyValues | None,
     ) -> tuple[torch.Tensor, KeyValues]:
-        """Shapes as in `Eagle3.forward`."""
+        """Shapes as in `Eagle3.forward`; the output is the one before the norm."""
         normed = self.hidden_norm(hidden)
         joined = torch.cat([self.input_layernorm(embedded), normed], dim=-1)
         attended, present = self.self_attn(joined, positions, visible, past)

@@ -116,7 +116,7 @@ def _config(target: FrozenTarget, layers: tuple[int, ...], draft_vocabulary: int
     source = target.config
     rope = dict(source.rope_parameters)
     theta = float(rope.pop("rope_theta"))
-    return Eagle3Config(
+    config = Eagle3Config(
         vocab_size=target.vocab_size,
         draft_vocab_size=draft_vocabulary,
         hidden_size=target.hidden_size,
@@ -128,6 +128,5 @@ def _config(target: FrozenTarget, layers: tuple[int, ...], draft_vocabulary: int
         rope_theta=theta,
         rope_scaling=None if rope["rope_type"] == "default" else rope,
         max_position_embeddings=source.max_position_embeddings,
-        # The key names layers whose outputs are read; hidden state i is what goes into layer i.
-        eagle_config={"eagle_aux_hidden_state_layer_ids": [layer - 1 for layer in layers]},
     )
+    return config.reading([layer - 1 for layer in layers])  # hidden state i is what goes into layer i

@@ -54,15 +54,16 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] | None = None) -> Ten
 
 
 def find_file(directory: Path, names: Sequence[str]) -> Path:
-    """The first of the files that is there.
+    """The first of the files that is there, or of their indices where they are in shards.
 
     Raises:
         CheckpointError: none is.
     """
     for name in names:
-        if (directory / name).is_file():
-            return directory / name
-    raise CheckpointError(f"{directory} has no weights; looked for {', '.join(names)}")
+        for path in (directory / name, directory / f"{name}{_INDEX_SUFFIX}"):
+            if path.is_file():
+                return path
+    raise CheckpointError(f"{directory} has no weights; looked for {', '.join(names)} and their shards")
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Array]) -> None:

@@ -32,7 +32,7 @@ from speculators.formats.tensors import (
 from speculators.medusa.config import MedusaConfig
 
 HEAD_FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
-MODEL_FILES = ("model.safetensors", "model.safetensors.index.json")
+MODEL_FILES = ("model.safetensors",)
 
 FileFormat = Literal["safetensors", "pt"]
 

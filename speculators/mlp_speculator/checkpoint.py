@@ -32,7 +32,7 @@ from speculators.formats.errors import CheckpointError
 from speculators.formats.tensors import Array, Tensors, dtype_of, find_file, read_tensors, write_safetensors
 from speculators.mlp_speculator.config import MlpSpeculatorConfig
 
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 _PREFIX = "speculator."
 _NEVER = -1.0

@@ -27,9 +27,9 @@ class UnrolledAttention:
         batch, length, _ = values.shape
         positions = torch.arange(length, device=values.device) + depth
         angles = positions[None, :, None] * inverse_frequencies(attention.config).to(values.device)
-        queries = rotate(_heads(attention, attention.q_proj(values)), angles)
-        keys = rotate(_heads(attention, attention.k_proj(values)), angles)
-        self._past.append((keys, _heads(attention, attention.v_proj(values))))
+        queries, keys, contents = attention.heads(values)
+        queries = rotate(queries, angles)
+        self._past.append((rotate(keys, angles), contents))
         width, groups = attention.config.head_width, attention.config.key_value_heads
         # Query heads that share a key head are rows of one matrix product.
         grouped = queries.reshape(batch, groups, -1, width) / math.sqrt(width)
@@ -52,8 +52,3 @@ class UnrolledAttention:
         for level, (_, values) in enumerate(self._past[1:]):
             mixed = mixed + shares[..., length + level, None] * values[:, :, None]
         return mixed
-
-
-def _heads(attention: Attention, values: torch.Tensor) -> torch.Tensor:
-    batch, rows, _ = values.shape
-    return values.view(batch, rows, -1, attention.config.head_width).transpose(1, 2)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from build.drafters import check_same_tokenizer, compile_speculator
 from build.targets.errors import TargetError
@@ -149,6 +150,57 @@ def test_eagle3_says_which_layers_it_can_read(tiny_drafters: TinyDrafters, tmp_p
         wrong = speculation.model_copy(update={"layers_to_capture": layers})
         with pytest.raises(CheckpointError, match="reads 3 layers of its target, which has 8"):
             compiled(tiny_drafters, wrong, tmp_path / "wrong")
+
+
+def _eagle3_with(drafters: TinyDrafters, path: Path, tensors: dict[str, Any], **keys: Any) -> Eagle3:
+    """A copy of the tiny drafter with other tensors (None: without one) and keys."""
+    speculation = drafters.speculation("eagle3, chain", "int8", planted=False)
+    assert isinstance(speculation, Eagle3)
+    shutil.copytree(speculation.checkpoint, path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | keys))
+    whole = {**load_file(path / "model.safetensors"), **tensors}
+    save_file(
+        {name: values for name, values in whole.items() if values is not None}, path / "model.safetensors"
+    )
+    return speculation.model_copy(update={"checkpoint": path})
+
+
+def test_an_embedding_of_eagle3_is_the_targets_or_said_to_be_another(
+    tiny_drafters: TinyDrafters, tmp_path: Path
+) -> None:
+    theirs = tiny_drafters.targets.weights(VARIANT)["model.embed_tokens.weight"]
+    noise = np.random.default_rng(0).normal(0, theirs.std(), theirs.shape).astype(np.float32)
+    name = "embed_tokens.weight"
+    for number, own in enumerate((theirs, theirs + 0.1 * noise)):  # as after 4-bit quantisation
+        fitting = _eagle3_with(tiny_drafters, tmp_path / f"fitting{number}", {name: own})
+        compiled(tiny_drafters, fitting, tmp_path / f"compiled{number}")
+    for number, own in enumerate((noise, theirs[::-1].copy(), theirs * 3, np.zeros_like(theirs))):
+        foreign = _eagle3_with(tiny_drafters, tmp_path / f"foreign{number}", {name: own})
+        with pytest.raises(
+            CheckpointError, match=r"embed_tokens\.weight is not the target's \(\d+% of its rows"
+        ):
+            compiled(tiny_drafters, foreign, tmp_path / "refused")
+    trained = _eagle3_with(tiny_drafters, tmp_path / "trained", {name: noise}, embed_requires_grad=True)
+    compiled(tiny_drafters, trained, tmp_path / "of its own")
+
+
+def test_an_output_matrix_that_is_left_out_is_the_targets(
+    tiny_drafters: TinyDrafters, tmp_path: Path
+) -> None:
+    full: dict[str, Any] = {"d2t": None, "t2d": None, "draft_vocab_size": None}
+    keys = {"draft_vocab_size": 265}
+    theirs = tiny_drafters.targets.weights(VARIANT)["lm_head.weight"]
+    drafters = [
+        _eagle3_with(tiny_drafters, tmp_path / name, {**full, "lm_head.weight": own}, **keys)
+        for name, own in (("without", None), ("with", theirs))
+    ]
+    for speculation in drafters:
+        compiled(tiny_drafters, speculation, tmp_path / f"compiled {speculation.checkpoint.name}")
+    digests = [
+        load_speculator_manifest(tmp_path / f"compiled {name}").graph_sha256 for name in ("without", "with")
+    ]
+    assert digests[0] == digests[1]
 
 
 def test_a_draft_model_needs_the_tokenizer_of_its_target(tiny_drafters: TinyDrafters, tmp_path: Path) -> None:

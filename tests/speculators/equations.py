@@ -114,11 +114,14 @@ def attention(
     theta, factor = config.get("rope_theta", 10000.0), (config.get("rope_scaling") or {}).get("factor", 1.0)
 
     def project(name: str, count: int, turn: bool) -> Values:
+        norm = weights.get(f"{prefix}.self_attn.{name[0]}_norm.weight")
         rows = x @ weights[f"{prefix}.self_attn.{name}.weight"].T.astype(np.float64)
         rows = rows + weights.get(f"{prefix}.self_attn.{name}.bias", 0.0)
         split = rows.reshape(len(x), count, width)
         if not turn:
             return split
+        if norm is not None:
+            split = rms(split, config["rms_norm_eps"]) * norm
         return np.stack(
             [[rotary(h, p, theta, factor) for h in row] for row, p in zip(split, positions, strict=True)]
         )
@@ -184,4 +187,17 @@ def eagle3(
     x = x + gated_mlp(
         weights, "midlayer", rms(x, epsilon) * weights["midlayer.post_attention_layernorm.weight"]
     )
-    return x, (rms(x, epsilon) * weights["norm.weight"]) @ weights["lm_head.weight"].T
+    normed = rms(x, epsilon) * weights["norm.weight"]
+    return (normed if config.get("norm_output") else x), normed @ weights["lm_head.weight"].T
+
+
+def eagle3_fusion(config: dict[str, Any], weights: dict[str, Values], features: Values) -> Values:
+    """Rows ``[T, F H]`` of three hidden states to ``[T, H]``."""
+    epsilon = config["rms_norm_eps"]
+    if config.get("norm_before_fc"):
+        features = rms(features, epsilon) * weights["input_norm.weight"]
+    if config.get("fc_norm"):
+        parts = np.split(features, 3, axis=-1)
+        parts = [rms(part, epsilon) * weights[f"fc_norm.{i}.weight"] for i, part in enumerate(parts)]
+        features = np.concatenate(parts, axis=-1)
+    return features @ weights["fc.weight"].T

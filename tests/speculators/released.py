@@ -125,6 +125,12 @@ def eagle3(draft_vocabulary: int | None = 20, layer: str = "midlayer", **changes
     shapes[f"{layer}.hidden_norm.weight"] = (WIDTH,)
     shapes["norm.weight"] = (WIDTH,)
     shapes["lm_head.weight"] = (draft_vocabulary or VOCABULARY, WIDTH)
+    if changes.get("norm_before_fc"):
+        shapes["input_norm.weight"] = (3 * WIDTH,)
+    if changes.get("fc_norm"):
+        shapes |= {f"fc_norm.{feature}.weight": (WIDTH,) for feature in range(3)}
+    if changes.get("model_type") == "qwen3":
+        shapes |= {f"{layer}.self_attn.{kind}_norm.weight": (WIDTH // 4,) for kind in "qk"}
     weights = drawn(shapes)
     if draft_vocabulary is not None:
         kept = np.sort(np.random.default_rng(5).permutation(VOCABULARY)[:draft_vocabulary])

@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
         ({}, {"d2t": np.zeros(20, np.float32)}, "d2t is stored as float32; it must hold integers"),
         ({"draft_vocab_size": 24}, {}, r"lm_head\.weight has shape \[20, 16\]; config\.json says \[24, 16\]"),
         ({"draft_vocab_size": 64}, {}, "draft_vocab_size = 64 is above vocab_size = 48"),
-        ({"num_hidden_layers": 2}, {}, "num_hidden_layers = 2"),
+        ({}, {"layers.1.mlp.up_proj.weight": ids}, "has 2 decoder layers; EAGLE-3 drafters of one layer"),
         ({"target_hidden_size": 20}, {}, r"fc\.weight has shape \[16, 48\]; config\.json says \[16, 60\]"),
         (
             {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 5]}},
@@ -113,20 +113,30 @@ def test_maps_beside_a_full_vocabulary_must_say_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("norm_before_residual", [False, True])
 @pytest.mark.parametrize("draft_vocabulary", [20, None])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"norm_before_residual": True},
+        {"norm_before_fc": True},
+        {"fc_norm": True, "norm_output": True},
+        {"model_type": "qwen3"},
+    ],
+    ids=str,
+)
 def test_eagle3_is_that_of_the_published_equations(
-    norm_before_residual: bool, draft_vocabulary: int | None, tmp_path: Path
+    changes: dict[str, Any], draft_vocabulary: int | None, tmp_path: Path
 ) -> None:
     torch = pytest.importorskip("torch")
     from speculators.eagle3.model import Eagle3
 
-    config, weights = released.eagle3(draft_vocabulary, norm_before_residual=norm_before_residual)
+    config, weights = released.eagle3(draft_vocabulary, **changes)
     checkpoint = load_checkpoint(released.write(tmp_path, config, weights))
     model = Eagle3.from_checkpoint(checkpoint)
     features, embedded = np.concatenate([rows(6), rows(7), rows(8)], axis=-1), rows(9)
     hidden = model.fuse(torch.from_numpy(features)).detach().numpy()
-    equations.assert_agrees(hidden, features @ weights["fc.weight"].T)
+    equations.assert_agrees(hidden, equations.eagle3_fusion(config, weights, features))
     fed_back, expected = equations.eagle3(config, weights, hidden, embedded, POSITIONS, VISIBLE)
     output = in_two_passes(model, hidden, embedded)
     equations.assert_agrees(output, fed_back)

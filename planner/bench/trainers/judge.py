@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from speculators.data.samples import Sample
-from speculators.eagle3.checkpoint import load_checkpoint, target_ids, vocabulary_maps
+from speculators.eagle3.checkpoint import load_checkpoint, target_ids
 from speculators.eagle3.model import Eagle3
 from speculators.training.acceptance import Acceptance
 from speculators.training.features import OnlineFeatures, collate
@@ -43,7 +42,7 @@ def judge(
     """Measure a checkpoint.
 
     Args:
-        directory: in any layout that `speculators.eagle3.checkpoint` reads; a missing `t2d` is made from `d2t`.
+        directory: in any layout that `speculators.eagle3.checkpoint` reads.
         target: whose states it reads.
         layers: the hidden states that it was trained on.
         held_out: greedy samples.
@@ -52,7 +51,6 @@ def judge(
     Raises:
         CheckpointError: the checkpoint cannot be read.
     """
-    _complete(directory, target.vocab_size)
     checkpoint = load_checkpoint(directory)
     model = Eagle3.from_checkpoint(checkpoint).eval()
     ids = torch.as_tensor(target_ids(checkpoint))
@@ -95,13 +93,3 @@ def _hits(
             # At row t the chain has drafted the token t + level + 1, which is what row t + level has to predict.
             table[level - 1, level:-1] = drafted[: length - level - 1] == batch.tokens[0, level + 1 :]
     return table
-
-
-def _complete(directory: Path, vocab_size: int) -> None:
-    """Model Optimizer exports `d2t` without its inverse, which every checkpoint of the EAGLE repository has."""
-    path = directory / "model.safetensors"
-    tensors = load_file(path)
-    if "d2t" in tensors and "t2d" not in tensors:
-        kept = tensors["d2t"].numpy() + np.arange(len(tensors["d2t"]))
-        tensors["t2d"] = torch.as_tensor(vocabulary_maps(kept, vocab_size)["t2d"])
-        save_file(tensors, path)

@@ -209,10 +209,19 @@ def test_eagle(changes: dict[str, Any], tmp_path: Path) -> None:
     check_drafter(found, values[0], values[0] @ torch.from_numpy(lm_head).T)
 
 
-@pytest.mark.parametrize("norm_before_residual", [False, True])
-@pytest.mark.parametrize("drafted", [VOCABULARY, 60])
-def test_eagle3(drafted: int, norm_before_residual: bool, tmp_path: Path) -> None:
-    content = {**_LLAMA, "draft_vocab_size": drafted, "norm_before_residual": norm_before_residual}
+@pytest.mark.parametrize(
+    ("drafted", "changes"),
+    [
+        (VOCABULARY, {}),
+        (60, {}),
+        (60, {"norm_before_residual": True}),
+        (60, {"norm_output": True}),
+        (60, {"model_type": "qwen3", "architectures": ["LlamaForCausalLMEagle3"]}),
+    ],
+    ids=str,
+)
+def test_eagle3(drafted: int, changes: dict[str, Any], tmp_path: Path) -> None:
+    content = {**_LLAMA, "draft_vocab_size": drafted, **changes}
     model = Eagle3(Eagle3Config.parse(content, "config"))
     randomise(model)
     kept = np.sort(np.random.default_rng(0).permutation(VOCABULARY)[:drafted])
@@ -236,8 +245,9 @@ def test_eagle3(drafted: int, norm_before_residual: bool, tmp_path: Path) -> Non
     check_drafter(found, values[0], logits)
 
 
-def test_fused_features_of_eagle3(tmp_path: Path) -> None:
-    model = Eagle3(Eagle3Config.parse({**_LLAMA, "bias": True}, "config"))
+@pytest.mark.parametrize("switch", ["bias", "norm_before_fc", "fc_norm"])
+def test_fused_features_of_eagle3(switch: str, tmp_path: Path) -> None:
+    model = Eagle3(Eagle3Config.parse({**_LLAMA, switch: True}, "config"))
     randomise(model)
     graph = build_eagle3_fusion(model.to_checkpoint())
     features = normal(ROWS, 3 * WIDTH)

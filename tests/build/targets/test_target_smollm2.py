@@ -45,7 +45,11 @@ def test_shapes_and_end_token() -> None:
     architecture = weights.architecture
     assert (architecture.family, architecture.num_layers, architecture.num_heads) == ("llama", 30, 9)
     assert (architecture.num_kv_heads, architecture.head_dim, architecture.hidden_size) == (3, 64, 576)
-    assert architecture.eos_token_ids == (2,)
+    assert architecture.eos_token_ids == (
+        2,
+        4,
+        0,
+    )  # <|im_end|>, and what llama.cpp ends at: <reponame>, <|endoftext|>
     assert architecture.rope_theta == 100_000.0
     assert architecture.num_parameters == 134_515_008
     assert weights["model.embed_tokens.weight"].shape == (49_152, 576)
