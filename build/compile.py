@@ -37,7 +37,8 @@ from speculators.formats.draft_vocabulary import read_draft_vocabulary
 
 _WEIGHTS_NAME = "model.onnx.data"
 _TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    "chat_template.jinja",
 )
 _CONFIGURATION_FILES = ("config.json", "generation_config.json", *_TOKENIZER_FILES)
 

@@ -17,6 +17,7 @@ from deployments.speculation import Eagle, Eagle3, Medusa, MlpSpeculator
 from engine.runner import BLOCK_SIZE
 from engine.tree_shapes import Trained, tree_shape
 from speculators.eagle import checkpoint as eagle
+from speculators.eagle.checkpoint import EagleCheckpoint
 from speculators.eagle3 import checkpoint as eagle3
 from speculators.eagle3.checkpoint import Eagle3Checkpoint
 from speculators.eagle3.config import Eagle3Config
@@ -155,7 +156,7 @@ def _eagle(speculation: Eagle, target: _Target, precision: str, max_sequence_len
     count = _candidates(speculation, None, target.vocab_size)
     graph = build_eagle(
         checkpoint,
-        target.embedding,
+        _embedding(speculation, checkpoint, target, is_frozen=True),
         target.lm_head,
         precision=precision,
         count=count,
@@ -181,7 +182,7 @@ def _eagle3(speculation: Eagle3, target: _Target, precision: str, max_sequence_l
     graphs = {
         "drafter.onnx": build_eagle3(
             checkpoint,
-            _embedding(speculation, checkpoint, target),
+            _embedding(speculation, checkpoint, target, is_frozen=not config.embed_requires_grad),
             precision=precision,
             count=count,
             max_positions=max_sequence_length,
@@ -213,23 +214,30 @@ def _output(speculation: Eagle3, checkpoint: Eagle3Checkpoint, target: _Target) 
     return own if config.has_vocabulary_map else own[: target.vocab_size]
 
 
-def _embedding(speculation: Eagle3, checkpoint: Eagle3Checkpoint, target: _Target) -> NDArray[np.float32]:
+def _embedding(
+    speculation: Eagle | Eagle3,
+    checkpoint: EagleCheckpoint | Eagle3Checkpoint,
+    target: _Target,
+    *,
+    is_frozen: bool,
+) -> NDArray[np.float32]:
     """The token embedding that the drafter reads: its own, or the target's where it stores none.
 
-    One that is as wide as the target's was frozen in training, unless the config says otherwise: then what is stored is
-    the target's, maybe in another precision, or the checkpoint is another target's.
+    One that is as wide as the target's and was frozen in training is the target's, maybe in another precision, or the
+    checkpoint is another target's.
     """
     config, own = checkpoint.config, checkpoint.tensors.get(eagle.EMBEDDING)
     if own is None:
         target.check(speculation, {"hidden_size": config.hidden_size}, None)
         return target.embedding
     own = own.astype(np.float32)
-    if config.hidden_size == target.hidden_size and not config.embed_requires_grad:
+    if config.hidden_size == target.hidden_size and is_frozen:
         share = _foreign_share(own, target.embedding)
         if share > _FOREIGN_ROWS:
             raise CheckpointError(
                 f"{speculation.checkpoint}: {eagle.EMBEDDING} is not the target's ({share:.0%} of its rows differ); "
-                "the drafter was made for another target, or trained its embedding (embed_requires_grad in its config)"
+                "the drafter was made for another target, or trained its embedding (an EAGLE-3 config says so by "
+                "embed_requires_grad)"
             )
     return fitted(own, target.vocab_size)
 

@@ -109,16 +109,6 @@ def _compile_draft(
         )
 
 
-def check_speculator(speculation: AnySpeculation, target: Path) -> None:
-    """Refuse a draft model that does not fit the target, before either is compiled.
-
-    Raises:
-        TargetError: as `check_draft`.
-    """
-    if isinstance(speculation, DraftModel) and not (speculation.model / VOCABULARY_FILE).is_file():
-        check_draft(speculation.model, target)
-
-
 def check_draft(draft: Path, target: Path) -> int:
     """The size of the target's vocabulary, which the draft model must have, too, padding aside.
 

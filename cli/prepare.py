@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from build.compile import compile_engine
-from build.drafters import check_speculator, compile_speculator
+from build.drafters import compile_speculator
 from build.embedded_checks import embedded_findings
 from build.repository import assemble_repository
 from build.targets.prepare import prepare_target
@@ -118,22 +118,22 @@ def _print_plan(spec: DeploymentSpec, spec_path: Path, runner: RunnerName | None
 
 
 def build_deployment(spec: DeploymentSpec) -> None:
-    """Model (if the spec says where from), engine, speculator, repository; what is up to date is left alone."""
+    """Model (if the spec says where from), speculator, engine, repository; what is up to date is left alone."""
     check_embedded(spec)
     fetch_target(spec)
-    check_speculator(spec.speculation, spec.target.model)
-    compile_engine(
-        spec.target.model,
-        spec.engine_directory,
-        precision=spec.embedded.precision,
-        max_sequence_length=spec.embedded.max_sequence_length,
-        report=lambda line: console.print(f"build: {line}"),
-    )
+    # The speculator comes first: one that does not fit the target is refused before anything is built.
     compile_speculator(
         spec.speculation,
         spec.speculator_directory,
         target=spec.target.model,
         precision=spec.speculator_precision,
+        max_sequence_length=spec.embedded.max_sequence_length,
+        report=lambda line: console.print(f"build: {line}"),
+    )
+    compile_engine(
+        spec.target.model,
+        spec.engine_directory,
+        precision=spec.embedded.precision,
         max_sequence_length=spec.embedded.max_sequence_length,
         report=lambda line: console.print(f"build: {line}"),
     )

@@ -47,7 +47,7 @@ def check_huggingface(source: Path) -> None:
 def source_files(source: Path) -> list[Path]:
     """The files of a source directory that a target takes over, in order of name."""
     names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
-    names += ["special_tokens_map.json", "chat_template.jinja"]
+    names += ["special_tokens_map.json", "added_tokens.json", "chat_template.jinja"]
     present = [source / name for name in names if (source / name).is_file()]
     legal = [path for pattern in _LEGAL_PATTERNS for path in source.glob(pattern) if path.is_file()]
     return sorted([*present, *legal, *source.glob(_MORE_TEMPLATES), *_weight_sources(source)])

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.serving.tokenizer_files import content_of, read_tokenizer_config, vocabulary
+from engine.serving.tokenizer_files import content_of, listed_tokens, read_tokenizer_config, vocabulary
 
 
 def end_token_ids(
@@ -29,8 +29,10 @@ def end_token_ids(
     named = _ids(generation.get("eos_token_id"), "generation_config.json")
     if not named:
         named = _ids(config["eos_token_id"], "config.json") if "eos_token_id" in config else tuple(default)
-    token = content_of(read_tokenizer_config(directory).get("eos_token"))
-    own = vocabulary(directory / "tokenizer.json").get(token) if token else None
+    settings = read_tokenizer_config(directory)
+    token = content_of(settings.get("eos_token"))
+    known = {**listed_tokens(settings), **vocabulary(directory / "tokenizer.json")} if token else {}
+    own = known.get(token or "")
     return tuple(dict.fromkeys((*named, *(() if own is None else (own,)))))
 
 

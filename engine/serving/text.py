@@ -29,7 +29,11 @@ class TextCodec:
     def __init__(
         self, directory: Path, *, skip_special_tokens: bool = True, add_special_tokens: bool = True
     ) -> None:
-        """Load the tokenizer of a model or engine directory."""
+        """Load the tokenizer of a model or engine directory.
+
+        Raises:
+            OSError: one of its files is missing or damaged.
+        """
         self._tokenizer = load_tokenizer(directory)
         self._add_special_tokens = add_special_tokens
         self._skip_special_tokens = skip_special_tokens

@@ -5,7 +5,8 @@ What Transformers 5 does beside reading `tokenizer.json` (`TokenizersBackend.__i
 
  * truncation and padding that the file sets are switched off: they are a caller's choice, not the tokenizer's;
  * tokens that `tokenizer_config.json` or `special_tokens_map.json` names as special are found in text as such, also
-   where `tokenizer.json` has them in its vocabulary alone;
+   where `tokenizer.json` has them in its vocabulary alone; with `split_special_tokens` none is;
+ * tokens that only `added_tokens_decoder`, or in the older form `added_tokens.json`, lists are added;
  * `add_bos_token` and `add_eos_token` are not read: what goes around a text is said by the post-processor in
    `tokenizer.json`.
 """
@@ -27,28 +28,25 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer of a model or engine directory.
 
     Raises:
-        Exception: `tokenizer.json` is missing or damaged (the library raises no narrower one).
+        OSError: one of its files is missing or damaged.
     """
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    path = directory / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower one
+        raise OSError(f"the tokenizer {path} cannot be read: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    config = read_tokenizer_config(directory)
-    _add_listed(tokenizer, config.get("added_tokens_decoder") or {})
-    known = {entry.content for entry in tokenizer.get_added_tokens_decoder().values()}
-    named = {token: entry for entry in _named(config) if (token := content_of(entry))}
-    tokenizer.add_special_tokens(
-        [
-            _added(token, entry, special=True)
-            for token, entry in named.items()
-            if token not in known and tokenizer.token_to_id(token) is not None
-        ]
-    )
+    try:
+        _complete(tokenizer, read_tokenizer_config(directory))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise OSError(f"the tokenizer's configuration in {directory} cannot be read: {error}") from error
     return tokenizer
 
 
 def read_tokenizer_config(directory: Path) -> dict[str, Any]:
     """`tokenizer_config.json`; in the older form, without `added_tokens_decoder`, `special_tokens_map.json` has the
-    last word on special tokens, and in the newer one it is not read.
+    last word on special tokens and `added_tokens.json` lists the added ones; in the newer one neither is read.
 
     Raises:
         ValueError: a file is damaged.
@@ -56,7 +54,13 @@ def read_tokenizer_config(directory: Path) -> dict[str, Any]:
     config = _read(directory / "tokenizer_config.json")
     if "added_tokens_decoder" in config:
         return config
-    return {**config, **_read(directory / "special_tokens_map.json")}
+    config |= _read(directory / "special_tokens_map.json")
+    special = {content_of(entry) for entry in _named(config)}
+    listed = {
+        str(index): {"content": token, "special": token in special, "normalized": token not in special}
+        for token, index in _read(directory / "added_tokens.json").items()
+    }
+    return {**config, "added_tokens_decoder": listed} if listed else config
 
 
 def vocabulary(path: Path) -> Mapping[str, int]:
@@ -85,10 +89,35 @@ def _vocabulary(path: Path, size: int, modified_ns: int) -> Mapping[str, int]:
         raise ValueError(f"{path.name} cannot be read: {error}") from error
 
 
+def listed_tokens(config: Mapping[str, Any]) -> Mapping[str, int]:
+    """Ids of the added tokens that the configuration lists, as `read_tokenizer_config` gives it.
+
+    Raises:
+        ValueError: an id is none, or an entry is neither text nor an object.
+    """
+    listed = config.get("added_tokens_decoder") or {}
+    return {token: int(index) for index, entry in listed.items() if (token := content_of(entry))}
+
+
 def content_of(token: Any) -> str | None:
     """Transformers writes a special token as its text, or as an object with flags."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) and text else None
+
+
+def _complete(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
+    """Add what the configuration alone lists or calls special."""
+    tokenizer.encode_special_tokens = bool(config.get("split_special_tokens"))
+    _add_listed(tokenizer, config.get("added_tokens_decoder") or {})
+    known = {entry.content for entry in tokenizer.get_added_tokens_decoder().values()}
+    named = {token: entry for entry in _named(config) if (token := content_of(entry))}
+    tokenizer.add_special_tokens(
+        [
+            _added(token, entry, special=True)
+            for token, entry in named.items()
+            if token not in known and tokenizer.token_to_id(token) is not None
+        ]
+    )
 
 
 def _add_listed(tokenizer: Tokenizer, listed: Mapping[str, Any]) -> None:

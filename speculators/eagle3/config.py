@@ -68,6 +68,8 @@ class Eagle3Config(LlamaDrafterConfig):
         norm_output: the normed output is fed back, instead of the one before the norm.
         embed_requires_grad: the token embedding was trained, so it is not the target's.
         eagle_config: what ModelOpt and SpecForge write about the target layers that are read.
+        eagle_aux_hidden_state_layer_ids: those layers, as the speculators library counts them.
+        aux_hidden_states_layer_ids: those layers, as AngelSlim counts them.
     """
 
     num_hidden_layers: PositiveInt = 1
@@ -82,6 +84,7 @@ class Eagle3Config(LlamaDrafterConfig):
     embed_requires_grad: bool = False
     eagle_config: dict[str, Any] | None = None
     eagle_aux_hidden_state_layer_ids: list[int] | None = None
+    aux_hidden_states_layer_ids: list[int] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -92,6 +95,9 @@ class Eagle3Config(LlamaDrafterConfig):
         nested = content.get("eagle_config") or {}
         if not isinstance(nested, dict):
             return content
+        layers = nested.get(_LAYER_IDS) or []
+        if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+            raise ValueError(f"eagle_config.{_LAYER_IDS} = {layers!r}; it must be a list of layers' numbers")
         _check_required("", content, _REQUIRED)
         _check_required("eagle_config.", nested, _REQUIRED_NESTED)
         if "norm_before_fc" in nested:
@@ -166,9 +172,9 @@ class Eagle3Config(LlamaDrafterConfig):
         found = {
             _LAYER_IDS: [layer - 1 for layer in entered or ()],
             f"eagle_config.{_LAYER_IDS}": (self.eagle_config or {}).get(_LAYER_IDS),
-            _ANGELSLIM_LAYER_IDS: (self.model_extra or {}).get(_ANGELSLIM_LAYER_IDS),
+            _ANGELSLIM_LAYER_IDS: self.aux_hidden_states_layer_ids,
         }
-        return {key: [int(layer) for layer in layers] for key, layers in found.items() if layers}
+        return {key: layers for key, layers in found.items() if layers}
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:
@@ -179,7 +185,10 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
     if "transformer_layer_config" not in content:
         return content
     outer = {key: value for key, value in content.items() if key not in _SPECULATORS_KEYS}
-    layer = {key: value for key, value in outer.pop("transformer_layer_config").items() if value is not None}
+    layer = outer.pop("transformer_layer_config")
+    if not isinstance(layer, dict):
+        raise ValueError(f"transformer_layer_config = {layer!r}; it must be an object")
+    layer = {key: value for key, value in layer.items() if value is not None}
     return {
         **layer,
         **outer,
@@ -196,6 +205,7 @@ def _check_required(prefix: str, content: Mapping[str, Any], required: Mapping[s
     if prefix:
         return
     window, positions = content.get("sliding_window"), content.get("max_position_embeddings", 2048)
-    slides = content.get("use_sliding_window") or "sliding_attention" in (content.get("layer_types") or ())
-    if slides and window is not None and window < positions:
+    kinds = content.get("layer_types")
+    slides = content.get("use_sliding_window") or (isinstance(kinds, list) and "sliding_attention" in kinds)
+    if slides and isinstance(window, int) and isinstance(positions, int) and window < positions:
         raise ValueError(f"a sliding window of {window} is not supported; the drafter must see all positions")

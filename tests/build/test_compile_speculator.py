@@ -13,7 +13,15 @@ from safetensors.numpy import load_file, save_file
 
 from build.drafters import check_same_tokenizer, compile_speculator
 from build.targets.errors import TargetError
-from deployments.speculation import AnySpeculation, DraftModel, Eagle3, Medusa, MlpSpeculator, Redrafter
+from deployments.speculation import (
+    AnySpeculation,
+    DraftModel,
+    Eagle,
+    Eagle3,
+    Medusa,
+    MlpSpeculator,
+    Redrafter,
+)
 from engine.drafters import open_speculator
 from engine.manifest import EngineError, load_manifest, load_speculator_manifest
 from engine.openvino_graphs import OpenVinoBackend
@@ -152,10 +160,16 @@ def test_eagle3_says_which_layers_it_can_read(tiny_drafters: TinyDrafters, tmp_p
             compiled(tiny_drafters, wrong, tmp_path / "wrong")
 
 
-def _eagle3_with(drafters: TinyDrafters, path: Path, tensors: dict[str, Any], **keys: Any) -> Eagle3:
-    """A copy of the tiny drafter with other tensors (None: without one) and keys."""
-    speculation = drafters.speculation("eagle3, chain", "int8", planted=False)
-    assert isinstance(speculation, Eagle3)
+def _eagle3_with(drafters: TinyDrafters, path: Path, tensors: dict[str, Any], **keys: Any) -> Any:
+    return _eagle_with(drafters, "eagle3, chain", path, tensors, **keys)
+
+
+def _eagle_with(
+    drafters: TinyDrafters, name: str, path: Path, tensors: dict[str, Any], **keys: Any
+) -> Eagle | Eagle3:
+    """A copy of a tiny drafter with other tensors (None: without one) and keys."""
+    speculation = drafters.speculation(name, "int8", planted=False)
+    assert isinstance(speculation, (Eagle, Eagle3))
     shutil.copytree(speculation.checkpoint, path)
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | keys))
@@ -183,6 +197,18 @@ def test_an_embedding_of_eagle3_is_the_targets_or_said_to_be_another(
             compiled(tiny_drafters, foreign, tmp_path / "refused")
     trained = _eagle3_with(tiny_drafters, tmp_path / "trained", {name: noise}, embed_requires_grad=True)
     compiled(tiny_drafters, trained, tmp_path / "of its own")
+
+
+def test_an_embedding_of_eagle_is_the_targets(tiny_drafters: TinyDrafters, tmp_path: Path) -> None:
+    theirs = tiny_drafters.targets.weights(VARIANT)["model.embed_tokens.weight"]
+    for name, own in (("fitting", theirs), ("foreign", theirs[::-1].copy())):
+        tensors = {"embed_tokens.weight": own}
+        speculation = _eagle_with(tiny_drafters, "eagle, tree", tmp_path / name, tensors)
+        if name == "fitting":
+            compiled(tiny_drafters, speculation, tmp_path / "compiled")
+            continue
+        with pytest.raises(CheckpointError, match=r"embed_tokens\.weight is not the target's"):
+            compiled(tiny_drafters, speculation, tmp_path / "refused")
 
 
 def test_an_output_matrix_that_is_left_out_is_the_targets(

@@ -49,6 +49,25 @@ def test_end_tokens_are_the_models_and_the_tokenizers(
     assert EngineRules.read(folder, folder / "engine") == EngineRules(expected, 500)
 
 
+@pytest.mark.parametrize(
+    ("settings", "listed"),
+    [
+        ({"eos_token": "<end>"}, {"<end>": 480}),
+        ({"eos_token": "<end>", "added_tokens_decoder": {"480": {"content": "<end>", "special": True}}}, {}),
+        ({"eos_token": {"__type": "AddedToken", "content": "<end>", "special": True}}, {"<end>": 480}),
+    ],
+    ids=["older", "newer", "with flags"],
+)
+def test_an_end_token_may_be_listed_beside_the_tokenizer(
+    folder: Path, settings: dict[str, Any], listed: dict[str, int]
+) -> None:
+    write(folder / "config.json", {"eos_token_id": None})
+    write(folder / "tokenizer_config.json", settings)
+    write(folder / "added_tokens.json", listed)
+    assert EngineRules.read(folder, folder / "engine").end_ids == (480,)
+    assert TextCodec(folder).encode("<end>") == [480]
+
+
 def test_without_an_end_token_or_an_engine_nothing_is_served(folder: Path) -> None:
     write(folder / "tokenizer_config.json", {"bos_token": "<|im_start|>"})
     with pytest.raises(ValueError, match="eos_token_id"):

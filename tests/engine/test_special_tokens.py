@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from engine.serving.tokenizer_files import vocabulary
 from tests.end_to_end.tiny_tokenizers import write_tokenizer
 
 BEGIN, END = "<|im_start|>", "<|im_end|>"
+SIZE = 480
+"""Tokens of the tokenizer, the next one's id."""
 TEXTS = (
     *("the target", " 2", "", f"{BEGIN}the", f"the{END}", f"{BEGIN}{BEGIN}the", f"{BEGIN}", f"a{BEGIN}b"),
     *("before the beat", "one<extra>two"),
@@ -89,6 +92,10 @@ def test_prompts_are_encoded_as_transformers_encodes_them(
         ({"pad_token": "[PAD]"}, {}),
         ({"added_tokens_decoder": {}}, {"special_tokens_map": {"pad_token": "be"}}),
         ({}, {"special_tokens_map": {"pad_token": "be"}}),
+        ({"split_special_tokens": True}, {}),
+        ({}, {"added_tokens": {"<extra>": SIZE}}),
+        ({"eos_token": "<extra>"}, {"added_tokens": {"<extra>": SIZE}}),
+        ({"added_tokens_decoder": {}}, {"added_tokens": {"<extra>": SIZE}}),
     ],
 )
 def test_tokens_that_only_the_configuration_names_are_special(
@@ -146,3 +153,13 @@ def test_a_word_of_the_vocabulary_has_an_id_in_every_kind_of_model(tmp_path: Pat
         tokenizer.save(str(path))
         assert vocabulary(path) == tokenizer.get_vocab()
     assert vocabulary(tmp_path / "none.json") == {}
+
+
+@pytest.mark.parametrize(
+    "content", ["{", '{"added_tokens_decoder": ["<s>"]}', '{"added_tokens_decoder": {"first": "<s>"}}']
+)
+def test_a_damaged_configuration_is_told_with_its_place(content: str, tmp_path: Path) -> None:
+    folder_of(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))):
+        TextCodec(tmp_path)

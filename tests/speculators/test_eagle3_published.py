@@ -217,6 +217,25 @@ def test_what_is_not_computed_is_refused_by_name(keys: dict[str, Any], message: 
         loaded(tmp_path, config | keys, weights)
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({IDS: ["a"]}, f"{IDS}.0 = 'a'"),
+        ({"eagle_config": {IDS: ["a"]}}, rf"eagle_config\.{IDS} = \['a'\]; it must be a list"),
+        ({"eagle_config": {IDS: 3}}, rf"eagle_config\.{IDS} = 3; it must be a list"),
+        ({"eagle_config": "x"}, "eagle_config = 'x'"),
+        ({"aux_hidden_states_layer_ids": "1"}, "aux_hidden_states_layer_ids = '1'"),
+        ({"transformer_layer_config": "x"}, "transformer_layer_config = 'x'; it must be an object"),
+        ({"rope_scaling": "x"}, "rope_scaling = 'x'"),
+        ({"use_sliding_window": True, "sliding_window": 8, "max_position_embeddings": "x"}, "'x'"),
+    ],
+)
+def test_values_of_another_type_are_named(keys: dict[str, Any], message: str, tmp_path: Path) -> None:
+    config, weights = released.eagle3()
+    with pytest.raises(CheckpointError, match=message):
+        loaded(tmp_path, config | keys, weights)
+
+
 def test_a_shard_file_alone_is_no_checkpoint(tmp_path: Path) -> None:
     directory = released.write(tmp_path, *released.eagle3())
     (directory / "model.safetensors").rename(directory / "model-00001-of-00002.safetensors")

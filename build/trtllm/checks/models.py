@@ -89,7 +89,7 @@ def _drafter(
     else:
         yield from _hidden_size(target, draft, key)
     if target.vocab_size and draft.vocab_size and target.vocab_size != draft.vocab_size:
-        padded = _same(target, draft) and not getattr(speculation, "use_draft_logits", False)
+        padded = _is_padding(target, draft) and not getattr(speculation, "use_draft_logits", False)
         yield Finding(
             "vocabulary-size",
             "warning" if padded and isinstance(speculation, DraftModel) else "error",
@@ -120,8 +120,11 @@ def _same_width(
         )
 
 
-def _same(target: HuggingFaceCheckpoint, draft: HuggingFaceCheckpoint) -> bool:
-    return target.tokens is not None and target.tokens == draft.tokens
+def _is_padding(target: HuggingFaceCheckpoint, draft: HuggingFaceCheckpoint) -> bool:
+    """Whether both have one tokenizer, and every token of it."""
+    if not target.tokens or target.tokens != draft.tokens:
+        return False
+    return max(target.tokens.values()) < min(target.vocab_size or 0, draft.vocab_size or 0)
 
 
 def _same_tokens(target: HuggingFaceCheckpoint, draft: HuggingFaceCheckpoint) -> Iterator[Finding]:

@@ -196,6 +196,7 @@ def test_a_damaged_tokenizer_hides_nothing_else(content: str, tmp_path: Path) ->
         ({"a": 0, "b": 1}, {}, {}, {"vocabulary-added-tokens": "warning"}),
         ({"a": 0, "b": 1, "c": 2}, {"vocab_size": 48}, {}, {"vocabulary-size": "warning"}),
         ({"a": 0, "b": 1, "c": 2}, {"vocab_size": 48}, {"use_draft_logits": True}, {"vocabulary-size": "error"}),
+        ({"a": 0, "b": 1, "c": 2}, {"vocab_size": 2}, {}, {"vocabulary-size": "error"}),
         ({"a": 0, "b": 1}, {"vocab_size": 38}, {}, {"vocabulary-added-tokens": "warning", "vocabulary-size": "error"}),
         (None, {"max_position_embeddings": 2048}, {}, {"sequence-exceeds-positions": "warning"}),
     ],
