@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from build.identity import identity
 from build.model_config import (
     MODELS,
     Tensor,
@@ -34,6 +35,8 @@ from speculators.model_free import MODEL_FREE
 from speculators.registry import settings_of
 
 DRAFT_MODEL = "tensorrt_llm_draft"
+TEXT_MODELS = ("ensemble", "tensorrt_llm_bls")
+"""The models that take text, which say which deployment they are."""
 _PYTHON_MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
 
 _TEXT_LEVEL: list[Tensor] = [
@@ -41,6 +44,14 @@ _TEXT_LEVEL: list[Tensor] = [
     {"name": "min_length", "data_type": "TYPE_INT32", "dims": [1], "optional": True},
     {"name": "num_draft_tokens", "data_type": "TYPE_INT32", "dims": [1], "optional": True},
 ]
+CACHE_SALT: Tensor = {"name": "cache_salt", "data_type": "TYPE_STRING", "dims": [1], "optional": True}
+"""Requests of one salt share KV cache; for engines that can part it, which compiled TensorRT-LLM engines cannot."""
+
+_SALTED: Mapping[str, list[Tensor]] = {
+    "ensemble": [CACHE_SALT],
+    "tensorrt_llm_bls": [CACHE_SALT],
+    "tensorrt_llm": [{**CACHE_SALT, "reshape": []}],
+}
 # What the kit adds to NVIDIA's tensors: seeds and lengths under the names that outside clients send, speculation
 # per request, how much of the input earlier calls have put out, the tokens themselves, what joins streamed text
 # without seams, and what tells the engine that a client has gone.
@@ -87,6 +98,9 @@ def assemble_repository(spec: DeploymentSpec, engine_directory: Path, repository
     """
     engine = engine_directory.resolve()
     models = {name: _parameters(name, spec, engine) for name in ("ensemble", *_PYTHON_MODELS)}
+    who = identity(spec, engine).parameters(prefix_cache=spec.embedded.kv_cache_reuse)
+    for name in TEXT_MODELS:
+        models[name] |= who
     if spec.draft_deployment is not None:
         draft = _parameters("tensorrt_llm", spec.draft_deployment, _speculator_of(spec, engine))
         models[DRAFT_MODEL] = {**draft, "role": "draft"}
@@ -100,12 +114,13 @@ def assemble_repository(spec: DeploymentSpec, engine_directory: Path, repository
 
 def _config(name: str, spec: DeploymentSpec, parameters: Mapping[str, str]) -> Any:
     like = name.removesuffix("_draft")
-    config = model_config(name, kit_tensors(like), max_batch_size=spec.embedded.max_batch_size)
+    tensors = kit_tensors(like).plus(_SALTED.get(like, ()))
+    config = model_config(name, tensors, max_batch_size=spec.embedded.max_batch_size)
+    set_parameters(config, parameters)
     if name == "ensemble":
         _add_steps(config)
         return config
     config.backend = "python"
-    set_parameters(config, parameters)
     run_on_cpu(config)
     if like in ("tensorrt_llm", "tensorrt_llm_bls"):
         config.model_transaction_policy.decoupled = True
@@ -125,6 +140,8 @@ def _parameters(name: str, spec: DeploymentSpec, engine_directory: Path) -> dict
             "speculator_path": str(_speculator_of(spec, engine_directory)),
             "deployment": spec.model_dump_json(),
         }
+    if name == "ensemble":
+        return {}
     if name == "tensorrt_llm_bls":
         return {**tokenizer, **_bls_parameters(spec)}
     if name == "postprocessing":

@@ -16,7 +16,15 @@ from client import errors
 from client.async_client import AsyncDrafthouseClient, AsyncStream
 from client.chat import ChatTemplate
 from client.options import SamplingOptions
-from client.results import Acceptance, Chunk, FinishReason, GenerationResult, Timings
+from client.results import (
+    Acceptance,
+    Chunk,
+    FinishReason,
+    GenerationResult,
+    KvCacheUse,
+    ModelDescription,
+    Timings,
+)
 from client.sync_client import DrafthouseClient, Stream
 
 __all__ = [
@@ -28,6 +36,8 @@ __all__ = [
     "DrafthouseClient",
     "FinishReason",
     "GenerationResult",
+    "KvCacheUse",
+    "ModelDescription",
     "SamplingOptions",
     "Stream",
     "Timings",

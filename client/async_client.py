@@ -23,7 +23,7 @@ from client.collector import Collector
 from client.contract import Declared, Request
 from client.options import SamplingOptions
 from client.plans import Plan, text_plan, token_plan
-from client.results import Chunk, GenerationResult
+from client.results import Chunk, GenerationResult, ModelDescription
 from client.transports import AsyncCall, AsyncTransport, Deadline
 
 
@@ -259,6 +259,12 @@ class AsyncDrafthouseClient:
         """As :meth:`generate_tokens`, chunk by chunk."""
         plan = token_plan(self.token_model, ids, end_id, options, deadline=deadline, request_id=request_id)
         return AsyncStream(self._server, plan)
+
+    async def describe(self, model: str | None = None) -> ModelDescription:
+        """As :meth:`DrafthouseClient.describe`."""
+        name, deadline, transport = model or self.model, Deadline(None), self._server.transport
+        inputs = await transport.declared_inputs(name, deadline)
+        return ModelDescription(frozenset(inputs), await transport.parameters(name, deadline))
 
     async def is_ready(self) -> bool:
         """Whether the server is up and `model` can be asked; False, not an error, where nothing answers."""

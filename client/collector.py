@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from client.contract import Outputs, Request, read_outputs
-from client.results import Acceptance, Chunk, FinishReason, GenerationResult, Timings
+from client.results import Acceptance, Chunk, FinishReason, GenerationResult, KvCacheUse, Timings
 
 
 class Collector:
@@ -46,6 +46,7 @@ class Collector:
             num_output_tokens=count,
             timings=self._timings(),
             acceptance=self._acceptance(count) if complete else None,
+            kv_cache=self._kv_cache() if complete else None,
         )
 
     def _tokens(self) -> tuple[int, ...] | None:
@@ -74,6 +75,12 @@ class Collector:
             first_token_ns=self._figures.get("first_token_time_ns"),
             last_token_ns=self._figures.get("last_token_time_ns"),
         )
+
+    def _kv_cache(self) -> KvCacheUse | None:
+        reused = self._figures.get("kv_cache_reused_blocks")
+        total = self._figures.get("kv_cache_alloc_total_blocks")
+        # Servers fill in zeros for figures that they were not asked for; whatever ran held a block.
+        return KvCacheUse(reused, total) if reused is not None and total else None
 
     def _acceptance(self, count: int | None) -> Acceptance | None:
         drafted = self._figures.get("total_draft_tokens")

@@ -58,6 +58,7 @@ _TENSORS: dict[str, tuple[str, str, str]] = {
     "stop": ("stop_words", "", "BYTES"),
     "min_tokens": ("min_tokens", "min_tokens", "INT32"),
     "num_draft_tokens": ("num_draft_tokens", "num_draft_tokens", "INT32"),
+    "cache_salt": ("cache_salt", "cache_salt", "BYTES"),
     "return_log_probs": ("return_log_probs", "return_log_probs", "BOOL"),
 }
 # Sent where the model declares them: what typed results are made of, and no prompt in the output.
@@ -207,6 +208,8 @@ _FIGURES = (
     "num_output_tokens",
     "total_draft_tokens",
     "total_accepted_draft_tokens",
+    "kv_cache_reused_blocks",
+    "kv_cache_alloc_total_blocks",
     "arrival_time_ns",
     "first_scheduled_time_ns",
     "first_token_time_ns",

@@ -41,6 +41,9 @@ class SamplingOptions(TypedDict, total=False):
     """The end token is not allowed before this many tokens."""
     num_draft_tokens: int | None
     """Most draft tokens to verify in one step; 0: no speculation; None: the server's choice."""
+    cache_salt: str | None
+    """The prompt shares KV cache with requests of the same salt only; None: with those that have none. One of its
+    own finds and leaves nothing that others could use."""
     return_log_probs: bool
     """Whether to return the natural log-probability of each generated token."""
 
@@ -142,6 +145,10 @@ def _stop(value: Any) -> str | None:
     return None if valid else "a list of non-empty strings"
 
 
+def _salt(value: Any) -> str | None:
+    return None if isinstance(value, str) and value else "a non-empty string"
+
+
 def _flag(value: Any) -> str | None:
     return None if isinstance(value, bool) else "True or False"
 
@@ -156,5 +163,6 @@ _CHECKS = {
     "stop": _stop,
     "min_tokens": lambda value: _integer(value, 0, _INT32_MAX),
     "num_draft_tokens": lambda value: _integer(value, 0, _INT32_MAX),
+    "cache_salt": _salt,
     "return_log_probs": _flag,
 }

@@ -7,6 +7,7 @@ something, across sides nothing. A figure that the server did not report is None
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,6 +93,28 @@ class Acceptance:
 
 
 @dataclass(frozen=True, slots=True)
+class KvCacheUse:
+    """Blocks of the KV cache that one request held."""
+
+    reused_blocks: int
+    """Those that were found filled by earlier requests, so that this part of the prompt was not computed. Where
+    `tensorrt_llm_bls` drafts, each of a request's calls counts what it finds, the request's own rows too."""
+    total_blocks: int
+    """All of them, those for its output included."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What a server says about one of its models."""
+
+    inputs: frozenset[str]
+    """The inputs that it takes."""
+    parameters: Mapping[str, str]
+    """Its parameters in `config.pbtxt`; repositories of the kit say there which deployment they are
+    (`drafthouse_deployment`, `drafthouse_sha256`)."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationResult:
     """A finished generation."""
 
@@ -114,6 +137,8 @@ class GenerationResult:
     timings: Timings
     acceptance: Acceptance | None
     """None where the server does not report speculation (or the request did not end)."""
+    kv_cache: KvCacheUse | None
+    """None where the server does not report it (or the request did not end)."""
 
 
 def _seconds(start_ns: int | None, end_ns: int | None) -> float | None:

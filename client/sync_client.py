@@ -23,7 +23,7 @@ from client.collector import Collector
 from client.contract import Declared, Request
 from client.options import SamplingOptions
 from client.plans import Plan, text_plan, token_plan
-from client.results import Chunk, GenerationResult
+from client.results import Chunk, GenerationResult, ModelDescription
 from client.transports import Call, Deadline, Transport
 
 
@@ -258,6 +258,16 @@ class DrafthouseClient:
         """As :meth:`generate_tokens`, chunk by chunk."""
         plan = token_plan(self.token_model, ids, end_id, options, deadline=deadline, request_id=request_id)
         return Stream(self._server, plan)
+
+    def describe(self, model: str | None = None) -> ModelDescription:
+        """What the server says about a model, by default the one that takes text.
+
+        Raises:
+            InvalidRequest: it has no such model. ServerUnavailable: nothing answers.
+        """
+        name, deadline, transport = model or self.model, Deadline(None), self._server.transport
+        inputs = transport.declared_inputs(name, deadline)
+        return ModelDescription(frozenset(inputs), transport.parameters(name, deadline))
 
     def is_ready(self) -> bool:
         """Whether the server is up and `model` can be asked; False, not an error, where nothing answers."""

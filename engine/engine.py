@@ -174,7 +174,7 @@ class Engine:
             item = self._waiting[0]
             request, metrics = item.request, item.metrics
             rows = len(request.prompt) + request.max_tokens
-            lease = self._cache.lease(request.prompt, request.prompt_length, rows)
+            lease = self._cache.lease(request.prompt, request.prompt_length, rows, request.cache_salt)
             if lease is None:
                 return
             self._waiting.popleft()
@@ -316,7 +316,7 @@ class Engine:
         if item in self._running:
             self._running.remove(item)
             computed = () if error else item.reusable()
-            self._cache.end(item.blocks, computed, item.request.prompt_length)
+            self._cache.end(item.blocks, computed, item.request.prompt_length, item.request.cache_salt)
             if item.speculates:
                 self._speculator.finish(item.id)
         else:

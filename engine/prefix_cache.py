@@ -17,6 +17,9 @@ own. For one and the same token the two kinds need not be equal. Hence:
 
 Whole blocks are shared, read-only, among any number of requests. A continuation also takes over the last block,
 half full, of the sequence it continues, if nobody else holds it.
+
+Requests may be salted; then they share with those of the same salt alone. It parts those who must not learn from the
+time that an answer takes what others have asked, and makes a load test's prompts new to the cache.
 """
 
 from collections import Counter, OrderedDict
@@ -29,6 +32,7 @@ from numpy.typing import NDArray
 from engine.kv_cache import BlockPool
 
 Tokens = NDArray[np.int32]
+_Prompt = tuple[str, bytes]  # salt and tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +51,12 @@ class _Kept:
     tokens: Tokens
     prompt_length: int
     blocks: Sequence[int]
+    salt: str
 
     @property
-    def prompt(self) -> bytes:
+    def prompt(self) -> "_Prompt":
         """Sequences of the same prompt are looked up by it."""
-        return self.tokens[: self.prompt_length].tobytes()
+        return self.salt, self.tokens[: self.prompt_length].tobytes()
 
 
 class PrefixCache:
@@ -62,7 +67,7 @@ class PrefixCache:
         self._pool = BlockPool(num_blocks, block_size)
         self._reuse = reuse
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # least recently used first
-        self._of_prompt: dict[bytes, list[int]] = {}
+        self._of_prompt: dict[_Prompt, list[int]] = {}
         self._next_key = 0
         self._leased: Counter[int] = Counter()
 
@@ -71,16 +76,17 @@ class PrefixCache:
         """Blocks that running requests hold."""
         return len(self._leased)
 
-    def lease(self, tokens: Sequence[int], prompt_length: int, rows: int) -> Lease | None:
+    def lease(self, tokens: Sequence[int], prompt_length: int, rows: int, salt: str = "") -> Lease | None:
         """Blocks for `rows` rows of a request that begins with `tokens`, or None if too many are in use.
 
         Args:
             tokens: all tokens that are known, at least one; the last of them is never taken as computed.
             prompt_length: how many of them are its prompt; the others were decoded by earlier calls.
             rows: rows that it can ever need, `len(tokens)` or more.
+            salt: it shares with requests of the same salt.
         """
         known = np.asarray(tokens, np.int32)
-        key, cached = self._longest(known, prompt_length)
+        key, cached = self._longest(known, prompt_length, salt)
         taken = list(self._kept[key].blocks[: self._pool.blocks_for(cached)]) if cached else []
         missing = self._pool.blocks_for(rows) - len(taken)
         if len(self._leased.keys() | set(taken)) + missing > self._pool.num_blocks:
@@ -96,14 +102,14 @@ class PrefixCache:
         self._leased.update(blocks)
         return Lease(blocks, cached, len(taken))
 
-    def end(self, blocks: Sequence[int], tokens: Sequence[int], prompt_length: int) -> None:
+    def end(self, blocks: Sequence[int], tokens: Sequence[int], prompt_length: int, salt: str = "") -> None:
         """Take blocks back from a request, and keep the rows of `tokens`, all of which are computed."""
         self._leased.subtract(blocks)
         for block in blocks:
             if not self._leased[block]:
                 del self._leased[block]
         if self._reuse and len(tokens):
-            self._keep(_Kept(np.asarray(tokens, np.int32), prompt_length, blocks))
+            self._keep(_Kept(np.asarray(tokens, np.int32), prompt_length, blocks, salt))
         self._pool.release(blocks)
 
     def clear(self) -> None:
@@ -120,7 +126,7 @@ class PrefixCache:
         held = new.blocks[: self._pool.blocks_for(len(new.tokens))]
         self._pool.hold(held)
         self._next_key += 1
-        self._kept[self._next_key] = _Kept(new.tokens, new.prompt_length, held)
+        self._kept[self._next_key] = _Kept(new.tokens, new.prompt_length, held, new.salt)
         self._of_prompt.setdefault(new.prompt, []).append(self._next_key)
 
     def _drop(self, key: int) -> None:
@@ -131,13 +137,14 @@ class PrefixCache:
             del self._of_prompt[kept.prompt]
         self._pool.release(kept.blocks)
 
-    def _longest(self, tokens: Tokens, prompt_length: int) -> tuple[int, int]:
+    def _longest(self, tokens: Tokens, prompt_length: int, salt: str) -> tuple[int, int]:
         """The kept sequence that serves most rows, and how many; 0 if none does."""
-        same_prompt = self._of_prompt.get(tokens[:prompt_length].tobytes(), ())
+        same_prompt = self._of_prompt.get((salt, tokens[:prompt_length].tobytes()), ())
         best, most = self._best_of(same_prompt, tokens, prompt_length)
         if most >= prompt_length:
             return best, most
-        return self._best_of(self._kept, tokens, prompt_length)
+        same_salt = [key for key, kept in self._kept.items() if kept.salt == salt]
+        return self._best_of(same_salt, tokens, prompt_length)
 
     def _best_of(self, keys: Iterable[int], tokens: Tokens, prompt_length: int) -> tuple[int, int]:
         best, most = 0, 0

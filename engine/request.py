@@ -80,6 +80,8 @@ class GenerationRequest:
         continued: so many tokens at the end of ``prompt`` are output of earlier calls of this generation, fewer
             than the whole. They are computed as decoded tokens and the random numbers go on behind them, so the
             calls together give, bit for bit, what one call gives.
+        cache_salt: KV cache rows are shared among requests of the same salt only, as with vLLM's and
+            TensorRT-LLM's parameter of this name.
 
     Raises:
         RequestError: a value is out of range.
@@ -95,6 +97,7 @@ class GenerationRequest:
     return_log_probs: bool = False
     draft: tuple[int, ...] = ()
     continued: int = 0
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt:

@@ -11,11 +11,12 @@ Example::
     assemble_trtllm_repository(resolved, resolved.spec.serving.repository)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from build.identity import identity
 from build.model_config import (
     Tensors,
     contract,
@@ -26,8 +27,8 @@ from build.model_config import (
     staged,
     write_model,
 )
-from build.repository import DRAFT_MODEL, drafting_parameters
-from build.trtllm.engine_models import draft_logits, draft_parameters, fast_logits, target_parameters
+from build.repository import CACHE_SALT, DRAFT_MODEL, TEXT_MODELS, drafting_parameters
+from build.trtllm.engine_models import draft_parameters, target_parameters
 from build.trtllm.llm_args import as_yaml, llm_arguments
 from build.trtllm.resolved import Resolved
 from build.trtllm.text_models import (
@@ -56,7 +57,7 @@ _LLMAPI_ADDED = Tensors(
         {"name": name, "data_type": "TYPE_STRING", "dims": [1], "optional": True}
         for name in ("guided_decoding_guide_type", "guided_decoding_guide")
     ]
-    + [{"name": "errors_as_output", "data_type": "TYPE_BOOL", "dims": [1], "optional": True}],
+    + [{"name": "errors_as_output", "data_type": "TYPE_BOOL", "dims": [1], "optional": True}, CACHE_SALT],
     outputs=[
         {"name": "output_ids", "data_type": "TYPE_INT32", "dims": [-1]},
         {"name": "output_log_probs", "data_type": "TYPE_FP32", "dims": [-1]},
@@ -109,7 +110,19 @@ def trtllm_models(
     else:
         models = _engine_models(resolved, base, tokenizer_info)
     check_models(resolved.engine.triton_parameters, [model.config.name for model in models])
+    who = identity(resolved.spec).parameters(prefix_cache=_keeps_prompts(resolved, models))
+    for model in models:
+        if model.config.name in TEXT_MODELS:
+            set_parameters(model.config, who)
     return models
+
+
+def _keeps_prompts(resolved: Resolved, models: Sequence[TritonModel]) -> bool:
+    """Whether requests find the KV cache of earlier ones, as the repository has it after all overrides."""
+    if resolved.runtime == "llm_api":
+        return bool(llm_arguments(resolved)["kv_cache_config"].get("enable_block_reuse", True))
+    (target,) = (model.config for model in models if model.config.name == "tensorrt_llm")
+    return target.parameters["enable_kv_cache_reuse"].string_value.lower() in ("true", "1")
 
 
 def _engine_models(resolved: Resolved, root: Path, tokenizer_info: Path | None) -> list[TritonModel]:
@@ -185,16 +198,17 @@ def _llm_api_models(resolved: Resolved, root: Path) -> list[TritonModel]:
         "exclude_input_in_output": "true" if resolved.spec.serving.exclude_input_in_output else "false",
         "max_requests": waiting_requests(resolved),
     }
+    added = Tensors(inputs=[CACHE_SALT], outputs=[_ACCEPTANCE_SOURCE])
     generation = {
         **python_files("model_repo/llmapi/tensorrt_llm/model.py"),
         "model.yaml": _model_yaml(resolved, root),
     }
     return [
-        TritonModel(ensemble_config(resolved, [_ACCEPTANCE_SOURCE]), {}),
+        TritonModel(ensemble_config(resolved, added), {}),
         TritonModel(_llmapi_config(resolved), generation),
         TritonModel(postprocessing_config(resolved, tokenizer), _files("postprocessing")),
         TritonModel(
-            bls_config(resolved, bls, [_ACCEPTANCE_SOURCE]),
+            bls_config(resolved, bls, added),
             python_files("model_repo/llmapi/tensorrt_llm_bls/model.py"),
         ),
     ]

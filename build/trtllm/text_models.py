@@ -8,7 +8,7 @@ so requests speculate through either door. And `postprocessing`, which unlike a 
 left, tells the BLS.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ _STEP_TENSORS = Tensors(
 )
 """What `tensorrt_llm_bls` has as a step of the ensemble."""
 
+_NOTHING = Tensors(inputs=(), outputs=())
+
 _TYPED = {"context_logits": "logits_datatype", "generation_logits": "logits_datatype"}
 _TYPED |= {"prompt_embedding_table": "prompt_embedding_table_data_type", "draft_logits": "logits_datatype"}
 _TYPED |= {"encoder_input_features": "encoder_input_features_data_type"}
@@ -71,12 +73,12 @@ def typed(tensors: Tensors, variables: Mapping[str, str]) -> Tensors:
     return Tensors([retyped(item) for item in tensors.inputs], [retyped(item) for item in tensors.outputs])
 
 
-def ensemble_config(resolved: Resolved, added_outputs: Sequence[Tensor] = ()) -> Any:
-    """The `ensemble` model; `added_outputs` are those of the BLS that go beyond the kit's usual ones."""
+def ensemble_config(resolved: Resolved, added: Tensors = _NOTHING) -> Any:
+    """The `ensemble` model; `added` are tensors of the BLS that go beyond the kit's usual ones."""
     filled = _settings(resolved, "ensemble", {}, {"logits_datatype": "TYPE_FP32"})
-    tensors = typed(kit_tensors("ensemble").plus(outputs=added_outputs), filled.variables)
+    tensors = typed(kit_tensors("ensemble").plus(added.inputs, added.outputs), filled.variables)
     config = model_config("ensemble", tensors, max_batch_size=filled.number("triton_max_batch_size"))
-    outputs = {name: name for name in (*GENERATION_OUTPUTS, *(item["name"] for item in added_outputs))}
+    outputs = {name: name for name in (*GENERATION_OUTPUTS, *(item["name"] for item in added.outputs))}
     outputs |= {name: f"_{name}" for name in GENERATION_TO_POSTPROCESSING if name not in outputs}
     add_step(config, "tensorrt_llm_bls", {item["name"]: item["name"] for item in tensors.inputs}, outputs)
     add_step(
@@ -88,9 +90,7 @@ def ensemble_config(resolved: Resolved, added_outputs: Sequence[Tensor] = ()) ->
     return config
 
 
-def bls_config(
-    resolved: Resolved, parameters: Mapping[str, str | None], added_outputs: Sequence[Tensor] = ()
-) -> Any:
+def bls_config(resolved: Resolved, parameters: Mapping[str, str | None], added: Tensors = _NOTHING) -> Any:
     """The `tensorrt_llm_bls` model."""
     filled = _settings(
         resolved,
@@ -104,9 +104,8 @@ def bls_config(
         },
     )
     tensors = kit_tensors("tensorrt_llm_bls").plus(_STEP_TENSORS.inputs, _STEP_TENSORS.outputs)
-    config = _python_config(
-        "tensorrt_llm_bls", typed(tensors.plus(outputs=added_outputs), filled.variables), filled
-    )
+    tensors = tensors.plus(added.inputs, added.outputs)
+    config = _python_config("tensorrt_llm_bls", typed(tensors, filled.variables), filled)
     run_on_cpu(config, count=filled.number("bls_instance_count"))
     config.model_transaction_policy.decoupled = filled.variables["decoupled_mode"].lower() in ("true", "1")
     return config

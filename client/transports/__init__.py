@@ -70,6 +70,9 @@ class Transport(Protocol):
     def declared_inputs(self, model: str, deadline: Deadline) -> Mapping[str, Declared]:
         """The inputs that `model` declares, by name; raises `InvalidRequest` if there is no such model."""
 
+    def parameters(self, model: str, deadline: Deadline) -> Mapping[str, str]:
+        """The parameters in `model`'s configuration, by name; raises as `declared_inputs`."""
+
     def is_ready(self, model: str) -> bool:
         """Whether the server is up and `model` can be asked; False also where nothing answers."""
 
@@ -95,6 +98,9 @@ class AsyncTransport(Protocol):
 
     async def declared_inputs(self, model: str, deadline: Deadline) -> Mapping[str, Declared]:
         """As :meth:`Transport.declared_inputs`."""
+
+    async def parameters(self, model: str, deadline: Deadline) -> Mapping[str, str]:
+        """As :meth:`Transport.parameters`."""
 
     async def is_ready(self, model: str) -> bool:
         """As :meth:`Transport.is_ready`."""

@@ -37,14 +37,21 @@ class AsyncGrpcTransport:
 
     async def declared_inputs(self, model: str, deadline: Deadline) -> Mapping[str, Declared]:
         """As :meth:`Transport.declared_inputs`."""
+        question = messages.ModelMetadataRequest(name=model)
+        return kserve.read_declared(await self._about(model, kserve.MODEL_METADATA, question, deadline))
+
+    async def parameters(self, model: str, deadline: Deadline) -> Mapping[str, str]:
+        """As :meth:`Transport.parameters`."""
+        question = messages.ModelConfigRequest(name=model)
+        return kserve.read_parameters(await self._about(model, kserve.MODEL_CONFIG, question, deadline))
+
+    async def _about(self, model: str, method: kserve.Method, question: Any, deadline: Deadline) -> Any:
+        """The answer to a question about a model."""
         timeout = deadline.remaining(CONTROL_TIMEOUT)
-        metadata = kserve.MODEL_METADATA.bind(self._channel.unary_unary)
         try:
-            message = await metadata(messages.ModelMetadataRequest(name=model), timeout=timeout)
+            return await method.bind(self._channel.unary_unary)(question, timeout=timeout)
         except grpc.RpcError as error:
             failure = kserve.question_failure(error, self._address, deadline)
-        else:
-            return kserve.read_declared(message)
         if isinstance(failure, errors.InvalidRequest):
             index = kserve.REPOSITORY_INDEX.bind(self._channel.unary_unary)
             known = await index(messages.RepositoryIndexRequest(), timeout=timeout)

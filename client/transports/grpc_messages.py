@@ -60,6 +60,7 @@ class Method:
 # half-closed is the same on the wire, and gRPC needs no thread to feed it.
 STREAM_INFER = Method("ModelStreamInfer", messages.ModelInferRequest, messages.ModelStreamInferResponse)
 MODEL_METADATA = Method("ModelMetadata", messages.ModelMetadataRequest, messages.ModelMetadataResponse)
+MODEL_CONFIG = Method("ModelConfig", messages.ModelConfigRequest, messages.ModelConfigResponse)
 MODEL_READY = Method("ModelReady", messages.ModelReadyRequest, messages.ModelReadyResponse)
 REPOSITORY_INDEX = Method(
     "RepositoryIndex", messages.RepositoryIndexRequest, messages.RepositoryIndexResponse
@@ -88,6 +89,11 @@ def read_response(message: messages.ModelInferResponse) -> Outputs:
 def read_declared(message: messages.ModelMetadataResponse) -> Mapping[str, Declared]:
     """The inputs that a model's metadata declares."""
     return {tensor.name: Declared(tensor.datatype, len(tensor.shape)) for tensor in message.inputs}
+
+
+def read_parameters(message: messages.ModelConfigResponse) -> Mapping[str, str]:
+    """The parameters in a model's configuration."""
+    return {name: value.string_value for name, value in message.config.parameters.items()}
 
 
 def known_models(message: messages.RepositoryIndexResponse) -> list[str]:

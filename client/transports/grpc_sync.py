@@ -23,6 +23,7 @@ class GrpcTransport:
         self._channel = grpc.insecure_channel(self._address, options=kserve.CHANNEL_OPTIONS)
         self._stream = kserve.STREAM_INFER.bind(self._channel.unary_stream)
         self._metadata = kserve.MODEL_METADATA.bind(self._channel.unary_unary)
+        self._config = kserve.MODEL_CONFIG.bind(self._channel.unary_unary)
         self._ready = kserve.MODEL_READY.bind(self._channel.unary_unary)
         self._index = kserve.REPOSITORY_INDEX.bind(self._channel.unary_unary)
 
@@ -32,13 +33,21 @@ class GrpcTransport:
 
     def declared_inputs(self, model: str, deadline: Deadline) -> Mapping[str, Declared]:
         """As :meth:`Transport.declared_inputs`."""
+        question = messages.ModelMetadataRequest(name=model)
+        return kserve.read_declared(self._about(model, self._metadata, question, deadline))
+
+    def parameters(self, model: str, deadline: Deadline) -> Mapping[str, str]:
+        """As :meth:`Transport.parameters`."""
+        question = messages.ModelConfigRequest(name=model)
+        return kserve.read_parameters(self._about(model, self._config, question, deadline))
+
+    def _about(self, model: str, ask: Any, question: Any, deadline: Deadline) -> Any:
+        """The answer to a question about a model."""
         timeout = deadline.remaining(CONTROL_TIMEOUT)
         try:
-            message = self._metadata(messages.ModelMetadataRequest(name=model), timeout=timeout)
+            return ask(question, timeout=timeout)
         except grpc.RpcError as error:
             failure = kserve.question_failure(error, self._address, deadline)
-        else:
-            return kserve.read_declared(message)
         if isinstance(failure, errors.InvalidRequest):
             index = self._index(messages.RepositoryIndexRequest(), timeout=timeout)
             failure = unknown_model(model, kserve.known_models(index))

@@ -35,9 +35,17 @@ class AsyncHttpTransport:
 
     async def declared_inputs(self, model: str, deadline: Deadline) -> Mapping[str, Declared]:
         """As :meth:`Transport.declared_inputs`."""
-        status, body = await self._ask("GET", kserve.model_path(model), deadline)
+        return kserve.read_declared(await self._about(model, kserve.model_path(model), deadline))
+
+    async def parameters(self, model: str, deadline: Deadline) -> Mapping[str, str]:
+        """As :meth:`Transport.parameters`."""
+        return kserve.read_parameters(await self._about(model, kserve.config_path(model), deadline))
+
+    async def _about(self, model: str, path: str, deadline: Deadline) -> bytes:
+        """The answer to a question about a model."""
+        status, body = await self._ask("GET", path, deadline)
         if status == 200:
-            return kserve.read_declared(body)
+            return body
         failure = kserve.read_failure(status, body)
         if isinstance(failure, errors.InvalidRequest):
             _, index = await self._ask("POST", kserve.INDEX_PATH, deadline)

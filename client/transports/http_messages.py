@@ -82,6 +82,17 @@ def read_declared(body: bytes) -> Mapping[str, Declared]:
     return {tensor["name"]: Declared(tensor["datatype"], len(tensor["shape"])) for tensor in inputs}
 
 
+def config_path(model: str) -> str:
+    """The path of a model's configuration."""
+    return f"{model_path(model)}/config"
+
+
+def read_parameters(body: bytes) -> Mapping[str, str]:
+    """The parameters in a model's configuration."""
+    found = json.loads(body).get("parameters", {})
+    return {name: value.get("string_value", "") for name, value in found.items()}
+
+
 def known_models(body: bytes) -> list[str]:
     """The names of the models that the server has."""
     return [model["name"] for model in json.loads(body)]

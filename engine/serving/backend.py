@@ -27,6 +27,11 @@ def parameters(arguments: Mapping[str, str]) -> dict[str, str]:
     return {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
 
 
+def input_names(arguments: Mapping[str, str]) -> list[str]:
+    """Inputs that the model's config.pbtxt declares."""
+    return [tensor["name"] for tensor in json.loads(arguments["model_config"])["input"]]
+
+
 def directory(arguments: Mapping[str, str], name: str) -> Path:
     """A parameter that is a path."""
     return Path(parameters(arguments)[name])

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from engine.events import RequestMetrics
 from engine.request import RequestError
-from engine.serving.backend import finish_calls, parameters, refuse, tensors
+from engine.serving.backend import finish_calls, input_names, parameters, refuse, tensors
 from engine.serving.bls_metrics import SpeculationCounts
 from engine.serving.bls_settings import BlsSettings
 from engine.serving.calls import Caller, Tensors
@@ -37,6 +37,7 @@ from engine.serving.drafting import Drafter, ModelDrafter, NgramDrafter
 from engine.serving.engine_limits import EngineLimits
 from engine.serving.engine_rules import EngineRules
 from engine.serving.exchange import Exchange
+from engine.serving.request_names import refuse_unknown
 from engine.serving.speculation import speculate
 from engine.serving.target import Row, Target, read_tokens
 from engine.serving.text import TextCodec
@@ -90,9 +91,8 @@ class BlsModel:
         Raises:
             ValueError: a parameter is missing or impossible.
         """
-        settings = BlsSettings.read(parameters(arguments))
-        limits = EngineLimits() if settings.embedded else EngineLimits.read(Path(settings.gpt_model_path))
-        self._settings = settings = settings.within(limits)
+        self._settings = settings = BlsSettings.read(parameters(arguments))
+        self._inputs = input_names(arguments)
         self._codec = TextCodec(
             Path(settings.tokenizer_dir), skip_special_tokens=settings.skip_special_tokens
         )
@@ -130,6 +130,7 @@ class BlsModel:
                 meant.stop()
             request.get_response_sender().send(flags=_FINAL)
             return
+        refuse_unknown(request.parameters(), self._inputs)
         tasks = self._tasks(given)
         exchange = Exchange(request, len(tasks))
         self._exchanges[exchange.handle] = exchange

@@ -99,6 +99,7 @@ class GenerationCall:
             return_log_probs=self.return_log_probs,
             draft=draft,
             continued=int(_scalar(tensors, "continued_tokens", 0, row)),
+            cache_salt=read_text(tensors, "cache_salt", row),
         )
 
 
@@ -232,6 +233,22 @@ def _scalar(tensors: Tensors, name: str, default: float | None, row: int = 0) ->
     if not math.isfinite(value):
         raise RequestError(f"{name} is {value}; it must be a finite number")
     return float(value) if isinstance(value, float) else int(value)
+
+
+def read_text(tensors: Tensors, name: str, row: int = 0) -> str:
+    """A text tensor's value for a row; empty if it is not there.
+
+    Raises:
+        RequestError: it is not UTF-8.
+    """
+    values = np.ravel(tensors.get(name, np.array([], np.object_)))
+    if not values.size:
+        return ""
+    value = values[min(row, values.size - 1)]
+    try:
+        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{name} is not valid UTF-8 at byte {error.start}; send text as UTF-8") from None
 
 
 def _given_draft(tensors: Tensors, row: int) -> tuple[int, ...]:

@@ -120,10 +120,8 @@ class ModelDrafter:
                 f"the draft model {self._model!r} (tensorrt_llm_draft_model_name) is not ready on this server; "
                 "load it, or send num_draft_tokens 0"
             )
-        kept = {name: inputs[name] for name in ("end_id", "pad_id") if name in inputs}
-        if by_logits:
-            return _LogitsDrafting(self, request, {}, gone)
-        return _ModelDrafting(self, request, kept, gone)
+        kept = {name: inputs[name] for name in ("end_id", "pad_id", "cache_salt") if name in inputs}
+        return _ModelDrafting(self, prompt, kept, gone)
 
 
 class _ModelDrafting:

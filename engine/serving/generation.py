@@ -15,10 +15,11 @@ from engine.deployment import open_engine
 from engine.events import Event
 from engine.request import RequestError
 from engine.service import EngineService
-from engine.serving.backend import directory, parameters, refusal, refuse, response, tensors
+from engine.serving.backend import directory, input_names, parameters, refusal, refuse, response, tensors
 from engine.serving.contract import Answer, GenerationCall, Tensors, refuse_unsupported
 from engine.serving.metrics import EngineMetrics
 from engine.serving.outbox import Outbox
+from engine.serving.request_names import refuse_unknown
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -41,6 +42,7 @@ class GenerationModel:
         if parameters(arguments).get("role") != "draft":  # whose steps say nothing about the output
             metrics.declare_speculation("engine")
         metrics.publish()
+        self._inputs = input_names(arguments)
         self._end_ids = frozenset(runner.manifest.end_ids)
         self._exclude_input = spec.serving.exclude_input_in_output
         self._exchanges: dict[int, _Exchange] = {}
@@ -59,6 +61,7 @@ class GenerationModel:
         if "stop" in inputs and inputs["stop"].any():
             self._stop(request, inputs)
             return
+        refuse_unknown(request.parameters(), self._inputs)
         refuse_unsupported(inputs)
         call = GenerationCall(inputs, self._end_ids, self._exclude_input)
         _Exchange(request, self._exchanges, self._outbox).start(call, self._service)

@@ -20,10 +20,10 @@ import triton_python_backend_utils as pb_utils
 import yaml
 
 from engine.request import RequestError
-from engine.serving.backend import parameters, refuse, response, tensors
+from engine.serving.backend import input_names, parameters, refuse, response, tensors
 from engine.serving.llmapi_request import LlmApiRequest, read_request
 from engine.serving.llmapi_response import LlmApiAnswer, draft_length_of
-from engine.serving.text import TextCodec
+from engine.serving.request_names import refuse_unknown
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _KIT_KEY = "drafthouse"
@@ -60,6 +60,7 @@ class LlmApiModel:
         Raises:
             RequestError: an instance has no GPUs of its own, or the drafter is unknown.
         """
+        self._inputs = input_names(arguments)
         directory = Path(arguments["model_repository"]) / arguments["model_version"]
         content = _read_yaml(directory)
         settings = content.pop(_TRITON_KEY)
@@ -98,6 +99,7 @@ class LlmApiModel:
                 self._stop(request.request_id())
                 sender.send(flags=_FINAL)
             else:
+                refuse_unknown(request.parameters(), self._inputs)
                 await self._generate(request, sender, read_request(inputs))
         except Exception as error:  # nobody else would tell the client
             refuse(sender, error)
@@ -122,8 +124,9 @@ class LlmApiModel:
         try:
             return self._llm.generate_async(
                 wanted.prompt,
-                sampling_params=_sampling_params(wanted, self._is_formatted(wanted.prompt)),
+                sampling_params=_sampling_params(wanted),
                 streaming=wanted.streaming,
+                **({"cache_salt": wanted.cache_salt} if wanted.cache_salt else {}),
             )
         except ValueError as error:  # SamplingParams and the LLM check their arguments so
             raise RequestError(str(error)) from None

@@ -17,8 +17,17 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from engine.request import RequestError
-from engine.serving.backend import call_model, finish_calls, parameters, refuse, response, tensors
+from engine.serving.backend import (
+    call_model,
+    finish_calls,
+    input_names,
+    parameters,
+    refuse,
+    response,
+    tensors,
+)
 from engine.serving.contract import PLACEHOLDERS, Tensors, is_blank
+from engine.serving.request_names import refuse_unknown
 from engine.serving.wiring import GENERATION_TO_POSTPROCESSING, TO_LLMAPI
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -62,6 +71,7 @@ class LlmApiBlsModel:
         settings = parameters(arguments)
         self._generation = settings["tensorrt_llm_model_name"]
         self._exclude_input = settings["exclude_input_in_output"] == "true"
+        self._inputs = input_names(arguments)
         self._pool = ThreadPoolExecutor(int(settings["max_requests"]), thread_name_prefix="bls")
         self._rows: dict[int, list[str]] = {}
 
@@ -90,6 +100,7 @@ class LlmApiBlsModel:
         if "stop" in inputs and inputs["stop"].any():
             self._stop(int(np.ravel(inputs["generation_handle"])[0]))
             return
+        refuse_unknown(request.parameters(), self._inputs)
         _refuse_unsupported(inputs)
         handle = secrets.randbits(64)
         calls = [_Row(inputs, row, f"{handle:016x}-{row}") for row in range(len(inputs["text_input"]))]

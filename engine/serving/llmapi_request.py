@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.request import RequestError
-from engine.serving.distribution import sampling_params
+from engine.serving.contract import read_text
 from engine.serving.text import decode_prompt
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -48,6 +48,7 @@ class LlmApiRequest:
         prompt: the text to continue.
         sampling: arguments of `SamplingParams`.
         guide: arguments of `GuidedDecodingParams`; None without guided decoding.
+        cache_salt: KV cache is shared with requests of the same salt; empty: with those that have none.
         streaming: a response for every step, or one at the end.
         returned: optional outputs that were asked for (`finish_reason`, `stop_reason`, `cumulative_logprob`).
         return_metrics: whether to answer the performance outputs.
@@ -59,6 +60,7 @@ class LlmApiRequest:
     prompt: str
     sampling: Mapping[str, Any]
     guide: Mapping[str, Any] | None
+    cache_salt: str
     streaming: bool
     returned: frozenset[str]
     return_metrics: bool
@@ -88,6 +90,7 @@ def read_request(tensors: Tensors) -> LlmApiRequest:
         prompt=prompt,
         sampling={**_sampling(tensors), "return_perf_metrics": metrics},
         guide=_guide(tensors),
+        cache_salt=read_text(tensors, "cache_salt"),
         streaming=bool(_scalar(tensors, "streaming", False)),
         returned=frozenset(name for name in outputs if _scalar(tensors, f"return_{name}", False)),
         return_metrics=metrics,

@@ -18,10 +18,12 @@ from engine.serving.backend import (
 )
 from engine.serving.contract import Tensors, is_blank
 from engine.serving.engine_rules import EngineRules
+from engine.serving.request_names import refuse_unknown
 from engine.serving.text import TextCodec, decode_prompt
-from engine.serving.wiring import TO_PREPROCESSING
+from engine.serving.wiring import TO_GENERATION, TO_PREPROCESSING
 
 _NO_TOKEN = -1
+_TEXT_INPUTS = (*TO_PREPROCESSING, *TO_GENERATION)
 # Inputs that no engine here could honour, and those that TensorRT-LLM's can but the embedded one cannot.
 _REFUSED = (*("DECODER_QUERY", "PROMPT_TABLE_EXTRA_ID", "IMAGE_BYTES", "IMAGE_URL", "IMAGES", "VIDEO_BYTES"),)
 _REFUSED_BY_EMBEDDED = ("BAD_WORDS_DICT", "EMBEDDING_BIAS_WORDS", "EMBEDDING_BIAS_WEIGHTS")
@@ -48,6 +50,8 @@ class PreprocessingModel:
 
     def _answer(self, request: Any) -> Any:
         try:
+            # A step of an ensemble gets the parameters of the whole; in front of it nobody could look at them.
+            refuse_unknown(request.parameters(), _TEXT_INPUTS)
             outputs = preprocess(self._codec, tensors(request), self._rules)
             return response(outputs, request.requested_output_names())
         except RequestError as error:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
-from client import AsyncDrafthouseClient, AsyncStream, Chunk, GenerationResult
+from client import AsyncDrafthouseClient, AsyncStream, Chunk, GenerationResult, ModelDescription
 
 
 class Blocking:
@@ -33,6 +33,9 @@ class Blocking:
 
     def stream_chat(self, *arguments: Any, **options: Any) -> BlockingStream:
         return BlockingStream(self._client.stream_chat(*arguments, **options), self._loop)
+
+    def describe(self, *arguments: Any) -> ModelDescription:
+        return self._loop.run_until_complete(self._client.describe(*arguments))
 
     def is_ready(self) -> bool:
         return self._loop.run_until_complete(self._client.is_ready())

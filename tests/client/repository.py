@@ -29,6 +29,7 @@ TEXT_OPTIONS: Tensors = {
     "seed": ("UINT64", "1"),
     "min_tokens": ("INT32", "1"),
     "num_draft_tokens": ("INT32", "1"),
+    "cache_salt": ("STRING", "1"),
     "stream": ("BOOL", "1"),
     "exclude_input_in_output": ("BOOL", "1"),
     "return_log_probs": ("BOOL", "1"),
@@ -52,6 +53,8 @@ OUTPUTS: Tensors = {
     "acceptance_rate": ("FP32", "1"),
     "total_accepted_draft_tokens": ("INT32", "1"),
     "total_draft_tokens": ("INT32", "1"),
+    "kv_cache_reused_blocks": ("INT32", "1"),
+    "kv_cache_alloc_total_blocks": ("INT32", "1"),
     "num_input_tokens": ("INT32", "1"),
     "num_output_tokens": ("INT32", "1"),
 }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client import ChatTemplate, errors
+from client import ChatTemplate, KvCacheUse, errors
 from tests.client.conftest import Connect
 from tests.client.triton_server import Triton
 
@@ -123,6 +123,7 @@ def test_all_options_reach_the_model(client: Any) -> None:
         stop=("\n\n", "Ende ✓"),
         min_tokens=3,
         num_draft_tokens=0,
+        cache_salt="Gruß",
         return_log_probs=True,
     )
     assert options == {
@@ -134,6 +135,7 @@ def test_all_options_reach_the_model(client: Any) -> None:
         "stop_words": ["\n\n", "Ende ✓"],
         "min_tokens": [3],
         "num_draft_tokens": [0],
+        "cache_salt": ["Gruß"],
         "return_log_probs": [True],
         **ASKED_FOR_ALWAYS,
     }
@@ -161,13 +163,32 @@ def test_large_prompt_arrives_whole(client: Any) -> None:
     assert client.generate(prompt, max_tokens=2).num_input_tokens == 50_000
 
 
+def test_blocks_found_in_the_cache_are_told(client: Any) -> None:
+    assert client.generate("a b c").kv_cache == KvCacheUse(reused_blocks=3, total_blocks=5)
+
+
+def test_what_a_server_says_about_a_model(client: Any, triton: Triton) -> None:
+    ensemble, words = client.describe(), client.describe("words")
+    assert {"text_input", "cache_salt"} <= ensemble.inputs and not ensemble.parameters
+    assert words.parameters == {"journal": str(triton.journal)}
+    with pytest.raises(errors.InvalidRequest, match="did you mean 'words'"):
+        client.describe("word")
+
+
 def test_older_server_leaves_fields_none(connect: Connect, triton: Triton) -> None:
     client = connect(triton, model="legacy")
     stream = client.stream("a b c")
     assert [(chunk.text, chunk.tokens) for chunk in stream] == [("a b ", None), ("c ", None)]
     result = stream.result
     assert result.text == "a b c "
-    assert result.tokens is result.acceptance is result.finish_reason is result.log_probs is None
+    assert (
+        result.tokens
+        is result.acceptance
+        is result.finish_reason
+        is result.log_probs
+        is result.kv_cache
+        is None
+    )
     assert result.num_input_tokens is result.num_output_tokens is result.timings.arrival_ns is None
 
 

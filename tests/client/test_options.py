@@ -41,6 +41,8 @@ NOBODY = "127.0.0.1:9"
         ("stop", [b"a"]),
         ("min_tokens", -1),
         ("num_draft_tokens", -1),
+        ("cache_salt", ""),
+        ("cache_salt", 7),
         ("return_log_probs", 1),
     ],
 )

@@ -20,8 +20,9 @@ from engine.prefix_cache import Lease, PrefixCache
 
 SIZE, BLOCKS = 4, 10
 TEXT = [0, 1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 1, 0, 0]
-Row = tuple[tuple[int, ...], int]
-"""What a row holds: its tokens up to itself, and how many of them were read as a prompt."""
+Row = tuple[tuple[int, ...], int, str]
+"""What a row holds: its tokens up to itself, how many of them were read as a prompt, and for whom."""
+SALTS = ("", "a")
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Running:
     tokens: list[int]
     prompt_length: int
     rows: int
+    salt: str
 
 
 class Memory:
@@ -51,18 +53,18 @@ class Memory:
         """A prompt row is the same in every prompt of two tokens or more; a decoded one only after its prompt."""
         length = request.prompt_length
         kind = length if row >= length or length == 1 else 0
-        return tuple(request.tokens[: row + 1]), kind
+        return tuple(request.tokens[: row + 1]), kind, request.salt
 
 
 def start(
-    cache: PrefixCache, memory: Memory, tokens: list[int], prompt_length: int, more: int
+    cache: PrefixCache, memory: Memory, tokens: list[int], prompt_length: int, more: int, salt: str
 ) -> Running | None:
     """Lease blocks, see that the rows taken over are what computing them would give, and compute the rest."""
     rows = len(tokens) + more
-    lease = cache.lease(tokens, prompt_length, rows)
+    lease = cache.lease(tokens, prompt_length, rows, salt)
     if lease is None:
         return None
-    request = Running(lease, list(tokens), prompt_length, rows)
+    request = Running(lease, list(tokens), prompt_length, rows, salt)
     assert len(lease.blocks) == -(-rows // SIZE)
     assert len(set(lease.blocks)) == len(lease.blocks)
     assert lease.cached < len(tokens)
@@ -84,22 +86,27 @@ class CacheMachine(RuleBasedStateMachine):
         self.running: list[Running] = []
         self.ended: list[Running] = []
 
-    @rule(length=st.integers(1, 14), own=st.lists(st.integers(0, 1), max_size=2), more=st.integers(1, 9))
-    def submit(self, length: int, own: list[int], more: int) -> None:
+    @rule(
+        length=st.integers(1, 14),
+        own=st.lists(st.integers(0, 1), max_size=2),
+        more=st.integers(1, 9),
+        salt=st.sampled_from(SALTS),
+    )
+    def submit(self, length: int, own: list[int], more: int, salt: str) -> None:
         tokens = [*TEXT[:length], *own]
-        self._start(tokens, len(tokens), more)
+        self._start(tokens, len(tokens), more, salt)
 
     @precondition(lambda self: self.ended)
-    @rule(data=st.data(), token=st.integers(0, 1), more=st.integers(1, 5))
-    def go_on(self, data: st.DataObject, token: int, more: int) -> None:
+    @rule(data=st.data(), token=st.integers(0, 1), more=st.integers(1, 5), salt=st.sampled_from(SALTS))
+    def go_on(self, data: st.DataObject, token: int, more: int, salt: str) -> None:
         """A continuation of something that has ended, or of a part of it, by one token more."""
         earlier = data.draw(st.sampled_from(self.ended))
         length = data.draw(st.integers(1, len(earlier.tokens)))
         prompt_length = data.draw(st.sampled_from([earlier.prompt_length, 1, length]))
-        self._start([*earlier.tokens[:length], token], min(prompt_length, length), more)
+        self._start([*earlier.tokens[:length], token], min(prompt_length, length), more, salt)
 
-    def _start(self, tokens: list[int], prompt_length: int, more: int) -> None:
-        request = start(self.cache, self.memory, tokens, prompt_length, more)
+    def _start(self, tokens: list[int], prompt_length: int, more: int, salt: str) -> None:
+        request = start(self.cache, self.memory, tokens, prompt_length, more, salt)
         held = {block for item in self.running for block in item.lease.blocks}
         if request:
             self.running.append(request)
@@ -114,9 +121,9 @@ class CacheMachine(RuleBasedStateMachine):
         request.tokens += tokens[: request.rows - first]
         self.memory.write(request, first, len(request.tokens))
         kept = request.tokens[: min(computed, len(request.tokens))]
-        self.cache.end(request.lease.blocks, kept, request.prompt_length)
+        self.cache.end(request.lease.blocks, kept, request.prompt_length, request.salt)
         if kept:
-            self.ended.append(Running(request.lease, kept, request.prompt_length, 0))
+            self.ended.append(Running(request.lease, kept, request.prompt_length, 0, request.salt))
 
     @invariant()
     def used_counts_what_runs(self) -> None:
@@ -130,7 +137,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for request in self.running:
-            self.cache.end(request.lease.blocks, request.tokens, request.prompt_length)
+            self.cache.end(request.lease.blocks, request.tokens, request.prompt_length, request.salt)
         self.cache.clear()
         assert self.cache.used == 0
         assert self.cache._pool.free == BLOCKS
@@ -234,6 +241,19 @@ def test_running_requests_share_a_prompt(cache: PrefixCache) -> None:
     leases = [cache.lease(PROMPT, 10, 12) for _ in range(3)]
     assert all(lease is not None and lease.reused == 2 for lease in leases)
     assert cache.used == 2 + 3
+
+
+def test_requests_of_other_salts_share_nothing(cache: PrefixCache) -> None:
+    lease = cache.lease(PROMPT, 10, 13, "one")
+    assert lease is not None
+    cache.end(lease.blocks, [*PROMPT, 20, 21, 22], 10, "one")
+    for tokens, length in ((PROMPT, 8), ([*PROMPT, 20, 21, 22, 23], 13)):
+        for salt, found in (("two", 0), ("", 0), ("one", length)):
+            taken = cache.lease(tokens, 10, len(tokens) + 1, salt)
+            assert taken is not None and taken.cached == found
+            cache.end(taken.blocks, (), 10, salt)
+            if taken.cached == 13:  # it wrote to the last block
+                return
 
 
 def test_without_reuse_nothing_is_kept() -> None:

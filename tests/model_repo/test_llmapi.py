@@ -183,6 +183,20 @@ def test_sampling_arguments_arrive(served: LlmApiServer, caller: GrpcCaller) -> 
     assert guided["guided_decoding"]["regex"] == "[a-z]+"
 
 
+@pytest.mark.parametrize("door", DOORS)
+def test_the_salt_of_the_cache_arrives(served: LlmApiServer, caller: GrpcCaller, door: str) -> None:
+    for salt in (None, "mine"):
+        caller.infer(door, text_inputs("Once", max_tokens=3, **({"cache_salt": [salt]} if salt else {})))
+        assert [entry["cache_salt"] for entry in served.journal() if "sampling" in entry][-1] == salt
+
+
+@pytest.mark.parametrize("model", [*DOORS, "tensorrt_llm"])
+def test_a_misspelt_field_is_refused_by_name(served: LlmApiServer, model: str) -> None:
+    right = "max_tokens" if model in DOORS else "sampling_param_max_tokens"
+    with pytest.raises(ServerRefusal, match=f"unknown parameter '{right[:-1]}'; did you mean {right}"):
+        http_generate(served.http, {"text_input": "Once", right: 9, right[:-1]: 3}, model=model)
+
+
 def test_log_probabilities_of_streamed_tokens(served: LlmApiServer, caller: GrpcCaller) -> None:
     answers = caller.infer("ensemble", text_inputs("Once", max_tokens=20, stream=True, return_log_probs=True))
     each = np.concatenate([answer["output_log_probs"].ravel() for answer in answers])

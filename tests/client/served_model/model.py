@@ -130,6 +130,7 @@ class TritonPythonModel:
             values |= {"acceptance_rate": [0.5], "arrival_time_ns": [1_000]}
             values |= {"first_scheduled_time_ns": [2_000], "first_token_time_ns": [3_000]}
             values |= {"last_token_time_ns": [2**40 + 1]}
+            values |= {"kv_cache_reused_blocks": [3], "kv_cache_alloc_total_blocks": [5]}
         tensors = [self.tensor(name, value) for name, value in values.items() if name in self.outputs]
         return pb_utils.InferenceResponse(tensors)
 

@@ -53,10 +53,10 @@ class LLM:
             }
         )
 
-    def generate_async(self, inputs, sampling_params=None, streaming=False):
+    def generate_async(self, inputs, sampling_params=None, streaming=False, cache_salt=None):
         if "too much" in inputs:
             raise ValueError("the prompt is more than the engine takes")
-        self.note(prompt=inputs, sampling=vars(sampling_params), streaming=streaming)
+        self.note(prompt=inputs, sampling=vars(sampling_params), streaming=streaming, cache_salt=cache_salt)
         return GenerationResult(self, inputs, sampling_params, streaming, next(self.ids))
 
     def note(self, **entry):
