@@ -11,18 +11,22 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from build.identity import identity
 from build.interrupts import terminate_is_interrupt
 from build.targets.errors import TargetError
 from build.trtllm.run_plan import PlanError
-from client import ChatTemplate
 from client.errors import ClientError
 from deploy.server import TritonError
 from deployments.spec import DeploymentSpec, SpecError, load_spec
 from engine.manifest import EngineError
 from engine.request import RequestError
 from engine.serving.text import TextCodec
+from loadtest.cache import CacheError
 from loadtest.prompts import PromptFileError, load, select
+from loadtest.rendering import render
 from loadtest.run_directory import RunDirectoryError
+from loadtest.servers import ServerError
+from loadtest.settings import Deployment
 from loadtest.sweep import SweepError
 from planner.bench.peers.process import PeerError
 from planner.bench.peers.summary import SummaryError
@@ -42,7 +46,7 @@ HostOption = Annotated[
 _EXPECTED = (
     *(SpecError, TargetError, EngineError, PlanError, TritonError, ClientError),
     *(PromptFileError, RunDirectoryError, SweepError, PeerError, SummaryError, OSError),
-    *(CheckpointError, DataError, TrainingError, RequestError),
+    *(CheckpointError, DataError, TrainingError, RequestError, ServerError, CacheError),
 )
 
 
@@ -86,6 +90,12 @@ def progress() -> Iterator[Callable[[str, float | None], None]]:
         yield show
 
 
+def who_is(spec: DeploymentSpec) -> Deployment:
+    """Who has to answer when this deployment is asked."""
+    found = identity(spec)
+    return Deployment(name=found.deployment, spec=found.spec, weights=found.weights)
+
+
 def commit() -> str | None:
     """The checked-out commit, if this is a checkout."""
     root = Path(__file__).resolve().parents[1]
@@ -103,11 +113,13 @@ def tokenized_prompts(
     spec: DeploymentSpec, path: Path, count: int, max_tokens: int
 ) -> dict[tuple[str, str], tuple[int, ...]]:
     """Token ids by category and id of so many prompts, in the model's chat template, cut so that the answer fits."""
-    codec = TextCodec(spec.target.model)
-    template = ChatTemplate.from_directory(spec.target.model)
     most = spec.embedded.max_sequence_length - max_tokens
-    chosen = {}
-    for prompt in select(load(path), count):
-        text = template.render([{"role": "user", "content": prompt.text}])
-        chosen[prompt.category, prompt.id] = tuple(codec.encode(text)[-most:])
-    return chosen
+    if most < 1:
+        raise SpecError(
+            f"--max-tokens {max_tokens} leaves no room for a prompt: engine.max_sequence_length is "
+            f"{spec.embedded.max_sequence_length}"
+        )
+    codec = TextCodec(spec.target.model)
+    prompts = load(path)
+    chosen = render(select(prompts, min(count, len(prompts))), spec.target.model)
+    return {(prompt.category, prompt.id): tuple(codec.encode(prompt.text)[-most:]) for prompt in chosen}

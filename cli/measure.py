@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.markup import escape
 
-from cli.common import HostOption, SpecArgument, console, errors, read_spec, told
+from cli.common import HostOption, SpecArgument, console, errors, read_spec, told, who_is
 from cli.prepare import build_deployment
 from cli.serve import running_server
 from client import ChatTemplate, DrafthouseClient
@@ -36,6 +37,13 @@ def loadtest(
         int | None, typer.Option(help="Tokens of a request, instead of the spec's.")
     ] = None,
     rounds: Annotated[int | None, typer.Option(help="Alternating rounds, instead of the spec's.")] = None,
+    cache: Annotated[
+        Literal["cold", "warm"] | None,
+        typer.Option(
+            help="What servers have of a prompt when it comes, in every arm alike: nothing, or all of it, read just "
+            "before. Instead of the spec's."
+        ),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Directory of the report, instead of the spec's.")
     ] = None,
@@ -52,7 +60,7 @@ def loadtest(
         spec = read_spec(spec_path, host)
         users = concurrency.split(",") if concurrency else None
         changes = {"prompts": prompts, "concurrency": users, "requests": requests, "max_tokens": max_tokens}
-        spec = with_loadtest(spec, {**changes, "rounds": rounds, "report": report})
+        spec = with_loadtest(spec, {**changes, "rounds": rounds, "cache": cache, "report": report})
         _sweep(spec, _others(spec, beside, host), protocol, processes, fresh=fresh)
 
 
@@ -120,6 +128,8 @@ def _sweep(
     with Progress(settings, errors) as progress:
         result = run_sweep(settings, directory, progress)
     console.print(result_table(result.report))
+    for doubt in result.report.doubts:
+        console.print(f"[yellow]doubt[/]: {escape(doubt)}")
     console.print(f"report: {directory / 'report.html'}, {directory / 'report.json'}")
     # The last line is for programs.
     print(result.report.model_dump_json(), flush=True)
@@ -140,11 +150,20 @@ def _settings(
     for other in others:
         taken = {arm.name for arm in arms}
         name = other.name if other.speculation.method in taken else other.speculation.method
-        arms += (Arm(name=name, host=_address(other, protocol), metrics_url=_metrics(other)),)
+        arms += (
+            Arm(
+                name=name,
+                host=_address(other, protocol),
+                metrics_url=_metrics(other),
+                deployment=who_is(other),
+            ),
+        )
     return SweepSettings(
         host=_address(spec, protocol),
         protocol=protocol,
         metrics_url=_metrics(spec),
+        deployment=who_is(spec),
+        cache=load.cache,
         prompts=load.prompts.resolve(),
         chat_template=spec.target.model.resolve(),
         max_tokens=load.max_tokens,

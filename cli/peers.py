@@ -10,13 +10,13 @@ import typer
 
 from cli.common import SpecArgument, console, progress, read_spec, told
 from cli.prepare import build_deployment
-from client import ChatTemplate
 from deployments.cache import cache_directory
 from deployments.spec import DeploymentSpec, SpecError, with_loadtest
 from engine.manifest import load_manifest
 from engine.serving.text import TextCodec
 from loadtest import prompts as prompt_files
 from loadtest.provenance import collect
+from loadtest.rendering import render
 from planner.bench.peers.arms import OURS, Arm, PeerModel, embedded_arms, llama_cpp_arms, openvino_genai_arms
 from planner.bench.peers.environments import REQUIREMENTS, Environment, Unavailable, prepare_environment
 from planner.bench.peers.records import PeerPrompt, read_records
@@ -96,18 +96,16 @@ def _arms(spec: DeploymentSpec, model: PeerModel) -> list[Arm]:
 def _prompts(spec: DeploymentSpec, count: int) -> list[PeerPrompt]:
     """As many as are wanted, of those that leave room for the answer."""
     room = spec.embedded.max_sequence_length - spec.loadtest.max_tokens
-    template, codec = ChatTemplate.from_directory(spec.target.model), TextCodec(spec.target.model)
-    tokens = {
-        item: tuple(codec.encode(template.render([{"role": "user", "content": item.text}])))
-        for item in prompt_files.load(spec.loadtest.prompts)
-    }
-    fitting = [item for item, ids in tokens.items() if len(ids) <= room]
+    codec = TextCodec(spec.target.model)
+    prompts = render(prompt_files.load(spec.loadtest.prompts), spec.target.model)
+    tokens = {item.id: tuple(codec.encode(item.text)) for item in prompts}
+    fitting = [item for item in prompts if len(tokens[item.id]) <= room]
     if not fitting:
         raise SpecError(
             f"no prompt of {spec.loadtest.prompts} leaves room for {spec.loadtest.max_tokens} tokens"
         )
     chosen = prompt_files.select(fitting, min(count, len(fitting)))
-    return [PeerPrompt(item.id, item.category, tokens[item]) for item in chosen]
+    return [PeerPrompt(item.id, item.category, tokens[item.id]) for item in chosen]
 
 
 def _environments(outside: Mapping[str, str]) -> tuple[dict[str, Environment], dict[str, str]]:

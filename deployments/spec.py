@@ -13,7 +13,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -65,7 +65,8 @@ class LoadtestSpec(Section):
     """The sweep that `drafthouse loadtest` runs."""
 
     prompts: Path = Field(
-        Path("loadtest/prompts/drafthouse.jsonl"), description="JSONL in Spec-Bench's format."
+        Path("loadtest/prompts/drafthouse.jsonl"),
+        description="JSONL: Spec-Bench's format, chats, or texts (loadtest/prompts.py).",
     )
     concurrency: tuple[int, ...] = Field(
         (1, 2, 4, 8, 16), description="Closed loop: users that wait for their answer."
@@ -74,6 +75,11 @@ class LoadtestSpec(Section):
     max_tokens: int = Field(64, ge=1, description="Output tokens a request asks for.")
     requests: int = Field(
         12, ge=1, description="Measured requests of a cell, or two per user if that is more."
+    )
+    cache: Literal["cold", "warm"] = Field(
+        "cold",
+        description="cold: no request finds its prompt in the server's prefix cache; warm: each prompt has been read "
+        "just before, by every arm alike.",
     )
     rounds: int = Field(2, ge=1, description="How often each cell is measured, the arms alternating.")
     report: Path = Field(Path("runs/report"), description="Directory of records and report.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Sequence
@@ -12,21 +13,25 @@ from locust.runners import Runner
 
 from client import SamplingOptions, Stream
 from loadtest import messages
+from loadtest.cache import numbered
 from loadtest.plan import Cell, plan_cells
 from loadtest.prompts import Prompt, select
 from loadtest.records import RecordWriter, RequestRecord, epoch_ns
 from loadtest.run_directory import RunDirectory
 from loadtest.sending import Assignment
+from loadtest.servers import Server
 from loadtest.settings import SweepSettings
 from loadtest.workload import Work
 
 
 class _OpenCell:
-    """The cell being measured, as this process knows it."""
+    """The cell being measured, or read before, as this process knows it."""
 
-    def __init__(self, cell: Cell, opened_ns: int, writer: RecordWriter) -> None:
+    def __init__(self, phase: int, cell: Cell, opened_ns: int, salt: str, writer: RecordWriter) -> None:
+        self.phase = phase
         self.cell = cell
         self.opened_ns = opened_ns
+        self.salt = salt
         self.writer = writer
         self.closed = Event()
         self.streams: dict[int, Stream] = {}
@@ -40,12 +45,19 @@ class CellSource:
         directory: where the sweep's cells are.
         prompts: what to send, rendered.
         worker: name of this process in the records.
+        servers: who answers for each arm.
     """
 
     def __init__(
-        self, runner: Runner, directory: RunDirectory, prompts: Sequence[Prompt], worker: str
+        self,
+        runner: Runner,
+        directory: RunDirectory,
+        prompts: Sequence[Prompt],
+        worker: str,
+        servers: Sequence[Server],
     ) -> None:
         self.worker = worker
+        self._servers = {server.arm: server for server in servers}
         self._runner = runner
         self._directory = directory
         self._settings = directory.read_settings()
@@ -71,12 +83,12 @@ class CellSource:
             elif self._is_due(current, work):
                 return self._assignment(current, work)
             else:
-                self._tell_done(current.cell, work.index, sent=False, error=None)
+                self._tell_done(work.index, sent=False, error=None)
 
     def _ask(self, current: _OpenCell) -> Work | None:
         ticket, answer = next(self._tickets), AsyncResult()
         self._asked[ticket] = answer
-        self._runner.send_message(messages.TAKE, {"cell": current.cell.number, "ticket": ticket})
+        self._runner.send_message(messages.TAKE, {"phase": current.phase, "ticket": ticket})
         found = answer.get()
         return None if found is None else Work(**found)
 
@@ -89,6 +101,15 @@ class CellSource:
 
     def _assignment(self, current: _OpenCell, work: Work) -> Assignment:
         cell, settings = current.cell, self._settings
+        prompt = select(self._prompts, 1, work.prompt)[0]
+        options = generation_options(settings, cell, work)
+        server, own = self._servers[cell.arm.name], f"{current.salt}-{work.index}"
+        if server.cache == "salted":
+            options["cache_salt"] = own
+        elif server.cache == "read" and server.salts:
+            options["cache_salt"] = current.salt  # this cell's readings serve it, and no other arm's
+        elif server.cache == "numbered":
+            prompt = dataclasses.replace(prompt, text=numbered(prompt.text, own))
         return Assignment(
             cell=cell.name,
             arm=cell.arm.name,
@@ -96,9 +117,9 @@ class CellSource:
             round=cell.round,
             role=work.role,
             index=work.index,
-            prompt=select(self._prompts, 1, work.prompt)[0],
+            prompt=prompt,
             due_ns=None if work.due is None else _due_ns(current, work.due),
-            options=generation_options(settings, cell, work),
+            options=options,
             deadline=settings.deadline,
             host=cell.arm.host,
         )
@@ -118,19 +139,18 @@ class CellSource:
         del self._open.streams[assignment.index]
         self._open.writer.write(record)
         error = f"{record.error}: {record.error_message}" if record.failed else None
-        self._tell_done(self._open.cell, assignment.index, sent=True, error=error)
+        self._tell_done(assignment.index, sent=True, error=error)
 
-    def _tell_done(self, cell: Cell, index: int, *, sent: bool, error: str | None) -> None:
-        self._runner.send_message(
-            messages.DONE, {"cell": cell.number, "index": index, "sent": sent, "error": error}
-        )
+    def _tell_done(self, index: int, *, sent: bool, error: str | None) -> None:
+        self._runner.send_message(messages.DONE, {"index": index, "sent": sent, "error": error})
 
     def _on_open(self, msg: Any, **_: Any) -> None:
         if self._open is not None:
             self._open.writer.close()
         cell = self._cells[msg.data["cell"]]
         writer = RecordWriter(self._directory.request_file(cell.name, self.worker))
-        self._open = _OpenCell(cell, msg.data["opened_ns"], writer)
+        opened_ns, salt = msg.data["opened_ns"], msg.data["salt"]
+        self._open = _OpenCell(msg.data["phase"], cell, opened_ns, salt, writer)
         self._is_open.set()
 
     def _on_work(self, msg: Any, **_: Any) -> None:

@@ -1,8 +1,8 @@
-"""Speed-ups: an arm against the baseline, by load point and by category.
+"""Speed-ups: an arm against the baseline, by load point and by kind of prompt.
 
-By load point it is the ratio of output tokens per second over the measured windows. By category it is
-Spec-Bench's figure (arXiv 2401.07851): each request's output tokens / latency, prefill included, averaged
-over requests; the speed-up is the ratio of the two averages.
+There is one definition: output tokens per second of the arm / those of the baseline. At a load they are counted over
+the measured windows; of a kind of prompt they are the tokens of its requests by the time these took, at the lowest
+concurrency. How sure a ratio is, and whether it shows anything, is :mod:`loadtest.interval`'s business.
 """
 
 from __future__ import annotations
@@ -12,69 +12,73 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from loadtest.acceptance import acceptance_length, acceptance_rate
-from loadtest.bootstrap import Pairs, relative_interval
-from loadtest.cells import MeasuredCell, cells_of
+from loadtest.cells import MeasuredCell, cells_of, measured_requests
+from loadtest.interval import Interval, Measured, Pairs, intervals, ratio
 from loadtest.measures import measure, output_tokens
 from loadtest.plan import LoadPoint, load_points
 from loadtest.records import RequestRecord
-from loadtest.schema import CategoryReport, SpeedUp
+from loadtest.schema import CategoryReport, Ratio, SpeedUp, Verdict
 from loadtest.settings import Arm, SweepSettings
+
+Round = tuple[MeasuredCell, MeasuredCell]
+"""An arm's cell and the baseline's, at one load in one round."""
 
 
 def speed_ups(settings: SweepSettings, cells: Sequence[MeasuredCell]) -> list[SpeedUp]:
     """Every arm but the baseline at every concurrency that both have finished in some round."""
-    found = [
-        _speed_up(arm, load, _rounds(settings, cells, arm, load), settings.seed)
-        for load in load_points(settings)
-        if load.kind == "closed"
-        for arm in settings.arms[1:]
-    ]
-    return [speed_up for speed_up in found if speed_up is not None]
+    loads = [load for load in load_points(settings) if load.kind == "closed"]
+    found = {arm.name: _by_load(settings, cells, arm, loads) for arm in settings.arms[1:]}
+    return [by_load[load] for load in loads for by_load in found.values() if load in by_load]
 
 
-def _rounds(
-    settings: SweepSettings, cells: Sequence[MeasuredCell], arm: Arm, load: LoadPoint
-) -> list[tuple[MeasuredCell, MeasuredCell]]:
-    """(arm, baseline) of each round in which both delivered tokens."""
-    base = {
-        cell.cell.round: cell for cell in cells_of(cells, settings.baseline.name, load.label) if cell.rate
+def _by_load(
+    settings: SweepSettings, cells: Sequence[MeasuredCell], arm: Arm, loads: Sequence[LoadPoint]
+) -> dict[LoadPoint, SpeedUp]:
+    rounds = {load: _rounds(settings, cells, arm, load.label) for load in loads}
+    measured = {load: _measured(found) for load, found in rounds.items() if found}
+    spans = intervals(measured)
+    return {
+        load: SpeedUp(
+            **_verdict(found, spans[load]),
+            arm=arm.name,
+            load=load.label,
+            level=load.level,
+            by_round=list(found.by_round),
+            ceiling=_acceptance([here for here, _ in rounds[load]]),
+        )
+        for load, found in measured.items()
     }
-    here = [cell for cell in cells_of(cells, arm.name, load.label) if cell.rate]
-    return [(cell, base[cell.cell.round]) for cell in here if cell.cell.round in base]
 
 
-def _speed_up(
-    arm: Arm, load: LoadPoint, rounds: Sequence[tuple[MeasuredCell, MeasuredCell]], seed: int
-) -> SpeedUp | None:
-    pairs = [matched for here, base in rounds if len(matched := _pairs(here, base))]
-    if not pairs:
-        return None
+def _rounds(settings: SweepSettings, cells: Sequence[MeasuredCell], arm: Arm, load: str) -> list[Round]:
+    """The rounds in which both delivered tokens, and at least one request was answered by both."""
+    base = {cell.cell.round: cell for cell in cells_of(cells, settings.baseline.name, load) if cell.rate}
+    here = [cell for cell in cells_of(cells, arm.name, load) if cell.rate]
+    both = [(cell, base[cell.cell.round]) for cell in here if cell.cell.round in base]
+    return [(cell, other) for cell, other in both if len(_pairs(cell, other))]
+
+
+def _measured(rounds: Sequence[Round]) -> Measured:
     value = _pooled([here for here, _ in rounds]) / _pooled([base for _, base in rounds])
-    low, high = relative_interval(pairs, seed)
-    completed = [record for here, _ in rounds for record in here.measured if record.completed]
-    return SpeedUp(
-        arm=arm.name,
-        load=load.label,
-        level=load.level,
-        value=value,
-        low=value * low,
-        high=value * high,
-        by_round=[(here.rate or 0.0) / (base.rate or 1.0) for here, base in rounds],
-        ceiling=acceptance_length(completed),
-    )
+    by_round = [(here.rate or 0.0) / (base.rate or 1.0) for here, base in rounds]
+    return Measured(value, by_round, [_pairs(here, base) for here, base in rounds])
 
 
 def _pooled(cells: Sequence[MeasuredCell]) -> float:
     return sum(cell.tokens for cell in cells) / sum(cell.seconds for cell in cells)
 
 
-def _pairs(here: MeasuredCell, base: MeasuredCell) -> Pairs:
-    """Tokens and latency of the requests that both arms completed; see :data:`loadtest.bootstrap.Pairs`."""
+def _acceptance(cells: Sequence[MeasuredCell]) -> float | None:
+    return acceptance_length(record for record in measured_requests(cells) if record.completed)
+
+
+def _pairs(here: MeasuredCell, base: MeasuredCell, category: str | None = None) -> Pairs:
+    """Tokens and latency of the requests that both arms completed, of one kind or all."""
     partners = {record.index: record for record in base.measured if record.completed}
     both = [
         (record, partners[record.index])
         for record in here.measured
-        if record.completed and record.index in partners
+        if record.completed and record.index in partners and category in (None, record.category)
     ]
     rows = [(*_tokens_and_latency(record), *_tokens_and_latency(partner)) for record, partner in both]
     return np.array([row for row in rows if all(row)], dtype=np.float64).reshape(-1, 4)
@@ -84,56 +88,67 @@ def _tokens_and_latency(record: RequestRecord) -> tuple[float, float]:
     return float(output_tokens(record) or 0), measure(record).latency
 
 
-def by_category(
-    settings: SweepSettings,
-    everything: Mapping[str, Sequence[RequestRecord]],
-    at_lowest: Mapping[str, Sequence[RequestRecord]],
-) -> list[CategoryReport]:
-    """One entry for each category and arm.
+def _verdict(measured: Measured, interval: Interval | None) -> dict[str, float | Verdict | None]:
+    """The fields of a ratio."""
+    verdict: Verdict = "not shown"
+    if interval is not None and interval.low > 1:
+        verdict = "faster"
+    elif interval is not None and interval.high < 1:
+        verdict = "slower"
+    low, high = (None, None) if interval is None else (interval.low, interval.high)
+    return {"value": measured.value, "low": low, "high": high, "verdict": verdict}
 
-    Args:
-        settings: names the arms and the baseline.
-        everything: measured requests of each arm, for acceptance.
-        at_lowest: those at the lowest concurrency, for speed; empty if there was no closed loop.
-    """
-    names = dict.fromkeys(record.category for records in everything.values() for record in records)
+
+def by_category(
+    settings: SweepSettings, cells: Sequence[MeasuredCell], lowest: LoadPoint | None
+) -> list[CategoryReport]:
+    """One entry for each kind of prompt and arm; speed at the lowest concurrency, if there was a closed loop."""
+    names = dict.fromkeys(record.category for record in measured_requests(cells))
+    speedups = {
+        arm.name: _by_kind(settings, cells, arm, lowest.label, list(names)) if lowest else {}
+        for arm in settings.arms[1:]
+    }
     return [
-        _category(arm.name, category, settings.baseline.name, everything, at_lowest)
-        for category in names
+        _category(cells, arm.name, name, lowest, speedups.get(arm.name, {}).get(name))
+        for name in names
         for arm in settings.arms
     ]
 
 
+def _by_kind(
+    settings: SweepSettings, cells: Sequence[MeasuredCell], arm: Arm, load: str, names: Sequence[str]
+) -> Mapping[str, Ratio]:
+    rounds = _rounds(settings, cells, arm, load)
+    measured: dict[str, Measured] = {}
+    for name in names:
+        pairs = [found for here, base in rounds if len(found := _pairs(here, base, name))]
+        if pairs:
+            measured[name] = Measured(ratio(np.concatenate(pairs)), [ratio(each) for each in pairs], pairs)
+    spans = intervals(measured)
+    return {name: Ratio(**_verdict(found, spans[name])) for name, found in measured.items()}
+
+
 def _category(
-    arm: str,
-    category: str,
-    baseline: str,
-    everything: Mapping[str, Sequence[RequestRecord]],
-    at_lowest: Mapping[str, Sequence[RequestRecord]],
+    cells: Sequence[MeasuredCell], arm: str, name: str, lowest: LoadPoint | None, speedup: Ratio | None
 ) -> CategoryReport:
-    completed = [record for record in everything[arm] if record.category == category and record.completed]
-    here, base = (
-        [record for record in at_lowest.get(name, ()) if record.category == category]
-        for name in (arm, baseline)
-    )
+    def of_kind(load: str | None) -> list[RequestRecord]:
+        found = measured_requests(cells_of(cells, arm, load))
+        return [record for record in found if record.category == name and record.completed]
+
+    completed = of_kind(None)
     return CategoryReport(
         arm=arm,
-        category=category,
+        category=name,
         requests=len(completed),
         acceptance_length=acceptance_length(completed),
         acceptance_rate=acceptance_rate(completed),
-        tokens_per_second=_mean_speed(here),
-        speedup=None if arm == baseline else mean_speed_ratio(here, base),
+        tokens_per_second=_speed(of_kind(lowest.label)) if lowest else None,
+        speedup=speedup,
     )
 
 
-def mean_speed_ratio(here: Sequence[RequestRecord], base: Sequence[RequestRecord]) -> float | None:
-    """Ratio of the mean tokens per second of two sets of requests; None if either has none."""
-    speed, reference = _mean_speed(here), _mean_speed(base)
-    return speed / reference if speed and reference else None
-
-
-def _mean_speed(records: Sequence[RequestRecord]) -> float | None:
-    speeds = [measure(record).tokens_per_second for record in records if record.completed]
-    known = [speed for speed in speeds if speed is not None]
-    return float(np.mean(known)) if known else None
+def _speed(records: Sequence[RequestRecord]) -> float | None:
+    """Tokens of some requests by the seconds that they took."""
+    tokens = sum(output_tokens(record) or 0 for record in records)
+    seconds = sum(measure(record).latency for record in records) / 1000
+    return tokens / seconds if tokens and seconds else None

@@ -5,7 +5,7 @@ of a sweep (:mod:`loadtest.sweep_locustfile`) answers its first question only wh
 and meanwhile :class:`Conductor` sets the number of users itself. For each cell:
 
 1. bring the users to the cell's number; all of them wait;
-2. read Triton's counters, open the cell;
+2. have its prompts read, where the prefix cache is to be warm; read Triton's counters, open the cell;
 3. hand out work until every measured request has ended (:class:`loadtest.workload.Workload`);
 4. close the cell, which cancels the fillers, and wait until the last user and the server are idle;
 5. read the counters again and write ``cell.json``.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import secrets
 import sys
 import time
 from typing import Any
@@ -54,6 +55,7 @@ class Conductor:
         self._directory = directory
         self._settings = directory.read_settings()
         self._workload: Workload | None = None
+        self._phase = 0
         self._moved = Event()
         self._unsent = 0
         self._failed = 0
@@ -74,12 +76,13 @@ class Conductor:
         tell(event="cell", cell=cell.name, number=cell.number, requests=cell.requests)
         self._directory.prepare_cell(cell)
         self._set_users(cell.users)
+        salt = secrets.token_hex(8)
+        read = self._conduct(self._workload_of(cell, reads=True), salt, _now()) if self._reads(cell) else 0
         before = self._read_counters(cell)
-        opened_ns = epoch_ns(time.perf_counter_ns())
-        self._conduct(cell, opened_ns)
+        opened_ns = _now()
+        sent = self._conduct(self._workload_of(cell), salt, opened_ns)
         drained = self._wait_for_idle_server(cell)
         after = self._read_counters(cell)
-        assert self._workload is not None
         self._directory.finish_cell(
             CellRecord(
                 name=cell.name,
@@ -87,8 +90,8 @@ class Conductor:
                 load=cell.load.label,
                 round=cell.round,
                 opened_ns=opened_ns,
-                closed_ns=epoch_ns(time.perf_counter_ns()),
-                requests=self._workload.taken - self._unsent,
+                closed_ns=_now(),
+                requests=read + sent,
                 drained=drained,
                 drafted_by_position=difference(before.drafted, after.drafted) if before and after else None,
                 accepted_by_position=difference(before.accepted, after.accepted)
@@ -97,21 +100,30 @@ class Conductor:
             )
         )
 
-    def _conduct(self, cell: Cell, opened_ns: int) -> None:
-        """Steps 2 to 4, up to the last user's return."""
-        workload = Workload(cell, self._settings.max_tokens, self._settings.seed)
+    def _reads(self, cell: Cell) -> bool:
+        return self._settings.cache == "warm" and not cell.is_warmup
+
+    def _workload_of(self, cell: Cell, *, reads: bool = False) -> Workload:
+        return Workload(cell, self._settings.max_tokens, self._settings.seed, reads=reads)
+
+    def _conduct(self, workload: Workload, salt: str, opened_ns: int) -> int:
+        """From opening to the last user's return; how many requests were sent."""
+        cell = workload.cell
         self._workload, self._unsent, self._failed, self._last_error = workload, 0, 0, None
-        self._runner.send_message(messages.OPEN, {"cell": cell.number, "opened_ns": opened_ns})
+        self._phase += 1
+        opened = {"phase": self._phase, "cell": cell.number, "opened_ns": opened_ns, "salt": salt}
+        self._runner.send_message(messages.OPEN, opened)
         while not workload.is_over:
             self._wait_for_movement(cell)
         self._check_answers(cell)
-        self._runner.send_message(messages.CLOSE, {"cell": cell.number})
+        self._runner.send_message(messages.CLOSE, {"phase": self._phase})
         while workload.outstanding:
             self._wait_for_movement(cell)
+        return workload.taken - self._unsent
 
     def _on_take(self, msg: Any, **_: Any) -> None:
         work = None
-        if self._workload is not None and self._workload.cell.number == msg.data["cell"]:
+        if self._workload is not None and self._phase == msg.data["phase"]:
             work = self._workload.take()
         answer = {"ticket": msg.data["ticket"], "work": dataclasses.asdict(work) if work else None}
         self._runner.send_message(messages.WORK, answer, msg.node_id)
@@ -125,7 +137,13 @@ class Conductor:
         if msg.data["sent"]:
             self._last_error = msg.data["error"]
         if self._workload.measured_done != done_before:
-            tell(event="request", cell=self._workload.cell.name, done=self._workload.measured_done)
+            event = "reading" if msg.data["index"] < 0 else "request"
+            tell(
+                event=event,
+                cell=self._workload.cell.name,
+                done=self._workload.measured_done,
+                of=self._workload.needed,
+            )
         self._moved.set()
 
     def _wait_for_movement(self, cell: Cell) -> None:
@@ -174,6 +192,10 @@ class Conductor:
         except MetricsUnavailable as error:
             tell(event="warning", text=str(error))
             return None
+
+
+def _now() -> int:
+    return epoch_ns(time.perf_counter_ns())
 
 
 def tell(**news: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 
 import gevent
@@ -30,6 +31,7 @@ class EndlessSource:
             second. As a user sends one request at a time, one that is due earlier waits, and its waiting
             counts as latency.
             None: closed loop.
+        salted: each request has a `cache_salt` of its own, so that no prompt is found in the prefix cache.
         writer: keeps the records; None: they are not kept.
     """
 
@@ -43,6 +45,7 @@ class EndlessSource:
         options: SamplingOptions,
         deadline: float,
         arrivals_per_user: float | None,
+        salted: bool,
         writer: RecordWriter | None,
     ) -> None:
         self.worker = worker
@@ -53,6 +56,7 @@ class EndlessSource:
         self._options = options
         self._deadline = deadline
         self._rate = arrivals_per_user
+        self._salted = salted
         self._writer = writer
         self._indices = itertools.count()
         self._arrivals: dict[int, Iterator[int]] = {}
@@ -62,6 +66,9 @@ class EndlessSource:
         due_ns = self._wait_until_due(user)
         index = next(self._indices)
         start = index + 7919 * self._worker_index
+        options = self._options.copy()
+        if self._salted:
+            options["cache_salt"] = uuid.uuid4().hex
         return Assignment(
             cell="by-hand",
             arm=self._arm,
@@ -71,7 +78,7 @@ class EndlessSource:
             index=index,
             prompt=select(self._prompts, 1, start)[0],
             due_ns=due_ns,
-            options=self._options,
+            options=options,
             deadline=self._deadline,
         )
 

@@ -10,7 +10,7 @@ from loadtest.schema import ArmReport, Report, SpeedUp
 
 
 def findings(report: Report) -> list[str]:
-    """A few sentences for people: does it pay, up to which load, and is anything wrong with the numbers."""
+    """A few sentences for people: what is shown, at which loads it pays, and whether requests or cells are missing."""
     sentences = [
         sentence
         for arm in report.arms
@@ -25,11 +25,6 @@ def findings(report: Report) -> list[str]:
     )
     if failed:
         sentences.append(f"{failed} of {requests} measured requests failed; see the list of failures.")
-    if report.undrained_cells:
-        sentences.append(
-            f"After {len(report.undrained_cells)} cells the server still had requests running, "
-            "which may have slowed the cells that followed."
-        )
     if not report.complete:
         sentences.append(
             f"The sweep was interrupted with {report.cells_finished} of {report.cells_planned} cells "
@@ -42,16 +37,25 @@ def _arm(arm: ArmReport, speedups: Sequence[SpeedUp], report: Report) -> list[st
     closed = sorted(speedups, key=lambda each: each.level)
     if not closed:
         return []
-    first = closed[0]
-    sentences = [
-        f"At {_users(first)}, {arm.arm} gives {first.value:.2f} times the output tokens per second of "
-        f"{report.baseline} (95 % interval {first.low:.2f} to {first.high:.2f}).",
-        _range(arm.arm, closed),
-    ]
-    if arm.mean_category_speedup is not None:
-        mean = f"{arm.mean_category_speedup:.2f}"
-        sentences.append(f"Its mean speed-up over the kinds of prompts at {report.lowest_load} is {mean}.")
+    first, name = closed[0], arm.arm
+    if first.verdict == "not shown":
+        sentences = [
+            f"At {_users(first)} no difference is shown between {name} and {report.baseline}{_span(first)}."
+        ]
+    else:
+        sentences = [
+            f"At {_users(first)}, {name} gives {first.value:.2f} times the output tokens per second of "
+            f"{report.baseline}{_span(first)}."
+        ]
+    if len(closed) > 1:
+        sentences.append(_range(name, closed))
     return sentences
+
+
+def _span(speedup: SpeedUp) -> str:
+    if speedup.low is None or speedup.high is None:
+        return f" ({speedup.value:.2f} in one round, and nothing to tell it from drift)"
+    return f" (95 % interval {speedup.low:.2f} to {speedup.high:.2f})"
 
 
 def _extreme(arm: ArmReport) -> list[str]:
@@ -74,21 +78,27 @@ def _extreme(arm: ArmReport) -> list[str]:
 
 
 def _range(arm: str, closed: Sequence[SpeedUp]) -> str:
-    """Up to which concurrency an arm is faster for certain, and from which it is slower."""
-    pays = [each for each in closed if each.low > 1]
-    costs = [each for each in closed if each.high < 1]
-    if len(pays) == len(closed):
-        return f"{arm} pays at every concurrency measured, up to {_users(closed[-1])}."
-    if not pays and not costs:
-        return f"No concurrency measured shows a clear difference between {arm} and the baseline."
-    parts = [f"pays up to {_users(pays[-1])}" if pays else "pays at no concurrency measured"]
-    if costs:
-        parts.append(f"is slower from {_users(costs[0])} on")
-    return f"{arm} {' and '.join(parts)}."
+    """At which concurrencies an arm is faster for certain, and at which it is slower."""
+    by_verdict = {
+        verdict: [each for each in closed if each.verdict == verdict]
+        for verdict in ("faster", "slower", "not shown")
+    }
+    unknown = by_verdict.pop("not shown")
+    if len(unknown) == len(closed):
+        return f"No difference between {arm} and the baseline is shown at {_all_users(unknown)}."
+    parts = [f"{verdict} at {_all_users(loads)}" for verdict, loads in by_verdict.items() if loads]
+    rest = f"; no difference is shown at {_all_users(unknown)}" if unknown else ""
+    return f"{arm} is {' and '.join(parts)}{rest}."
+
+
+def _all_users(speedups: Sequence[SpeedUp]) -> str:
+    *most, last = (f"{each.level:g}" for each in speedups)
+    numbers = f"{', '.join(most)} and {last}" if most else last
+    return f"{numbers} user{'' if numbers == '1' else 's'}"
 
 
 def _users(speedup: SpeedUp) -> str:
-    return f"{speedup.level:g} user{'' if speedup.level == 1 else 's'}"
+    return _all_users([speedup])
 
 
 def result_line(report: Report, directory: Path) -> str:
@@ -101,7 +111,8 @@ def result_line(report: Report, directory: Path) -> str:
         "requests": sum(point.requests for point in report.points),
         "failures": sum(point.failures for point in report.points),
         "speedups": [
-            each.model_dump(include={"arm", "load", "value", "low", "high"}) for each in report.speedups
+            each.model_dump(include={"arm", "load", "value", "low", "high", "verdict"})
+            for each in report.speedups
         ],
         "arms": [each.model_dump() for each in report.arms],
     }

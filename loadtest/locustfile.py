@@ -13,6 +13,7 @@ records there, and the percentiles printed at the end come from them and not fro
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -32,11 +33,13 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from client import SamplingOptions
+from client.errors import ClientError
 from loadtest.endless import EndlessSource
 from loadtest.prompts import Prompt, keep_categories, load
 from loadtest.records import RecordWriter, epoch_ns, read_records
 from loadtest.rendering import render
-from loadtest.settings import BUNDLED_PROMPTS
+from loadtest.servers import describe
+from loadtest.settings import BUNDLED_PROMPTS, Protocol
 from loadtest.table import latency_table
 from loadtest.users import (
     TritonGrpcUser,
@@ -60,13 +63,19 @@ def add_options(parser: LocustArgumentParser) -> None:
         variable = f"LOADTEST_{name.upper().replace('-', '_')}"
         group.add_argument(f"--{name}", env_var=variable, help=text, **details)
 
-    add("prompts", "JSONL file in Spec-Bench's format", default=str(BUNDLED_PROMPTS))
+    add("prompts", "JSONL file of prompts (see loadtest/prompts.py)", default=str(BUNDLED_PROMPTS))
     add("categories", "Categories to use, separated by commas (default: all)", default="")
     add("chat-template", "Model directory whose chat template wraps each prompt (default: none)", default="")
     add("triton-model", "Name of the Triton model", default="ensemble")
     add("max-tokens", "Most tokens of an answer", type=int, default=128)
     add("temperature", "Sampling temperature, 0 = greedy", type=float, default=0.0)
     add("num-draft-tokens", "Cap on draft tokens, 0 = no speculation (default: the server's own)", default="")
+    add(
+        "cache",
+        "What the server's prefix cache has of a prompt: cold, nothing; warm, what it found before",
+        default="cold",
+        choices=("cold", "warm"),
+    )
     add("arm", "Name of this configuration in the records", default="by-hand")
     add(
         "arrivals-per-user",
@@ -106,8 +115,25 @@ def begin(environment: Environment, **_: Any) -> None:
         options=_generation_options(asked),
         deadline=float(asked.deadline),
         arrivals_per_user=float(asked.arrivals_per_user) if asked.arrivals_per_user else None,
+        salted=asked.cache == "cold" and _takes_salt(environment.host or "", asked.triton_model),
         writer=RecordWriter(Path(asked.records) / f"requests-{worker}.jsonl") if asked.records else None,
     )
+
+
+def _takes_salt(host: str, model: str) -> bool:
+    """Whether prompts can be made new to the server; it is told where they cannot."""
+    scheme, _, address = host.rpartition("://")
+    protocol: Protocol = "http" if scheme == "http" else "grpc"
+    try:
+        if "cache_salt" in describe(address, protocol, model).inputs:
+            return True
+    except ClientError:
+        return False  # the users will say so
+    logging.getLogger(__name__).warning(
+        "%s takes no cache_salt: prompts come round again, and are found in its prefix cache from then on",
+        host,
+    )
+    return False
 
 
 def _prompts(asked: Namespace) -> tuple[Prompt, ...]:

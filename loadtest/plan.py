@@ -4,8 +4,8 @@ For each round and load point all arms are measured one right after the other, a
 round from one round to the next (none, speculative, speculative, none, ...). Slow drift of the machine, which
 on shared hosts reaches a factor of two, then falls on both arms alike and cancels in the ratio of neighbours.
 Arms of the same load point and round send the same prompts, with the same seeds and arrival times; each round
-takes the next prompts of the file. A server that reuses the KV cache of earlier prompts prefills faster for
-whichever arm comes second; turning the order cancels that too.
+takes the next prompts of the file. Turning the order does not make up for a prefix cache, in which whoever comes
+second finds the prompts of the first: see :mod:`loadtest.cache`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from loadtest.schema import Distribution, PointReport, Report
+from loadtest.schema import Distribution, PointReport, Ratio, Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,10 @@ def throughput(report: Report, theme: Theme) -> Figure | None:
 
 
 def speedup(report: Report, theme: Theme) -> Figure | None:
-    """Speed-up by concurrency with its interval, single rounds, and the acceptance length as ceiling."""
+    """Speed-up by concurrency with its interval, single rounds, and the acceptance length as ceiling.
+
+    What is not shown to differ from 1 is drawn hollow.
+    """
     figure, axes = _figure()
     points = report.speedups
     if not points:
@@ -102,10 +105,9 @@ def speedup(report: Report, theme: Theme) -> Figure | None:
         mine = [point for point in points if point.arm == arm]
         colour = theme.colour(report, arm)
         levels = [point.level for point in mine]
-        axes.fill_between(
-            levels, [p.low for p in mine], [p.high for p in mine], color=colour, alpha=0.15, lw=0
-        )
-        axes.plot(levels, [point.value for point in mine], "-o", color=colour, label=arm)
+        axes.plot(levels, [point.value for point in mine], "-", color=colour, lw=1.2, label=arm)
+        for point in mine:
+            _with_interval(axes, point.level, point, colour, theme)
         if all(point.ceiling is not None for point in mine):
             ceilings = [point.ceiling or 0.0 for point in mine]
             axes.plot(
@@ -182,6 +184,7 @@ def categories(report: Report, theme: Theme) -> Figure | None:
     )
     left, right = figure.subplots(1, 2, sharey=True)
     height = 0.8 / len(arms)
+    right.axvline(1.0, color=theme.baseline, lw=1.2)
     for number, arm in enumerate(arms):
         mine = {entry.category: entry for entry in entries if entry.arm == arm}
         rows = [row + (number - (len(arms) - 1) / 2) * height for row in range(len(names))]
@@ -190,15 +193,29 @@ def categories(report: Report, theme: Theme) -> Figure | None:
         _bars(
             left, rows, [entry.acceptance_length if entry else None for entry in found], height, colour, arm
         )
-        _bars(right, rows, [entry.speedup if entry else None for entry in found], height, colour, arm)
+        for row, entry in zip(rows, found, strict=True):
+            if entry is not None and entry.speedup is not None:
+                _with_interval(right, row, entry.speedup, colour, theme, upright=False)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
-    right.axvline(1.0, color=theme.baseline, lw=1.2)
     left.set_xlabel("acceptance length, tokens / step")
     right.set_xlabel(f"speed-up at {report.lowest_load or 'the lowest load'}")
     _finish(left, "", legend=len(arms) > 1, grid="x")
     _finish(right, "", legend=False, grid="x")
     return figure
+
+
+def _with_interval(
+    axes: Axes, place: float, ratio: Ratio, colour: str, theme: Theme, *, upright: bool = True
+) -> None:
+    """A ratio as a dot, hollow where it shows no difference, with its interval as a bar."""
+    face = theme.background if ratio.verdict == "not shown" else colour
+    x, y = ([place], [ratio.value]) if upright else ([ratio.value], [place])
+    axes.plot(x, y, "o", color=colour, markerfacecolor=face, zorder=3)
+    if ratio.low is None or ratio.high is None:
+        return
+    draw_bar = axes.vlines if upright else axes.hlines
+    draw_bar(place, ratio.low, ratio.high, color=colour, lw=1.4)
 
 
 def _bars(

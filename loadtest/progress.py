@@ -57,5 +57,8 @@ class Progress:
             self._bars.update(
                 self._bar, description=description, completed=self._requests_before[news["cell"]]
             )
+        elif news["event"] == "reading":
+            read = f"reading its prompts, {news['done']} of {news['of']}"
+            self._bars.update(self._bar, description=f"{news['cell'].split('-', 1)[1]}: {read}")
         elif news["event"] == "request":
             self._bars.update(self._bar, completed=self._requests_before[news["cell"]] + news["done"])

@@ -1,19 +1,42 @@
-"""Prompts from JSONL files in Spec-Bench's format, and a selection that is balanced over categories.
+"""Prompts from JSONL files, and a selection that is balanced over categories.
 
-One object a line: ``{"question_id": 1, "category": "math", "turns": ["..."], "reference": []}``. Of prompts
-with several turns only the first is used: a second one depends on the answer to the first, and the two arms
-of a comparison must send the same text. ``prompts/drafthouse.jsonl`` holds the kit's own, twelve each of six
-kinds.
+One object a line, in any of the shapes in which such files come:
+
+    {"question_id": 1, "category": "math", "turns": ["...", "..."]}      Spec-Bench, MT-bench: the first turn
+    {"messages": [{"role": "user", "content": "..."}, ...]}              OpenAI: up to the last message of the user
+    {"conversations": [{"from": "human", "value": "..."}, ...]}          ShareGPT: likewise
+    {"prompt": "..."}, {"instruction": "...", "input": "..."}            vLLM's, Alpaca: what the user says
+    {"text": "..."}                                                      a text to be continued, without chat template
+
+`question_id` (or `id`) and `category` are optional. Of `turns` only the first is used: a second one depends on the
+answer to the first, and the two arms of a comparison must send the same text. A conversation brings its own answers, so
+it is sent whole. ``prompts/drafthouse.jsonl`` holds the kit's own prompts, twelve each of six kinds.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from client import ChatTemplate
+from client.errors import InvalidRequest
+
+Message = Mapping[str, Any]
+
+_SAID = ("turns", "messages", "conversations", "prompt", "instruction")
+_SHAPES = f"{', '.join(_SAID)} or text"
+# ShareGPT's names of the roles.
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+}
 
 
 class PromptFileError(ValueError):
@@ -27,13 +50,35 @@ class Prompt:
     id: str
     category: str
     text: str
+    """What the user says (last), or the text to be continued."""
+    before: tuple[Message, ...] = ()
+    """Earlier messages of the conversation."""
+    is_text: bool = False
+    """Whether it is a text to be continued, which no chat template wraps."""
+
+    def rendered(self, template: ChatTemplate | None) -> str:
+        """What is sent.
+
+        Raises:
+            PromptFileError: a conversation without a template, or one that the template refuses.
+        """
+        if self.is_text or (template is None and not self.before):
+            return self.text
+        if template is None:
+            raise PromptFileError(
+                f"prompt {self.id} is a conversation of {len(self.before) + 1} messages; it needs a chat template"
+            )
+        try:
+            return template.render([*self.before, {"role": "user", "content": self.text}])
+        except InvalidRequest as error:
+            raise PromptFileError(f"prompt {self.id}: {error}") from None
 
 
 def load(path: Path) -> tuple[Prompt, ...]:
     """All prompts of a file, in its order. Blank lines are skipped.
 
     Raises:
-        PromptFileError: the file is missing, empty or not UTF-8, a line is not such an object, or an id
+        PromptFileError: the file is missing, empty or not UTF-8, a line has none of the shapes, or an id
         occurs twice.
     """
     try:
@@ -46,45 +91,93 @@ def load(path: Path) -> tuple[Prompt, ...]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        prompt = _parse(line, f"{path}:{number}")
+        prompt = _parse(line, number, f"{path}:{number}")
         if prompt.id in prompts:
-            raise PromptFileError(f"{path}:{number}: question_id {prompt.id} occurs a second time")
+            raise PromptFileError(f"{path}:{number}: the id {prompt.id} occurs a second time")
         prompts[prompt.id] = prompt
     if not prompts:
         raise PromptFileError(f"{path}: holds no prompts; expected one JSON object a line")
     return tuple(prompts.values())
 
 
-def _parse(line: str, where: str) -> Prompt:
+def _parse(line: str, number: int, where: str) -> Prompt:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise PromptFileError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(entry, dict):
-        raise PromptFileError(f"{where}: expected an object with question_id, category and turns")
-    return Prompt(
-        id=str(_field(entry, "question_id", (int, str), where)),
-        category=_field(entry, "category", (str,), where),
-        text=_first_turn(_field(entry, "turns", (list,), where), where),
-    )
+        raise PromptFileError(f"{where}: expected an object with {_SHAPES}, one a line")
+    name = "question_id" if "question_id" in entry else "id"
+    found = str(_field(entry, name, (int, str), where)) if name in entry else str(number)
+    category = _field(entry, "category", (str,), where) if entry.get("category") is not None else None
+    if "text" in entry and not any(shape in entry for shape in _SAID):
+        return Prompt(found, category or "text", _words(entry["text"], "text", where), is_text=True)
+    before, text = _said(entry, where)
+    return Prompt(found, category or "chat", text, before)
+
+
+def _said(entry: dict[str, Any], where: str) -> tuple[tuple[Message, ...], str]:
+    """What the user says, and the messages before it."""
+    if "turns" in entry:
+        turns = _field(entry, "turns", (list,), where)
+        return (), _words(turns[0] if turns else None, "turns[0]", where)
+    if "messages" in entry:
+        return _conversation(_field(entry, "messages", (list,), where), "role", "content", "messages", where)
+    if "conversations" in entry:
+        found = _field(entry, "conversations", (list,), where)
+        return _conversation(found, "from", "value", "conversations", where)
+    if "prompt" in entry:
+        return (), _words(entry["prompt"], "prompt", where)
+    if "instruction" in entry:
+        parts = [_words(entry["instruction"], "instruction", where), str(entry.get("input") or "")]
+        return (), "\n\n".join(part for part in parts if part)
+    raise PromptFileError(f"{where}: expected an object with {_SHAPES}")
+
+
+def _conversation(
+    entries: list[Any], role: str, content: str, name: str, where: str
+) -> tuple[tuple[Message, ...], str]:
+    """The messages up to the user's last one, which is given apart."""
+    messages: list[dict[str, Any]] = []
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get(role), str):
+            raise PromptFileError(
+                f"{where}: {name}[{position}] must be an object with {role!r} and {content!r}"
+            )
+        text = _plain(entry.get(content))
+        if text is not None and not isinstance(text, str):
+            raise PromptFileError(
+                f"{where}: {name}[{position}] has parts that are no text, which are not sent"
+            )
+        others = {key: value for key, value in entry.items() if key not in (role, content)}
+        messages.append({**others, "role": _ROLES.get(entry[role], entry[role]), "content": text})
+    asked = [position for position, message in enumerate(messages) if message["role"] == "user"]
+    if not asked:
+        raise PromptFileError(f"{where}: {name!r} has no message of the user")
+    last = asked[-1]
+    return tuple(messages[:last]), _words(messages[last]["content"], f"{name}[{last}]", where)
+
+
+def _plain(content: Any) -> Any:
+    """A message's content as one text, where it comes in parts of text (OpenAI)."""
+    parts = content if isinstance(content, list) else ()
+    if parts and all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        return "".join(str(part.get("text", "")) for part in parts)
+    return content
 
 
 def _field(entry: dict[str, Any], name: str, types: tuple[type, ...], where: str) -> Any:
-    if name not in entry:
-        raise PromptFileError(
-            f"{where}: {name!r} is missing; each line needs question_id, category and turns"
-        )
     value = entry[name]
-    if not isinstance(value, types) or isinstance(value, bool) or value == "":
+    if not isinstance(value, types) or isinstance(value, bool) or value in ("", []):
         wanted = " or ".join(kind.__name__ for kind in types)
         raise PromptFileError(f"{where}: {name!r} must be a non-empty {wanted}, not {value!r}")
     return value
 
 
-def _first_turn(turns: list[Any], where: str) -> str:
-    if not turns or not isinstance(turns[0], str) or not turns[0].strip():
-        raise PromptFileError(f"{where}: 'turns' must begin with a non-empty string")
-    return turns[0]
+def _words(value: Any, name: str, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise PromptFileError(f"{where}: {name} must be a non-empty text, not {value!r}")
+    return value
 
 
 def select(prompts: Sequence[Prompt], count: int, start: int = 0) -> tuple[Prompt, ...]:

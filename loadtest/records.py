@@ -70,6 +70,10 @@ class RequestRecord:
     output_tokens: int | None
     draft_tokens: int | None
     accepted_tokens: int | None
+    reused_blocks: int | None
+    """Blocks of the server's KV cache that were found filled; None where the server does not tell."""
+    blocks: int | None
+    """All blocks that it held."""
     finish_reason: str | None
     server: ServerTimes | None
     error: str | None

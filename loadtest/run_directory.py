@@ -1,6 +1,7 @@
 """The folder of one sweep: what was asked, what is done, where everything lies.
 
     sweep.json                     settings, their digest, provenance
+    servers.json                   who answered for each arm, and what its prefix cache is to hold
     cells/003-c1-none/
         requests-<worker>.jsonl    raw records, one line a request
         cell.json                  written last: the cell is finished
@@ -15,13 +16,14 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from loadtest.plan import Cell, plan_cells
 from loadtest.records import CellRecord, RecordError, RequestRecord, read_records
+from loadtest.servers import Server
 from loadtest.settings import SweepSettings
 
 
@@ -35,6 +37,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.sweep_file = path / "sweep.json"
+        self.servers_file = path / "servers.json"
         self.cells = path / "cells"
         self.plots = path / "plots"
         self.report_json = path / "report.json"
@@ -46,8 +49,11 @@ class RunDirectory:
         Raises:
             RunDirectoryError: the folder holds records of other settings, or other files.
         """
-        if self.sweep_file.exists():
+        if self.sweep_file.exists() and any(self.cells.glob("*/cell.json")):
             self._check_same(settings)
+        elif self.sweep_file.exists():  # begun, but nothing came of it
+            shutil.rmtree(self.cells, ignore_errors=True)
+            self.servers_file.unlink(missing_ok=True)
         elif self.path.exists() and any(self.path.iterdir()):
             raise RunDirectoryError(
                 f"{self.path} is not empty and not a sweep; give an empty or new directory"
@@ -58,6 +64,29 @@ class RunDirectory:
             "provenance": dict(provenance),
         }
         write_atomically(self.sweep_file, json.dumps(document, indent=1, ensure_ascii=False))
+
+    def note_servers(self, servers: Sequence[Server]) -> None:
+        """Write down who answers for the arms.
+
+        Raises:
+            RunDirectoryError: it is not who answered when the sweep was begun.
+        """
+        before = self.read_servers()
+        if before and before != list(servers):
+            differing = [new.arm for old, new in zip(before, servers, strict=True) if old != new]
+            raise RunDirectoryError(
+                f"{self.path} was begun with other servers, or with their prefix caches in another state "
+                f"({', '.join(differing)}); give another directory, or delete this one"
+            )
+        document = [server.model_dump(mode="json") for server in servers]
+        write_atomically(self.servers_file, json.dumps(document, indent=1))
+
+    def read_servers(self) -> list[Server]:
+        """Who answered for each arm; empty before anybody was asked."""
+        if not self.servers_file.exists():
+            return []
+        document = json.loads(self.servers_file.read_text(encoding="utf-8"))
+        return [Server.model_validate(entry) for entry in document]
 
     def _check_same(self, settings: SweepSettings) -> None:
         old, new = self.read_settings().model_dump(mode="json"), settings.model_dump(mode="json")

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+Verdict = Literal["faster", "slower", "not shown"]
 
 
 class _Entry(BaseModel):
@@ -67,6 +69,11 @@ class PointReport(_Entry):
     """Tokens per target step, 1.0 without speculation."""
     acceptance_rate: float | None
     """Accepted / proposed draft tokens; null where nothing was proposed."""
+    cache_hits: float | None
+    """Share of its requests' KV cache blocks that were found filled; null where the server does not tell.
+
+    Where `tensorrt_llm_bls` drafts, a request's own rows, which each of its calls finds, count too.
+    """
     ttft: Distribution | None
     """Time to the first output."""
     itl: Distribution | None
@@ -81,8 +88,21 @@ class PointReport(_Entry):
     """Wait on the server before its first step, by the server's clock."""
 
 
-class SpeedUp(_Entry):
-    """Output token throughput of an arm relative to the baseline at the same concurrency.
+class Ratio(_Entry):
+    """Output tokens per second of an arm relative to the baseline's, and how sure that is."""
+
+    value: float
+    """The ratio, over the rounds that both arms finished."""
+    low: float | None
+    """Lower end of the 95 % interval (:mod:`loadtest.interval`); null where nothing was repeated."""
+    high: float | None
+    """Its upper end. Approximate above one user, since requests that run together are not independent."""
+    verdict: Verdict
+    """Whether the whole interval lies on one side of 1; "not shown" also where there is none."""
+
+
+class SpeedUp(Ratio):
+    """The ratio at one concurrency.
 
     There is none for an open loop, where arrivals set the throughput and speculation shows in latency.
     """
@@ -93,15 +113,6 @@ class SpeedUp(_Entry):
     """As in `points`."""
     level: float
     """Users."""
-    value: float
-    """Ratio of output tokens per second, over the rounds that both arms finished."""
-    low: float
-    """Lower end of the interval."""
-    high: float
-    """Upper end of the 95 % interval of a paired bootstrap over rounds and, within rounds, requests.
-
-    Approximate above one user, since requests that run together are not independent.
-    """
     by_round: list[float]
     """The ratio in each round."""
     ceiling: float | None
@@ -122,9 +133,9 @@ class CategoryReport(_Entry):
     acceptance_rate: float | None
     """Accepted / proposed draft tokens; null where nothing was proposed."""
     tokens_per_second: float | None
-    """At the lowest concurrency: mean over requests of output tokens / latency, as Spec-Bench defines it."""
-    speedup: float | None
-    """Ratio of that mean to the baseline's; null for the baseline."""
+    """At the lowest concurrency: output tokens of these requests / the seconds that they took."""
+    speedup: Ratio | None
+    """That rate relative to the baseline's, from the requests that both completed; null for the baseline."""
 
 
 class ArmReport(_Entry):
@@ -134,14 +145,20 @@ class ArmReport(_Entry):
     """Name of the arm."""
     num_draft_tokens: int | None
     """The cap its requests ask for; null: the server's own."""
+    host: str | None
+    """host:port of its server; null where nobody was asked yet, and so in what follows."""
+    deployment: str | None
+    """Name of the deployment that the server says it is; null if it does not say."""
+    spec: str | None
+    """Hash of that deployment's target, engine and speculation."""
+    weights: str | None
+    """Hash of the weights that it was built from."""
+    cache: str | None
+    """What its prefix cache had of a prompt, and how that was reached (:mod:`loadtest.cache`)."""
     acceptance_length: float | None
     """Tokens per target step, 1.0 without speculation."""
     acceptance_rate: float | None
     """Accepted / proposed draft tokens; null where nothing was proposed."""
-    mean_category_speedup: float | None
-    """Mean of the categories' speed-ups at the lowest concurrency; null for the baseline."""
-    overall_speedup: float | None
-    """Spec-Bench's overall speed-up: ratio of the mean tokens per second at the lowest concurrency."""
 
 
 class PositionReport(_Entry):
@@ -210,8 +227,8 @@ class Report(_Entry):
     """Empty if Triton's counters could not be read."""
     failures: list[FailureReport]
     """Empty if every request was answered."""
-    undrained_cells: list[str]
-    """Cells after which the server still reported running requests, which may have slowed the next cell."""
+    doubts: list[str]
+    """What speaks against the figures, in sentences; empty if nothing was found."""
     settings: dict[str, Any]
     """Exactly what was asked for (:class:`loadtest.settings.SweepSettings`)."""
     provenance: dict[str, Any]

@@ -79,6 +79,7 @@ def _record(
 ) -> RequestRecord:
     sent_ns = result.timings.sent_ns if result else began_ns
     acceptance = result.acceptance if result else None
+    cache = result.kv_cache if result else None
     return RequestRecord(
         cell=assignment.cell,
         arm=assignment.arm,
@@ -98,6 +99,8 @@ def _record(
         output_tokens=result.num_output_tokens if result else None,
         draft_tokens=acceptance.draft_tokens if acceptance else None,
         accepted_tokens=acceptance.accepted_tokens if acceptance else None,
+        reused_blocks=cache.reused_blocks if cache else None,
+        blocks=cache.total_blocks if cache else None,
         finish_reason=result.finish_reason if result else None,
         server=_server_times(result),
         error=type(error).__name__ if error else None,

@@ -3,7 +3,8 @@
 An *arm* is one configuration under comparison, told apart by what its requests ask for or by the server that they go
 to; the first arm is the baseline that speed-ups are relative to. A *load point* is either a number of users that each
 keep one request running (closed loop) or a rate of Poisson arrivals (open loop). A *cell* is one arm at one load point
-in one round.
+in one round. What the servers have in their prefix caches when a cell begins is part of the experiment
+(:mod:`loadtest.cache`).
 
     SweepSettings(host="localhost:8001", concurrency=(1, 4), rounds=2, max_tokens=64)
 """
@@ -26,6 +27,16 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Deployment(_Frozen):
+    """Who is to answer: what a repository of the kit says about itself (`build.identity`)."""
+
+    name: str
+    spec: str
+    """Hash of the spec's target, engine and speculation."""
+    weights: str | None = None
+    """Hash of the weights; None: not known here, and not compared."""
+
+
 class Arm(_Frozen):
     """One configuration under comparison."""
 
@@ -37,6 +48,8 @@ class Arm(_Frozen):
     """host:port, where this arm has a server of its own; None: the sweep's."""
     metrics_url: str | None = None
     """Prometheus page of that server."""
+    deployment: Deployment | None = None
+    """Who has to answer there; None: the sweep's, or whoever does."""
 
 
 class Slo(_Frozen):
@@ -60,15 +73,19 @@ class SweepSettings(_Frozen):
     protocol: Protocol = "grpc"
     """grpc: KServe v2 ``ModelStreamInfer``; http: ``/generate_stream``."""
     model: str = "ensemble"
+    deployment: Deployment | None = None
+    """Who has to answer at `host`; None: whoever does."""
     metrics_url: str | None = "http://localhost:8002/metrics"
     """Triton's Prometheus page, for acceptance by position; None: not available."""
 
     prompts: Path = BUNDLED_PROMPTS
-    """JSONL file in Spec-Bench's format."""
+    """JSONL file, in one of the shapes that :mod:`loadtest.prompts` reads."""
     categories: tuple[str, ...] = ()
     """Categories to use; empty: all in the file."""
     chat_template: Path | None = None
     """Directory in Hugging Face layout whose chat template wraps each prompt; None: prompts are sent bare."""
+    cache: Literal["cold", "warm"] = "cold"
+    """cold: no request finds its prompt in the server's prefix cache; warm: each finds it, read just before."""
 
     max_tokens: int = Field(default=128, ge=1)
     temperature: float = Field(default=0.0, ge=0)
@@ -98,7 +115,7 @@ class SweepSettings(_Frozen):
     processes: int = Field(default=1, ge=1)
     """Locust processes to spread the users over; one drives about two thousand chunks a second."""
     seed: int = Field(default=0, ge=0)
-    """Seeds arrival times, the sampling of requests, and the bootstrap."""
+    """Seeds arrival times and the sampling of requests."""
 
     slo: Slo = Slo()
     subject: dict[str, str] = {}

@@ -13,14 +13,17 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from loadtest.acceptance import acceptance_length, acceptance_rate, by_position
+from loadtest.cache import WORDS
 from loadtest.cells import MeasuredCell, cells_of, measured_requests
-from loadtest.comparison import by_category, mean_speed_ratio, speed_ups
+from loadtest.comparison import by_category, speed_ups
+from loadtest.doubts import doubts, found_share
 from loadtest.measures import Measures, measure, output_tokens
 from loadtest.plan import LoadPoint, load_points, plan_cells
 from loadtest.records import RequestRecord
 from loadtest.run_directory import RunDirectory
-from loadtest.schema import ArmReport, CategoryReport, Distribution, FailureReport, PointReport, Report
-from loadtest.settings import Arm, Slo, SweepSettings
+from loadtest.schema import ArmReport, Distribution, FailureReport, PointReport, Report
+from loadtest.servers import Server
+from loadtest.settings import Arm, Slo
 
 _LATE_NS = 50_000_000
 
@@ -36,7 +39,8 @@ def summarise(directory: RunDirectory) -> Report:
     planned = sum(not cell.is_warmup for cell in plan_cells(settings))
     loads = load_points(settings)
     lowest = min((load for load in loads if load.kind == "closed"), default=None)
-    categories = _categories(settings, cells, lowest)
+    servers = directory.read_servers()
+    speedups = speed_ups(settings, cells)
     return Report(
         digest=settings.digest(),
         complete=len(cells) == planned,
@@ -46,22 +50,22 @@ def summarise(directory: RunDirectory) -> Report:
         ended=_time(max((cell.cell.closed_ns for cell in cells), default=None)),
         baseline=settings.baseline.name,
         lowest_load=lowest.label if lowest else None,
-        arms=[_arm(arm, settings, cells, categories, lowest) for arm in settings.arms],
+        arms=[_arm(arm, servers, cells) for arm in settings.arms],
         points=[
             _point(arm, load, settings.slo, found)
             for load in loads
             for arm in settings.arms
             if (found := cells_of(cells, arm.name, load.label))
         ],
-        speedups=speed_ups(settings, cells),
-        categories=categories,
+        speedups=speedups,
+        categories=by_category(settings, cells, lowest),
         positions=[
             position
             for arm in settings.arms
             for position in by_position(arm.name, [cell.cell for cell in cells_of(cells, arm.name)])
         ],
         failures=_failures(cells),
-        undrained_cells=[cell.cell.name for cell in cells if not cell.cell.drained],
+        doubts=doubts(settings, servers, cells, speedups),
         settings=settings.model_dump(mode="json"),
         provenance=directory.read_provenance(),
     )
@@ -93,6 +97,7 @@ def _point(arm: Arm, load: LoadPoint, slo: Slo, cells: Sequence[MeasuredCell]) -
         goodput=None if share is None or request_rate is None else share * request_rate,
         acceptance_length=acceptance_length(completed),
         acceptance_rate=acceptance_rate(completed),
+        cache_hits=found_share(completed),
         **distributions(measures),
     )
 
@@ -114,41 +119,20 @@ def _distribution(values: Sequence[float]) -> Distribution | None:
     return Distribution(count=len(values), mean=float(np.mean(values)), p50=p50, p90=p90, p99=p99)
 
 
-def _categories(
-    settings: SweepSettings, cells: Sequence[MeasuredCell], lowest: LoadPoint | None
-) -> list[CategoryReport]:
-    everything = {arm.name: measured_requests(cells_of(cells, arm.name)) for arm in settings.arms}
-    at_lowest = {
-        arm.name: measured_requests(cells_of(cells, arm.name, lowest.label))
-        for arm in settings.arms
-        if lowest
-    }
-    return by_category(settings, everything, at_lowest)
-
-
-def _arm(
-    arm: Arm,
-    settings: SweepSettings,
-    cells: Sequence[MeasuredCell],
-    categories: Sequence[CategoryReport],
-    lowest: LoadPoint | None,
-) -> ArmReport:
+def _arm(arm: Arm, servers: Sequence[Server], cells: Sequence[MeasuredCell]) -> ArmReport:
     completed = [record for record in measured_requests(cells_of(cells, arm.name)) if record.completed]
-    by_kind = [entry.speedup for entry in categories if entry.arm == arm.name and entry.speedup is not None]
-    overall = None
-    if lowest and arm != settings.baseline:
-        here, base = (
-            measured_requests(cells_of(cells, name, lowest.label))
-            for name in (arm.name, settings.baseline.name)
-        )
-        overall = mean_speed_ratio(here, base)
+    server = next((each for each in servers if each.arm == arm.name), None)
+    deployment = server.deployment if server else None
     return ArmReport(
         arm=arm.name,
         num_draft_tokens=arm.num_draft_tokens,
+        host=server.host if server else None,
+        deployment=deployment.name if deployment else None,
+        spec=deployment.spec if deployment else None,
+        weights=deployment.weights if deployment else None,
+        cache=WORDS[server.cache] if server else None,
         acceptance_length=acceptance_length(completed),
         acceptance_rate=acceptance_rate(completed),
-        mean_category_speedup=_mean(by_kind),
-        overall_speedup=overall,
     )
 
 

@@ -31,6 +31,7 @@ from loadtest.rendering import render
 from loadtest.report import write_report
 from loadtest.run_directory import RunDirectory
 from loadtest.schema import Report
+from loadtest.servers import look, silent
 from loadtest.settings import SweepSettings
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -64,15 +65,17 @@ def run_sweep(
         settings: what to measure.
         path: new, empty, or with an unfinished sweep of the same settings.
         on_news: is told of progress as it happens: ``{"event": "cell", "cell": "002-c1-none", "number": 2,
-            "requests": 12}`` when a cell begins, ``{"event": "request", "cell": ..., "done": 3}`` for each of
-            its requests that ends, ``{"event": "warning", "text": ...}``. :class:`loadtest.progress.Progress`
+            "requests": 12}`` when a cell begins, ``{"event": "request", "cell": ..., "done": 3, "of": 12}`` for
+            each of its requests that ends (``"reading"``: of those that read its prompts before it),
+            ``{"event": "warning", "text": ...}``. :class:`loadtest.progress.Progress`
             shows it.
 
     Raises:
         PromptFileError: the prompts cannot be used.
         client.errors.InvalidRequest: the chat template cannot.
         RunDirectoryError: the directory holds something else.
-        SweepError: the server does not answer, or Locust failed.
+        ServerError, CacheError: a server is not there, is another one, or cannot have its cache as asked for.
+        SweepError: the server does not answer any more, or Locust failed.
     """
     render(keep_categories(load(settings.prompts), settings.categories), settings.chat_template)
     directory = RunDirectory(path.resolve())
@@ -80,6 +83,10 @@ def run_sweep(
     interrupted = False
     with directory.locked():
         if directory.missing():
+            servers = look(settings)
+            directory.note_servers(servers)
+            for host in silent(servers):
+                on_news({"event": "warning", "text": f"{host} does not say which deployment it serves"})
             try:
                 _measure(settings, directory, on_news)
             except KeyboardInterrupt:

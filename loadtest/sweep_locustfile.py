@@ -72,7 +72,12 @@ def set_up(environment: Environment, **_: Any) -> None:
         SweepShape.conductor = Conductor(runner, directory)
     if not isinstance(runner, MasterRunner):
         prepare_process()
-        prompts = render(keep_categories(load(settings.prompts), settings.categories), settings.chat_template)
+        servers = directory.read_servers()
+        prompts = render(
+            keep_categories(load(settings.prompts), settings.categories),
+            settings.chat_template,
+            with_numbers=any(server.cache == "numbered" for server in servers),
+        )
         worker = f"{socket.gethostname()}-{os.getpid()}"
         TritonUser.model = settings.model
-        TritonUser.source = CellSource(runner, directory, prompts, worker)
+        TritonUser.source = CellSource(runner, directory, prompts, worker, servers)

@@ -1,4 +1,4 @@
-"""Results as tables for the terminal."""
+"""Results as tables for the terminal, no wider than 80 columns."""
 
 from __future__ import annotations
 
@@ -11,22 +11,16 @@ from loadtest.records import RequestRecord
 from loadtest.schema import Distribution, PointReport, Report, SpeedUp
 from loadtest.summary import distributions
 
+_HEADINGS = ("tokens/s", "speed-up, 95 %", "TTFT ms", "TPOT ms", "accepted", "failed")
+
 
 def result_table(report: Report) -> Table:
-    """One row for each load point and arm; latencies in milliseconds, median and 99th percentile."""
-    table = Table(title=None, header_style="bold", pad_edge=False)
+    """One row for each load point and arm; latencies are medians."""
+    table = Table(title=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0), box=None)
     table.add_column("load")
-    table.add_column("arm")
-    for heading in (
-        "tokens/s",
-        "speed-up",
-        "TTFT p50/p99",
-        "TPOT p50/p99",
-        "latency p50/p99",
-        "accepted",
-        "failed",
-    ):
-        table.add_column(heading, justify="right")
+    table.add_column("arm", overflow="fold")
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="right", no_wrap=True)
     speedups = {(each.load, each.arm): each for each in report.speedups}
     previous = None
     for point in report.points:
@@ -51,21 +45,28 @@ def latency_table(records: Sequence[RequestRecord]) -> Table:
 
 
 def _row(point: PointReport, speedup: SpeedUp | None) -> list[str]:
+    failures = f"{point.failures}/{point.requests}"
     return [
         point.load,
         point.arm,
         _number(point.output_tokens_per_second, ".1f"),
-        f"{speedup.value:.2f} ({speedup.low:.2f}-{speedup.high:.2f})" if speedup else "",
-        _pair(point.ttft, ".0f"),
-        _pair(point.tpot, ".1f"),
-        _pair(point.latency, ".0f"),
+        _speed_up(speedup) if speedup else "",
+        _median(point.ttft, ".0f"),
+        _median(point.tpot, ".1f"),
         _number(point.acceptance_length, ".2f"),
-        f"[bold red]{point.failures}[/] of {point.requests}" if point.failures else f"0 of {point.requests}",
+        f"[bold red]{failures}[/]" if point.failures else failures,
     ]
 
 
-def _pair(distribution: Distribution | None, form: str) -> str:
-    return f"{distribution.p50:{form}} / {distribution.p99:{form}}" if distribution else "-"
+def _speed_up(speedup: SpeedUp) -> str:
+    if speedup.low is None or speedup.high is None:
+        return "not shown (1 round)"
+    interval = f"({speedup.low:.2f} to {speedup.high:.2f})"
+    return f"not shown {interval}" if speedup.verdict == "not shown" else f"{speedup.value:.2f} {interval}"
+
+
+def _median(distribution: Distribution | None, form: str) -> str:
+    return f"{distribution.p50:{form}}" if distribution else "-"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -13,7 +13,10 @@ on both sides:
    concurrency.
 
 Throughput is taken over the measured window (:mod:`loadtest.throughput`), latency from measured requests
-alone.
+alone. Fillers send the cell's own prompts once more.
+
+Where the cache is to be warm (:mod:`loadtest.cache`), a workload of *reading* goes before: each prompt that the cell is
+going to send, once, for one token of output.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from typing import Literal
 from loadtest.arrivals import poisson_arrivals
 from loadtest.plan import Cell
 
-Role = Literal["warmup", "measured", "filler"]
+Role = Literal["reading", "warmup", "measured", "filler"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,8 @@ class Work:
     """One request to send."""
 
     index: int
-    """Counts the requests of a cell from 0; also tells their sampling seeds apart."""
+    """Counts the requests of a cell from 0, those that only read its prompts from -1 down; also tells their sampling
+    seeds apart."""
     role: Role
     prompt: int
     """Position in the balanced order of prompts."""
@@ -45,20 +49,23 @@ class Work:
 
 
 class Workload:
-    """Hands out the work of one cell and knows when the cell is over."""
+    """Hands out the work of one cell, or what reads its prompts before it, and knows when that is over."""
 
-    def __init__(self, cell: Cell, max_tokens: int, seed: int) -> None:
+    def __init__(self, cell: Cell, max_tokens: int, seed: int, *, reads: bool = False) -> None:
         self.cell = cell
         self.taken = 0
         self.measured_done = 0
         self.outstanding: set[int] = set()
-        self._works = _works(cell, max_tokens, seed)
+        self.needed = _own_prompts(cell, max_tokens) if reads else cell.requests
+        """Requests that have to end, whose number is known."""
+        self._works = _reading(cell, self.needed) if reads else _works(cell, max_tokens, seed)
+        self._counted: tuple[Role, ...] = ("reading",) if reads else ("measured",)
         self._roles: dict[int, Role] = {}
 
     @property
     def is_over(self) -> bool:
-        """Whether every measured request has ended; no more work is given out then."""
-        return self.measured_done >= self.cell.requests
+        """Whether every request that counts has ended; no more work is given out then."""
+        return self.measured_done >= self.needed
 
     def take(self) -> Work | None:
         """The next request for whoever asks, or None once the cell is over.
@@ -81,7 +88,7 @@ class Workload:
         """
         self.outstanding.remove(index)
         role = self._roles.pop(index)
-        self.measured_done += role == "measured" or self.cell.is_warmup
+        self.measured_done += role in self._counted or self.cell.is_warmup
 
 
 def _works(cell: Cell, max_tokens: int, seed: int) -> Iterator[Work]:
@@ -102,10 +109,19 @@ def _works(cell: Cell, max_tokens: int, seed: int) -> Iterator[Work]:
         yield Work(len(lead_in) + index, "measured", prompt, max_tokens, next(arrivals))
     if closed and cell.users == 1:
         return
-    index = len(lead_in) + cell.requests
-    while True:
-        yield Work(index, "filler", cell.first_prompt + index, max_tokens, next(arrivals))
-        index += 1
+    own = len(lead_in) + cell.requests
+    for index in itertools.count(own):
+        yield Work(index, "filler", cell.first_prompt + index % own, max_tokens, next(arrivals))
+
+
+def _reading(cell: Cell, prompts: int) -> Iterator[Work]:
+    for number in range(prompts):
+        yield Work(-1 - number, "reading", cell.first_prompt + number, 1, None)
+
+
+def _own_prompts(cell: Cell, max_tokens: int) -> int:
+    """How many places in the order of prompts a cell takes up."""
+    return cell.requests + len(_lead_in_lengths(cell, max_tokens))
 
 
 def _lead_in_lengths(cell: Cell, max_tokens: int) -> list[int]:

@@ -9,8 +9,10 @@ import pytest
 from engine.request import RequestError
 from engine.serving.request_names import refuse_unknown
 
-INPUTS = ("text_input", "max_tokens", "stop_words", "temperature", "top_p", "min_tokens", "return_log_probs")
-INPUTS += ("num_draft_tokens", "return_perf_metrics", "repetition_penalty", "beam_width")
+INPUTS = (
+    *("text_input", "max_tokens", "stop_words", "temperature", "top_p", "min_tokens", "return_log_probs"),
+    *("num_draft_tokens", "return_perf_metrics", "repetition_penalty", "beam_width"),
+)
 
 
 @pytest.mark.parametrize(

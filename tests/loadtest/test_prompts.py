@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from client.errors import InvalidRequest
+from loadtest.cache import numbered
 from loadtest.prompts import Prompt, PromptFileError, keep_categories, load, select
+from loadtest.rendering import render
 from loadtest.settings import BUNDLED_PROMPTS
 
 KINDS = {"chat", "coding", "math", "summarization", "rag", "translation"}
@@ -40,17 +45,148 @@ def test_first_turn_of_spec_bench_is_used(tmp_path: Path) -> None:
     assert load(file) == (Prompt("81", "writing", "Write a poem."), Prompt("401", "rag", "Who?"))
 
 
+SYSTEM = {"role": "system", "content": "Be brief."}
+ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"text": "Once upon a time"}, Prompt("1", "text", "Once upon a time", is_text=True)),
+        ({"prompt": "Who?"}, Prompt("1", "chat", "Who?")),
+        ({"instruction": "Translate.", "input": "Hund"}, Prompt("1", "chat", "Translate.\n\nHund")),
+        ({"instruction": "Sing.", "input": ""}, Prompt("1", "chat", "Sing.")),
+        ({"id": "a7", "category": "qa", "prompt": "Who?"}, Prompt("a7", "qa", "Who?")),
+        ({"question_id": 81, "turns": ["Who?", "Why?"]}, Prompt("81", "chat", "Who?")),
+        ({"messages": [ASKED]}, Prompt("1", "chat", "Hi")),
+        ({"messages": [SYSTEM, ASKED, ANSWERED]}, Prompt("1", "chat", "Hi", (SYSTEM,))),
+        (
+            {"messages": [SYSTEM, ASKED, ANSWERED, {"role": "user", "content": "And you?"}]},
+            Prompt("1", "chat", "And you?", (SYSTEM, ASKED, ANSWERED)),
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+                    }
+                ]
+            },
+            Prompt("1", "chat", "ab"),
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]},
+            Prompt("1", "chat", "Hi"),
+        ),
+        (
+            {
+                "conversations": [
+                    *({"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}),
+                    {"from": "human", "value": "Bye"},
+                ]
+            },
+            Prompt("1", "chat", "Bye", (ASKED, ANSWERED)),
+        ),
+        ({"prompt": "Who?", "text": "gold"}, Prompt("1", "chat", "Who?")),
+    ],
+)
+def test_shapes_that_files_come_in(tmp_path: Path, entry: dict[str, Any], expected: Prompt) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps(entry) + "\n", encoding="utf-8")
+    assert load(file) == (expected,)
+
+
+def test_shapes_may_be_mixed_and_lines_without_id_are_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n\n{"text": "b"}\n{"messages": [{"role": "user", "content": "c"}]}\n')
+    assert [(prompt.id, prompt.category) for prompt in load(file)] == [
+        ("1", "chat"),
+        ("3", "text"),
+        ("4", "chat"),
+    ]
+
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</{{ m.role }}>{% endfor %}<assistant>"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    return folder
+
+
+def test_what_is_said_gets_the_template_and_what_is_text_does_not(model: Path) -> None:
+    said, chat = Prompt("1", "a", "Hi"), Prompt("2", "a", "Bye", (ASKED, ANSWERED))
+    text = Prompt("3", "a", "Once", is_text=True)
+    assert [prompt.text for prompt in render([said, chat, text], model)] == [
+        "<user>Hi</user><assistant>",
+        "<user>Hi</user><assistant>Hello!</assistant><user>Bye</user><assistant>",
+        "Once",
+    ]
+    assert [prompt.text for prompt in render([said, text], None)] == ["Hi", "Once"]
+    with pytest.raises(
+        PromptFileError, match="prompt 2 is a conversation of 3 messages; it needs a chat template"
+    ):
+        render([chat], None)
+
+
+def test_texts_need_no_template(tmp_path: Path) -> None:
+    """A base model has none."""
+    tmp_path.joinpath("tokenizer_config.json").write_text("{}")
+    assert render([Prompt("3", "a", "Once", is_text=True)], tmp_path)[0].text == "Once"
+    with pytest.raises(InvalidRequest, match="has no chat template"):
+        render([Prompt("3", "a", "Once")], tmp_path)
+
+
+def test_a_number_of_its_own_goes_before_everything_that_the_prompt_says(model: Path) -> None:
+    prompts = [
+        Prompt("1", "a", " Hi"),
+        Prompt("2", "a", "Bye", (SYSTEM, ASKED, ANSWERED)),
+        Prompt("3", "a", "Once", is_text=True),
+    ]
+    rendered = render(prompts, model, with_numbers=True)
+    one, other = ([numbered(prompt.text, key) for prompt in rendered] for key in ("a", "b"))
+    assert one != other and [numbered(prompt.text, "a") for prompt in rendered] == one
+    assert all(re.search(r"^(<user>|<system>|)\[\d{12}\] ", text) for text in one)
+    assert list(map(len, one)) == list(map(len, other))
+    plain = [re.sub(r"\[\d{12}\] ", "", text, count=1) for text in one]
+    assert plain[1:] == [prompt.text for prompt in render(prompts, model)][1:]
+
+
+def test_a_template_that_hides_the_first_message_takes_no_number(model: Path) -> None:
+    (model / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages[-1].content }}"}))
+    chat = Prompt("2", "a", "Bye", (ASKED, ANSWERED))
+    with pytest.raises(PromptFileError, match="prompt 2: the chat template does not show its first message"):
+        render([chat], model, with_numbers=True)
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
         ("{", "not JSON"),
-        ("[1]", "expected an object"),
-        ('{"question_id": 2, "turns": ["x"]}', "'category' is missing"),
-        ('{"question_id": true, "category": "a", "turns": ["x"]}', "'question_id' must be"),
+        ("[1]", "expected an object with turns, messages, conversations, prompt, instruction or text"),
+        ('{"question": "x"}', "expected an object with turns, messages"),
+        ('{"question_id": true, "turns": ["x"]}', "'question_id' must be"),
         ('{"question_id": 2, "category": "", "turns": ["x"]}', "'category' must be a non-empty str"),
-        ('{"question_id": 2, "category": "a", "turns": []}', "'turns' must begin"),
-        ('{"question_id": 2, "category": "a", "turns": [" "]}', "'turns' must begin"),
-        ('{"question_id": 1, "category": "a", "turns": ["x"]}', "occurs a second time"),
+        ('{"question_id": 2, "category": "a", "turns": []}', "'turns' must be a non-empty list"),
+        ('{"question_id": 2, "category": "a", "turns": [" "]}', r"turns\[0\] must be a non-empty text"),
+        ('{"question_id": 1, "category": "a", "turns": ["x"]}', "the id 1 occurs a second time"),
+        ('{"text": ""}', "text must be a non-empty text"),
+        ('{"prompt": ["a", "b"]}', "prompt must be a non-empty text"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}', "'messages' has no message of the user"),
+        ('{"messages": ["x"]}', r"messages\[0\] must be an object with 'role' and 'content'"),
+        ('{"messages": [{"role": "user", "content": null}]}', r"messages\[0\] must be a non-empty text"),
+        (
+            '{"conversations": [{"role": "user"}]}',
+            r"conversations\[0\] must be an object with 'from' and 'value'",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}',
+            r"messages\[0\] has parts that are no text",
+        ),
     ],
 )
 def test_errors_name_the_line(tmp_path: Path, line: str, complaint: str) -> None:

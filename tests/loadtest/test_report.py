@@ -5,12 +5,13 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from loadtest.findings import findings, result_line
-from loadtest.report import write_report
+from loadtest.report import render_html, write_report
 from loadtest.schema import Report
 from loadtest.settings import Arm, Slo, SweepSettings
 from loadtest.table import latency_table, result_table
@@ -76,7 +77,8 @@ def test_page_has_the_figures(run: Path, report: Report) -> None:
     for point in report.points:
         assert f"{point.output_tokens_per_second:,.1f}" in text
     for speedup in report.speedups:
-        assert f"{speedup.value:.2f}" in text
+        told = f"{speedup.value:.2f}" if speedup.verdict != "not shown" else "no difference shown"
+        assert f"{told} ({speedup.low:.2f} to {speedup.high:.2f})" in text
     for sentence in findings(report):
         assert sentence in text.replace("&#39;", "'")
     assert report.digest in text and "QueueFull" in text
@@ -132,7 +134,42 @@ def test_there_is_always_a_page(tmp_path: Path, arms: int, cells: int | None, fa
 def test_findings_name_the_turning_point(report: Report) -> None:
     text = " ".join(findings(report))
     assert "At 1 user, anpd gives" in text
-    assert "anpd pays up to 1 user and is slower from 16 users on." in text
+    assert "anpd is faster at 1 user and slower at 16 users." in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"value": 3.62, "low": None, "high": None, "by_round": [3.62]}, "(3.62 in one round"),
+        ({"value": 1.22, "low": 0.89, "high": 1.67}, "(95 % interval 0.89 to 1.67)"),
+    ],
+)
+def test_what_is_not_shown_is_not_called_a_speed_up(
+    changes: dict[str, Any], shown: str, report: Report, tmp_path: Path
+) -> None:
+    """Neither in the sentences, nor as the page's big number, nor in the table of the terminal."""
+    unsure = [
+        each.model_copy(update={**changes, "verdict": "not shown"}) if each.arm == "anpd" else each
+        for each in report.speedups
+    ]
+    doubtful = report.model_copy(update={"speedups": unsure})
+    text = " ".join(findings(doubtful))
+    assert f"At 1 user no difference is shown between anpd and none {shown}" in text
+    assert "No difference between anpd and the baseline is shown at 1 and 16 users." in text
+    page = render_html(doubtful, {})
+    big = re.findall(r"<b[^>]*>([^<]*)</b>", page)
+    assert "no difference shown" in big and f"{changes['value']:.2f}×" not in big
+    console = Console(file=io.StringIO(), width=80)
+    console.print(result_table(doubtful))
+    assert isinstance(console.file, io.StringIO)
+    rows = [line for line in console.file.getvalue().splitlines() if " anpd " in line and "rps" not in line]
+    assert len(rows) == 2 and all("not shown" in row for row in rows)
+
+
+def test_one_load_is_not_called_every_load(report: Report) -> None:
+    single = [each for each in report.speedups if each.level == 1]
+    text = " ".join(findings(report.model_copy(update={"speedups": single})))
+    assert "At 1 user, anpd gives" in text and "every concurrency" not in text
 
 
 @pytest.mark.parametrize(
@@ -147,11 +184,15 @@ def test_acceptance_at_an_extreme_is_suspect(rate: float, told: str, report: Rep
 
 
 def test_table_and_last_line(run: Path, report: Report) -> None:
-    console = Console(file=io.StringIO(), width=200)
+    console = Console(file=io.StringIO(), width=80)
     console.print(result_table(report))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
-    assert "c16" in text and f"{report.speedups[0].value:.2f}" in text and "of 24" in text
+    first = report.speedups[0]
+    assert (
+        "c16" in text and f"{first.value:.2f} ({first.low:.2f} to {first.high:.2f})" in text and "/24" in text
+    )
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
     line = result_line(report, run)
     assert "\n" not in line
     document = json.loads(line)

@@ -19,9 +19,10 @@ from rich.console import Console
 from loadtest.progress import Progress
 from loadtest.records import RequestRecord, read_records
 from loadtest.run_directory import RunDirectory
+from loadtest.servers import ServerError
 from loadtest.settings import Arm, SweepSettings
 from loadtest.summary import summarise
-from loadtest.sweep import SweepError, run_sweep
+from loadtest.sweep import run_sweep
 from tests.loadtest.conftest import Server, start_triton
 
 pytestmark = pytest.mark.triton
@@ -176,7 +177,7 @@ def answered(server: Server) -> float:
 def test_no_server(tmp_path: Path) -> None:
     asked = SweepSettings(host="127.0.0.1:9", metrics_url=None, concurrency=(1,), rounds=1)
     with pytest.raises(
-        SweepError, match=r"requests failed; the last one: ServerUnavailable: .*127\.0\.0\.1:9"
+        ServerError, match=r"none, speculative: no Triton server answers grpc at 127\.0\.0\.1:9"
     ):
         run_sweep(asked, tmp_path / "run")
 
@@ -254,6 +255,8 @@ def test_locust_by_hand(server: Server, tmp_path: Path) -> None:
     assert len(records) > 10 and {record.category for record in records} == {"math", "rag"}
     assert {record.draft_tokens for record in records if record.completed} == {0}
     assert {record.output_tokens for record in records if record.completed} == {9}
+    assert len({record.prompt_id for record in records}) < len(records), "prompts came round again"
+    assert {record.reused_blocks for record in records if record.completed} == {0}, "and were not found"
     assert "requests completed, 0 failed" in done.stdout and "TPOT us" in done.stderr + done.stdout
 
 

@@ -1,0 +1,136 @@
+"""What speaks against the figures of a sweep, found in its own records."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from loadtest.cells import MeasuredCell, cells_of
+from loadtest.measures import measure
+from loadtest.plan import LoadPoint, load_points
+from loadtest.records import RequestRecord
+from loadtest.schema import SpeedUp
+from loadtest.servers import Server, silent
+from loadtest.settings import SweepSettings
+
+_DISAGREE = 1.25  # greatest speed-up of a round / least
+_TTFT_FACTOR, _TTFT_LEAST_MS = 2.0, 50.0
+_FOUND_IN_COLD = 0.05  # share of blocks; what templates have in common is less than one block, as a rule
+
+
+def doubts(
+    settings: SweepSettings,
+    servers: Sequence[Server],
+    cells: Sequence[MeasuredCell],
+    speedups: Sequence[SpeedUp],
+) -> list[str]:
+    """Sentences for people; empty if nothing was found."""
+    if not cells:
+        return []
+    return [
+        *_servers(servers),
+        *_rounds(settings, speedups),
+        *_first_tokens(settings, cells),
+        *_repeated_prompts(settings, cells),
+        *_cache(settings, servers, cells),
+        *_undrained(cells),
+    ]
+
+
+def _servers(servers: Sequence[Server]) -> Iterator[str]:
+    for host in silent(servers):
+        yield (
+            f"{host} does not say which deployment it serves: a repository of another make, or of an earlier version "
+            "(drafthouse build makes it anew)."
+        )
+
+
+def _rounds(settings: SweepSettings, speedups: Sequence[SpeedUp]) -> Iterator[str]:
+    if speedups and settings.rounds == 1:
+        yield (
+            "Every cell was measured once, so nothing tells a difference between the arms from the drift of the "
+            "machine. Give --rounds 3."
+        )
+    for each in speedups:
+        low, high = min(each.by_round), max(each.by_round)
+        if high > _DISAGREE * low:
+            yield (
+                f"The rounds disagree about {each.arm} at {_users(each.level)}: {low:.2f} times the baseline in one, "
+                f"{high:.2f} in another. Something else changed between them: the machine, or what its caches held."
+            )
+
+
+def _first_tokens(settings: SweepSettings, cells: Sequence[MeasuredCell]) -> Iterator[str]:
+    for load, arm in itertools.product(load_points(settings), settings.arms):
+        medians = [_ttft(cell) for cell in cells_of(cells, arm.name, load.label)]
+        known = [median for median in medians if median is not None]
+        if len(known) > 1 and max(known) > max(_TTFT_FACTOR * min(known), min(known) + _TTFT_LEAST_MS):
+            yield (
+                f"Time to first token of {arm.name} at {_place(load)} was {max(known):,.0f} ms in one round and "
+                f"{min(known):,.0f} ms in another (medians): the prompts of one may have been found in a cache."
+            )
+
+
+def _ttft(cell: MeasuredCell) -> float | None:
+    found = [measure(record).ttft for record in cell.measured if record.completed]
+    return float(np.median(found)) if found else None
+
+
+def _repeated_prompts(settings: SweepSettings, cells: Sequence[MeasuredCell]) -> Iterator[str]:
+    """Prompts that come again at one load in one arm: their requests are no new evidence."""
+    for load in load_points(settings):
+        cells_here = cells_of(cells, settings.baseline.name, load.label)
+        sent = [record.prompt_id for cell in cells_here for record in cell.measured]
+        if len(sent) > len(set(sent)):
+            unfound = (
+                ", though no request finds an earlier one's in a cache" if settings.cache == "cold" else ""
+            )
+            yield (
+                f"Prompts repeat: the {len(sent)} measured requests of an arm at {_place(load)} come from "
+                f"{len(set(sent))} prompts, so they vary less than as many prompts would{unfound}."
+            )
+            return
+
+
+def _cache(
+    settings: SweepSettings, servers: Sequence[Server], cells: Sequence[MeasuredCell]
+) -> Iterator[str]:
+    """Whether the baseline found in the cache what it should have, as far as its server tells.
+
+    Other arms are left out: where `tensorrt_llm_bls` drafts, each of its calls finds the last one's rows.
+    """
+    found = found_share(
+        [record for cell in cells_of(cells, settings.baseline.name) for record in cell.measured]
+    )
+    if settings.cache == "cold" and found is not None and found > _FOUND_IN_COLD:
+        state = next((server.cache for server in servers), "off")
+        yield (
+            f"The cache was not cold: {100 * found:.0f} % of the KV cache blocks of {settings.baseline.name} were "
+            f"found filled (state: {state})."
+        )
+
+
+def found_share(records: Sequence[RequestRecord]) -> float | None:
+    """Share of their KV cache blocks that requests found filled; None where the server does not tell."""
+    told = [record for record in records if record.blocks]
+    blocks = sum(record.blocks or 0 for record in told)
+    return sum(record.reused_blocks or 0 for record in told) / blocks if blocks else None
+
+
+def _undrained(cells: Sequence[MeasuredCell]) -> Iterator[str]:
+    busy = sum(not cell.cell.drained for cell in cells)
+    if busy:
+        yield (
+            f"After {busy} cell{'s' * (busy > 1)} the server still had requests running, which may have slowed the "
+            "cells that followed."
+        )
+
+
+def _place(load: LoadPoint) -> str:
+    return _users(load.level) if load.kind == "closed" else f"{load.level:g} arrivals/s"
+
+
+def _users(level: float) -> str:
+    return f"{level:g} user{'' if level == 1 else 's'}"

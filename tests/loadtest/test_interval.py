@@ -1,0 +1,98 @@
+"""The interval of a speed-up: worked out by hand where it is small, and held against drift that is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from loadtest.interval import Measured, Pairs, intervals, ratio
+
+
+def pairs_of(count: int = 8, spread: float = 0.0, seed: int = 0) -> Pairs:
+    """Requests of which the arm takes half the time, their latencies scattered by so much."""
+    random = np.random.default_rng(seed)
+    tokens = np.full(count, 10.0)
+    return np.stack(
+        [tokens, random.lognormal(0, spread, count), tokens, 2 * random.lognormal(0, spread, count)], axis=1
+    )
+
+
+def measured(*by_round: float, spread: float = 0.0) -> Measured:
+    value = float(np.exp(np.log(by_round).mean()))
+    return Measured(
+        value, by_round, [pairs_of(spread=spread, seed=number) for number in range(len(by_round))]
+    )
+
+
+def test_the_ratio_is_that_of_all_tokens_by_all_time() -> None:
+    pairs = np.array([[10.0, 1.0, 10.0, 2.0], [30.0, 3.0, 30.0, 3.0]])
+    assert ratio(pairs) == pytest.approx((40 / 4) / (40 / 5))
+
+
+def test_one_round_has_no_interval() -> None:
+    assert intervals({1: measured(3.62), 8: measured(1.2)}) == {1: None, 8: None}
+
+
+def test_two_rounds_at_one_load() -> None:
+    """Student's t with one degree of freedom is 12.7: what two measurements say about their own scatter."""
+    found = intervals({8: measured(1.1, 1.21)})[8]
+    assert found is not None
+    half = 12.706 * (math.log(1.21) - math.log(1.1)) / 2  # standard error of two: half their distance
+    assert found.low == pytest.approx(math.sqrt(1.1 * 1.21) / math.exp(half), rel=1e-3)
+    assert found.high == pytest.approx(math.sqrt(1.1 * 1.21) * math.exp(half), rel=1e-3)
+
+
+def test_other_loads_tell_how_much_rounds_scatter() -> None:
+    alone = intervals({1: measured(1.50, 1.53)})[1]
+    among = intervals({load: measured(1.50, 1.53) for load in (1, 2, 4, 8, 16)})[1]
+    assert alone is not None and among is not None
+    assert among.high / among.low < 1.1 < alone.high / alone.low
+
+
+def test_a_load_whose_rounds_disagree_is_not_saved_by_the_others() -> None:
+    steady = {load: measured(1.50, 1.53) for load in (2, 4, 8, 16)}
+    found = intervals({**steady, 1: measured(3.6, 1.1)})[1]
+    assert found is not None and found.low < 1
+
+
+def test_requests_that_differ_widen_it_where_rounds_happen_to_agree() -> None:
+    loads = (1, 2, 4)
+    narrow, wide = (
+        intervals({load: measured(1.5, 1.5, spread=spread) for load in loads})[1] for spread in (0.0, 0.3)
+    )
+    assert narrow is not None and wide is not None
+    assert narrow.low == pytest.approx(1.5) and wide.low < 1.35
+
+
+def test_a_load_with_a_round_less_keeps_what_it_has() -> None:
+    found = intervals({1: measured(1.5, 1.53), 2: measured(1.2)})
+    assert found[1] is not None and found[2] is None
+
+
+@pytest.mark.parametrize(("loads", "rounds"), [(1, 2), (5, 2), (3, 3), (2, 4)])
+def test_it_holds_the_truth_at_its_level(loads: int, rounds: int) -> None:
+    """Cells on a shared machine: each runs some per cent faster or slower, differently at different loads."""
+    random = np.random.default_rng(loads * 10 + rounds)
+    held = total = 0
+    for _ in range(400):
+        drift = np.linspace(0.08, 0.02, loads)[:, None] * random.normal(0, 1, (loads, rounds))
+        found = intervals({load: measured(*np.exp(drift[load]), spread=0.1) for load in range(loads)})
+        for interval in found.values():
+            assert interval is not None
+            held += interval.low <= 1 <= interval.high
+            total += 1
+    assert held / total > 0.93
+
+
+def test_drift_alone_seldom_shows_a_difference_with_two_rounds() -> None:
+    """What a bootstrap over two rounds called a speed-up in every fourth case or so."""
+    random = np.random.default_rng(7)
+    shown = 0
+    for _ in range(300):
+        found = intervals({load: measured(*np.exp(random.normal(0, 0.06, 2))) for load in range(5)})
+        shown += sum(
+            interval is not None and not interval.low <= 1 <= interval.high for interval in found.values()
+        )
+    assert shown / 1500 < 0.05
