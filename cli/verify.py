@@ -8,20 +8,22 @@ from typing import Annotated
 
 import typer
 
-from cli.common import SpecArgument, console, progress, read_spec, tokenized_prompts, told
+from cli.common import SpecArgument, console, progress, read_spec, tokenized_prompts, told, who_is
 from client import DrafthouseClient
 from deployments.spec import DeploymentSpec
 from engine.lossless.served import Output, VerifySettings, summary, verify_served
 from engine.openvino_runner import OpenVinoRunner
+from loadtest.servers import check, deployment_of, describe
 
 _RECORDS = Path("runs/verify")
+_MARKS = {True: "[green]pass[/]", False: "[bold red]FAIL[/]", None: "[yellow]open[/]"}
 
 
 def verify(
     spec_path: SpecArgument,
     prompts: Annotated[Path | None, typer.Option(help="JSONL of prompts, instead of the spec's.")] = None,
-    count: Annotated[int, typer.Option(help="Prompts to take, balanced over the categories.")] = 60,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 128,
+    count: Annotated[int, typer.Option(min=1, help="Prompts to take, balanced over the categories.")] = 60,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 128,
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the statistical runs.")] = False,
 ) -> None:
     """Check the running server: greedy and sampled output with and without speculation, and statistics."""
@@ -31,26 +33,27 @@ def verify(
         if quick:
             settings = replace(settings, joint_runs=20_000, control_runs=5_000)
         tokenized = tokenized_prompts(spec, prompts or spec.loadtest.prompts, count, max_tokens)
+        address = f"{spec.serving.host}:{spec.serving.grpc_port}"
+        check(address, deployment_of(describe(address, "grpc", "ensemble")), who_is(spec))
         chosen = {f"{category}/{name}": tokens for (category, name), tokens in tokenized.items()}
         runner = OpenVinoRunner(
             spec.engine_directory, num_blocks=8 * -(-spec.embedded.max_sequence_length // 32)
         )
         outputs: list[Output] = []
         checks = []
-        address = f"{spec.serving.host}:{spec.serving.grpc_port}"
         end_ids = frozenset(runner.manifest.end_ids)
         with DrafthouseClient(address) as client, progress() as show:
             ask = _Server(client)
             show(f"asking the server, {len(chosen)} prompts", None)
-            for check in verify_served(chosen, ask, runner, end_ids, settings, outputs.append):
-                checks.append(check)
-                mark = "[green]pass[/]" if check.passed else "[bold red]FAIL[/]"
-                console.print(f"{mark}  {check.name}: {check.outcome}")
-                if check.details:
-                    console.print(check.details, markup=False)
-        _save(spec, outputs, summary(checks))
-        print(json.dumps(summary(checks)), flush=True)
-        if not all(check.passed for check in checks):
+            for found in verify_served(chosen, ask, runner, end_ids, settings, outputs.append):
+                checks.append(found)
+                console.print(f"{_MARKS[found.passed]}  {found.name}: {found.outcome}", soft_wrap=True)
+                if found.details:
+                    console.print(found.details, markup=False)
+        report = summary(checks)
+        _save(spec, outputs, report)
+        print(json.dumps(report), flush=True)
+        if not report["passed"]:
             raise SystemExit(1)
 
 

@@ -66,6 +66,7 @@ Plot = Callable[[Report, Theme], "Figure | None"]
 
 _SIZE = (7.2, 3.6)
 _DPI = 144
+_ASIDE = 1.04  # arms at one load, so that their intervals do not hide one another
 _STYLES = (("p50", "-"), ("p90", "--"), ("p99", ":"))
 _LATENCIES = (("ttft", "TTFT"), ("itl", "ITL"), ("tpot", "TPOT"), ("latency", "request latency"))
 
@@ -88,7 +89,7 @@ def throughput(report: Report, theme: Theme) -> Figure | None:
             axes.plot([point.level] * len(rounds), rounds, "o", color=colour, alpha=0.35, markersize=3.5)
     _log_levels(axes, [point.level for point in points], "users (closed loop)")
     _finish(axes, "output tokens / s")
-    axes.set_ylim(bottom=0)
+    _from_zero(axes)
     return figure
 
 
@@ -101,26 +102,24 @@ def speedup(report: Report, theme: Theme) -> Figure | None:
     points = report.speedups
     if not points:
         return None
-    for arm in dict.fromkeys(point.arm for point in points):
+    for number, arm in enumerate(dict.fromkeys(point.arm for point in points)):
         mine = [point for point in points if point.arm == arm]
         colour = theme.colour(report, arm)
-        levels = [point.level for point in mine]
+        levels = [point.level * _ASIDE**number for point in mine]
         axes.plot(levels, [point.value for point in mine], "-", color=colour, lw=1.2, label=arm)
-        for point in mine:
-            _with_interval(axes, point.level, point, colour, theme)
+        for level, point in zip(levels, mine, strict=True):
+            _with_interval(axes, level, point, colour, theme)
         if all(point.ceiling is not None for point in mine):
             ceilings = [point.ceiling or 0.0 for point in mine]
             axes.plot(
-                levels, ceilings, "--", color=colour, lw=1.2, label=f"{arm}: acceptance length (ceiling)"
+                levels, ceilings, "--_", color=colour, lw=1.2, label=f"{arm}: acceptance length (ceiling)"
             )
-        for point in mine:
-            axes.plot(
-                [point.level] * len(point.by_round), point.by_round, "o", color=colour, alpha=0.35, ms=3.5
-            )
+        for level, point in zip(levels, mine, strict=True):
+            axes.plot([level] * len(point.by_round), point.by_round, "o", color=colour, alpha=0.35, ms=3.5)
     axes.axhline(1.0, color=theme.baseline, lw=1.2)
     _log_levels(axes, [point.level for point in points], "users (closed loop)")
     _finish(axes, f"speed-up over {report.baseline}")
-    axes.set_ylim(bottom=0)
+    _from_zero(axes)
     return figure
 
 
@@ -146,7 +145,7 @@ def _latency(report: Report, theme: Theme, kind: str, label: str) -> Figure | No
             _percentiles(axes, mine, name, theme.colour(report, arm))
         _log_levels(axes, [point.level for point in points], label)
         _finish(axes, f"{title}, ms", legend=False)
-        axes.set_ylim(bottom=0)
+        _from_zero(axes)
         if place == 1:
             axes.legend(handles=_latency_legend(report, theme, _arms(points)), fontsize=8.5)
     return figure
@@ -305,6 +304,11 @@ def _log_levels(axes: Axes, levels: Sequence[float], label: str) -> None:
     axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel(label)
+
+
+def _from_zero(axes: Axes) -> None:
+    """An axis from 0 to a little above everything, however close together that lies."""
+    axes.set_ylim(0, 1.08 * axes.dataLim.y1)
 
 
 def _finish(axes: Axes, label: str, legend: bool = True, grid: Literal["x", "y"] = "y") -> None:

@@ -10,6 +10,7 @@ Output is asked of a running server, through a callable, so that the whole path 
    controls, and the probability integral transform of the served tokens under the real model.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.lossless.faults import Fault
 from engine.lossless.greedy import GreedyReport, GreedyRun, compare_greedy
-from engine.lossless.joint import joint_checks
-from engine.lossless.transform import TransformTest
+from engine.lossless.joint import JointCheck, joint_checks
+from engine.lossless.transform import LEAST_POSITIONS, TransformTest
 from engine.request import SamplingParams
 from engine.runner import Runner, SequenceInput
 from engine.sampling import target_distribution
@@ -58,11 +60,14 @@ class VerifySettings:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the report: what was checked, what came out, whether that is as it must be."""
+    """One line of the report: what was checked, what came out, whether that is as it must be.
+
+    `passed` is None where there was too little to tell; the outcome says what would be enough.
+    """
 
     name: str
     outcome: str
-    passed: bool
+    passed: bool | None
     details: str = ""
 
 
@@ -107,18 +112,30 @@ def verify_served(
     outcome = f"{equal} of {len(plain)} prompts equal, {sum(map(len, plain.values()))} tokens"
     yield Check("sampled, same seed, speculation off and on", outcome, equal == len(plain))
     yield _transform_check(prompts, speculative, runner, end_ids, settings)
-    for joint in joint_checks(settings.joint_runs, settings.control_runs, settings.alpha, settings.seed):
-        fault = (
-            f"control: {joint.fault.name.lower().replace('_', ' ')}"
-            if joint.fault
-            else "the engine's verifier"
-        )
-        verdict = "rejected" if joint.fit.rejected else "not rejected"
-        yield Check(
-            f"joint distribution, {joint.scenario}, {fault}",
-            f"p = {joint.fit.p_value:.2g}, {verdict}",
-            joint.passed,
-        )
+    checks = joint_checks(settings.joint_runs, settings.control_runs, settings.alpha, settings.seed)
+    for scenario, joint in itertools.groupby(checks, lambda check: check.scenario):
+        yield _joint_check(scenario, list(joint))
+
+
+def _joint_check(scenario: str, checks: Sequence[JointCheck]) -> Check:
+    """The engine's verifier on one toy scenario, and whether the check would have caught faulty ones."""
+    (own,), controls = [
+        [check for check in checks if bool(check.fault) is faulty] for faulty in (False, True)
+    ]
+    verb = "do not agree" if own.fit.rejected else "agree"
+    outcome = (
+        f"{own.fit.samples} sequences {verb} with the target's distribution (p = {own.fit.p_value:.2g}); "
+    )
+    missed = [_words(check.fault) for check in controls if check.fault and not check.passed]
+    if missed:
+        outcome += f"this proves nothing, faulty verifiers pass as well: {', '.join(missed)}"
+    else:
+        outcome += f"all {len(controls)} faulty verifiers that were tried were caught"
+    return Check(f"joint distribution, {scenario}", outcome, all(check.passed for check in checks))
+
+
+def _words(fault: Fault) -> str:
+    return fault.name.lower().replace("_", " ")
 
 
 class _Served:
@@ -203,15 +220,30 @@ def _transform_check(
             if ends:
                 probs[ends[0]], probs[ends[1:]] = probs[ends].sum(), 0
             test.observe(probs, token)
-    report = test.report(settings.alpha)
+    return Check(
+        "probability integral transform, with speculation", *_transform_outcome(test, settings.alpha)
+    )
+
+
+def _transform_outcome(test: TransformTest, alpha: float) -> tuple[str, bool | None]:
+    more = "give more --count or --max-tokens"
+    if test.usable < LEAST_POSITIONS and not test.impossible:
+        return f"not tested: {test.usable} tokens, {LEAST_POSITIONS} or more are needed; {more}", None
+    if test.usable < LEAST_POSITIONS:
+        return f"{test.impossible} tokens were impossible for the target", False
+    report = test.report(alpha)
     emitted, control = report.emitted, report.control
     p_value, control_p = (min(each.rank_p_value, each.id_p_value) for each in (emitted, control))
-    outcome = (
-        f"{emitted.positions} tokens: p = {p_value:.2g}; control at temperature {_CONTROL_TEMPERATURE}: "
-    )
-    return Check(
-        "probability integral transform, with speculation", f"{outcome}p = {control_p:.2g}", report.passed
-    )
+    if emitted.rejected:
+        return (
+            f"{emitted.positions} tokens do not agree with the target's distribution (p = {p_value:.2g})",
+            False,
+        )
+    outcome = f"{emitted.positions} tokens agree with the target's distribution (p = {p_value:.2g}); "
+    drawn = f"tokens drawn at temperature {_CONTROL_TEMPERATURE}"
+    if control.rejected:
+        return f"{outcome}{drawn} were caught (p = {control_p:.2g})", True
+    return f"{outcome}too few to tell, {drawn} pass as well (p = {control_p:.2g}): {more}", None
 
 
 class _Scorer:
@@ -257,9 +289,10 @@ class _Scorer:
 
 
 def summary(checks: Sequence[Check]) -> dict[str, Any]:
-    """The report as plain data for JSON."""
+    """The report as plain data for JSON; `complete` says whether every check could tell."""
     return {
-        "passed": all(check.passed for check in checks),
+        "passed": not any(check.passed is False for check in checks),
+        "complete": all(check.passed is not None for check in checks),
         "checks": [
             {"name": check.name, "outcome": check.outcome, "passed": check.passed, "details": check.details}
             for check in checks

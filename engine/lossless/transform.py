@@ -24,7 +24,7 @@ import numpy as np
 from engine.lossless.statistics import kolmogorov_smirnov
 from engine.sampling import Distribution
 
-_LEAST_POSITIONS = 100
+LEAST_POSITIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,12 @@ class UniformityTest:
         self._random = np.random.default_rng(seed)
         self._by_rank: list[float] = []
         self._by_id: list[float] = []
-        self._impossible = 0
+        self.impossible = 0
+
+    @property
+    def usable(self) -> int:
+        """Positions of positive probability so far."""
+        return len(self._by_rank)
 
     def observe(self, probs: Distribution, token: int) -> None:
         """Add one position: the target's distribution ``[V]`` there and the token that was emitted.
@@ -71,7 +76,7 @@ class UniformityTest:
         """
         probability = probs[token]
         if probability == 0:
-            self._impossible += 1
+            self.impossible += 1
             return
         likelier = float(probs[probs > probability].sum())
         tied = float(probs[probs == probability].sum())
@@ -84,15 +89,15 @@ class UniformityTest:
         Raises:
             ValueError: fewer than 100 positions.
         """
-        positions = len(self._by_rank) + self._impossible
-        if len(self._by_rank) < _LEAST_POSITIONS:
+        positions = len(self._by_rank) + self.impossible
+        if len(self._by_rank) < LEAST_POSITIONS:
             raise ValueError(
-                f"transform test: {len(self._by_rank)} usable tokens; emit {_LEAST_POSITIONS} or more"
+                f"transform test: {len(self._by_rank)} usable tokens; emit {LEAST_POSITIONS} or more"
             )
         rank_distance, rank_p = kolmogorov_smirnov(np.array(self._by_rank))
         id_distance, id_p = kolmogorov_smirnov(np.array(self._by_id))
-        rejected = self._impossible > 0 or min(rank_p, id_p) < alpha / 2
-        return Uniformity(positions, self._impossible, rank_distance, rank_p, id_distance, id_p, rejected)
+        rejected = self.impossible > 0 or min(rank_p, id_p) < alpha / 2
+        return Uniformity(positions, self.impossible, rank_distance, rank_p, id_distance, id_p, rejected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +140,16 @@ class TransformTest:
         self._emitted = UniformityTest(emitted)
         self._control = UniformityTest(control)
         self._random = np.random.default_rng(draws)
+
+    @property
+    def usable(self) -> int:
+        """Positions with an emitted token that was possible."""
+        return self._emitted.usable
+
+    @property
+    def impossible(self) -> int:
+        """Emitted tokens of probability 0, each of which refutes the engine."""
+        return self._emitted.impossible
 
     def observe(self, probs: Distribution, token: int) -> None:
         """Add one position: the target's distribution ``[V]`` there and the token that was emitted."""

@@ -130,13 +130,17 @@ def verify(compiled: Path) -> Iterator[Verify]:
     services: list[EngineService] = []
 
     def run(
-        kind: type[Engine], record: Callable[[Output], None], end_ids: frozenset[int]
+        kind: type[Engine],
+        record: Callable[[Output], None],
+        end_ids: frozenset[int],
+        settings: VerifySettings = SETTINGS,
+        joint: int = 0,
     ) -> dict[str, Check]:
         limits = EngineLimits(max_batch_size=8, max_sequence_length=LENGTH)
         services.append(EngineService(kind(runner(compiled), create("anpd"), limits)))
         generate = InProcess(services[-1], end_ids)
-        checks = verify_served(PROMPTS, generate, runner(compiled), end_ids, SETTINGS, record)
-        return {check.name: check for check in itertools.islice(checks, len(GREEDY) + 2)}
+        checks = verify_served(PROMPTS, generate, runner(compiled), end_ids, settings, record)
+        return {check.name: check for check in itertools.islice(checks, len(GREEDY) + 2 + joint)}
 
     yield run
     for service in services:
@@ -145,7 +149,7 @@ def verify(compiled: Path) -> Iterator[Verify]:
 
 def failed(checks: dict[str, Check]) -> set[str]:
     assert [*checks] == [*GREEDY, SAMPLED, TRANSFORM]
-    return {name for name, check in checks.items() if not check.passed}
+    return {name for name, check in checks.items() if check.passed is False}
 
 
 def ignore(output: Output) -> None:
@@ -159,7 +163,8 @@ def test_lossless_engine_passes_bit_for_bit(verify: Verify) -> None:
     for name in GREEDY:
         assert checks[name].outcome == "16 of 16 prompts equal, 1600 tokens, 0 near-ties, 0 bugs"
     assert checks[SAMPLED].outcome == "16 of 16 prompts equal, 1600 tokens"
-    assert checks[TRANSFORM].outcome.startswith("1600 tokens: p = ")
+    assert checks[TRANSFORM].outcome.startswith("1600 tokens agree with the target's distribution (p = ")
+    assert "tokens drawn at temperature 1.2 were caught" in checks[TRANSFORM].outcome
     # Four greedy arms and two sampled ones, of every prompt.
     assert len(records) == 6 * len(PROMPTS)
     assert {len(record.tokens) for record in records} == {SETTINGS.max_tokens}
@@ -194,3 +199,37 @@ def test_typical_acceptance_is_not_the_target(verify: Verify) -> None:
 def test_another_temperature_is_not_the_target(verify: Verify) -> None:
     """Speculation agrees with plain decoding here, and only the distribution tells."""
     assert failed(verify(TooCold, ignore, frozenset())) == {TRANSFORM}
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "told"),
+    [
+        (6, "not tested: 96 tokens, 100 or more are needed; give more --count or --max-tokens"),
+        (7, "too few to tell, tokens drawn at temperature 1.2 pass as well"),
+    ],
+)
+def test_too_few_tokens_leave_the_check_open(verify: Verify, max_tokens: int, told: str) -> None:
+    """Neither a traceback nor a failure: nothing speaks against the engine."""
+    settings = VerifySettings(max_tokens=max_tokens, sampled_prompts=16)
+    checks = verify(Engine, ignore, frozenset(), settings)
+    assert not failed(checks)
+    assert checks[TRANSFORM].passed is None and told in checks[TRANSFORM].outcome
+    report = summary([*checks.values()])
+    assert report["passed"] and not report["complete"]
+
+
+def test_controls_are_told_as_what_they_are(verify: Verify) -> None:
+    """A faulty verifier that is caught is good news, and is not told as a rejection."""
+    settings = VerifySettings(max_tokens=8, joint_runs=4_000, control_runs=3_000)
+    checks = verify(Engine, ignore, frozenset(), settings, joint=1)
+    name, joint = [*checks.items()][-1]
+    assert name == "joint distribution, chain, drawn"
+    assert joint.passed and "4000 sequences agree with the target's distribution (p = " in joint.outcome
+    assert joint.outcome.endswith("all 3 faulty verifiers that were tried were caught")
+    assert "reject" not in joint.outcome and "FAIL" not in joint.outcome
+
+
+def test_a_check_that_catches_nothing_does_not_pass(verify: Verify) -> None:
+    settings = VerifySettings(max_tokens=8, joint_runs=200, control_runs=30)
+    joint = [*verify(Engine, ignore, frozenset(), settings, joint=1).values()][-1]
+    assert joint.passed is False and "this proves nothing, faulty verifiers pass as well: " in joint.outcome
