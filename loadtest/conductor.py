@@ -33,7 +33,7 @@ from loadtest.records import CellRecord, epoch_ns
 from loadtest.run_directory import RunDirectory
 from loadtest.workload import Workload
 
-_DRAIN_S = 5.0
+_DRAIN_S = 30.0
 _SPAWN_S = 30.0
 _POLL_S = 0.02
 
@@ -173,8 +173,13 @@ class Conductor:
             gevent.sleep(_POLL_S)
 
     def _wait_for_idle_server(self, cell: Cell) -> bool:
-        """Whether the server came to rest; a cancelled request may hold its slot for one more step."""
+        """Whether the server came to rest.
+
+        A request that was cancelled holds its slot until its next chunk, so one that waited for its prompt to be read is
+        read first. Begun before that, the next cell would run beside it.
+        """
         give_up = time.monotonic() + _DRAIN_S
+        tell(event="draining", cell=cell.name)
         while True:
             counters = self._read_counters(cell)
             if counters is None or not counters.active_requests:

@@ -60,5 +60,8 @@ class Progress:
         elif news["event"] == "reading":
             read = f"reading its prompts, {news['done']} of {news['of']}"
             self._bars.update(self._bar, description=f"{news['cell'].split('-', 1)[1]}: {read}")
+        elif news["event"] == "draining":
+            waits = "waiting for the server to come to rest"
+            self._bars.update(self._bar, description=f"{news['cell'].split('-', 1)[1]}: {waits}")
         elif news["event"] == "request":
             self._bars.update(self._bar, completed=self._requests_before[news["cell"]] + news["done"])
