@@ -175,8 +175,8 @@ class Conductor:
     def _wait_for_idle_server(self, cell: Cell) -> bool:
         """Whether the server came to rest.
 
-        A request that was cancelled holds its slot until its next chunk, so one that waited for its prompt to be read is
-        read first. Begun before that, the next cell would run beside it.
+        A request that was cancelled holds its slot until its next chunk, so one that waited for its prompt to be read
+        is read first. Begun before that, the next cell would run beside it.
         """
         give_up = time.monotonic() + _DRAIN_S
         tell(event="draining", cell=cell.name)

@@ -14,9 +14,11 @@ from loadtest.records import RequestRecord
 from loadtest.schema import SpeedUp
 from loadtest.servers import Server, silent
 from loadtest.settings import SweepSettings
+from loadtest.words import all_users
 
 _DISAGREE = 1.25  # greatest speed-up of a round / least
 _TTFT_FACTOR, _TTFT_LEAST_MS = 2.0, 50.0
+_FOUND_APART = 0.1  # least difference between the shares of blocks that two rounds found
 _FOUND_IN_COLD = 0.05  # share of blocks; what templates have in common is less than one block, as a rule
 
 
@@ -53,23 +55,35 @@ def _rounds(settings: SweepSettings, speedups: Sequence[SpeedUp]) -> Iterator[st
             "Every cell was measured once, so nothing tells a difference between the arms from the drift of the "
             "machine. Give --rounds 3."
         )
-    for each in speedups:
-        low, high = min(each.by_round), max(each.by_round)
-        if high > _DISAGREE * low:
+    for arm in dict.fromkeys(each.arm for each in speedups):
+        apart = [each for each in speedups if each.arm == arm and _disagreement(each) > _DISAGREE]
+        if apart:
+            worst = max(apart, key=_disagreement)
+            most = f" most at {all_users([worst.level])}," if len(apart) > 1 else ""
             yield (
-                f"The rounds disagree about {each.arm} at {_users(each.level)}: {low:.2f} times the baseline in one, "
-                f"{high:.2f} in another. Something else changed between them: the machine, or what its caches held."
+                f"The rounds disagree about {arm} at {all_users([each.level for each in apart])}:{most} "
+                f"{min(worst.by_round):.2f} times the baseline in one, {max(worst.by_round):.2f} in another. "
+                "Something else changed between them: the machine, or what its caches held."
             )
 
 
+def _disagreement(speedup: SpeedUp) -> float:
+    return max(speedup.by_round) / min(speedup.by_round)
+
+
 def _first_tokens(settings: SweepSettings, cells: Sequence[MeasuredCell]) -> Iterator[str]:
+    """Prompts that one round found in a cache and another did not, unless the server tells that it was not so."""
     for load, arm in itertools.product(load_points(settings), settings.arms):
-        medians = [_ttft(cell) for cell in cells_of(cells, arm.name, load.label)]
-        known = [median for median in medians if median is not None]
-        if len(known) > 1 and max(known) > max(_TTFT_FACTOR * min(known), min(known) + _TTFT_LEAST_MS):
+        rounds = cells_of(cells, arm.name, load.label)
+        medians = [median for cell in rounds if (median := _ttft(cell)) is not None]
+        shares = [found_share(cell.measured) for cell in rounds]
+        known = [share for share in shares if share is not None]
+        if len(medians) < 2 or (len(known) == len(shares) and max(known) - min(known) < _FOUND_APART):
+            continue
+        if max(medians) > max(_TTFT_FACTOR * min(medians), min(medians) + _TTFT_LEAST_MS):
             yield (
-                f"Time to first token of {arm.name} at {_place(load)} was {max(known):,.0f} ms in one round and "
-                f"{min(known):,.0f} ms in another (medians): the prompts of one may have been found in a cache."
+                f"Time to first token of {arm.name} at {_place(load)} was {max(medians):,.0f} ms in one round and "
+                f"{min(medians):,.0f} ms in another (medians): the prompts of one may have been found in a cache."
             )
 
 
@@ -129,8 +143,4 @@ def _undrained(cells: Sequence[MeasuredCell]) -> Iterator[str]:
 
 
 def _place(load: LoadPoint) -> str:
-    return _users(load.level) if load.kind == "closed" else f"{load.level:g} arrivals/s"
-
-
-def _users(level: float) -> str:
-    return f"{level:g} user{'' if level == 1 else 's'}"
+    return all_users([load.level]) if load.kind == "closed" else f"{load.level:g} arrivals/s"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.schema import ArmReport, Report, SpeedUp
+from loadtest.words import all_users
 
 
 def findings(report: Report) -> list[str]:
@@ -40,11 +41,11 @@ def _arm(arm: ArmReport, speedups: Sequence[SpeedUp], report: Report) -> list[st
     first, name = closed[0], arm.arm
     if first.verdict == "not shown":
         sentences = [
-            f"At {_users(first)} no difference is shown between {name} and {report.baseline}{_span(first)}."
+            f"At {_at([first])} no difference is shown between {name} and {report.baseline}{_span(first)}."
         ]
     else:
         sentences = [
-            f"At {_users(first)}, {name} gives {first.value:.2f} times the output tokens per second of "
+            f"At {_at([first])}, {name} gives {first.value:.2f} times the output tokens per second of "
             f"{report.baseline}{_span(first)}."
         ]
     if len(closed) > 1:
@@ -85,20 +86,14 @@ def _range(arm: str, closed: Sequence[SpeedUp]) -> str:
     }
     unknown = by_verdict.pop("not shown")
     if len(unknown) == len(closed):
-        return f"No difference between {arm} and the baseline is shown at {_all_users(unknown)}."
-    parts = [f"{verdict} at {_all_users(loads)}" for verdict, loads in by_verdict.items() if loads]
-    rest = f"; no difference is shown at {_all_users(unknown)}" if unknown else ""
+        return f"No difference between {arm} and the baseline is shown at {_at(unknown)}."
+    parts = [f"{verdict} at {_at(loads)}" for verdict, loads in by_verdict.items() if loads]
+    rest = f"; no difference is shown at {_at(unknown)}" if unknown else ""
     return f"{arm} is {' and '.join(parts)}{rest}."
 
 
-def _all_users(speedups: Sequence[SpeedUp]) -> str:
-    *most, last = (f"{each.level:g}" for each in speedups)
-    numbers = f"{', '.join(most)} and {last}" if most else last
-    return f"{numbers} user{'' if numbers == '1' else 's'}"
-
-
-def _users(speedup: SpeedUp) -> str:
-    return _all_users([speedup])
+def _at(speedups: Sequence[SpeedUp]) -> str:
+    return all_users([each.level for each in speedups])
 
 
 def result_line(report: Report, directory: Path) -> str:

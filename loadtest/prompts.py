@@ -108,7 +108,7 @@ def _parse(line: str, number: int, where: str) -> Prompt:
     if not isinstance(entry, dict):
         raise PromptFileError(f"{where}: expected an object with {_SHAPES}, one a line")
     name = "question_id" if "question_id" in entry else "id"
-    found = str(_field(entry, name, (int, str), where)) if name in entry else str(number)
+    found = str(_field(entry, name, (int, str), where)) if name in entry else f"line-{number}"
     category = _field(entry, "category", (str,), where) if entry.get("category") is not None else None
     if "text" in entry and not any(shape in entry for shape in _SAID):
         return Prompt(found, category or "text", _words(entry["text"], "text", where), is_text=True)

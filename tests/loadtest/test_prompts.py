@@ -52,17 +52,17 @@ ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "cont
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
-        ({"text": "Once upon a time"}, Prompt("1", "text", "Once upon a time", is_text=True)),
-        ({"prompt": "Who?"}, Prompt("1", "chat", "Who?")),
-        ({"instruction": "Translate.", "input": "Hund"}, Prompt("1", "chat", "Translate.\n\nHund")),
-        ({"instruction": "Sing.", "input": ""}, Prompt("1", "chat", "Sing.")),
+        ({"text": "Once upon a time"}, Prompt("line-1", "text", "Once upon a time", is_text=True)),
+        ({"prompt": "Who?"}, Prompt("line-1", "chat", "Who?")),
+        ({"instruction": "Translate.", "input": "Hund"}, Prompt("line-1", "chat", "Translate.\n\nHund")),
+        ({"instruction": "Sing.", "input": ""}, Prompt("line-1", "chat", "Sing.")),
         ({"id": "a7", "category": "qa", "prompt": "Who?"}, Prompt("a7", "qa", "Who?")),
         ({"question_id": 81, "turns": ["Who?", "Why?"]}, Prompt("81", "chat", "Who?")),
-        ({"messages": [ASKED]}, Prompt("1", "chat", "Hi")),
-        ({"messages": [SYSTEM, ASKED, ANSWERED]}, Prompt("1", "chat", "Hi", (SYSTEM,))),
+        ({"messages": [ASKED]}, Prompt("line-1", "chat", "Hi")),
+        ({"messages": [SYSTEM, ASKED, ANSWERED]}, Prompt("line-1", "chat", "Hi", (SYSTEM,))),
         (
             {"messages": [SYSTEM, ASKED, ANSWERED, {"role": "user", "content": "And you?"}]},
-            Prompt("1", "chat", "And you?", (SYSTEM, ASKED, ANSWERED)),
+            Prompt("line-1", "chat", "And you?", (SYSTEM, ASKED, ANSWERED)),
         ),
         (
             {
@@ -73,11 +73,11 @@ ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "cont
                     }
                 ]
             },
-            Prompt("1", "chat", "ab"),
+            Prompt("line-1", "chat", "ab"),
         ),
         (
             {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]},
-            Prompt("1", "chat", "Hi"),
+            Prompt("line-1", "chat", "Hi"),
         ),
         (
             {
@@ -86,9 +86,9 @@ ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "cont
                     {"from": "human", "value": "Bye"},
                 ]
             },
-            Prompt("1", "chat", "Bye", (ASKED, ANSWERED)),
+            Prompt("line-1", "chat", "Bye", (ASKED, ANSWERED)),
         ),
-        ({"prompt": "Who?", "text": "gold"}, Prompt("1", "chat", "Who?")),
+        ({"prompt": "Who?", "text": "gold"}, Prompt("line-1", "chat", "Who?")),
     ],
 )
 def test_shapes_that_files_come_in(tmp_path: Path, entry: dict[str, Any], expected: Prompt) -> None:
@@ -101,9 +101,9 @@ def test_shapes_may_be_mixed_and_lines_without_id_are_told_apart(tmp_path: Path)
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a"}\n\n{"text": "b"}\n{"messages": [{"role": "user", "content": "c"}]}\n')
     assert [(prompt.id, prompt.category) for prompt in load(file)] == [
-        ("1", "chat"),
-        ("3", "text"),
-        ("4", "chat"),
+        ("line-1", "chat"),
+        ("line-3", "text"),
+        ("line-4", "chat"),
     ]
 
 
