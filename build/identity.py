@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployments.engines import EmbeddedEngine
-from deployments.spec import DeploymentSpec
+from deployments.spec import DeploymentSpec, SpecError
 from engine.manifest import MANIFEST_NAME, SPECULATOR_MANIFEST_NAME
 
 _LENGTH = 16  # hexadecimal digits that are kept of a hash
@@ -48,31 +48,45 @@ def identity(spec: DeploymentSpec, engine_directory: Path | None = None) -> Iden
         engine_directory: where its compiled target lies, if not where the spec says (embedded engine).
     """
     asked = spec.model_dump(mode="json", include={"target", "engine", "speculation"}, exclude_defaults=True)
-    if isinstance(spec.engine, EmbeddedEngine):
-        engine = engine_directory or spec.engine_directory
-        weights = _compiled(engine, engine.with_name(spec.speculator_directory.name))
-    else:
-        weights = _checkpoints(spec)
+    embedded = isinstance(spec.engine, EmbeddedEngine)
+    weights = _compiled(spec, engine_directory) if embedded else _checkpoints(spec)
     return Identity(spec.name, _short(json.dumps(asked, sort_keys=True)), weights)
 
 
-def _compiled(*directories: Path) -> str | None:
-    """By the manifests' hashes of what the networks were compiled from."""
-    names = (MANIFEST_NAME, SPECULATOR_MANIFEST_NAME)
-    manifests = [directory / name for directory in directories for name in names]
-    found = [
-        str(json.loads(manifest.read_bytes()).get("source_sha256"))
-        for manifest in manifests
-        if manifest.is_file()
-    ]
-    return _short("\n".join(found)) if found else None
+def _compiled(spec: DeploymentSpec, engine_directory: Path | None) -> str | None:
+    """By what the networks say that they were compiled from; None if one of them is not here."""
+    try:
+        engine = engine_directory or spec.engine_directory
+        directories = [engine]
+        if _drafter(spec) is not None:
+            directories.append(engine.with_name(spec.speculator_directory.name))
+    except SpecError:  # the model is not here
+        return None
+    found = [_source(directory) for directory in directories]
+    return None if None in found else _short("\n".join(map(str, found)))
+
+
+def _source(directory: Path) -> str | None:
+    """The hash of what a network was compiled from, by its manifest."""
+    for name in (MANIFEST_NAME, SPECULATOR_MANIFEST_NAME):
+        if (directory / name).is_file():
+            try:
+                return str(json.loads((directory / name).read_bytes())["source_sha256"])
+            except (ValueError, KeyError, TypeError):  # damaged, as whoever loads it will say
+                return None
+    return None
+
+
+def _drafter(spec: DeploymentSpec) -> Path | None:
+    """Where the drafter's weights come from; None for methods without."""
+    found = (getattr(spec.speculation, name, None) for name in ("checkpoint", "model"))
+    return next((path for path in found if path is not None), None)
 
 
 def _checkpoints(spec: DeploymentSpec) -> str | None:
-    """By samples of the checkpoints, which may have hundreds of gigabytes; None if the target is not here."""
-    drafters = (getattr(spec.speculation, name, None) for name in ("checkpoint", "model"))
-    directories = [path for path in (spec.target.model, *drafters) if path is not None and path.is_dir()]
-    if spec.target.model not in directories:
+    """By samples of the checkpoints, which may have hundreds of gigabytes; None if one of them is not here."""
+    directories = [path for path in (spec.target.model, _drafter(spec)) if path is not None]
+    if not all(directory.is_dir() for directory in directories):
         return None
     return _short("\n".join(line for directory in directories for line in _sampled(directory)))
 

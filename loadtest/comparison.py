@@ -8,12 +8,13 @@ concurrency. How sure a ratio is, and whether it shows anything, is :mod:`loadte
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from loadtest.acceptance import acceptance_length, acceptance_rate
 from loadtest.cells import MeasuredCell, cells_of, measured_requests
-from loadtest.interval import Interval, Measured, Pairs, intervals, ratio
+from loadtest.interval import Drift, Measured, Pairs, drift_of, interval, ratio
 from loadtest.measures import measure, output_tokens
 from loadtest.plan import LoadPoint, load_points
 from loadtest.records import RequestRecord
@@ -26,28 +27,26 @@ Round = tuple[MeasuredCell, MeasuredCell]
 
 def speed_ups(settings: SweepSettings, cells: Sequence[MeasuredCell]) -> list[SpeedUp]:
     """Every arm but the baseline at every concurrency that both have finished in some round."""
-    loads = [load for load in load_points(settings) if load.kind == "closed"]
-    found = {arm.name: _by_load(settings, cells, arm, loads) for arm in settings.arms[1:]}
-    return [by_load[load] for load in loads for by_load in found.values() if load in by_load]
-
-
-def _by_load(
-    settings: SweepSettings, cells: Sequence[MeasuredCell], arm: Arm, loads: Sequence[LoadPoint]
-) -> dict[LoadPoint, SpeedUp]:
-    rounds = {load: _rounds(settings, cells, arm, load.label) for load in loads}
-    measured = {load: _measured(found) for load, found in rounds.items() if found}
-    spans = intervals(measured)
-    return {
-        load: SpeedUp(
-            **_verdict(found, spans[load]),
-            arm=arm.name,
+    found = {arm.name: _by_load(settings, cells, arm) for arm in settings.arms[1:]}
+    return [
+        SpeedUp(
+            **_verdict(measured, drift_of(by_load.values())),
+            arm=arm,
             load=load.label,
             level=load.level,
-            by_round=list(found.by_round),
-            ceiling=_acceptance([here for here, _ in rounds[load]]),
+            by_round=list(measured.by_round),
+            ceiling=_acceptance(cells, arm, load.label),
         )
-        for load, found in measured.items()
-    }
+        for load in load_points(settings)
+        for arm, by_load in found.items()
+        if (measured := by_load.get(load)) is not None
+    ]
+
+
+def _by_load(settings: SweepSettings, cells: Sequence[MeasuredCell], arm: Arm) -> dict[LoadPoint, Measured]:
+    loads = [load for load in load_points(settings) if load.kind == "closed"]
+    rounds = {load: _rounds(settings, cells, arm, load.label) for load in loads}
+    return {load: _measured(found) for load, found in rounds.items() if found}
 
 
 def _rounds(settings: SweepSettings, cells: Sequence[MeasuredCell], arm: Arm, load: str) -> list[Round]:
@@ -68,8 +67,9 @@ def _pooled(cells: Sequence[MeasuredCell]) -> float:
     return sum(cell.tokens for cell in cells) / sum(cell.seconds for cell in cells)
 
 
-def _acceptance(cells: Sequence[MeasuredCell]) -> float | None:
-    return acceptance_length(record for record in measured_requests(cells) if record.completed)
+def _acceptance(cells: Sequence[MeasuredCell], arm: str, load: str) -> float | None:
+    measured = measured_requests(cells_of(cells, arm, load))
+    return acceptance_length(record for record in measured if record.completed)
 
 
 def _pairs(here: MeasuredCell, base: MeasuredCell, category: str | None = None) -> Pairs:
@@ -88,14 +88,15 @@ def _tokens_and_latency(record: RequestRecord) -> tuple[float, float]:
     return float(output_tokens(record) or 0), measure(record).latency
 
 
-def _verdict(measured: Measured, interval: Interval | None) -> dict[str, float | Verdict | None]:
+def _verdict(measured: Measured, drift: Drift | None) -> dict[str, Any]:
     """The fields of a ratio."""
+    span = interval(measured, drift)
     verdict: Verdict = "not shown"
-    if interval is not None and interval.low > 1:
+    if span is not None and span.low > 1:
         verdict = "faster"
-    elif interval is not None and interval.high < 1:
+    elif span is not None and span.high < 1:
         verdict = "slower"
-    low, high = (None, None) if interval is None else (interval.low, interval.high)
+    low, high = (None, None) if span is None else (span.low, span.high)
     return {"value": measured.value, "low": low, "high": high, "verdict": verdict}
 
 
@@ -118,14 +119,14 @@ def by_category(
 def _by_kind(
     settings: SweepSettings, cells: Sequence[MeasuredCell], arm: Arm, load: str, names: Sequence[str]
 ) -> Mapping[str, Ratio]:
-    rounds = _rounds(settings, cells, arm, load)
-    measured: dict[str, Measured] = {}
+    rounds, drift = _rounds(settings, cells, arm, load), drift_of(_by_load(settings, cells, arm).values())
+    found: dict[str, Ratio] = {}
     for name in names:
-        pairs = [found for here, base in rounds if len(found := _pairs(here, base, name))]
+        pairs = [each for here, base in rounds if len(each := _pairs(here, base, name))]
         if pairs:
-            measured[name] = Measured(ratio(np.concatenate(pairs)), [ratio(each) for each in pairs], pairs)
-    spans = intervals(measured)
-    return {name: Ratio(**_verdict(found, spans[name])) for name, found in measured.items()}
+            measured = Measured(ratio(np.concatenate(pairs)), [ratio(each) for each in pairs], pairs)
+            found[name] = Ratio(**_verdict(measured, drift))
+    return found
 
 
 def _category(

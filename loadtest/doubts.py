@@ -88,7 +88,8 @@ def _first_tokens(settings: SweepSettings, cells: Sequence[MeasuredCell]) -> Ite
 
 
 def _ttft(cell: MeasuredCell) -> float | None:
-    found = [measure(record).ttft for record in cell.measured if record.completed]
+    measures = [measure(record) for record in cell.measured if record.completed]
+    found = [each.ttft for each in measures if each.ttft is not None]
     return float(np.median(found)) if found else None
 
 

@@ -5,11 +5,11 @@ ratios holds all there is, the variety of prompts and the drift of a shared mach
 requests of one cell alone would mistake drift for speed. With few rounds the scatter itself is hardly known. Therefore,
 on the logarithm of the ratio, the standard error is the greatest of three figures:
 
- * the scatter of this place's own rounds (a place is a load, or a kind of prompt),
- * the scatter pooled over all places of the arm, and
+ * the scatter of the rounds at this very load, or of this kind of prompt,
+ * the scatter of the arm's rounds pooled over all its loads, and
  * what the differences between the requests alone would give (linearised ratio of sums),
 
-and the interval is Student's, with the degrees of freedom of the pooled scatter, ``places * (rounds - 1)``. In
+and the interval is Student's, with the degrees of freedom of the pooled scatter, ``loads * (rounds - 1)``. In
 simulations with normal drift it holds the truth in 95 to 98 of 100 cases with two rounds at five loads, in all with two
 rounds at one load. With one round there is no interval.
 """
@@ -17,9 +17,8 @@ rounds at one load. With one round there is no interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,17 +29,23 @@ LEVEL = 0.95
 Pairs = NDArray[np.float64]
 """``[pairs, 4]``: tokens and latency of the arm, tokens and latency of the baseline, request by request."""
 
-Place = TypeVar("Place", bound=Hashable)
-
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A ratio at one place: of all rounds together, of each round, and the requests that it comes from."""
+    """A ratio of all rounds together, of each round, and the requests that it comes from."""
 
     value: float
     by_round: Sequence[float]
     pairs: Sequence[Pairs]
     """Of each round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How much the rounds of an arm differ: variance of a round's logarithm, from so many degrees of freedom."""
+
+    variance: float
+    freedom: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,33 +66,34 @@ def ratio(pairs: Pairs) -> float:
     return float((tokens / latency) / (base_tokens / base_latency))
 
 
-def intervals(places: Mapping[Place, Measured]) -> dict[Place, Interval | None]:
-    """The interval of each place's ratio; None where nothing was repeated."""
-    scatters = {place: _scatter(found.by_round) for place, found in places.items()}
-    repeated = [scatter for scatter in scatters.values() if scatter is not None]
-    freedom = sum(len(found.by_round) - 1 for found in places.values())
-    if not repeated:
-        return dict.fromkeys(places)
-    pooled = sum(repeated) / freedom
-    quantile = float(stdtrit(freedom, (1 + LEVEL) / 2))
-    found: dict[Place, Interval | None] = {}
-    for place, measured in places.items():
-        rounds, scatter = len(measured.by_round), scatters[place]
-        if scatter is None:
-            found[place] = None
-            continue
-        own = scatter / (rounds - 1)
-        variance = max(own / rounds, pooled / rounds, _of_requests(measured.pairs))
-        reach = math.exp(quantile * math.sqrt(variance))
-        found[place] = Interval(measured.value / reach, measured.value * reach)
-    return found
+def drift_of(loads: Iterable[Measured]) -> Drift | None:
+    """The scatter of an arm's rounds, pooled over its loads; None where nothing was repeated."""
+    repeated = [each for each in loads if len(each.by_round) > 1]
+    freedom = sum(len(each.by_round) - 1 for each in repeated)
+    return Drift(sum(map(_scatter, repeated)) / freedom, freedom) if freedom else None
 
 
-def _scatter(by_round: Sequence[float]) -> float | None:
-    """Sum of squared deviations of the logarithms; None for fewer than two rounds."""
-    if len(by_round) < 2:
+def interval(measured: Measured, drift: Drift | None) -> Interval | None:
+    """The interval of a ratio; None if it was measured once.
+
+    Args:
+        measured: at a load, or of a kind of prompt. The kinds share their cells, so each drifts as the whole does, and
+            they tell no more about the drift than one.
+        drift: of the arm.
+    """
+    rounds = len(measured.by_round)
+    if drift is None or rounds < 2:
         return None
-    return float(np.square(np.log(by_round) - np.log(by_round).mean()).sum())
+    own = _scatter(measured) / (rounds - 1)
+    variance = max(own / rounds, drift.variance / rounds, _of_requests(measured.pairs))
+    reach = math.exp(float(stdtrit(drift.freedom, (1 + LEVEL) / 2)) * math.sqrt(variance))
+    return Interval(measured.value / reach, measured.value * reach)
+
+
+def _scatter(measured: Measured) -> float:
+    """Sum of squared deviations of the rounds' logarithms."""
+    logarithms = np.log(measured.by_round)
+    return float(np.square(logarithms - logarithms.mean()).sum())
 
 
 def _of_requests(rounds: Sequence[Pairs]) -> float:

@@ -119,7 +119,8 @@ def speedup(report: Report, theme: Theme) -> Figure | None:
     axes.axhline(1.0, color=theme.baseline, lw=1.2)
     _log_levels(axes, [point.level for point in points], "users (closed loop)")
     _finish(axes, f"speed-up over {report.baseline}")
-    _from_zero(axes)
+    # Of an interval that says little the ends may lie far out; what was measured is to be seen.
+    axes.set_ylim(0, 1.15 * max(max(1.0, point.ceiling or 0.0, *point.by_round) for point in points))
     return figure
 
 
@@ -199,8 +200,12 @@ def categories(report: Report, theme: Theme) -> Figure | None:
     left.invert_yaxis()
     left.set_xlabel("acceptance length, tokens / step")
     right.set_xlabel(f"speed-up at {report.lowest_load or 'the lowest load'}")
-    _finish(left, "", legend=len(arms) > 1, grid="x")
+    _finish(left, "", legend=False, grid="x")
     _finish(right, "", legend=False, grid="x")
+    if len(arms) > 1:
+        figure.legend(
+            *left.get_legend_handles_labels(), loc="outside upper center", ncols=len(arms), fontsize=8.5
+        )
     return figure
 
 

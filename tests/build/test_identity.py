@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,21 @@ def test_weights_are_those_that_were_compiled(tiny_targets: TinyTargets, tmp_pat
     one, other = (tiny_targets.engine(variant, "int8") for variant in ("llama", "llama tied"))
     assert identity(spec, one).weights == identity(spec, tiny_targets.engine("llama", "fp32")).weights
     assert identity(spec, one).weights != identity(spec, other).weights
+
+
+def test_weights_that_are_here_in_part_are_not_compared(tiny_targets: TinyTargets, tmp_path: Path) -> None:
+    """Whoever has the target alone cannot say what a server that drafts with weights has."""
+    drafts = spec_of(speculation={"method": "medusa", "checkpoint": "heads"})
+    engine = shutil.copytree(tiny_targets.engine("llama", "int8"), tmp_path / "engine")
+    assert identity(drafts, engine).weights is None and identity(spec_of(), engine).weights is not None
+    heads = tmp_path / drafts.speculator_directory.name
+    heads.mkdir()
+    (heads / "speculator.json").write_text('{"source_sha256": "one"}')
+    one = identity(drafts, engine).weights
+    (heads / "speculator.json").write_text('{"source_sha256": "two"}')
+    assert one is not None and identity(drafts, engine).weights not in (one, None)
+    (heads / "speculator.json").write_text("{")
+    assert identity(drafts, engine).weights is None
 
 
 @pytest.mark.parametrize("reuse", [True, False])

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from loadtest.interval import Measured, Pairs, intervals, ratio
+from loadtest.interval import Interval, Measured, Pairs, drift_of, interval, ratio
 
 
 def pairs_of(count: int = 8, spread: float = 0.0, seed: int = 0) -> Pairs:
@@ -24,6 +24,12 @@ def measured(*by_round: float, spread: float = 0.0) -> Measured:
     return Measured(
         value, by_round, [pairs_of(spread=spread, seed=number) for number in range(len(by_round))]
     )
+
+
+def intervals(loads: dict[int, Measured]) -> dict[int, Interval | None]:
+    """Those of an arm at all its loads."""
+    drift = drift_of(loads.values())
+    return {load: interval(each, drift) for load, each in loads.items()}
 
 
 def test_the_ratio_is_that_of_all_tokens_by_all_time() -> None:
@@ -71,6 +77,15 @@ def test_a_load_with_a_round_less_keeps_what_it_has() -> None:
     assert found[1] is not None and found[2] is None
 
 
+def test_kinds_of_prompts_drift_with_their_cells() -> None:
+    """One cell was slow, and every kind in it: that many kinds say so is no more evidence."""
+    drift = drift_of([measured(1.0, 1.5)])
+    kinds = [interval(measured(1.0 + number / 50, 1.0 + number / 50), drift) for number in range(6)]
+    whole = interval(measured(1.0, 1.5), drift)
+    assert whole is not None and whole.high / whole.low > 10
+    assert all(each is not None and each.high / each.low >= 0.99 * whole.high / whole.low for each in kinds)
+
+
 @pytest.mark.parametrize(("loads", "rounds"), [(1, 2), (5, 2), (3, 3), (2, 4)])
 def test_it_holds_the_truth_at_its_level(loads: int, rounds: int) -> None:
     """Cells on a shared machine: each runs some per cent faster or slower, differently at different loads."""
@@ -79,9 +94,9 @@ def test_it_holds_the_truth_at_its_level(loads: int, rounds: int) -> None:
     for _ in range(400):
         drift = np.linspace(0.08, 0.02, loads)[:, None] * random.normal(0, 1, (loads, rounds))
         found = intervals({load: measured(*np.exp(drift[load]), spread=0.1) for load in range(loads)})
-        for interval in found.values():
-            assert interval is not None
-            held += interval.low <= 1 <= interval.high
+        for each in found.values():
+            assert each is not None
+            held += each.low <= 1 <= each.high
             total += 1
     assert held / total > 0.93
 
@@ -92,7 +107,5 @@ def test_drift_alone_seldom_shows_a_difference_with_two_rounds() -> None:
     shown = 0
     for _ in range(300):
         found = intervals({load: measured(*np.exp(random.normal(0, 0.06, 2))) for load in range(5)})
-        shown += sum(
-            interval is not None and not interval.low <= 1 <= interval.high for interval in found.values()
-        )
+        shown += sum(each is not None and not each.low <= 1 <= each.high for each in found.values())
     assert shown / 1500 < 0.05
