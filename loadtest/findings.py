@@ -1,10 +1,8 @@
-"""What a report comes to, in sentences and in one line of JSON."""
+"""What a report comes to, in sentences."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from loadtest.schema import ArmReport, Report, SpeedUp
 from loadtest.words import all_users
@@ -94,21 +92,3 @@ def _range(arm: str, closed: Sequence[SpeedUp]) -> str:
 
 def _at(speedups: Sequence[SpeedUp]) -> str:
     return all_users([each.level for each in speedups])
-
-
-def result_line(report: Report, directory: Path) -> str:
-    """One line of JSON for programs: where the report is, and its main figures."""
-    document = {
-        "report": str(directory / "report.json"),
-        "html": str(directory / "report.html"),
-        "complete": report.complete,
-        "baseline": report.baseline,
-        "requests": sum(point.requests for point in report.points),
-        "failures": sum(point.failures for point in report.points),
-        "speedups": [
-            each.model_dump(include={"arm", "load", "value", "low", "high", "verdict"})
-            for each in report.speedups
-        ],
-        "arms": [each.model_dump() for each in report.arms],
-    }
-    return json.dumps(document, separators=(",", ":"))

@@ -102,7 +102,7 @@ def test_it_holds_the_truth_at_its_level(loads: int, rounds: int) -> None:
 
 
 def test_drift_alone_seldom_shows_a_difference_with_two_rounds() -> None:
-    """What a bootstrap over two rounds called a speed-up in every fourth case or so."""
+    """What a bootstrap over two rounds called a difference in every second case."""
     random = np.random.default_rng(7)
     shown = 0
     for _ in range(300):
