@@ -10,8 +10,8 @@ on the logarithm of the ratio, the standard error is the greatest of three figur
  * what the differences between the requests alone would give (linearised ratio of sums),
 
 and the interval is Student's, with the degrees of freedom of the pooled scatter, ``loads * (rounds - 1)``. In
-simulations with normal drift it holds the truth in 95 to 98 of 100 cases with two rounds at five loads, in all with two
-rounds at one load. With one round there is no interval.
+simulations with normal drift it holds the truth in 95 of 100 cases or more, with two rounds at one load as well as at
+five. With one round there is no interval.
 """
 
 from __future__ import annotations

@@ -56,3 +56,32 @@ def test_a_bad_request_is_answered_with_status_400_and_the_reason(tiny: Deployme
     body, status = curl(tiny, "generate", text_input=PROMPT, max_tokens=0).rsplit("\n", 1)
     assert status == "400"
     assert "max_tokens is 0; it must be 1 or more" in json.loads(body)["error"]
+
+
+def test_acceptance_can_be_read(tiny: Deployment) -> None:
+    """As the README has it: steps are tokens less those that were accepted."""
+    body, _ = curl(
+        tiny, "generate", text_input=PROMPT, max_tokens=MAX_TOKENS, return_perf_metrics=True
+    ).rsplit("\n", 1)
+    answer = json.loads(body)
+    accepted, drafted = answer["total_accepted_draft_tokens"], answer["total_draft_tokens"]
+    assert 0 < accepted <= drafted
+    assert answer["acceptance_rate"] == pytest.approx(accepted / drafted)
+    assert answer["num_output_tokens"] / (answer["num_output_tokens"] - accepted) > 1
+    *_, last, status = curl(
+        tiny,
+        "generate_stream",
+        text_input=PROMPT,
+        max_tokens=MAX_TOKENS,
+        stream=True,
+        return_perf_metrics=True,
+    ).split()
+    assert status == "200" and json.loads(last)["total_accepted_draft_tokens"] == accepted
+
+
+def test_a_misspelt_field_is_refused_with_the_right_one(tiny: Deployment) -> None:
+    body, status = curl(tiny, "generate", text_input=PROMPT, max_tokens=MAX_TOKENS, temprature=0.5).rsplit(
+        "\n", 1
+    )
+    assert status == "400"
+    assert "unknown parameter 'temprature'; did you mean temperature?" in json.loads(body)["error"]
