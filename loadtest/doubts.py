@@ -112,19 +112,33 @@ def _repeated_prompts(settings: SweepSettings, cells: Sequence[MeasuredCell]) ->
 def _cache(
     settings: SweepSettings, servers: Sequence[Server], cells: Sequence[MeasuredCell]
 ) -> Iterator[str]:
-    """Whether the baseline found in the cache what it should have, as far as its server tells.
+    """Whether the baseline found in the cache what it was to find, as far as its server tells.
 
     Other arms are left out: where `tensorrt_llm_bls` drafts, each of its calls finds the last one's rows.
     """
-    found = found_share(
-        [record for cell in cells_of(cells, settings.baseline.name) for record in cell.measured]
-    )
-    if settings.cache == "cold" and found is not None and found > _FOUND_IN_COLD:
+    records = [record for cell in cells_of(cells, settings.baseline.name) for record in cell.measured]
+    found, name = found_share(records), settings.baseline.name
+    if found is None:
+        return
+    if settings.cache == "cold" and found > _FOUND_IN_COLD:
         state = next((server.cache for server in servers), "off")
         yield (
-            f"The cache was not cold: {100 * found:.0f} % of the KV cache blocks of {settings.baseline.name} were "
-            f"found filled (state: {state})."
+            f"The cache was not cold: {100 * found:.0f} % of the KV cache blocks of {name} were found filled (state: "
+            f"{state})."
         )
+    share = _share_of_prompts(records)
+    if settings.cache == "warm" and found < share / 2:
+        yield (
+            f"The cache was not warm: {100 * found:.0f} % of the KV cache blocks of {name} were found filled, where "
+            f"about {100 * share:.0f} % are those of prompts. It has no room for all prompts of a cell."
+        )
+
+
+def _share_of_prompts(records: Sequence[RequestRecord]) -> float:
+    """Share of the requests' blocks that are whole blocks of their prompts, about."""
+    told = [(record.blocks or 0, record.input_tokens or 0, record.output_tokens or 0) for record in records]
+    whole = [blocks * read / (read + written) - 1 for blocks, read, written in told if blocks and read]
+    return max(0.0, sum(whole)) / sum(blocks for blocks, read, _ in told if blocks and read) if whole else 0.0
 
 
 def found_share(records: Sequence[RequestRecord]) -> float | None:

@@ -101,6 +101,19 @@ def test_a_cold_cache_that_was_not() -> None:
     assert "not cold" not in told(found, cache="warm")
 
 
+def test_a_warm_cache_that_was_too_small() -> None:
+    """900 tokens of prompt and 10 of output in 29 blocks: some 28 could have been found."""
+    prompts = {"blocks": 29, "input_tokens": 900}
+    text = told(sweep(2.0, 1.0, 2.0, 1.0, **prompts, reused_blocks=0), cache="warm")
+    assert (
+        "The cache was not warm: 0 % of the KV cache blocks of none were found filled, where about 95 %"
+        in text
+    )
+    assert told(sweep(2.0, 1.0, 2.0, 1.0, **prompts, reused_blocks=28), cache="warm") == ""
+    short = {"blocks": 1, "input_tokens": 20}
+    assert told(sweep(2.0, 1.0, 2.0, 1.0, **short, reused_blocks=0), cache="warm") == ""
+
+
 def test_a_server_that_does_not_say_who_it_is() -> None:
     silent = [server.model_copy(update={"deployment": None}) for server in SERVERS]
     text = told(sweep(2.0, 1.0, 2.0, 1.0), servers=silent)
