@@ -35,7 +35,7 @@ class Progress:
             TimeElapsedColumn(),
             console=console,
         )
-        self._bar = self._bars.add_task("starting Locust", total=sum(cell.requests for cell in cells))
+        self._bar = self._bars.add_task("asking who serves", total=sum(cell.requests for cell in cells))
         self._warned: set[str] = set()
 
     def __enter__(self) -> Progress:

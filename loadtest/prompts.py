@@ -1,11 +1,13 @@
 """Prompts from JSONL files, and a selection that is balanced over categories.
 
-One object a line, in any of the shapes in which such files come:
+One object a line (or one array of them, as ShareGPT's and Alpaca's files are published), in any of the shapes in which
+such files come:
 
     {"question_id": 1, "category": "math", "turns": ["...", "..."]}      Spec-Bench, MT-bench: the first turn
     {"messages": [{"role": "user", "content": "..."}, ...]}              OpenAI: up to the last message of the user
     {"conversations": [{"from": "human", "value": "..."}, ...]}          ShareGPT: likewise
     {"prompt": "..."}, {"instruction": "...", "input": "..."}            vLLM's, Alpaca: what the user says
+    {"prompt": [{"role": "user", "content": "..."}, ...]}                TRL: as `messages`
     {"text": "..."}                                                      a text to be continued, without chat template
 
 `question_id` (or `id`) and `category` are optional. Of `turns` only the first is used: a second one depends on the
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,34 +83,47 @@ def load(path: Path) -> tuple[Prompt, ...]:
         PromptFileError: the file is missing, empty or not UTF-8, a line has none of the shapes, or an id
         occurs twice.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise PromptFileError(f"{path}: cannot read prompts: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise PromptFileError(f"{path}: not UTF-8 text (byte {error.start})") from None
     prompts: dict[str, Prompt] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        prompt = _parse(line, number, f"{path}:{number}")
+    for name, where, entry in _entries(path):
+        prompt = _read(entry, name, where)
         if prompt.id in prompts:
-            raise PromptFileError(f"{path}:{number}: the id {prompt.id} occurs a second time")
+            raise PromptFileError(f"{where}: the id {prompt.id} occurs a second time")
         prompts[prompt.id] = prompt
     if not prompts:
         raise PromptFileError(f"{path}: holds no prompts; expected one JSON object a line")
     return tuple(prompts.values())
 
 
-def _parse(line: str, number: int, where: str) -> Prompt:
+def _entries(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Each entry of a file: a name, where it is, and what it says."""
     try:
-        entry = json.loads(line)
+        text = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
+    except OSError as error:
+        raise PromptFileError(f"{path}: cannot read prompts: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise PromptFileError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    if text.lstrip().startswith("["):
+        for number, entry in enumerate(_parsed(text, str(path)), start=1):
+            yield f"entry-{number}", f"{path}, entry {number}", entry
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"line-{number}", f"{path}:{number}", _parsed(line, f"{path}:{number}")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise PromptFileError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise PromptFileError(f"{where}: not JSON: {error.msg} at {line}column {error.colno}") from None
+
+
+def _read(entry: Any, default: str, where: str) -> Prompt:
     if not isinstance(entry, dict):
-        raise PromptFileError(f"{where}: expected an object with {_SHAPES}, one a line")
+        raise PromptFileError(f"{where}: expected an object with {_SHAPES}")
     name = "question_id" if "question_id" in entry else "id"
-    found = str(_field(entry, name, (int, str), where)) if name in entry else f"line-{number}"
+    found = str(_field(entry, name, (int, str), where)) if entry.get(name) is not None else default
     category = _field(entry, "category", (str,), where) if entry.get("category") is not None else None
     if "text" in entry and not any(shape in entry for shape in _SAID):
         return Prompt(found, category or "text", _words(entry["text"], "text", where), is_text=True)
@@ -126,6 +141,8 @@ def _said(entry: dict[str, Any], where: str) -> tuple[tuple[Message, ...], str]:
     if "conversations" in entry:
         found = _field(entry, "conversations", (list,), where)
         return _conversation(found, "from", "value", "conversations", where)
+    if isinstance(entry.get("prompt"), list):
+        return _conversation(entry["prompt"], "role", "content", "prompt", where)
     if "prompt" in entry:
         return (), _words(entry["prompt"], "prompt", where)
     if "instruction" in entry:

@@ -72,13 +72,32 @@ def read_failure(status: int, body: bytes, request_id: str | None = None) -> err
     try:
         message = json.loads(body.strip().removeprefix(b"data:"))["error"]
     except (ValueError, KeyError, TypeError):
-        message = f"HTTP status {status}: {body[:200].decode(errors='replace')}"
+        return _not_triton(status, body, request_id)
     return errors.from_server(message, None, request_id)
+
+
+def _not_triton(status: int, body: bytes, request_id: str | None = None) -> errors.ServerUnavailable:
+    said = " ".join(body[:80].decode(errors="replace").split())
+    return errors.ServerUnavailable(
+        f"what answers there is not Triton's HTTP endpoint (status {status}: {said or 'nothing'}); check host and port",
+        request_id=request_id,
+    )
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    """The JSON object that Triton answers a question with."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise _not_triton(200, body)
+    return found
 
 
 def read_declared(body: bytes) -> Mapping[str, Declared]:
     """The inputs that a model's metadata declares."""
-    inputs = json.loads(body)["inputs"]
+    inputs = _read(body).get("inputs", [])
     return {tensor["name"]: Declared(tensor["datatype"], len(tensor["shape"])) for tensor in inputs}
 
 
@@ -89,7 +108,7 @@ def config_path(model: str) -> str:
 
 def read_parameters(body: bytes) -> Mapping[str, str]:
     """The parameters in a model's configuration."""
-    found = json.loads(body).get("parameters", {})
+    found = _read(body).get("parameters", {})
     return {name: value.get("string_value", "") for name, value in found.items()}
 
 

@@ -15,8 +15,26 @@ from engine.request import RequestError
 _HARMLESS = frozenset(
     (
         *("id", "priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "binary_data_output"),
-        *("user", "headers", "authorization", "cookie", "host", "accept", "te"),
-        *("traceparent", "tracestate", "baggage"),
+        *("user", "headers"),
+    )
+)
+# Headers that an operator has Triton pass on are parameters, too. Most have a hyphen in their name, which no input has.
+_HEADERS = frozenset(
+    (
+        *(
+            "accept",
+            "authorization",
+            "connection",
+            "cookie",
+            "date",
+            "expect",
+            "forwarded",
+            "from",
+            "host",
+            "origin",
+        ),
+        *("pragma", "range", "referer", "te", "trailer", "upgrade", "via", "warning"),
+        *("traceparent", "tracestate", "baggage", "b3"),
     )
 )
 _HARMLESS_PREFIX = "triton_"
@@ -46,14 +64,14 @@ def refuse_unknown(parameters: str, inputs: Iterable[str]) -> None:
     """
     known = list(inputs)
     for name in json.loads(parameters or "{}"):
-        if name in _HARMLESS or name.startswith(_HARMLESS_PREFIX):
+        lower = name.lower()
+        if name in _HARMLESS or lower in _HEADERS or lower.startswith((_HARMLESS_PREFIX, "x-")):
             continue
         if name in known:
             raise RequestError(f"{name} is an input, not a parameter of the request; send it as a tensor")
         spelt = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").lower()
         near = [meant for meant in (_OTHER_NAMES.get(spelt),) if meant in known]
         near = near or difflib.get_close_matches(spelt, known, n=1, cutoff=0.75)
-        # Headers that an operator has Triton pass on are parameters, too; they are written in another way.
-        if near or re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        if near or "-" not in name:
             hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known))}"
             raise RequestError(f"unknown parameter {name!r}; {hint}")

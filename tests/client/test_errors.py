@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -129,3 +131,26 @@ def test_address_must_be_host_and_port(kind: type, url: str) -> None:
 def test_protocol_must_be_known() -> None:
     with pytest.raises(errors.InvalidRequest, match="'grpc' or 'http', not 'rest'"):
         DrafthouseClient("localhost:8001", protocol="rest")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("status", [200, 302, 404, 503])
+def test_a_web_server_of_another_kind_is_named_without_its_page(status: int) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"<html>\n  <h1>Sign in</h1>" + b"<br>" * 500)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with (
+            DrafthouseClient(f"127.0.0.1:{server.server_port}", protocol="http") as client,
+            pytest.raises(
+                errors.ServerUnavailable, match=f"not Triton's HTTP endpoint .status {status}: "
+            ) as caught,
+        ):
+            client.describe()
+        server.shutdown()
+    assert "<html> <h1>Sign in" in str(caught.value) and len(str(caught.value)) < 200

@@ -38,7 +38,7 @@ def test_a_misspelt_input_is_refused_with_the_right_one(name: str, meant: str) -
         refuse_unknown(json.dumps({name: 1}), INPUTS)
 
 
-@pytest.mark.parametrize("name", ["min_p", "guidance", "best_of"])
+@pytest.mark.parametrize("name", ["min_p", "guidance", "best_of", "bestOf", "Guidance", "модель", ""])
 def test_what_resembles_nothing_is_refused_with_what_there_is(name: str) -> None:
     with pytest.raises(RequestError, match=f"unknown parameter '{name}'; there are: beam_width, max_tokens"):
         refuse_unknown(json.dumps({name: 1}), INPUTS)
@@ -53,4 +53,7 @@ def test_what_front_ends_and_proxies_add_is_let_through() -> None:
     harmless = {"id": "7", "priority": 1, "timeout": 9, "triton_enable_empty_final_response": True}
     headers = {"X-Request-Id": "7", "traceparent": "00-1", "x-forwarded-for": "::1", "User-Agent": "curl"}
     refuse_unknown(json.dumps({**harmless, **headers, "user": "me"}), INPUTS)
+    refuse_unknown(
+        json.dumps({"Host": "a", "Accept": "b", "X-Stop-Words": "c", "Via": "d", "B3": "e"}), INPUTS
+    )
     refuse_unknown("", INPUTS)

@@ -89,6 +89,8 @@ ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "cont
             Prompt("line-1", "chat", "Bye", (ASKED, ANSWERED)),
         ),
         ({"prompt": "Who?", "text": "gold"}, Prompt("line-1", "chat", "Who?")),
+        ({"prompt": [SYSTEM, ASKED], "completion": [ANSWERED]}, Prompt("line-1", "chat", "Hi", (SYSTEM,))),
+        ({"id": None, "prompt": "Who?"}, Prompt("line-1", "chat", "Who?")),
     ],
 )
 def test_shapes_that_files_come_in(tmp_path: Path, entry: dict[str, Any], expected: Prompt) -> None:
@@ -105,6 +107,23 @@ def test_shapes_may_be_mixed_and_lines_without_id_are_told_apart(tmp_path: Path)
         ("line-3", "text"),
         ("line-4", "chat"),
     ]
+
+
+def test_an_array_of_entries_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    """As ShareGPT's and Alpaca's files are published, and as Windows' editors write."""
+    file = tmp_path / "prompts.json"
+    entries = [{"instruction": "Sing."}, {"conversations": [{"from": "human", "value": "Hi"}]}]
+    for text in (json.dumps(entries), json.dumps(entries, indent=2)):
+        file.write_text(text, encoding="utf-8-sig")
+        assert load(file) == (Prompt("entry-1", "chat", "Sing."), Prompt("entry-2", "chat", "Hi"))
+    file.write_text('\ufeff{"prompt": "a"}\r\n{"prompt": "b\u2028c"}\r\n', encoding="utf-8", newline="")
+    assert [prompt.text for prompt in load(file)] == ["a", "b\u2028c"]
+    file.write_text('[{"prompt": "a"},\n {"question": "b"}]', encoding="utf-8")
+    with pytest.raises(PromptFileError, match=r"prompts.json, entry 2: expected an object with turns"):
+        load(file)
+    file.write_text('[{"prompt": "a"},\n {"prompt": b}]', encoding="utf-8")
+    with pytest.raises(PromptFileError, match=r"not JSON: Expecting value at line 2, column 13"):
+        load(file)
 
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</{{ m.role }}>{% endfor %}<assistant>"
@@ -175,7 +194,8 @@ def test_a_template_that_hides_the_first_message_takes_no_number(model: Path) ->
         ('{"question_id": 2, "category": "a", "turns": [" "]}', r"turns\[0\] must be a non-empty text"),
         ('{"question_id": 1, "category": "a", "turns": ["x"]}', "the id 1 occurs a second time"),
         ('{"text": ""}', "text must be a non-empty text"),
-        ('{"prompt": ["a", "b"]}', "prompt must be a non-empty text"),
+        ('{"prompt": 3}', "prompt must be a non-empty text"),
+        ('{"prompt": ["a", "b"]}', r"prompt\[0\] must be an object with 'role' and 'content'"),
         ('{"messages": [{"role": "assistant", "content": "x"}]}', "'messages' has no message of the user"),
         ('{"messages": ["x"]}', r"messages\[0\] must be an object with 'role' and 'content'"),
         ('{"messages": [{"role": "user", "content": null}]}', r"messages\[0\] must be a non-empty text"),
