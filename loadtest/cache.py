@@ -48,27 +48,28 @@ class CacheError(ValueError):
     """The state that was asked for cannot be had; the message says why."""
 
 
-def states(mode: Mode, keeps: Sequence[bool | None], salts: Sequence[bool]) -> list[State]:
+def states(mode: Mode, keeps: Mapping[str, bool | None], salts: Sequence[bool]) -> list[State]:
     """The state of each arm.
 
     Args:
         mode: what was asked for.
-        keeps: whether each arm's server keeps prompts; None: it does not say.
+        keeps: by arm, whether its server keeps prompts; None: it does not say.
         salts: whether it takes a `cache_salt`.
 
     Raises:
         CacheError: warm, on a server that keeps nothing.
     """
     if mode == "warm":
-        if False in keeps:
+        cold = [arm for arm, kept in keeps.items() if kept is False]
+        if cold:
             raise CacheError(
-                "--cache warm: a server keeps no prompts (engine.kv_cache_reuse or kv_cache.block_reuse is false); "
-                "measure with --cache cold"
+                f"--cache warm: the server of {', '.join(cold)} keeps no prompts (engine.kv_cache_reuse or "
+                "kv_cache.block_reuse is false); measure with --cache cold"
             )
         return ["read"] * len(keeps)
-    if any(kept is not False and not salted for kept, salted in zip(keeps, salts, strict=True)):
+    if any(kept is not False and not salted for kept, salted in zip(keeps.values(), salts, strict=True)):
         return ["numbered"] * len(keeps)
-    return ["off" if kept is False else "salted" for kept in keeps]
+    return ["off" if kept is False else "salted" for kept in keeps.values()]
 
 
 def numbered(text: str, key: str) -> str:

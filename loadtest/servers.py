@@ -58,7 +58,8 @@ def look(settings: SweepSettings) -> list[Server]:
         raise ServerError("; ".join(wrong))
     described = [found[arm.host or settings.host] for arm in settings.arms]
     salts = ["cache_salt" in each.inputs for each in described]
-    reached = states(settings.cache, [_keeps_prompts(each) for each in described], salts)
+    keeps = {arm.name: _keeps_prompts(each) for arm, each in zip(settings.arms, described, strict=True)}
+    reached = states(settings.cache, keeps, salts)
     return [
         Server(
             arm=arm.name,

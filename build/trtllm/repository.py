@@ -28,7 +28,7 @@ from build.model_config import (
     write_model,
 )
 from build.repository import CACHE_SALT, DRAFT_MODEL, TEXT_MODELS, drafting_parameters
-from build.trtllm.engine_models import draft_parameters, target_parameters
+from build.trtllm.engine_models import draft_logits, draft_parameters, fast_logits, target_parameters
 from build.trtllm.llm_args import as_yaml, llm_arguments
 from build.trtllm.resolved import Resolved
 from build.trtllm.text_models import (

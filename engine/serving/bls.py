@@ -91,8 +91,10 @@ class BlsModel:
         Raises:
             ValueError: a parameter is missing or impossible.
         """
-        self._settings = settings = BlsSettings.read(parameters(arguments))
         self._inputs = input_names(arguments)
+        settings = BlsSettings.read(parameters(arguments))
+        limits = EngineLimits() if settings.embedded else EngineLimits.read(Path(settings.gpt_model_path))
+        self._settings = settings = settings.within(limits)
         self._codec = TextCodec(
             Path(settings.tokenizer_dir), skip_special_tokens=settings.skip_special_tokens
         )

@@ -121,7 +121,9 @@ class ModelDrafter:
                 "load it, or send num_draft_tokens 0"
             )
         kept = {name: inputs[name] for name in ("end_id", "pad_id", "cache_salt") if name in inputs}
-        return _ModelDrafting(self, prompt, kept, gone)
+        if by_logits:
+            return _LogitsDrafting(self, request, {}, gone)
+        return _ModelDrafting(self, request, kept, gone)
 
 
 class _ModelDrafting:

@@ -24,6 +24,7 @@ from engine.serving.backend import input_names, parameters, refuse, response, te
 from engine.serving.llmapi_request import LlmApiRequest, read_request
 from engine.serving.llmapi_response import LlmApiAnswer, draft_length_of
 from engine.serving.request_names import refuse_unknown
+from engine.serving.text import TextCodec
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _KIT_KEY = "drafthouse"
@@ -124,7 +125,7 @@ class LlmApiModel:
         try:
             return self._llm.generate_async(
                 wanted.prompt,
-                sampling_params=_sampling_params(wanted),
+                sampling_params=_sampling_params(wanted, self._is_formatted(wanted.prompt)),
                 streaming=wanted.streaming,
                 **({"cache_salt": wanted.cache_salt} if wanted.cache_salt else {}),
             )

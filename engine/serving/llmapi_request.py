@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from engine.request import RequestError
 from engine.serving.contract import read_text
+from engine.serving.distribution import sampling_params
 from engine.serving.text import decode_prompt
 
 Tensors = Mapping[str, NDArray[Any]]

@@ -113,7 +113,7 @@ def test_a_server_that_keeps_nothing_is_left_as_it_is(tmp_path: Path) -> None:
         report = run_sweep(settings(forgetful, rounds=1), tmp_path / "run").report
         assert {arm.cache for arm in report.arms} == {"cold: the server keeps no prompts"}
         assert [point.cache_hits for point in report.points] == [0.0, 0.0]
-        with pytest.raises(ValueError, match="--cache warm: a server keeps no prompts"):
+        with pytest.raises(ValueError, match="--cache warm: the server of none, fast keeps no prompts"):
             run_sweep(settings(forgetful, cache="warm"), tmp_path / "warm")
     finally:
         forgetful.triton.stop()
