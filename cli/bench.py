@@ -53,7 +53,7 @@ def bench(
                     spec.engine_directory,
                     others=others,
                     rounds=rounds,
-                    threads=spec.embedded.threads,
+                    engine=spec.embedded,
                     provenance=collect(),
                     report=lambda line: show(f"bench: {line}", None),
                 )

@@ -11,8 +11,8 @@ from cli.common import SpecArgument, console, progress, read_spec, told
 from cli.prepare import fetch_target
 from client.chat import ChatTemplate
 from deployments.spec import DeploymentSpec, SpecError
+from engine.deployment import open_runner
 from engine.engine import Engine, EngineLimits
-from engine.openvino_runner import OpenVinoRunner
 from engine.runner import BLOCK_SIZE
 from engine.serving.text import TextCodec
 from engine.writing import EngineWriter
@@ -88,11 +88,10 @@ def _author(spec: DeploymentSpec) -> Author:
 def _writer(spec: DeploymentSpec) -> EngineWriter:
     size, length = spec.training.data.batch_size, spec.embedded.max_sequence_length
     limits = EngineLimits(size, length, max_queue_size=size, prefill_chunk=512)
-    runner = OpenVinoRunner(
-        spec.engine_directory, num_blocks=-(-length // BLOCK_SIZE) * size, threads=spec.embedded.threads
-    )
-    end_ids = Architecture.from_directory(spec.target.model).eos_token_ids
-    return EngineWriter(Engine(runner, create("none"), limits), end_ids)
+    blocks = -(-length // BLOCK_SIZE) * size
+    runner = open_runner(spec.embedded, spec.engine_directory, num_blocks=blocks)
+    end_id = Architecture.from_directory(spec.target.model).eos_token_ids[0]
+    return EngineWriter(Engine(runner, create("none"), limits), end_id)
 
 
 def _train(job: Any) -> None:

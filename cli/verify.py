@@ -11,9 +11,9 @@ import typer
 from cli.common import SpecArgument, console, progress, read_spec, tokenized_prompts, told, who_is
 from client import DrafthouseClient
 from deployments.spec import DeploymentSpec
+from engine.deployment import open_runner
 from engine.lossless.served import Output, VerifySettings, summary, verify_served
-from engine.openvino_runner import OpenVinoRunner
-from loadtest.servers import check, deployment_of, describe
+from engine.runner import BLOCK_SIZE
 
 _RECORDS = Path("runs/verify")
 _MARKS = {True: "[green]pass[/]", False: "[bold red]FAIL[/]", None: "[yellow]open[/]"}
@@ -36,9 +36,8 @@ def verify(
         address = f"{spec.serving.host}:{spec.serving.grpc_port}"
         check(address, deployment_of(describe(address, "grpc", "ensemble")), who_is(spec))
         chosen = {f"{category}/{name}": tokens for (category, name), tokens in tokenized.items()}
-        runner = OpenVinoRunner(
-            spec.engine_directory, num_blocks=8 * -(-spec.embedded.max_sequence_length // 32)
-        )
+        blocks = 8 * -(-spec.embedded.max_sequence_length // BLOCK_SIZE)
+        runner = open_runner(spec.embedded, spec.engine_directory, num_blocks=blocks)
         outputs: list[Output] = []
         checks = []
         end_ids = frozenset(runner.manifest.end_ids)

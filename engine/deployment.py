@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from deployments.engines import EmbeddedEngine
 from deployments.spec import DeploymentSpec
 from deployments.speculation import NoSpeculation
 from engine.backend import open_backend
@@ -13,6 +14,16 @@ from engine.engine import Engine, EngineLimits
 from engine.manifest import check_fits, load_manifest
 from engine.runner import BLOCK_SIZE
 from speculators.base import Speculator
+
+
+def open_runner(engine: EmbeddedEngine, directory: Path, *, num_blocks: int) -> CompiledRunner:
+    """A compiled target alone, on the backend that a spec's `engine` section names.
+
+    Raises:
+        EngineError: the directory is missing or damaged.
+    """
+    backend = open_backend(engine.backend, threads=engine.threads)
+    return CompiledRunner(directory, backend, num_blocks=num_blocks)
 
 
 def _unwatched(speculator: Speculator) -> Speculator:

@@ -16,9 +16,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from build.compile import compile_engine
 from build.targets.architecture import Architecture
 from build.targets.weights import Weights, load_weights
+from engine.openvino_graphs import OpenVinoBackend
 from engine.openvino_runner import OpenVinoRunner
 from tests.build.targets.tiny_models import FAMILIES, random_weights, tiny_config, write_huggingface
 
@@ -112,3 +115,12 @@ class TinyTargets:
                 branch_blocks=branch_blocks,
             )
         return self._runners[key]
+
+
+def refuse_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let whoever makes a backend of OpenVINO fail."""
+
+    def refuse(backend: OpenVinoBackend, threads: int = 0) -> None:
+        raise AssertionError("OpenVINO runs what the spec gives to another backend")
+
+    monkeypatch.setattr(OpenVinoBackend, "__init__", refuse)

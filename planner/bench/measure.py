@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from deployments.engines import EmbeddedEngine
 from engine.compiled_runner import CompiledRunner
+from engine.deployment import open_runner
 from engine.engine import Engine, EngineLimits
 from engine.manifest import MODEL_NAME
-from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest
 from engine.runner import SequenceInput
 from engine.verification import verify_greedy
@@ -36,6 +37,7 @@ TOKENS = (1, 2, 4, 8, 16)
 BATCHES = (1, 2, 4, 8, 16)
 _REPEATS = 8  # steps of one subject in one round
 _GENERATED = 96  # tokens of one generation in one round
+_ENGINE = EmbeddedEngine()
 
 Subject = Callable[[], float]
 
@@ -86,7 +88,7 @@ def run_bench(
     *,
     others: Mapping[str, Subject],
     rounds: int,
-    threads: int = 0,
+    engine: EmbeddedEngine = _ENGINE,
     provenance: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> BenchResult:
@@ -96,19 +98,19 @@ def run_bench(
         engine_directory: a compiled engine.
         others: what else to measure, each a call that returns its figure (the served engine).
         rounds: how often each subject is measured; one more round warms up.
-        threads: of the engine; 0 for all cores.
+        engine: what runs it, and on how many threads.
         provenance: what to write beside the figures: command, commit, machine.
         report: gets a line a round.
 
     Raises:
         EngineError: the engine cannot be loaded.
     """
-    runner = OpenVinoRunner(engine_directory, num_blocks=BATCHES[-1] * 64, threads=threads)
+    runner = open_runner(engine, engine_directory, num_blocks=BATCHES[-1] * 64)
     weight_bytes = (engine_directory / f"{MODEL_NAME}.data").stat().st_size
     subjects: dict[str, Subject] = {
         **_steps(runner),
         **_generations(runner),
-        "bandwidth GB/s": _Bandwidth(weight_bytes, threads or _cores()),
+        "bandwidth GB/s": _Bandwidth(weight_bytes, engine.threads or _cores()),
         **others,
     }
     figures: dict[str, list[float]] = {name: [] for name in subjects}
@@ -118,11 +120,16 @@ def run_bench(
             figure = subject()
             if number:
                 figures[name].append(figure)
-    environment = {**(provenance or {}), "engine_versions": runner.manifest.versions, "context": CONTEXT}
+    environment = {
+        **(provenance or {}),
+        "backend": engine.backend,
+        "engine_versions": runner.manifest.versions,
+        "context": CONTEXT,
+    }
     return BenchResult(engine_directory.name, weight_bytes, figures, environment)
 
 
-def _steps(runner: OpenVinoRunner) -> dict[str, Subject]:
+def _steps(runner: CompiledRunner) -> dict[str, Subject]:
     """Verification steps: one request with so many tokens, and so many requests with one."""
     subjects: dict[str, Subject] = {}
     for count in TOKENS:
@@ -163,7 +170,7 @@ class VerificationStep:
             self._runner.forward([SequenceInput(prompt, 0, item.blocks, is_prompt=True, logits_from=CONTEXT)])
 
 
-def _generations(runner: OpenVinoRunner) -> dict[str, Subject]:
+def _generations(runner: CompiledRunner) -> dict[str, Subject]:
     """Plain decoding through the whole engine, tokens a second after the prompts."""
 
     def measure(batch: int) -> float:

@@ -2,28 +2,37 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from build.compile import compile_engine
 from build.targets.architecture import Architecture
+from deployments.engines import EmbeddedEngine
 from planner.bench.measure import BATCHES, TOKENS, BenchResult, run_bench
 from planner.bench.table import step_table, throughput_table
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
+from tests.tiny import refuse_openvino
 
 PEER = "peer, batch 1, tokens/s"
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> BenchResult:
-    """Two rounds over a tiny engine that is just long enough, beside a peer whose figures are known."""
+def engine_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny engine that is just long enough."""
     root = tmp_path_factory.mktemp("bench")
     config = tiny_config("llama", head_dim=32, max_position_embeddings=384)
     source = write_huggingface(root / "source", config, random_weights(Architecture.from_config(config)))
     compile_engine(source, root / "tiny", precision="int8", max_sequence_length=384)
+    return root / "tiny"
+
+
+@pytest.fixture(scope="module")
+def result(engine_directory: Path) -> BenchResult:
+    """Two rounds, beside a peer whose figures are known."""
     peer = iter([1.0, 10.0, 30.0])
-    return run_bench(root / "tiny", others={PEER: lambda: next(peer)}, rounds=2)
+    return run_bench(engine_directory, others={PEER: lambda: next(peer)}, rounds=2)
 
 
 def test_every_subject_is_measured_in_every_round(result: BenchResult) -> None:
@@ -65,3 +74,10 @@ def test_the_tables_show_every_subject(result: BenchResult) -> None:
     for name in result.rounds:
         assert name == "bandwidth GB/s" or name.removesuffix(", tokens/s") in text
     assert "memory bound" in text
+
+
+@pytest.mark.torch
+def test_the_backend_of_the_spec_is_measured(engine_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_openvino(monkeypatch)
+    engine = EmbeddedEngine(backend="torch")
+    assert run_bench(engine_directory, others={}, rounds=1, engine=engine).environment["backend"] == "torch"
