@@ -76,6 +76,6 @@ def _table(found: dict[str, Any]) -> Table:
             length = (figures if name == "all" else figures["by_category"][name])["acceptance_length"]
             known = length["low"] is not None
             interval = f"  [{length['low']:.2f}, {length['high']:.2f}]" if known else ""
-            cells.append(f"{length['value']:.2f}{interval}")
+            cells.append("undefined" if length["value"] is None else f"{length['value']:.2f}{interval}")
         table.add_row(name, *(cell.replace("[", r"\[") for cell in cells))
     return table

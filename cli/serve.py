@@ -10,7 +10,7 @@ import typer
 from cli.common import HostOption, SpecArgument, console, errors, progress, read_spec, told
 from cli.prepare import build_deployment
 from cli.trtllm import serve_trtllm
-from client import ChatTemplate, DrafthouseClient, SamplingOptions
+from client import ChatTemplate, DrafthouseClient, GenerationResult, SamplingOptions
 from deploy.triton import TritonServer
 from deployments.engines import EmbeddedEngine
 from deployments.spec import DeploymentSpec
@@ -67,12 +67,20 @@ def generate(
                 console.print(chunk.text, end="", markup=False, soft_wrap=True)
             console.print()
         result = stream.result
-        about = [f"{result.num_output_tokens} tokens", f"finished: {result.finish_reason}"]
-        if result.acceptance is not None:
-            about.append(
-                f"acceptance length {result.acceptance.length:.2f}, rate {result.acceptance.rate:.2f}"
-            )
-        errors.print(f"[dim]{', '.join(about)}[/]")
+        errors.print(f"[dim]{', '.join(_about(result))}[/]")
+
+
+def _about(result: GenerationResult) -> list[str]:
+    """How a generation went; of what was not counted, or is undefined, nothing."""
+    about = [f"finished: {result.finish_reason}"]
+    if result.num_output_tokens is not None:
+        about.insert(0, f"{result.num_output_tokens} tokens")
+    acceptance = result.acceptance
+    if acceptance is None:
+        return about
+    if acceptance.length is not None:
+        about.append(f"acceptance length {acceptance.length:.2f}")
+    return [*about, "nothing drafted" if acceptance.rate is None else f"rate {acceptance.rate:.2f}"]
 
 
 @contextmanager

@@ -100,8 +100,10 @@ def _train(job: Any) -> None:
 
     def tell(record: TrainingStep | Evaluation) -> None:
         if isinstance(record, Evaluation):
-            shares = " ".join(f"{share:.2f}" for share in record.by_position)
-            console.print(f"step {record.step}: acceptance length {record.length:.2f} held out ({shares})")
+            shares = " ".join(map(_figure, record.by_position))
+            console.print(
+                f"step {record.step}: acceptance length {_figure(record.length)} held out ({shares})"
+            )
         else:
             rate = record.tokens / max(record.seconds, 1e-9)
             show(
@@ -112,4 +114,8 @@ def _train(job: Any) -> None:
 
     with progress() as show:
         final = run(job, show, tell)
-    console.print(f"train: {job.checkpoint}: acceptance length {final.length:.2f} on held-out output")
+    console.print(f"train: {job.checkpoint}: acceptance length {_figure(final.length)} on held-out output")
+
+
+def _figure(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"

@@ -70,17 +70,15 @@ class Collector:
             sent_ns=self._sent_ns,
             first_chunk_ns=self._chunks[0].received_ns if self._chunks else None,
             last_chunk_ns=self._chunks[-1].received_ns if self._chunks else None,
-            arrival_ns=self._figures.get("arrival_time_ns"),
-            first_scheduled_ns=self._figures.get("first_scheduled_time_ns"),
-            first_token_ns=self._figures.get("first_token_time_ns"),
-            last_token_ns=self._figures.get("last_token_time_ns"),
+            arrival_ns=self._time("arrival_time_ns"),
+            first_scheduled_ns=self._time("first_scheduled_time_ns"),
+            first_token_ns=self._time("first_token_time_ns"),
+            last_token_ns=self._time("last_token_time_ns"),
         )
 
-    def _kv_cache(self) -> KvCacheUse | None:
-        reused = self._figures.get("kv_cache_reused_blocks")
-        total = self._figures.get("kv_cache_alloc_total_blocks")
-        # Servers fill in zeros for figures that they were not asked for; whatever ran held a block.
-        return KvCacheUse(reused, total) if reused is not None and total else None
+    def _time(self, name: str) -> int | None:
+        """A time of the server, which says 0 for what has not happened, as the first token of an empty answer."""
+        return self._figures.get(name) or None
 
     def _acceptance(self, count: int | None) -> Acceptance | None:
         drafted = self._figures.get("total_draft_tokens")

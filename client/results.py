@@ -35,7 +35,7 @@ class Timings:
     sent_ns: int
     """Client: just before the request was sent."""
     first_chunk_ns: int | None
-    """Client: when the first output arrived."""
+    """Client: when the first output arrived; None if there was none."""
     last_chunk_ns: int | None
     """Client: when the last output arrived."""
     arrival_ns: int | None = None

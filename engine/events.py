@@ -29,9 +29,9 @@ class RequestMetrics:
     kv_reused_blocks: int = 0
 
     @property
-    def acceptance_rate(self) -> float:
-        """Accepted over drafted tokens; 0 if nothing was drafted."""
-        return self.total_accepted_draft_tokens / self.total_draft_tokens if self.total_draft_tokens else 0.0
+    def acceptance_rate(self) -> float | None:
+        """Accepted over drafted tokens; None if nothing was drafted."""
+        return self.total_accepted_draft_tokens / self.total_draft_tokens if self.total_draft_tokens else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,9 @@ class EngineStatistics:
         return self.waiting + self.prefilling + self.decoding
 
     @property
-    def tokens_per_step(self) -> float:
-        """Acceptance length since the engine started; 0 before the first token."""
-        return self.emitted_tokens / self.request_steps if self.request_steps else 0.0
+    def tokens_per_step(self) -> float | None:
+        """Acceptance length since the engine started; None before the first token."""
+        return self.emitted_tokens / self.request_steps if self.request_steps else None
 
     def count_draft(self, nodes: int, drafted_depth: int, accepted: int) -> None:
         """Add one verified draft: its size and depth, and how many tokens of its path were accepted."""

@@ -147,8 +147,9 @@ class RunningRequest:
                 self.finish_reason = "length"
                 break
         self.metrics.num_output_tokens = len(self.output)
-        self.metrics.first_token_ns = self.metrics.first_token_ns or now
-        self.metrics.last_token_ns = now
+        if taken:
+            self.metrics.first_token_ns = self.metrics.first_token_ns or now
+            self.metrics.last_token_ns = now
         return taken
 
     def _ends_with(self, stop: tuple[int, ...]) -> bool:

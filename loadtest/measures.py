@@ -5,7 +5,7 @@ with speculation a chunk carries several tokens:
 
 ===============  ==============================================================  ===========================
 TTFT             first output - start                                            `time_to_first_token`
-request latency  last output - start                                             `request_latency`
+request latency  last output - start, the end's if there is no output            `request_latency`
 ITL              (latency - TTFT) / (output tokens - tokens of the first chunk)  AIPerf `inter_token_latency`
 TPOT             (latency - TTFT) / (output tokens - 1)                          genai-perf, vLLM `tpot`
 ICL              gaps between neighbouring chunks: what a reader sees            AIPerf `inter_chunk_latency`
@@ -35,14 +35,14 @@ class Measures:
     None where the request is too short to have one.
     """
 
-    ttft: float
+    ttft: float | None
     latency: float
     itl: float | None
     tpot: float | None
     icl: tuple[float, ...]
     queue: float | None
     tokens_per_second: float | None
-    """Output tokens / request latency, prefill included (Spec-Bench's speed of one answer)."""
+    """Output tokens / request latency, prefill included (Spec-Bench's speed of one answer); None without tokens."""
 
     def meets(self, slo: Slo) -> bool:
         """Whether all objectives are met; one that the request is too short to have is."""
@@ -59,18 +59,18 @@ def measure(record: RequestRecord) -> Measures:
     if not record.completed:
         raise ValueError(f"request {record.index} of {record.cell} did not complete; it has no latency")
     late = 0 if record.due_ns is None else record.sent_ns - record.due_ns
-    offsets = record.chunk_offsets_ns
+    offsets = record.chunk_offsets_ns or (record.ended_ns - record.sent_ns,)
     ttft, latency = late + offsets[0], late + offsets[-1]
     tokens = output_tokens(record)
     first = record.chunk_tokens[0] if record.chunk_tokens else 1
     return Measures(
-        ttft=ttft / _NS_PER_MS,
+        ttft=ttft / _NS_PER_MS if record.chunk_offsets_ns else None,
         latency=latency / _NS_PER_MS,
         itl=_per_token(latency - ttft, tokens, first),
         tpot=_per_token(latency - ttft, tokens, 1),
         icl=tuple((after - before) / _NS_PER_MS for before, after in itertools.pairwise(offsets)),
         queue=_queue(record),
-        tokens_per_second=None if tokens is None or latency <= 0 else tokens * 1e9 / latency,
+        tokens_per_second=tokens * 1e9 / latency if tokens and latency > 0 else None,
     )
 
 

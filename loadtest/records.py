@@ -90,8 +90,9 @@ class RequestRecord:
 
     @property
     def completed(self) -> bool:
-        """Whether the request ran to its own end and gave output."""
-        return not self.failed and self.finish_reason != "cancelled" and bool(self.chunk_offsets_ns)
+        """Whether the request ran to its own end, with output or with an answer of no tokens."""
+        answered = bool(self.chunk_offsets_ns) or self.output_tokens == 0
+        return answered and not self.failed and self.finish_reason != "cancelled"
 
     def to_json(self) -> str:
         """One line of JSON, without the line end."""

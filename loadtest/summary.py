@@ -77,7 +77,7 @@ def _point(arm: Arm, load: LoadPoint, slo: Slo, cells: Sequence[MeasuredCell]) -
     measures = [measure(record) for record in completed]
     seconds, tokens = sum(cell.seconds for cell in cells), sum(cell.tokens for cell in cells)
     token_rate = tokens / seconds if tokens and seconds else None
-    mean_tokens = _mean([count for record in completed if (count := output_tokens(record))])
+    mean_tokens = _mean([count for record in completed if (count := output_tokens(record)) is not None])
     request_rate = token_rate / mean_tokens if token_rate and mean_tokens else None
     share = sum(each.meets(slo) for each in measures) / len(records) if slo.limits() and records else None
     return PointReport(

@@ -101,7 +101,8 @@ class TritonUser(User):
         elif record.completed:
             measures = measure(record)
             self._fire(self.protocol, record, measures.latency)
-            self._fire("TTFT", record, measures.ttft)
+            if measures.ttft is not None:
+                self._fire("TTFT", record, measures.ttft)
             if measures.tpot is not None:
                 self._fire("TPOT us", record, 1000 * measures.tpot)
 

@@ -93,6 +93,8 @@ class Probe:
         tokens = sum(chunks) or _number(last, "num_output_tokens")
         if not tokens and _scalar(last.get("finish_reason")) == "length":
             tokens = self.max_tokens
+        if not tokens and "num_output_tokens" in last:
+            raise Unmeasured("the model answered the probe with no token at all; give it another --prompt")
         if not tokens:
             raise Unmeasured(
                 "the answer says neither which tokens it has, nor how many, nor that it is full length"

@@ -156,7 +156,7 @@ def _metric_tensors(metrics: RequestMetrics, *, real: bool) -> dict[str, NDArray
     return {
         **{name: np.array([[value * real]], np.int32) for name, value in counts.items()},
         **{name: np.array([[value * real]], np.int64) for name, value in times.items()},
-        "acceptance_rate": np.array([[metrics.acceptance_rate * real]], np.float32),
+        "acceptance_rate": np.array([[(metrics.acceptance_rate or 0.0) * real]], np.float32),
         "num_input_tokens": np.array([[metrics.num_input_tokens]], np.int32),
         "num_output_tokens": np.array([[metrics.num_output_tokens]], np.int32),
     }

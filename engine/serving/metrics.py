@@ -22,6 +22,8 @@ from engine.engine import EngineLimits
 from engine.events import EngineStatistics
 
 _PERIOD_SECONDS = 0.1
+_Value = Callable[[], float | None]
+"""A figure; None while it is undefined."""
 
 
 class _Cache(Protocol):
@@ -93,13 +95,13 @@ class EngineMetrics:
             for position in range(now.max_draft_length):
                 labels = {"token_position": str(position + 1)}
                 self._add(family, labels, partial(values.__getitem__, position), counter=True)
-        gauges: dict[str, tuple[str, Callable[[], float]]] = {
+        gauges: dict[str, tuple[str, _Value]] = {
             "trtllm_spec_decode_acceptance_length": (
-                "Tokens per step of a request",
+                "Tokens per step of a request; 0 before the first",
                 lambda: now.tokens_per_step,
             ),
             "trtllm_avg_decoded_tokens_per_iter": (
-                "Tokens per step of a request",
+                "Tokens per step of a request; 0 before the first",
                 lambda: now.tokens_per_step,
             ),
             "trtllm_spec_decode_draft_overhead": (
@@ -140,9 +142,7 @@ class EngineMetrics:
         self._families.append(pb_utils.MetricFamily(name=name, description=description, kind=kind))
         return self._families[-1]
 
-    def _add(
-        self, family: Any, labels: dict[str, str], value: Callable[[], float], *, counter: bool = False
-    ) -> None:
+    def _add(self, family: Any, labels: dict[str, str], value: _Value, *, counter: bool = False) -> None:
         metric = family.Metric(labels={**self._labels, **labels})
         self._series.append(_Series(metric, value, counter))
 
@@ -150,13 +150,13 @@ class EngineMetrics:
 class _Series:
     """One exported value; it is sent only when it has changed, counters as the difference."""
 
-    def __init__(self, metric: Any, value: Callable[[], float], counter: bool) -> None:
+    def __init__(self, metric: Any, value: _Value, counter: bool) -> None:
         self._metric, self._value, self._counter = metric, value, counter
         self._published = 0.0
 
     def publish(self) -> None:
         value = self._value()
-        if value != self._published:
+        if value is not None and value != self._published:
             if self._counter:
                 self._metric.increment(value - self._published)
             else:

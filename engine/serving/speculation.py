@@ -78,8 +78,9 @@ def _event(
 ) -> Event:
     metrics, now = row.metrics, time.time_ns()
     metrics.num_output_tokens = len(row.output)
-    metrics.first_token_ns = metrics.first_token_ns or now
-    metrics.last_token_ns = now
+    if taken:
+        metrics.first_token_ns = metrics.first_token_ns or now
+        metrics.last_token_ns = now
     metrics.steps += int(bool(taken))
     metrics.total_draft_tokens += drafted
     metrics.total_accepted_draft_tokens += agreed

@@ -21,9 +21,12 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A ratio with its confidence interval, None from less than two requests; `count` is what it was divided by."""
+    """A ratio with its confidence interval, None from less than two requests; `count` is what it was divided by.
 
-    value: float
+    Of nothing, the ratio is None as well.
+    """
+
+    value: float | None
     low: float | None
     high: float | None
     count: int
@@ -55,7 +58,7 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float], seed: int 
     above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     above, below = above[below > 0], below[below > 0]
     total = below.sum()
-    value = float(above.sum() / total) if total else 0.0
+    value = float(above.sum() / total) if total else None
     if len(below) < 2:
         return Figure(value, None, None, int(total))
     drawn = np.random.default_rng(seed).integers(0, len(above), (_RESAMPLES, len(above)))

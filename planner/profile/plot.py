@@ -40,7 +40,8 @@ def _categories(axes: Axes, acceptance: Mapping[str, Any]) -> None:
     width = _WIDTH / max(1, len(acceptance))
     for shift, (temperature, figures) in enumerate(acceptance.items()):
         every = [("all", figures), *((name, figures["by_category"].get(name)) for name in names)]
-        shown = [(place, item["acceptance_length"]) for place, (_, item) in enumerate(every) if item]
+        found = [(place, item["acceptance_length"]) for place, (_, item) in enumerate(every) if item]
+        shown = [(place, item) for place, item in found if item["value"] is not None]
         values = [item["value"] for _, item in shown]
         axes.bar(
             [place + shift * width for place, _ in shown],

@@ -36,23 +36,25 @@ class Acceptance:
         self.accepted = self.accepted or [0] * self.depth
 
     @property
-    def length(self) -> float:
-        """Tokens per step; 0 before anything was counted."""
-        return self.tokens / self.steps if self.steps else 0.0
+    def length(self) -> float | None:
+        """Tokens per step; None before anything was counted."""
+        return self.tokens / self.steps if self.steps else None
 
     @property
-    def by_position(self) -> list[float]:
-        """Share of the drafts at each position that were accepted."""
-        return [done / max(all_, 1) for done, all_ in zip(self.accepted, self.drafted, strict=True)]
+    def by_position(self) -> list[float | None]:
+        """Share of the drafts at each position that were accepted; None where none reached so far."""
+        return [done / all_ if all_ else None for done, all_ in zip(self.accepted, self.drafted, strict=True)]
 
     def add(self, hits: torch.Tensor, start: int, end: int) -> None:
-        """Count one response.
+        """Count one response; one of no tokens takes no step.
 
         Args:
             hits: bool ``[D, T]`` of the sequence: was the token after row t drafted right at this depth?
             start, end: where the response stands in the sequence.
         """
         end = min(end, start + self.max_tokens)
+        if end == start:
+            return
         lengths = _accepted_lengths(hits)
         last = start  # newest token that was emitted
         self.tokens += end - start

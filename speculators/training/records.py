@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,14 @@ class Evaluation:
     Attributes:
         step: optimiser steps before it.
         tokens: emitted tokens.
-        length: acceptance length.
-        by_position: share accepted of the drafts at each position.
+        length: acceptance length; None if nothing was emitted.
+        by_position: share accepted of the drafts at each position; None where there were none.
     """
 
     step: int
     tokens: int
-    length: float
-    by_position: list[float]
+    length: float | None
+    by_position: list[float | None]
 
 
 class Records:
@@ -145,10 +145,13 @@ def _show(board: Any, record: TrainingStep | Evaluation) -> None:
     if isinstance(record, TrainingStep):
         board.add_scalar("loss", record.loss, record.step)
         board.add_scalar("learning_rate", record.learning_rate, record.step)
-        shares, kind = record.accuracy, "accuracy"
+        shares: Sequence[float | None] = record.accuracy
+        kind = "accuracy"
     else:
-        board.add_scalar("acceptance_length", record.length, record.step)
+        if record.length is not None:
+            board.add_scalar("acceptance_length", record.length, record.step)
         shares, kind = record.by_position, "held_out"
     for position, share in enumerate(shares, start=1):
-        board.add_scalar(f"{kind}/position_{position}", share, record.step)
+        if share is not None:
+            board.add_scalar(f"{kind}/position_{position}", share, record.step)
     board.flush()

@@ -110,6 +110,7 @@ def test_only_declared_inputs_are_sent(
         (ids(1, 9, 2), 3, "not one decode step"),
         ([{"text_output": "", "num_output_tokens": 2}] * 3, 0, "not one decode step"),
         ([], 0, "no chunk"),
+        ([{"text_output": "", "output_ids": [], "num_output_tokens": 0}], 3, "no token at all"),
     ],
 )
 def test_an_answer_that_does_not_tell(

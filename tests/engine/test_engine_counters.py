@@ -55,9 +55,13 @@ def check_request(outcome: Outcome) -> None:
     assert metrics.steps - accepted <= metrics.num_output_tokens <= metrics.steps + accepted
     assert metrics.num_output_tokens - accepted in (metrics.steps, metrics.steps - 1)
     assert 0 <= accepted <= metrics.total_draft_tokens
-    assert 0.0 <= metrics.acceptance_rate <= 1.0
-    stamps = (metrics.arrival_ns, metrics.first_scheduled_ns, metrics.first_token_ns, metrics.last_token_ns)
-    assert stamps[0] > 0 and list(stamps) == sorted(stamps)
+    rate = metrics.acceptance_rate
+    assert (rate is None) == (metrics.total_draft_tokens == 0) and 0.0 <= (rate or 0.0) <= 1.0
+    stamps = [metrics.arrival_ns, metrics.first_scheduled_ns, metrics.first_token_ns, metrics.last_token_ns]
+    if not outcome.tokens:
+        assert stamps[2:] == [0, 0], "no first token has come"
+        del stamps[2:]
+    assert stamps[0] > 0 and stamps == sorted(stamps)
 
 
 def check_engine(engine: Engine, outcomes: Sequence[Outcome]) -> None:
@@ -116,6 +120,16 @@ def test_plain_decoding_has_acceptance_length_one(runner: OpenVinoRunner) -> Non
     for ends in (frozenset[int](), frozenset({end})):
         metrics = generate(runner, replace(request, end_ids=ends)).last.metrics
         assert metrics.steps == metrics.num_output_tokens
+
+
+def test_an_answer_of_no_tokens_is_an_answer_without_acceptance(runner: OpenVinoRunner) -> None:
+    request = GenerationRequest(prompt_of(10), 30, SAMPLED)
+    engine = make_engine(runner, create("none"))
+    assert engine.statistics.tokens_per_step is None
+    (outcome,) = run(engine, [replace(request, end_ids=frozenset(range(VOCABULARY)))])
+    assert (outcome.tokens, outcome.last.finish_reason) == ([], "stop")
+    assert (outcome.last.metrics.steps, outcome.last.metrics.acceptance_rate) == (0, None)
+    assert engine.statistics.tokens_per_step is None
 
 
 def test_accepted_tokens_beyond_the_end_do_not_count(runner: OpenVinoRunner) -> None:

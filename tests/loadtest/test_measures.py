@@ -31,6 +31,18 @@ def test_several_tokens_at_once_take_no_time_each() -> None:
     assert found.itl is None and found.tpot == 0
 
 
+def test_an_answer_of_no_tokens_has_a_latency_and_nothing_else() -> None:
+    found = measure(record([], [], ended_ns=EPOCH_NS + 70 * MS, due_ns=EPOCH_NS - 10 * MS))
+    assert found.latency == 80
+    assert (found.ttft, found.itl, found.tpot, found.icl, found.tokens_per_second) == (
+        None,
+        None,
+        None,
+        (),
+        None,
+    )
+
+
 def test_without_token_ids_the_server_counts() -> None:
     found = measure(record([50, 100], [1, 1], chunk_tokens=None, output_tokens=11))
     assert found.itl == found.tpot == pytest.approx(5)

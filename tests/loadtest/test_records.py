@@ -48,7 +48,13 @@ def test_what_completed_and_what_failed() -> None:
     assert not cancelled.completed and not cancelled.failed
     failed = record([1], [1], error="ServerError", error_message="no")
     assert failed.failed and not failed.completed
-    assert not record([], []).completed
+    assert not record([], [], output_tokens=None, finish_reason=None).completed
+
+
+def test_an_answer_of_no_tokens_is_an_answer() -> None:
+    answer = record([], [], finish_reason="stop")
+    assert answer.completed and not answer.failed
+    assert not record([], [], finish_reason="cancelled").completed
 
 
 def test_epoch_times() -> None:

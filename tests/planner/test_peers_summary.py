@@ -163,3 +163,13 @@ def test_the_mean_of_categories_is_that_of_the_table_of_categories() -> None:
     text = console.export_text()
     assert f"{found['math']:.2f}" in next(line for line in text.splitlines() if "math" in line)
     assert "drafthouse none" not in text
+
+
+def test_an_answer_of_no_tokens_leaves_figures_that_are_numbers() -> None:
+    (plain,) = summarise([answer("drafthouse", "none"), answer("drafthouse", "none", "2", count=0, steps=0)])
+    assert (plain.acceptance_length, plain.interval, plain.compared) == (1, (1.0, 1.0), 2)
+
+
+def test_acceptance_is_undefined_without_a_step() -> None:
+    assert summarise([answer("drafthouse", "none", steps=0)])[0].acceptance_length is None
+    assert summarise([answer("drafthouse", "none", steps=None)])[0].acceptance_length is None

@@ -70,7 +70,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
         rates = random.beta(4, 4, 60)
         accepted = random.binomial(steps, rates)
         figure = ratio(accepted.tolist(), steps.tolist(), seed=trial)
-        assert figure.low is not None and figure.high is not None
+        assert figure.low is not None and figure.high is not None and figure.value is not None
         held += figure.low <= 0.5 <= figure.high
         assert figure.low < figure.value < figure.high
     assert 0.90 < held / 300 < 0.98
@@ -79,9 +79,16 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 def test_nothing_drafted_is_no_error() -> None:
     found = summarise([RequestRecord("1", "math", 0.0, 5, 5, [])])
     assert found["acceptance_length"]["value"] == 1
-    assert found["acceptance_rate"]["count"] == 0
+    assert (found["acceptance_rate"]["value"], found["acceptance_rate"]["count"]) == (None, 0)
     assert found["acceptance_length"]["low"] is None  # one request tells nothing about others
     assert found["by_position"] == found["by_rank"] == []
+
+
+def test_an_answer_of_no_tokens_is_a_request_without_acceptance() -> None:
+    records = [RequestRecord("1", "math", 0.0, 0, 0, []), RequestRecord("2", "qa", 0.0, 6, 3, [])]
+    found = summarise(records)
+    assert (found["requests"], found["acceptance_length"]["value"]) == (2, 2)
+    assert found["by_category"]["math"]["acceptance_length"]["value"] is None
 
 
 def deployment(drafters: TinyDrafters, speculation: AnySpeculation) -> DeploymentSpec:

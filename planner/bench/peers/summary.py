@@ -37,7 +37,7 @@ class ArmSummary:
         by_category: the speed-up of each category, whose mean the other one is.
         interval: of the speed-up, 95 %; None where a category has a single prompt.
         to_ours: decode rate over that of our engine's plain decoding.
-        acceptance_length: tokens a target step; None if the engine does not tell.
+        acceptance_length: tokens a target step; None if the engine does not tell, or there was no step.
         equal, compared: prompts whose answer is that of the engine's plain decoding, of so many.
     """
 
@@ -166,13 +166,15 @@ def _interval(
     ratios = []
     for name, prompts in here.items():
         drawn = random.integers(len(prompts), size=(_RESAMPLES, len(prompts)))
-        ratios.append(_ratio(prompts[drawn], base[name][drawn]))
-    low, high = np.quantile(np.mean(ratios, axis=0), (0.025, 0.975))
+        with np.errstate(divide="ignore", invalid="ignore"):  # nothing but answers of no tokens was drawn
+            ratios.append(_ratio(prompts[drawn], base[name][drawn]))
+    means = np.mean(ratios, axis=0)
+    low, high = np.quantile(means[np.isfinite(means)], (0.025, 0.975))
     return float(low), float(high)
 
 
 def _acceptance_length(records: Sequence[PeerRecord]) -> float | None:
-    steps = [record.steps for record in records]
-    if any(count is None for count in steps):
+    steps = [record.steps for record in records if record.steps is not None]
+    if len(steps) < len(records) or not sum(steps):
         return None
-    return sum(len(record.tokens) for record in records) / max(sum(count or 0 for count in steps), 1)
+    return sum(len(record.tokens) for record in records) / sum(steps)

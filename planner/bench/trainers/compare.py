@@ -164,7 +164,7 @@ def main() -> None:
     comparison = Comparison(load_spec(given.spec), given.samples, given.held_out, given.output)
     results = [comparison.modelopt(environment.python, environment.variables()), comparison.ours()]
     for item in results:
-        shares = " ".join(f"{share:.2f}" for share in item.acceptance.by_position)
+        shares = " ".join("-" if share is None else f"{share:.2f}" for share in item.acceptance.by_position)
         low, high = item.acceptance.interval
         print(
             f"{item.trainer:16} {item.steps} steps, {item.tokens_per_second:7.0f} tokens/s, acceptance length "

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from speculators.data.errors import DataError
 from speculators.data.samples import Sample
 from speculators.eagle3.checkpoint import load_checkpoint, target_ids
 from speculators.eagle3.model import Eagle3
@@ -28,7 +29,7 @@ class Judgement:
 
     length: float
     interval: tuple[float, float]
-    by_position: list[float]
+    by_position: list[float | None]
 
 
 def judge(
@@ -50,6 +51,7 @@ def judge(
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
+        DataError: no sample has a token that the target wrote.
     """
     checkpoint = load_checkpoint(directory)
     model = Eagle3.from_checkpoint(checkpoint).eval()
@@ -61,7 +63,10 @@ def judge(
         for start, end in sample.written:
             own.add(hits, start, end)
         total.merge(own)
-        counts.append((own.tokens, own.steps))
+        if own.steps:
+            counts.append((own.tokens, own.steps))
+    if total.length is None:
+        raise DataError("the held-out answers have no tokens, so acceptance is undefined; gather others")
     drawn = np.random.default_rng(0).integers(len(counts), size=(_RESAMPLES, len(counts)))
     sums = np.array(counts)[drawn].sum(axis=1)
     low, high = np.quantile(sums[:, 0] / sums[:, 1], (0.025, 0.975))

@@ -46,6 +46,18 @@ def test_only_the_first_tokens_count() -> None:
     assert counted(3, [3] * 50, max_tokens=9).steps == 3
 
 
+def test_an_empty_answer_takes_no_step_and_of_nothing_acceptance_is_undefined() -> None:
+    empty = counted(3, [])
+    assert (empty.tokens, empty.steps, empty.length, empty.by_position) == (0, 0, None, [None] * 3)
+    whole = counted(3, [3] * 9)
+    whole.merge(empty)
+    assert (whole.steps, whole.length) == (3, 3.0)
+
+
+def test_positions_that_no_draft_reached_have_no_share() -> None:
+    assert counted(3, [1, 0, 0]).by_position == [1.0, None, None]
+
+
 def test_parts_add_up() -> None:
     whole = counted(3, [2, 0, 1, 0])
     whole.merge(counted(3, [3] * 9))
