@@ -51,6 +51,7 @@ def open_engine(
     embedded = spec.embedded
     backend = open_backend(embedded.backend, threads=embedded.threads)
     length, slots = embedded.max_sequence_length, embedded.max_batch_size
+    num_blocks = slots * math.ceil(length / BLOCK_SIZE)
     manifest = load_manifest(directory)
     check_fits(manifest, directory, precision=embedded.precision, max_sequence_length=length)
     speculator = open_speculator(
@@ -59,12 +60,13 @@ def open_engine(
         target=manifest,
         slots=slots,
         max_sequence_length=length,
+        num_blocks=num_blocks,
         backend=backend,
     )
     runner = CompiledRunner(
         directory,
         backend,
-        num_blocks=slots * math.ceil(length / BLOCK_SIZE),
+        num_blocks=num_blocks,
         hidden_layers=speculator.needs_hidden,
         branch_blocks=2 * slots * speculator.max_branches,  # a branch may lie over the end of a block
     )

@@ -3,14 +3,12 @@
 Example::
 
     backend, target = open_backend("openvino"), load_manifest(engine_directory)
-    speculator = open_speculator(
-        spec.speculation, directory, target=target, slots=16, max_sequence_length=2048, backend=backend
-    )
+    sizes = {"slots": 16, "max_sequence_length": 2048, "num_blocks": 1024}
+    speculator = open_speculator(spec.speculation, directory, target=target, backend=backend, **sizes)
     runner = CompiledRunner(engine_directory, backend, num_blocks=1024, hidden_layers=speculator.needs_hidden)
 """
 
 from collections.abc import Mapping, Sequence
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +26,13 @@ from engine.manifest import (
     load_manifest,
     load_speculator_manifest,
 )
-from engine.runner import BLOCK_SIZE, SequenceInput
+from engine.runner import SequenceInput
 from engine.tree_shapes import Trained, least_likely, tree_shape
 from speculators.base import Speculator
 from speculators.draft_model.draft import DraftModelDrafter
 from speculators.eagle.draft import EagleDrafter
 from speculators.enhanced import EnhancedSpeculator
-from speculators.graphs import SlotInput
+from speculators.graphs import CachedInput
 from speculators.growth import TreeShape
 from speculators.medusa.draft import MedusaDrafter
 from speculators.mlp_speculator.draft import MlpDrafter
@@ -62,6 +60,7 @@ def open_speculator(
     target: EngineManifest,
     slots: int,
     max_sequence_length: int,
+    num_blocks: int,
     backend: Backend,
 ) -> Speculator:
     """The speculator that a spec's `speculation` section describes.
@@ -72,6 +71,7 @@ def open_speculator(
         target: manifest of the engine that it is to draft for.
         slots: most requests at once.
         max_sequence_length: most tokens of a request.
+        num_blocks: cache blocks of the target; a drafter with a KV cache has as many, numbered alike.
         backend: what runs the graphs.
 
     Raises:
@@ -79,30 +79,28 @@ def open_speculator(
             than the checkpoint has.
         ValueError: a method that the embedded engine does not run.
     """
-    blocks = ceil(max_sequence_length / BLOCK_SIZE)
     if isinstance(speculation, DraftModel):
         manifest = load_manifest(directory)
         _check_draft(manifest, directory, target, max_sequence_length)
         outputs = ("candidates", "log_probs")
         graph = backend.paged(
-            directory / MODEL_NAME, manifest, outputs=outputs, num_blocks=slots * blocks, branch_blocks=0
+            directory / MODEL_NAME, manifest, outputs=outputs, num_blocks=num_blocks, branch_blocks=0
         )
-        slotted = SlottedGraph(graph, outputs, slots, blocks)
-        return DraftModelDrafter(slotted, speculation.draft_length, least_likely(speculation))
+        cached = BlockGraph(graph, outputs, num_blocks)
+        return DraftModelDrafter(cached, speculation.draft_length, least_likely(speculation))
     if isinstance(speculation, (MlpSpeculator, Medusa, Eagle, Eagle3)):
-        return _open_trained(speculation, directory, target, slots, max_sequence_length, backend)
+        return _open_trained(speculation, directory, target, slots, max_sequence_length, num_blocks, backend)
     section = speculation.model_dump(include=set(settings_of(speculation.method)))
     return create(speculation.method, **section)
 
 
-class SlottedGraph:
-    """A paged network with as many cache blocks for each request; see `speculators.graphs.CachedGraph`."""
+class BlockGraph:
+    """A paged network with so many cache blocks, which requests lie in; see `speculators.graphs.CachedGraph`."""
 
-    def __init__(self, graph: PagedNetwork, outputs: Sequence[str], slots: int, blocks: int) -> None:
-        self.slots = slots
-        self._graph, self._outputs, self._blocks = graph, outputs, blocks
+    def __init__(self, graph: PagedNetwork, outputs: Sequence[str], num_blocks: int) -> None:
+        self._graph, self._outputs, self._num_blocks = graph, outputs, num_blocks
 
-    def run(self, batch: Sequence[SlotInput]) -> dict[str, NDArray[Any]]:
+    def run(self, batch: Sequence[CachedInput]) -> dict[str, NDArray[Any]]:
         """One call for the whole batch."""
         hidden = [item.hidden for item in batch if item.hidden is not None]
         self._graph.forward(
@@ -110,12 +108,15 @@ class SlottedGraph:
         )
         return {name: self._graph.output(name) for name in self._outputs}
 
-    def _sequence(self, item: SlotInput) -> SequenceInput:
-        first = item.slot * self._blocks
+    def _sequence(self, item: CachedInput) -> SequenceInput:
+        if max(item.blocks) >= self._num_blocks:
+            raise ValueError(
+                f"a request lies in block {max(item.blocks)}; the drafter has {self._num_blocks}"
+            )
         return SequenceInput(
             item.tokens,
             item.past,
-            range(first, first + self._blocks),
+            item.blocks,
             is_prompt=item.parents is None,
             parents=item.parents,
             logits_from=item.outputs_from,
@@ -128,6 +129,7 @@ def _open_trained(
     target: EngineManifest,
     slots: int,
     max_sequence_length: int,
+    num_blocks: int,
     backend: Backend,
 ) -> Speculator:
     manifest = load_speculator_manifest(directory)
@@ -140,19 +142,19 @@ def _open_trained(
         return MlpDrafter([stages[file] for file in files], shape)
     if isinstance(speculation, Medusa):
         return MedusaDrafter(backend.plain(files[0], manifest), shape)
-    outputs, blocks = ("candidates", "log_probs", "next_hidden"), ceil(max_sequence_length / BLOCK_SIZE)
+    outputs = ("candidates", "log_probs", "next_hidden")
     # At every level of a tree all nodes that went on are run again, each of them maybe a branch over two blocks.
     branches = 0 if shape.most_children == 1 else (shape.width or shape.total) * shape.depth
     graph = backend.paged(
         files[0],
         manifest,
         outputs=outputs,
-        num_blocks=slots * blocks,
+        num_blocks=num_blocks,
         branch_blocks=2 * slots * branches,
     )
     fusion = backend.plain(files[1], manifest) if len(files) > 1 else None
-    slotted = SlottedGraph(graph, outputs, slots, blocks)
-    drafter = EagleDrafter(manifest.method, slotted, fusion, shape, manifest.hidden_layers)
+    cached = BlockGraph(graph, outputs, num_blocks)
+    drafter = EagleDrafter(manifest.method, cached, fusion, shape, manifest.hidden_layers)
     enhancer = speculation.suffix_automaton if isinstance(speculation, Eagle3) else None
     return drafter if enhancer is None else EnhancedSpeculator(drafter, enhancer.threshold)
 

@@ -29,6 +29,7 @@ from engine.sampling import LogitsError, RequestRandom, TargetDistributions
 from engine.verification import Verdict, verify_greedy, verify_sampling
 from speculators.base import Speculator
 from speculators.draft_length import DraftLength
+from speculators.graphs import DrafterRows
 from speculators.tree import EMPTY, TokenTree
 
 
@@ -80,7 +81,12 @@ class Engine:
         self.statistics = EngineStatistics(max(speculator.max_draft_length, limits.max_draft_length))
         self._runner = runner
         self._speculator = speculator
-        self._cache = PrefixCache(runner.num_blocks, runner.block_size, reuse=limits.kv_cache_reuse)
+        self._cache = PrefixCache(
+            runner.num_blocks,
+            runner.block_size,
+            reuse=limits.kv_cache_reuse,
+            rows_ahead=speculator.rows_ahead,
+        )
         self._waiting: deque[RunningRequest] = deque()
         self._running: list[RunningRequest] = []
         self._next_id = 0
@@ -106,7 +112,7 @@ class Engine:
         random = RequestRandom(request.sampling.seed, request.continued)
         shortened = self.limits.adaptive_drafts and not self._speculator.ends_drafts
         length = DraftLength(most, adaptive=shortened)
-        item = RunningRequest(self._next_id, request, sink, metrics, [], random, length)
+        item = RunningRequest(self._next_id, request, sink, metrics, DrafterRows(), random, length)
         # What has begun goes on before anything new begins, and is not refused half way.
         self._waiting.insert(len(going_on) if request.continued else len(self._waiting), item)
         self._observe_load()
@@ -174,17 +180,17 @@ class Engine:
             item = self._waiting[0]
             request, metrics = item.request, item.metrics
             rows = len(request.prompt) + request.max_tokens
-            lease = self._cache.lease(request.prompt, request.prompt_length, rows, request.cache_salt)
+            lease = self._cache.lease(request.prompt, request.prompt_length, rows, drafts=item.speculates)
             if lease is None:
                 return
             self._waiting.popleft()
-            item.blocks, item.cached = lease.blocks, lease.cached
+            item.rows, item.cached = DrafterRows(lease.blocks, lease.drafted), lease.cached
             metrics.kv_new_blocks, metrics.kv_reused_blocks = len(lease.blocks) - lease.reused, lease.reused
             metrics.first_scheduled_ns = time.time_ns()
             self.statistics.reused_blocks += lease.reused
             self._running.append(item)
             if item.speculates:
-                self._speculator.start(item.id, request.prompt)
+                self._speculator.start(item.id, request.prompt, item.rows)
 
     def _propose(self) -> dict[int, TokenTree]:
         """A draft for every request that decodes and may draft, by request id."""
@@ -240,17 +246,20 @@ class Engine:
                 continue
             if part.reads:
                 item.cached += len(part.batch.tokens)
-            if states is not None and item.speculates:
-                item.states.append(states[tokens])
+            hidden = None if states is None else states[tokens]
             if not count:
+                if hidden is not None:
+                    self._observe(item, (), hidden)
                 continue
             try:
-                self._advance(part, index, rows)
+                self._advance(part, index, rows, hidden)
             except LogitsError as error:
                 item.finish_reason = "error"
                 self._close(item, (), error=error)
 
-    def _advance(self, part: "_Part", index: int, logits: NDArray[np.float32]) -> None:
+    def _advance(
+        self, part: "_Part", index: int, logits: NDArray[np.float32], hidden: NDArray[np.float32] | None
+    ) -> None:
         """Verify the tree of one request, input `index` of the step; emit what was accepted, keep its rows."""
         item, tree = part.item, part.tree
         depths = (0, *tree.depths)
@@ -259,12 +268,12 @@ class Engine:
             item.ban_early_end(logits, depths)
         verdict = self._verify(item, tree, logits)
         tokens = [*(tree.tokens[node] for node in verdict.path), verdict.token]
-        kept = None
         if not part.reads:
             root = part.batch.logits_from
-            kept = (*range(root + 1), *(root + 1 + node for node in verdict.path))
+            kept = [*range(root + 1), *(root + 1 + node for node in verdict.path)]
             self._runner.commit(index, kept)
             item.cached += len(kept)
+            hidden = None if hidden is None else hidden[kept]
         taken = item.emit(tokens)
         if item.request.draft and not item.finish_reason and not (part.reads and item.agreement == 1):
             item.finish_reason = "verified"
@@ -273,12 +282,21 @@ class Engine:
         if item.request.return_log_probs:
             rows = (0, *(node + 1 for node in verdict.path))
             log_probs = tuple(_log_prob(plain[row], token) for row, token in zip(rows, taken, strict=False))
+        if not item.finish_reason or part.reads:  # a prompt that is read to its end may serve others
+            self._observe(item, taken, hidden)
         if item.finish_reason:
             self._close(item, tuple(taken), log_probs)
         else:
-            if item.speculates:
-                self._speculator.observe(item.id, taken, item.take_states(kept))
             item.sink(Event(item.id, tuple(taken), item.metrics, log_probs))
+
+    def _observe(
+        self, item: RunningRequest, taken: Sequence[int], hidden: NDArray[np.float32] | None
+    ) -> None:
+        """Tell the speculator what was emitted and read; its own reading is part of drafting."""
+        if item.speculates:
+            started = time.perf_counter()
+            self._speculator.observe(item.id, taken, hidden)
+            self.statistics.draft_seconds += time.perf_counter() - started
 
     def _verify(self, item: RunningRequest, tree: TokenTree, logits: NDArray[np.float32]) -> Verdict:
         sampling = item.request.sampling
@@ -316,7 +334,7 @@ class Engine:
         if item in self._running:
             self._running.remove(item)
             computed = () if error else item.reusable()
-            self._cache.end(item.blocks, computed, item.request.prompt_length, item.request.cache_salt)
+            self._cache.end(item.blocks, computed, item.request.prompt_length, item.rows.drafted)
             if item.speculates:
                 self._speculator.finish(item.id)
         else:

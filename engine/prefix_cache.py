@@ -15,6 +15,11 @@ own. For one and the same token the two kinds need not be equal. Hence:
  * what is left of a prompt to be read is never a single token. (A prompt of a single token is computed like a
    decoded one; it fills no block, so it shares nothing with longer ones.)
 
+A drafter may keep rows of its own in the same blocks. Where it makes them from hidden states, nobody could make them
+again without running the target, so a request that is drafted for takes over only what has both: otherwise its drafter
+would know less of the text than if nothing had been reused, and fewer of its tokens would be accepted. Such a row may
+also depend on a few tokens after its own (`rows_ahead`), so these have to agree as well.
+
 Whole blocks are shared, read-only, among any number of requests. A continuation also takes over the last block,
 half full, of the sequence it continues, if nobody else holds it.
 
@@ -24,7 +29,7 @@ time that an answer takes what others have asked, and makes a load test's prompt
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,21 +42,28 @@ _Prompt = tuple[str, bytes]  # salt and tokens
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Cache blocks of one request: the first `cached` rows are computed, in `reused` blocks of other requests."""
+    """Cache blocks of one request: the first `cached` rows are computed, in `reused` blocks of other requests.
+
+    The first `drafted` of them hold the drafter's rows, too.
+    """
 
     blocks: list[int]
     cached: int
     reused: int
+    drafted: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kept:
-    """A sequence whose rows are all computed, the first `prompt_length` of them (or fewer) as a prompt."""
+    """A sequence whose rows are all computed, the first `prompt_length` of them (or fewer) as a prompt.
+
+    The first `drafted` of them are those of the drafter as well.
+    """
 
     tokens: Tokens
     prompt_length: int
     blocks: Sequence[int]
-    salt: str
+    drafted: int
 
     @property
     def prompt(self) -> "_Prompt":
@@ -62,10 +74,12 @@ class _Kept:
 class PrefixCache:
     """The cache blocks of an engine: leased to running requests, kept for later ones."""
 
-    def __init__(self, num_blocks: int, block_size: int, *, reuse: bool) -> None:
-        """Own so many blocks; without `reuse` nothing is kept."""
+    def __init__(
+        self, num_blocks: int, block_size: int, *, reuse: bool, rows_ahead: int | None = None
+    ) -> None:
+        """Own so many blocks; without `reuse` nothing is kept. `rows_ahead`: see `speculators.base.Speculator`."""
         self._pool = BlockPool(num_blocks, block_size)
-        self._reuse = reuse
+        self._reuse, self._ahead = reuse, rows_ahead
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # least recently used first
         self._of_prompt: dict[_Prompt, list[int]] = {}
         self._next_key = 0
@@ -76,18 +90,22 @@ class PrefixCache:
         """Blocks that running requests hold."""
         return len(self._leased)
 
-    def lease(self, tokens: Sequence[int], prompt_length: int, rows: int, salt: str = "") -> Lease | None:
+    def lease(
+        self, tokens: Sequence[int], prompt_length: int, rows: int, *, drafts: bool = False
+    ) -> Lease | None:
         """Blocks for `rows` rows of a request that begins with `tokens`, or None if too many are in use.
 
         Args:
             tokens: all tokens that are known, at least one; the last of them is never taken as computed.
             prompt_length: how many of them are its prompt; the others were decoded by earlier calls.
             rows: rows that it can ever need, `len(tokens)` or more.
-            salt: it shares with requests of the same salt.
+            drafts: whether the engine drafts for it.
         """
         known = np.asarray(tokens, np.int32)
-        key, cached = self._longest(known, prompt_length, salt)
+        ahead = self._ahead if drafts else None
+        key, cached = self._longest(known, prompt_length, ahead)
         taken = list(self._kept[key].blocks[: self._pool.blocks_for(cached)]) if cached else []
+        drafted = self._drafted(key, known, cached) if cached else 0
         missing = self._pool.blocks_for(rows) - len(taken)
         if len(self._leased.keys() | set(taken)) + missing > self._pool.num_blocks:
             return None
@@ -100,16 +118,23 @@ class PrefixCache:
             self._drop(next(iter(self._kept)))
         blocks = taken + (self._pool.allocate(rows - len(taken) * self._pool.block_size) or [])
         self._leased.update(blocks)
-        return Lease(blocks, cached, len(taken))
+        return Lease(blocks, cached, len(taken), drafted)
 
-    def end(self, blocks: Sequence[int], tokens: Sequence[int], prompt_length: int, salt: str = "") -> None:
-        """Take blocks back from a request, and keep the rows of `tokens`, all of which are computed."""
+    def end(self, blocks: Sequence[int], tokens: Sequence[int], prompt_length: int, drafted: int = 0) -> None:
+        """Take blocks back from a request, and keep the rows of `tokens`, all of which are computed.
+
+        Args:
+            blocks: those of its lease.
+            tokens: the beginning of its text.
+            prompt_length: how many of the text's tokens are its prompt.
+            drafted: leading rows that hold what the drafter has computed.
+        """
         self._leased.subtract(blocks)
         for block in blocks:
             if not self._leased[block]:
                 del self._leased[block]
         if self._reuse and len(tokens):
-            self._keep(_Kept(np.asarray(tokens, np.int32), prompt_length, blocks, salt))
+            self._keep(_Kept(np.asarray(tokens, np.int32), prompt_length, blocks, drafted))
         self._pool.release(blocks)
 
     def clear(self) -> None:
@@ -118,15 +143,15 @@ class PrefixCache:
             self._drop(next(iter(self._kept)))
 
     def _keep(self, new: _Kept) -> None:
-        """Keep a sequence instead of those that it continues."""
+        """Keep a sequence instead of those that it continues, unless their drafter's rows go further."""
         for key in list(self._of_prompt.get(new.prompt, ())):
             old = self._kept[key]
-            if _common(old.tokens, new.tokens) == len(old.tokens):
+            if _common(old.tokens, new.tokens) == len(old.tokens) and old.drafted <= new.drafted:
                 self._drop(key)
         held = new.blocks[: self._pool.blocks_for(len(new.tokens))]
         self._pool.hold(held)
         self._next_key += 1
-        self._kept[self._next_key] = _Kept(new.tokens, new.prompt_length, held, new.salt)
+        self._kept[self._next_key] = replace(new, blocks=held)
         self._of_prompt.setdefault(new.prompt, []).append(self._next_key)
 
     def _drop(self, key: int) -> None:
@@ -137,26 +162,37 @@ class PrefixCache:
             del self._of_prompt[kept.prompt]
         self._pool.release(kept.blocks)
 
-    def _longest(self, tokens: Tokens, prompt_length: int, salt: str) -> tuple[int, int]:
+    def _drafted(self, key: int, tokens: Tokens, cached: int) -> int:
+        """How many of the rows that are taken over the drafter can take over."""
+        kept = self._kept[key]
+        return max(0, min(kept.drafted, _common(kept.tokens, tokens) - (self._ahead or 0), cached))
+
+    def _longest(self, tokens: Tokens, prompt_length: int, ahead: int | None) -> tuple[int, int]:
         """The kept sequence that serves most rows, and how many; 0 if none does."""
-        same_prompt = self._of_prompt.get((salt, tokens[:prompt_length].tobytes()), ())
-        best, most = self._best_of(same_prompt, tokens, prompt_length)
+        same_prompt = self._of_prompt.get(tokens[:prompt_length].tobytes(), ())
+        best, most = self._best_of(same_prompt, tokens, prompt_length, ahead)
         if most >= prompt_length:
             return best, most
-        same_salt = [key for key, kept in self._kept.items() if kept.salt == salt]
-        return self._best_of(same_salt, tokens, prompt_length)
+        return self._best_of(self._kept, tokens, prompt_length, ahead)
 
-    def _best_of(self, keys: Iterable[int], tokens: Tokens, prompt_length: int) -> tuple[int, int]:
+    def _best_of(
+        self, keys: Iterable[int], tokens: Tokens, prompt_length: int, ahead: int | None
+    ) -> tuple[int, int]:
         best, most = 0, 0
         for key in keys:
-            rows = self._usable(self._kept[key], tokens, prompt_length)
+            rows = self._usable(self._kept[key], tokens, prompt_length, ahead)
             if rows > most:
                 best, most = key, rows
         return best, most
 
-    def _usable(self, kept: _Kept, tokens: Tokens, prompt_length: int) -> int:
-        """Rows of a kept sequence that a request may take over; see the module's rules."""
+    def _usable(self, kept: _Kept, tokens: Tokens, prompt_length: int, ahead: int | None) -> int:
+        """Rows of a kept sequence that a request may take over; see the module's rules.
+
+        `ahead` is that of the drafter, if its rows must be there as well.
+        """
         same = _common(kept.tokens, tokens[:-1])
+        if ahead is not None:
+            same = max(0, min(same - ahead, kept.drafted))
         size = self._pool.block_size
         if kept.prompt_length == prompt_length <= same:
             whole = same // size
@@ -165,7 +201,7 @@ class PrefixCache:
             same = whole * size
             if same >= prompt_length:
                 return same
-        rows = min(same, kept.prompt_length, prompt_length - 2)
+        rows = min(same, kept.prompt_length - (ahead or 0), prompt_length - 2 - (ahead or 0))
         return max(0, rows // size * size)
 
 

@@ -13,6 +13,7 @@ from engine.request import GenerationRequest
 from engine.runner import SequenceInput
 from engine.sampling import RequestRandom
 from speculators.draft_length import DraftLength
+from speculators.graphs import DrafterRows
 from speculators.tree import TokenTree
 
 SHORTEST_CHUNK = 3  # room for a chunk of two tokens that leaves none alone
@@ -34,15 +35,19 @@ class RunningRequest:
     request: GenerationRequest
     sink: Sink
     metrics: RequestMetrics
-    blocks: list[int]
+    rows: DrafterRows
     random: RequestRandom
     draft_length: DraftLength
     # Set by steps.
     cached: int = 0
     draft_limit: int | None = None  # of the step, for its batch size
     output: list[int] = field(default_factory=list)
-    states: list[NDArray[np.float32]] = field(default_factory=list)  # [tokens, layers, H] of each step
     finish_reason: FinishReason | None = None
+
+    @property
+    def blocks(self) -> Sequence[int]:
+        """Its cache blocks."""
+        return self.rows.blocks
 
     @property
     def in_prefill(self) -> bool:
@@ -112,16 +117,6 @@ class RunningRequest:
         # Branches come from the engine's own speculator, whose requests have a tail of one token.
         parents = None if tree.is_chain else (0, *(parent + 1 for parent in tree.parents))
         return SequenceInput(tokens, self.cached, self.blocks, parents=parents, logits_from=root)
-
-    def take_states(self, kept: Sequence[int] | None) -> NDArray[np.float32] | None:
-        """Hidden states since the last call, all or only these tokens of the last step; None if there are none."""
-        if not self.states:
-            return None
-        if kept is not None:
-            self.states[-1] = self.states[-1][list(kept)]
-        states = np.concatenate(self.states)
-        self.states.clear()
-        return states
 
     def ban_early_end(self, logits: NDArray[np.float32], depths: tuple[int, ...]) -> None:
         """Take the end tokens out of the rows whose token would come before `min_tokens`."""

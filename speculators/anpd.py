@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from speculators.graphs import DrafterRows
 from speculators.requests import Requests
 from speculators.tree import TokenTree
 
@@ -115,6 +116,7 @@ class AnpdSpeculator:
     needs_hidden: tuple[int, ...] = ()
     max_branches = 0
     ends_drafts = False
+    rows_ahead: int | None = None
 
     def __init__(self, ngram: int = 5, draft_length: int = 7) -> None:
         if ngram < 2:
@@ -129,7 +131,7 @@ class AnpdSpeculator:
         self._ngram = ngram
         self._tables: Requests[NgramTable] = Requests(self.name)
 
-    def start(self, request_id: int, prompt: Sequence[int]) -> None:
+    def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
         table = NgramTable(self._ngram)
         self._tables.start(request_id, table)
         table.extend(prompt)

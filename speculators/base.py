@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from speculators.graphs import DrafterRows
 from speculators.tree import TokenTree
 
 
@@ -28,6 +29,9 @@ class Speculator(Protocol):
             comes out of the final norm; empty if it needs none.
         ends_drafts: whether it ends a draft where it is unsure; if not, the engine shortens drafts by what was
             accepted lately.
+        rows_ahead: of a drafter that makes cache rows of its own from hidden states, how many tokens beyond a row
+            decide what is in it. Such rows cannot be made again without running the target, so its requests take over
+            only what has both kinds of rows. None: it has no rows, or makes them from the tokens alone.
     """
 
     name: str
@@ -35,9 +39,15 @@ class Speculator(Protocol):
     max_branches: int
     needs_hidden: tuple[int, ...]
     ends_drafts: bool
+    rows_ahead: int | None
 
-    def start(self, request_id: int, prompt: Sequence[int]) -> None:
-        """Begin a request, before its first token is emitted.
+    def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
+        """Begin a request, before any of its prompt is read.
+
+        Args:
+            request_id: names it from now on.
+            prompt: all tokens that are known.
+            rows: for a drafter with a KV cache, which counts in it what it has computed until the request is finished.
 
         Raises:
             ValueError: the request is already running.
@@ -57,12 +67,12 @@ class Speculator(Protocol):
 
         Args:
             request_id: the request that they belong to.
-            accepted: the emitted token ids.
+            accepted: the emitted token ids; none where a part of the prompt was read, which is told only if
+                ``needs_hidden`` is not empty.
             hidden: float ``[rows, len(needs_hidden), H]``: hidden states of the tokens that the target has
-                read since the last call, and kept. Token i of ``accepted`` was drawn from row
-                ``rows - len(accepted) + i``. The first call brings the rows of the prompt as well: all of
-                them, or those after a prefix that the target had in its cache. None if ``needs_hidden`` is
-                empty.
+                read since the last call, and kept, valid during the call. Token i of ``accepted`` was drawn from row
+                ``rows - len(accepted) + i``. The first row is that of the first token after what the target had in
+                its cache. None if ``needs_hidden`` is empty.
 
         Raises:
             KeyError: the request is not running.

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from speculators.anpd import NgramTable
 from speculators.base import Speculator
 from speculators.draft_length import DraftLength
+from speculators.graphs import DrafterRows
 from speculators.requests import Requests
 from speculators.tree import TokenTree
 
@@ -44,12 +45,12 @@ class EnhancedSpeculator:
     def __init__(self, drafter: Speculator, threshold: int) -> None:
         self.name, self.needs_hidden = drafter.name, drafter.needs_hidden
         self.max_draft_length, self.max_branches = drafter.max_draft_length, drafter.max_branches
-        self.ends_drafts = drafter.ends_drafts
+        self.ends_drafts, self.rows_ahead = drafter.ends_drafts, drafter.rows_ahead
         self._drafter, self._threshold = drafter, threshold
         self._lookups: Requests[_Lookup] = Requests(drafter.name)
 
-    def start(self, request_id: int, prompt: Sequence[int]) -> None:
-        self._drafter.start(request_id, prompt)  # may refuse
+    def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
+        self._drafter.start(request_id, prompt, rows)  # may refuse
         table = NgramTable(max(_NGRAM, self._threshold + 1))
         length = DraftLength(self.max_draft_length, adaptive=self.ends_drafts)
         self._lookups.start(request_id, _Lookup(table, length))

@@ -23,20 +23,36 @@ class Graph(Protocol):
         """Outputs by name; valid until the next call."""
 
 
+@dataclass(slots=True)
+class DrafterRows:
+    """Where a drafter keeps the KV cache rows of one request: in the request's own blocks, beside the target's.
+
+    So they live as long as the target's, and whoever takes over blocks of an ended request finds them there.
+
+    Attributes:
+        blocks: cache blocks of the request, numbered alike in both caches.
+        drafted: leading rows that hold what the drafter has computed of the text: an earlier request's at first; the
+            drafter counts on.
+    """
+
+    blocks: Sequence[int] = ()
+    drafted: int = 0
+
+
 @dataclass(frozen=True, slots=True)
-class SlotInput:
+class CachedInput:
     """The part of one request in a call of a network with a KV cache.
 
     Attributes:
-        slot: which of the network's caches.
+        blocks: cache blocks of the request, enough for past + T rows.
         tokens: T token ids.
-        past: rows of the slot that stay; the new ones take the places after them.
+        past: rows that stay; the new ones take the places after them.
         parents: of a tree, the token that each one follows (of token 0, the root, any); None for a chain.
         outputs_from: first of the T tokens whose outputs are wanted.
         hidden: float ``[T, H]``, for networks that read hidden states.
     """
 
-    slot: int
+    blocks: Sequence[int]
     tokens: Sequence[int]
     past: int
     parents: Sequence[int] | None = None
@@ -45,15 +61,9 @@ class SlotInput:
 
 
 class CachedGraph(Protocol):
-    """A compiled network with a KV cache for each of `slots` requests.
+    """A compiled network with a KV cache."""
 
-    Attributes:
-        slots: how many.
-    """
-
-    slots: int
-
-    def run(self, batch: Sequence[SlotInput]) -> Arrays:
+    def run(self, batch: Sequence[CachedInput]) -> Arrays:
         """One call for the whole batch; outputs by name, the wanted rows of each input one after another.
 
         `candidates` int64 ``[rows, k]`` and `log_probs` float ``[rows, k]`` are the likeliest next tokens, best

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from speculators.graphs import DrafterRows
 from speculators.requests import Requests
 from speculators.tree import EMPTY, TokenTree
 
@@ -19,11 +20,12 @@ class NoSpeculator:
     needs_hidden: tuple[int, ...] = ()
     max_branches = 0
     ends_drafts = False
+    rows_ahead: int | None = None
 
     def __init__(self) -> None:
         self._running: Requests[None] = Requests(self.name)
 
-    def start(self, request_id: int, prompt: Sequence[int]) -> None:
+    def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
         self._running.start(request_id, None)
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:

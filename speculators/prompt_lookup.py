@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from speculators.graphs import DrafterRows
 from speculators.requests import Requests
 from speculators.tree import TokenTree
 
@@ -65,6 +66,7 @@ class PromptLookupSpeculator:
     name = "prompt_lookup"
     max_branches = 0
     ends_drafts = False
+    rows_ahead: int | None = None
     needs_hidden: tuple[int, ...] = ()
 
     def __init__(self, ngram: int = 3, draft_length: int = 5, use_oldest: bool = True) -> None:
@@ -75,7 +77,7 @@ class PromptLookupSpeculator:
         self._ngram, self._use_oldest = ngram, use_oldest
         self._texts: Requests[_Text] = Requests(self.name)
 
-    def start(self, request_id: int, prompt: Sequence[int]) -> None:
+    def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
         text = _Text(self._ngram, self._use_oldest)
         self._texts.start(request_id, text)
         text.extend(prompt)

@@ -50,7 +50,7 @@ from speculators.mlp_speculator import checkpoint as mlp_checkpoint
 from speculators.mlp_speculator.config import MlpSpeculatorConfig
 from speculators.mlp_speculator.model import MlpSpeculator as MlpModule
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
-from tests.tiny import MAX_LENGTH, THREADS, TinyTargets
+from tests.tiny import MAX_LENGTH, NUM_BLOCKS, THREADS, TinyTargets
 
 VARIANT = "llama of 8 layers"
 WIDTH, VOCABULARY, LAYERS = 64, 265, 8
@@ -136,6 +136,7 @@ class TinyDrafters:
             target=load_manifest(self.targets.engine(VARIANT, precision)),
             slots=slots,
             max_sequence_length=MAX_LENGTH,
+            num_blocks=NUM_BLOCKS,
             backend=backend or OpenVinoBackend(THREADS),
         )
 

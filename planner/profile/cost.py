@@ -12,6 +12,7 @@ import numpy as np
 from engine.compiled_runner import CompiledRunner
 from planner.bench.measure import CONTEXT, VerificationStep
 from speculators.base import Speculator
+from speculators.graphs import DrafterRows
 
 _REPEATS = 4  # drafts of one subject in one round
 
@@ -19,17 +20,21 @@ _REPEATS = 4  # drafts of one subject in one round
 class DraftStep:
     """Median milliseconds of drafting so many nodes for each of so many requests, after `CONTEXT` tokens."""
 
-    def __init__(self, speculator: Speculator, hidden_size: int, batch: int, nodes: int) -> None:
+    def __init__(
+        self, speculator: Speculator, hidden_size: int, block_size: int, batch: int, nodes: int
+    ) -> None:
         self._speculator, self._batch, self._nodes = speculator, batch, nodes
         self._random = np.random.default_rng(0)
         self._width = hidden_size
+        self._blocks = -(-(CONTEXT + 2 * (_REPEATS + 1) + nodes) // block_size)
 
     def __call__(self) -> float:
         requests = range(self._batch)
         for request in requests:
-            self._speculator.start(request, [7 + row % 50 for row in range(CONTEXT)])
+            rows = DrafterRows(range(request * self._blocks, (request + 1) * self._blocks))
+            self._speculator.start(request, [7 + row % 50 for row in range(CONTEXT)], rows)
             self._speculator.observe(request, [7], self._hidden(CONTEXT))
-        self._propose()  # reads the prompts
+        self._propose()  # reads what is left of the prompts
         times = [self._propose() for _ in range(_REPEATS)]
         for request in requests:
             self._speculator.finish(request)
@@ -77,7 +82,7 @@ def measure_costs(
         subjects += [("verify", batch, count, VerificationStep(runner, batch, count)) for count in tokens]
         drafts = sorted({min(count, most) for count in (1, *(value - 1 for value in tokens)) if count > 0})
         for nodes in drafts if most else ():
-            step = DraftStep(speculator, runner.manifest.hidden_size, batch, nodes)
+            step = DraftStep(speculator, runner.manifest.hidden_size, runner.block_size, batch, nodes)
             subjects.append(("draft", batch, nodes, step))
     figures: list[list[float]] = [[] for _ in subjects]
     for number in range(rounds + 1):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speculators.base import Speculator
+from speculators.graphs import DrafterRows
 from speculators.tree import ROOT, TokenTree
 
 
@@ -53,13 +54,13 @@ class RecordingSpeculator:
     def __init__(self, speculator: Speculator) -> None:
         self.name, self.needs_hidden = speculator.name, speculator.needs_hidden
         self.max_draft_length, self.max_branches = speculator.max_draft_length, speculator.max_branches
-        self.ends_drafts = speculator.ends_drafts
+        self.ends_drafts, self.rows_ahead = speculator.ends_drafts, speculator.rows_ahead
         self.drafts: dict[int, list[StepRecord]] = {}
         self._speculator = speculator
         self._proposed: dict[int, TokenTree] = {}
 
-    def start(self, request_id: int, prompt: Sequence[int]) -> None:
-        self._speculator.start(request_id, prompt)
+    def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
+        self._speculator.start(request_id, prompt, rows)
         self.drafts[request_id] = []
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:

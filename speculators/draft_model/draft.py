@@ -1,7 +1,8 @@
 """Drafting with a small model: chains of its likeliest tokens, one call per depth for the whole batch.
 
-Its KV cache has a row for every token that it has read. Rows of drafted tokens stay where they were accepted; what
-was rejected is overwritten by what was emitted instead.
+Its KV cache has a row for every token that it has read, in the request's own cache blocks. Rows of drafted tokens stay
+where they were accepted; what was rejected is overwritten by what was emitted instead. Rows that an earlier request has
+left in shared blocks are taken over; what is missing of them is made again from the tokens.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from speculators.graphs import CachedGraph, SlotInput
+from speculators.graphs import CachedGraph, CachedInput, DrafterRows
 from speculators.requests import Requests
-from speculators.slots import Slots
 from speculators.tree import TokenTree
 
 # Tokens that a request's draft reads in one step: a long prompt must not hold up the others for long.
@@ -24,11 +24,10 @@ _LONGEST_READ = 512
 
 @dataclass(slots=True)
 class _State:
-    """`text` is prompt and output, `cached` how many of its tokens have rows, `fed` what has rows after it."""
+    """`text` is prompt and output, of which so many tokens have rows as `rows` says, `fed` what has rows after them."""
 
-    slot: int
+    rows: DrafterRows
     text: list[int]
-    cached: int = 0
     fed: list[int] = field(default_factory=list)
 
 
@@ -54,18 +53,16 @@ class DraftModelDrafter:
     name = "draft_model"
     needs_hidden: tuple[int, ...] = ()
     max_branches = 0
+    rows_ahead: int | None = None
 
     def __init__(self, graph: CachedGraph, draft_length: int, least: float = -math.inf) -> None:
         self.max_draft_length, self._least = draft_length, least
         self.ends_drafts = least > -math.inf
         self._graph = graph
-        self._slots = Slots(self.name, graph.slots)
         self._states: Requests[_State] = Requests(self.name)
 
-    def start(self, request_id: int, prompt: Sequence[int]) -> None:
-        state = _State(-1, list(prompt))
-        self._states.start(request_id, state)
-        state.slot = self._slots.take()
+    def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
+        self._states.start(request_id, _State(rows or DrafterRows(), list(prompt)))
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
         chains = [
@@ -86,22 +83,27 @@ class DraftModelDrafter:
         for fed, token in zip(state.fed, accepted, strict=False):
             if fed != token:
                 break
-            state.cached += 1
+            state.rows.drafted += 1
         state.fed.clear()
         state.text += accepted
 
     def finish(self, request_id: int) -> None:
-        self._slots.give_back(self._states.finish(request_id).slot)
+        self._states.finish(request_id)
 
     def _begin(self, chains: Sequence[_Chain]) -> list[_Chain]:
         """Read what was emitted; those that have read all of it have their first token, and are returned."""
         batch, begun = [], []
         for chain in chains:
-            state = chain.state
-            tokens = state.text[state.cached : state.cached + _LONGEST_READ]
-            whole = state.cached + len(tokens) == len(state.text)
-            batch.append(SlotInput(state.slot, tokens, state.cached, outputs_from=len(tokens) - whole))
-            state.cached += len(tokens)
+            state, rows = chain.state, chain.state.rows
+            left = len(state.text) - rows.drafted
+            size = min(left, _LONGEST_READ)
+            size -= (
+                left - size == 1
+            )  # a row of a prompt is never computed alone; see the promise in `engine.runner`
+            whole = size == left
+            tokens = state.text[rows.drafted : rows.drafted + size]
+            batch.append(CachedInput(rows.blocks, tokens, rows.drafted, outputs_from=size - whole))
+            rows.drafted += size
             if whole:
                 begun.append(chain)
         self._run(batch, begun)
@@ -111,12 +113,12 @@ class DraftModelDrafter:
         """Feed each one's last token, for the one after it."""
         batch = []
         for chain in chains:
-            state = chain.state
-            batch.append(SlotInput(state.slot, chain.tokens[-1:], state.cached + len(state.fed)))
+            state, rows = chain.state, chain.state.rows
+            batch.append(CachedInput(rows.blocks, chain.tokens[-1:], rows.drafted + len(state.fed)))
             state.fed.append(chain.tokens[-1])
         self._run(batch, chains)
 
-    def _run(self, batch: Sequence[SlotInput], chains: Sequence[_Chain]) -> None:
+    def _run(self, batch: Sequence[CachedInput], chains: Sequence[_Chain]) -> None:
         """One call; its outputs are the next tokens of the chains."""
         if not batch:
             return

@@ -1,9 +1,11 @@
 """Drafting with EAGLE drafters, all versions: one call per level for the whole batch.
 
-The drafter's KV cache has a row for every emitted token but the first one of the text: the token, and the target's
-hidden state at the position before it. Rows of drafted tokens carry the drafter's own hidden states, so none of them
-stays: what was accepted is read again with the target's. A chain is extended row by row; of a tree, which shares its
-rows with nobody, all nodes that go on are run at every level.
+The drafter's KV cache has a row for every token of the text but the first one: the token, and the target's hidden state
+at the position before it. Row r is thus made of token r + 1 and hidden state r, and lies in the request's own cache
+blocks, so whoever takes over rows of the target finds the drafter's beside them. A prompt is read as the target reads
+it, part by part. Rows of drafted tokens carry the drafter's own hidden states, so none of them stays: what was accepted
+is read again with the target's. A chain is extended row by row; of a tree, which shares its rows with nobody, all nodes
+that go on are run at every level.
 """
 
 from __future__ import annotations
@@ -15,29 +17,48 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from speculators.graphs import Arrays, CachedGraph, Graph, SlotInput
+from speculators.graphs import Arrays, CachedGraph, CachedInput, DrafterRows, Graph
 from speculators.growth import TreeGrowth, TreeShape, max_branches
 from speculators.requests import Requests
-from speculators.slots import Slots
 from speculators.tree import ROOT, TokenTree
 
 Rows = NDArray[np.float32]
+# Rows that wait for the next draft at most; where nothing is drafted for long, more are read in between.
+_MOST_WAITING = 64
 
 
 @dataclass(slots=True)
 class _State:
     """One request.
 
-    `cached` rows lie in its slot, of which the last is `root`; `tokens` and `features`, the target's hidden states,
-    are still to be read. `prompt` is there until the first tokens are emitted.
+    Of its `text`, prompt and output, so many rows are computed as `rows` says; `features`, the target's hidden states,
+    are there for those that come next. `root` is the last row before a draft.
     """
 
-    slot: int
-    prompt: tuple[int, ...]
-    cached: int = 0
+    rows: DrafterRows
+    text: list[int]
+    prompt_rows: int
     root: tuple[int, Rows] | None = None
-    tokens: list[int] = field(default_factory=list)
     features: list[Rows] = field(default_factory=list)
+
+    @property
+    def waiting(self) -> int:
+        """Rows that can be computed."""
+        return sum(map(len, self.features))
+
+    def readable(self) -> int:
+        """How many of them are to be computed at once, and not with the next draft; the newest token's never is.
+
+        All that are made of the prompt alone, but never a single one, nor so that a single one is left: see the promise
+        in `engine.runner`.
+        """
+        older = min(self.waiting, len(self.text) - 2 - self.rows.drafted)
+        left = self.prompt_rows - self.rows.drafted
+        size = min(older, left)
+        size -= left - size == 1
+        if size > 1 or size == left > 0:
+            return size
+        return older if left <= 0 and self.waiting > _MOST_WAITING else 0
 
 
 class _Drafting:
@@ -54,7 +75,7 @@ class _Drafting:
             self._hidden[node] = hidden.copy()
         self.growth.grow(candidates, log_probs)
 
-    def next_input(self) -> SlotInput:
+    def next_input(self) -> CachedInput:
         """The frontier's rows, below what was run before."""
         growth, state = self.growth, self.state
         assert state.root is not None
@@ -65,10 +86,10 @@ class _Drafting:
         tokens = [token, *(growth.tokens[node] for node in self._run)]
         rows = np.stack([hidden, *(self._hidden[growth.parents[node]] for node in self._run)])
         if parents[1:] == list(range(len(self._run))):  # a chain, whose rows before the last are in place
-            past = state.cached + len(self._run) - 1
-            return SlotInput(state.slot, tokens[-1:], past, hidden=rows[-1:])
+            past = state.rows.drafted + len(self._run) - 1
+            return CachedInput(state.rows.blocks, tokens[-1:], past, hidden=rows[-1:])
         first = len(tokens) - len(growth.frontier)
-        return SlotInput(state.slot, tokens, state.cached - 1, parents, first, rows)
+        return CachedInput(state.rows.blocks, tokens, state.rows.drafted - 1, parents, first, rows)
 
 
 class EagleDrafter:
@@ -83,6 +104,8 @@ class EagleDrafter:
         needs_hidden: hidden states of the target.
     """
 
+    rows_ahead: int | None = 1
+
     def __init__(
         self,
         name: str,
@@ -95,13 +118,10 @@ class EagleDrafter:
         self.max_draft_length, self.max_branches = shape.total, max_branches(shape)
         self.ends_drafts = shape.least > -math.inf
         self._graph, self._fusion, self._shape = graph, fusion, shape
-        self._slots = Slots(name, graph.slots)
         self._states: Requests[_State] = Requests(name)
 
-    def start(self, request_id: int, prompt: Sequence[int]) -> None:
-        state = _State(-1, tuple(prompt))
-        self._states.start(request_id, state)
-        state.slot = self._slots.take()
+    def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
+        self._states.start(request_id, _State(rows or DrafterRows(), list(prompt), len(prompt) - 1))
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
         growths = [TreeGrowth(self._shape, budget) for budget in budgets]
@@ -110,7 +130,7 @@ class EagleDrafter:
             for request_id, growth in zip(request_ids, growths, strict=True)
         ]
         going = [draft for draft in drafting if draft.growth.frontier]
-        batch = self._unread([draft.state for draft in going])
+        batch = self._read([(draft.state, draft.state.waiting) for draft in going])
         while going:
             self._grow(going, self._graph.run(batch))
             going = [draft for draft in going if draft.growth.frontier]
@@ -120,34 +140,31 @@ class EagleDrafter:
     def observe(self, request_id: int, accepted: Sequence[int], hidden: Rows | None = None) -> None:
         assert hidden is not None  # needs_hidden says so
         state = self._states[request_id]
-        rows = hidden.reshape(len(hidden), -1)
-        state.tokens += (*state.prompt, *accepted)[-len(rows) :]
-        state.features.append(rows)
-        state.prompt = ()
+        state.text += accepted
+        state.features.append(hidden.reshape(len(hidden), -1).copy())
+        if size := state.readable():
+            self._graph.run(self._read([(state, size)]))
 
     def finish(self, request_id: int) -> None:
-        self._slots.give_back(self._states.finish(request_id).slot)
+        self._states.finish(request_id)
 
-    def _unread(self, states: Sequence[_State]) -> list[SlotInput]:
-        """What was emitted since the last draft, with the target's hidden states."""
-        if not states:
+    def _read(self, parts: Sequence[tuple[_State, int]]) -> list[CachedInput]:
+        """The next so many rows of requests; outputs are wanted of the newest token's, the root of a draft."""
+        if not parts:
             return []
-        fused = np.concatenate([rows for state in states for rows in state.features])
+        taken = [_take(state.features, count) for state, count in parts]
+        fused = np.concatenate(taken)
         if self._fusion is not None:
             fused = self._fusion({"features": fused})["hidden"].copy()
-        batch, first = [], 0
-        for state in states:
-            count = len(state.tokens)
-            hidden, first = fused[first : first + count], first + count
-            batch.append(
-                SlotInput(
-                    state.slot, tuple(state.tokens), state.cached, outputs_from=count - 1, hidden=hidden
-                )
-            )
-            state.cached += count
-            state.root = state.tokens[-1], hidden[-1]
-            state.tokens.clear()
-            state.features.clear()
+        batch, end = [], 0
+        for state, count in parts:
+            rows, end = state.rows, end + count
+            hidden, past = fused[end - count : end], rows.drafted
+            rows.drafted += count
+            tokens = state.text[past + 1 : rows.drafted + 1]
+            newest = rows.drafted == len(state.text) - 1
+            batch.append(CachedInput(rows.blocks, tokens, past, outputs_from=count - newest, hidden=hidden))
+            state.root = (tokens[-1], hidden[-1]) if newest else None
         return batch
 
     @staticmethod
@@ -157,3 +174,10 @@ class EagleDrafter:
             rows = slice(first, first + len(draft.growth.frontier))
             first = rows.stop
             draft.grow(found["candidates"][rows], found["log_probs"][rows], found["next_hidden"][rows])
+
+
+def _take(features: list[Rows], count: int) -> Rows:
+    """Take the first so many rows out."""
+    whole = np.concatenate(features)
+    features[:] = [whole[count:]] if count < len(whole) else []
+    return whole[:count]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from speculators.graphs import Graph
+from speculators.graphs import DrafterRows, Graph
 from speculators.growth import TreeGrowth, TreeShape, max_branches
 from speculators.requests import Requests
 from speculators.tree import TokenTree
@@ -27,6 +27,7 @@ class MedusaDrafter:
 
     name = "medusa"
     needs_hidden: tuple[int, ...] = (-1,)
+    rows_ahead: int | None = None
 
     def __init__(self, heads: Graph, shape: TreeShape) -> None:
         self.max_draft_length, self.max_branches = shape.total, max_branches(shape)
@@ -34,7 +35,7 @@ class MedusaDrafter:
         self._heads, self._shape = heads, shape
         self._last: Requests[list[NDArray[np.float32]]] = Requests(self.name)
 
-    def start(self, request_id: int, prompt: Sequence[int]) -> None:
+    def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
         self._last.start(request_id, [])
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
@@ -51,7 +52,8 @@ class MedusaDrafter:
         self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
     ) -> None:
         assert hidden is not None  # needs_hidden says so
-        self._last[request_id][:] = [hidden[-1, 0].copy()]
+        if accepted:
+            self._last[request_id][:] = [hidden[-1, 0].copy()]
 
     def finish(self, request_id: int) -> None:
         self._last.finish(request_id)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from speculators.graphs import Graph
+from speculators.graphs import DrafterRows, Graph
 from speculators.growth import TreeGrowth, TreeShape, max_branches
 from speculators.requests import Requests
 from speculators.tree import TokenTree
@@ -28,6 +28,7 @@ class MlpDrafter:
 
     name = "mlp_speculator"
     needs_hidden: tuple[int, ...] = (-1,)
+    rows_ahead: int | None = None
 
     def __init__(self, stages: Sequence[Graph], shape: TreeShape) -> None:
         self.max_draft_length, self.max_branches = shape.total, max_branches(shape)
@@ -35,7 +36,7 @@ class MlpDrafter:
         self._stages, self._shape = stages, shape
         self._last: Requests[list[Last]] = Requests(self.name)
 
-    def start(self, request_id: int, prompt: Sequence[int]) -> None:
+    def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
         self._last.start(request_id, [])
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
@@ -68,7 +69,8 @@ class MlpDrafter:
         self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
     ) -> None:
         assert hidden is not None  # needs_hidden says so
-        self._last[request_id][:] = [(hidden[-1, 0].copy(), accepted[-1])]
+        if accepted:
+            self._last[request_id][:] = [(hidden[-1, 0].copy(), accepted[-1])]
 
     def finish(self, request_id: int) -> None:
         self._last.finish(request_id)

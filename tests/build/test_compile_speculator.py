@@ -61,6 +61,7 @@ def opened(
         target=manifest,
         slots=2,
         max_sequence_length=MAX_LENGTH,
+        num_blocks=16,
         backend=OpenVinoBackend(THREADS),
     )
 

@@ -16,6 +16,7 @@ from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest
 from engine.runner import Runner, SequenceInput
 from speculators.base import Speculator
+from speculators.graphs import DrafterRows
 from speculators.none import NoSpeculator
 from speculators.tree import ROOT, TokenTree
 from tests.tiny import MAX_LENGTH, NUM_BLOCKS, THREADS
@@ -112,13 +113,14 @@ class BranchingOracle:
     needs_hidden: tuple[int, ...] = ()
     max_branches = 64
     ends_drafts = False
+    rows_ahead: int | None = None
 
     def __init__(self, outputs: Mapping[tuple[int, ...], Sequence[int]], max_draft_length: int) -> None:
         self.max_draft_length = max_draft_length
         self._outputs = outputs
         self._left: dict[int, list[int]] = {}
 
-    def start(self, request_id: int, prompt: Sequence[int]) -> None:
+    def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
         self._left[request_id] = list(self._outputs[tuple(prompt)])
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:

@@ -165,7 +165,7 @@ def test_rows_of_a_prompt_serve_as_decoded_ones_and_spoil_the_bits(
         monkeypatch.setattr(
             PrefixCache,
             "_usable",
-            lambda self, kept, tokens, length: len(tokens) - 1 if len(kept.tokens) else 0,
+            lambda self, kept, tokens, length, ahead: len(tokens) - 1 if len(kept.tokens) else 0,
         )
         differs.append(continued(make_engine(int8)) != expected.log_probs[12:])
         monkeypatch.undo()

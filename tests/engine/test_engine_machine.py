@@ -32,8 +32,8 @@ class HalfRightDrafter(RandomDrafter):
         self._outputs = outputs
         self._left: dict[int, list[int]] = {}
 
-    def start(self, request_id, prompt):  # type: ignore[no-untyped-def]
-        super().start(request_id, prompt)
+    def start(self, request_id, prompt, rows=None):  # type: ignore[no-untyped-def]
+        super().start(request_id, prompt, rows)
         self._left[request_id] = list(self._outputs[tuple(prompt)])
 
     def propose(self, request_ids, budgets):  # type: ignore[no-untyped-def]

@@ -31,14 +31,29 @@ class Running:
     tokens: list[int]
     prompt_length: int
     rows: int
-    salt: str
+    drafts: bool = False
+    drafted: int = 0
 
 
 class Memory:
-    """The rows of all blocks, as exact as their history."""
+    """The rows of all blocks, as exact as their history: the target's, and those of a drafter that reads ahead."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows_ahead: int | None = None) -> None:
         self._rows: dict[tuple[int, int], Row] = {}
+        self._drafter: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._ahead = rows_ahead or 0
+
+    def draft(self, request: Running) -> None:
+        """The drafter computes what it can."""
+        for row in range(request.drafted, len(request.tokens) - self._ahead):
+            block = request.lease.blocks[row // SIZE]
+            self._drafter[block, row % SIZE] = tuple(request.tokens[: row + 1 + self._ahead])
+        request.drafted = max(request.drafted, len(request.tokens) - self._ahead)
+
+    def check_drafter(self, request: Running) -> None:
+        for row in range(request.drafted):
+            block = request.lease.blocks[row // SIZE]
+            assert self._drafter[block, row % SIZE] == tuple(request.tokens[: row + 1 + self._ahead])
 
     def write(self, request: Running, first: int, end: int) -> None:
         for row in range(first, end):
@@ -57,14 +72,21 @@ class Memory:
 
 
 def start(
-    cache: PrefixCache, memory: Memory, tokens: list[int], prompt_length: int, more: int, salt: str
+    cache: PrefixCache,
+    memory: Memory,
+    tokens: list[int],
+    prompt_length: int,
+    more: int,
+    *,
+    drafts: bool = False,
 ) -> Running | None:
     """Lease blocks, see that the rows taken over are what computing them would give, and compute the rest."""
     rows = len(tokens) + more
-    lease = cache.lease(tokens, prompt_length, rows, salt)
+    lease = cache.lease(tokens, prompt_length, rows, drafts=drafts)
     if lease is None:
         return None
-    request = Running(lease, list(tokens), prompt_length, rows, salt)
+    request = Running(lease, list(tokens), prompt_length, rows, drafts, lease.drafted)
+    memory.check_drafter(request)
     assert len(lease.blocks) == -(-rows // SIZE)
     assert len(set(lease.blocks)) == len(lease.blocks)
     assert lease.cached < len(tokens)
@@ -73,16 +95,18 @@ def start(
     for row in range(lease.cached):
         assert memory.read(request, row) == memory.right(request, row)
     memory.write(request, lease.cached, len(tokens))
+    if drafts:
+        memory.draft(request)
     return request
 
 
 class CacheMachine(RuleBasedStateMachine):
     """Requests that often begin alike, end at any time and are continued, rightly or not."""
 
-    @initialize(reuse=st.booleans())
-    def begin(self, reuse: bool) -> None:
-        self.cache = PrefixCache(BLOCKS, SIZE, reuse=reuse)
-        self.memory = Memory()
+    @initialize(reuse=st.booleans(), ahead=st.sampled_from([None, 0, 1, 2]))
+    def begin(self, reuse: bool, ahead: int | None) -> None:
+        self.cache = PrefixCache(BLOCKS, SIZE, reuse=reuse, rows_ahead=ahead)
+        self.memory, self.ahead = Memory(ahead), ahead
         self.running: list[Running] = []
         self.ended: list[Running] = []
 
@@ -90,26 +114,29 @@ class CacheMachine(RuleBasedStateMachine):
         length=st.integers(1, 14),
         own=st.lists(st.integers(0, 1), max_size=2),
         more=st.integers(1, 9),
-        salt=st.sampled_from(SALTS),
+        drafts=st.booleans(),
     )
-    def submit(self, length: int, own: list[int], more: int, salt: str) -> None:
+    def submit(self, length: int, own: list[int], more: int, drafts: bool) -> None:
         tokens = [*TEXT[:length], *own]
-        self._start(tokens, len(tokens), more, salt)
+        self._start(tokens, len(tokens), more, drafts=drafts)
 
     @precondition(lambda self: self.ended)
-    @rule(data=st.data(), token=st.integers(0, 1), more=st.integers(1, 5), salt=st.sampled_from(SALTS))
-    def go_on(self, data: st.DataObject, token: int, more: int, salt: str) -> None:
+    @rule(data=st.data(), token=st.integers(0, 1), more=st.integers(1, 5), drafts=st.booleans())
+    def go_on(self, data: st.DataObject, token: int, more: int, drafts: bool) -> None:
         """A continuation of something that has ended, or of a part of it, by one token more."""
         earlier = data.draw(st.sampled_from(self.ended))
         length = data.draw(st.integers(1, len(earlier.tokens)))
         prompt_length = data.draw(st.sampled_from([earlier.prompt_length, 1, length]))
-        self._start([*earlier.tokens[:length], token], min(prompt_length, length), more, salt)
+        tokens = [*earlier.tokens[:length], token]
+        self._start(tokens, min(prompt_length, length), more, drafts=drafts)
 
-    def _start(self, tokens: list[int], prompt_length: int, more: int, salt: str) -> None:
-        request = start(self.cache, self.memory, tokens, prompt_length, more, salt)
+    def _start(self, tokens: list[int], prompt_length: int, more: int, *, drafts: bool) -> None:
+        request = start(self.cache, self.memory, tokens, prompt_length, more, drafts=drafts)
         held = {block for item in self.running for block in item.lease.blocks}
         if request:
             self.running.append(request)
+            if drafts and self.ahead is not None:  # its drafter lacks nothing of what was taken over
+                assert request.lease.drafted == request.lease.cached
         else:
             assert len(held) + -(-(len(tokens) + more) // SIZE) > BLOCKS
 
@@ -120,8 +147,10 @@ class CacheMachine(RuleBasedStateMachine):
         first = len(request.tokens)
         request.tokens += tokens[: request.rows - first]
         self.memory.write(request, first, len(request.tokens))
+        if request.drafts:
+            self.memory.draft(request)
         kept = request.tokens[: min(computed, len(request.tokens))]
-        self.cache.end(request.lease.blocks, kept, request.prompt_length, request.salt)
+        self.cache.end(request.lease.blocks, kept, request.prompt_length, min(request.drafted, len(kept)))
         if kept:
             self.ended.append(Running(request.lease, kept, request.prompt_length, 0, request.salt))
 
@@ -134,6 +163,7 @@ class CacheMachine(RuleBasedStateMachine):
         for request in self.running:
             for row in range(len(request.tokens)):
                 assert self.memory.read(request, row) == self.memory.right(request, row)
+            self.memory.check_drafter(request)
 
     def teardown(self) -> None:
         for request in self.running:
@@ -147,7 +177,7 @@ class CacheMachine(RuleBasedStateMachine):
 def test_any_sequence_of_requests() -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         CacheMachine,
-        settings=settings(max_examples=120, stateful_step_count=40, deadline=None, derandomize=True),
+        settings=settings(max_examples=200, stateful_step_count=40, deadline=None, derandomize=True),
     )
 
 
@@ -261,3 +291,32 @@ def test_without_reuse_nothing_is_kept() -> None:
     after(cache, PROMPT, 10)
     assert cached(cache, PROMPT, 10) == 0
     assert cache._pool.free == BLOCKS
+
+
+@pytest.mark.parametrize(("ahead", "expected"), [(None, 8), (0, 8), (1, 4), (5, 0)])
+def test_tokens_that_a_drafter_reads_ahead_must_agree_too(ahead: int | None, expected: int) -> None:
+    cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=ahead)
+    lease = cache.lease(PROMPT, 10, 12, drafts=True)
+    assert lease is not None
+    cache.end(lease.blocks, PROMPT, 10, 10 - (ahead or 0))
+    found = cache.lease([*PROMPT[:8], 90, 91, 92, 93], 12, 13, drafts=True)
+    assert found is not None and found.cached == found.drafted == expected
+
+
+def test_whoever_is_drafted_for_takes_over_what_has_the_drafters_rows() -> None:
+    cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=1)
+    after(cache, PROMPT, 10)
+    for drafts, expected in ((True, 0), (False, 8)):
+        lease = cache.lease(PROMPT, 10, 11, drafts=drafts)
+        assert lease is not None and (lease.cached, lease.drafted) == (expected, 0)
+        cache.end(lease.blocks, (), 10)
+
+
+def test_a_drafters_rows_are_not_lost_to_a_text_without_them() -> None:
+    cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=1)
+    for drafted, drafts in ((9, True), (0, False)):
+        lease = cache.lease(PROMPT, 10, 14, drafts=drafts)
+        assert lease is not None
+        cache.end(lease.blocks, [*PROMPT, 20, 21], 10, drafted or lease.drafted)
+    lease = cache.lease(PROMPT, 10, 11, drafts=True)
+    assert lease is not None and lease.cached == 4

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from speculators.graphs import DrafterRows
 from speculators.tree import ROOT, TokenTree
 
 
@@ -24,6 +25,7 @@ class RandomDrafter:
     needs_hidden: tuple[int, ...] = ()
     max_branches = 64
     ends_drafts = False
+    rows_ahead: int | None = None
 
     def __init__(self, vocabulary: int, max_draft_length: int, drawn: bool, seed: int) -> None:
         self.max_draft_length = max_draft_length
@@ -31,7 +33,7 @@ class RandomDrafter:
         self._random = np.random.default_rng(seed)
         self.running: set[int] = set()
 
-    def start(self, request_id: int, prompt: Sequence[int]) -> None:
+    def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
         if request_id in self.running:
             raise ValueError(f"request {request_id} is already running")
         self.running.add(request_id)
@@ -78,6 +80,7 @@ class OracleDrafter:
     needs_hidden: tuple[int, ...] = ()
     max_branches = 64
     ends_drafts = False
+    rows_ahead: int | None = None
 
     def __init__(
         self,
@@ -90,7 +93,7 @@ class OracleDrafter:
         self._outputs, self._shift, self._vocabulary = outputs, shift, vocabulary
         self._left: dict[int, list[int]] = {}
 
-    def start(self, request_id: int, prompt: Sequence[int]) -> None:
+    def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
         if request_id in self._left:
             raise ValueError(f"request {request_id} is already running")
         self._left[request_id] = list(self._outputs[tuple(prompt)])

@@ -6,18 +6,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from speculators.draft_model.draft import DraftModelDrafter
-from speculators.graphs import Arrays, SlotInput
+from speculators.graphs import Arrays, CachedInput
 
 
 class Counting:
     """A draft model that goes on counting, each time as sure as the token before says: token t has t / 100."""
 
-    slots = 4
-
     def __init__(self) -> None:
-        self.calls: list[list[SlotInput]] = []
+        self.calls: list[list[CachedInput]] = []
 
-    def run(self, batch: Sequence[SlotInput]) -> Arrays:
+    def run(self, batch: Sequence[CachedInput]) -> Arrays:
         self.calls.append(list(batch))
         last = np.array([item.tokens[-1] for item in batch if item.outputs_from < len(item.tokens)])
         return {"candidates": last[:, None] + 1, "log_probs": np.log(last / 100)[:, None]}

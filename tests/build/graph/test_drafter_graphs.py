@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from build.graph.eagle import build_eagle, build_eagle3, build_eagle3_fusion
 from build.graph.heads import build_medusa, build_mlp_stage
-from engine.drafters import SlottedGraph
+from engine.drafters import BlockGraph
 from engine.openvino_graphs import PagedGraph, PlainGraph, settings
 from speculators.eagle.config import EagleConfig
 from speculators.eagle.model import Eagle
 from speculators.eagle3.checkpoint import vocabulary_maps
 from speculators.eagle3.config import Eagle3Config
 from speculators.eagle3.model import Eagle3
-from speculators.graphs import SlotInput
+from speculators.graphs import CachedInput
 from speculators.medusa.config import MedusaConfig
 from speculators.medusa.model import MedusaHeads
 from speculators.mlp_speculator.config import MlpSpeculatorConfig
@@ -137,12 +137,12 @@ def test_heads_with_a_draft_vocabulary_guess_in_it_alone(tmp_path: Path) -> None
         check_candidates(np.searchsorted(kept, part["candidates"]), part["log_probs"], expected[..., kept])
 
 
-def slotted(graph: onnx.ModelProto, path: Path) -> SlottedGraph:
+def in_blocks(graph: onnx.ModelProto, path: Path) -> BlockGraph:
     outputs = ("candidates", "log_probs", "next_hidden")
     compiled = PagedGraph(
         saved(graph, path), outputs=outputs, num_blocks=16, branch_blocks=32, longest=64, how=HOW
     )
-    return SlottedGraph(compiled, outputs, slots=4, blocks=4)
+    return BlockGraph(compiled, outputs, num_blocks=16)
 
 
 CONTEXT = 40
@@ -151,16 +151,17 @@ OUTPUTS_FROM = 2
 
 
 def run_graph(
-    graph: SlottedGraph, tokens: NDArray[np.int64], hidden: NDArray[np.float32]
+    graph: BlockGraph, tokens: NDArray[np.int64], hidden: NDArray[np.float32]
 ) -> list[dict[str, Any]]:
-    """A context read in two parts beside another slot's, then a tree below its last row: outputs of both."""
-    other = SlotInput(1, tokens[:9].tolist(), 0, hidden=hidden[:9])
-    graph.run([SlotInput(2, tokens[:25].tolist(), 0, outputs_from=25, hidden=hidden[:25]), other])
-    rest = SlotInput(2, tokens[25:CONTEXT].tolist(), 25, hidden=hidden[25:CONTEXT])
+    """A context read in two parts beside another request's, then a tree below its last row: outputs of both."""
+    blocks = (9, 4, 6, 1)
+    other = CachedInput((2, 3), tokens[:9].tolist(), 0, hidden=hidden[:9])
+    graph.run([CachedInput(blocks, tokens[:25].tolist(), 0, outputs_from=25, hidden=hidden[:25]), other])
+    rest = CachedInput(blocks, tokens[25:CONTEXT].tolist(), 25, hidden=hidden[25:CONTEXT])
     found = [{name: values.copy() for name, values in graph.run([rest]).items()}]
     parents = (0, *(parent + 1 for parent in TREE.parents))
     below = (int(tokens[CONTEXT - 1]), *TREE.tokens)
-    tree = SlotInput(2, below, CONTEXT - 1, parents, OUTPUTS_FROM, hidden[CONTEXT - 1 :])
+    tree = CachedInput(blocks, below, CONTEXT - 1, parents, OUTPUTS_FROM, hidden[CONTEXT - 1 :])
     found.append({name: values.copy() for name, values in graph.run([tree]).items()})
     return found
 
@@ -205,7 +206,7 @@ def test_eagle(changes: dict[str, Any], tmp_path: Path) -> None:
     with torch.no_grad():
         embedded = torch.from_numpy(embedding[tokens])[None]
         values, _ = model(torch.from_numpy(hidden)[None], embedded, positions, visible)
-    found = run_graph(slotted(graph, tmp_path / "drafter.onnx"), tokens, hidden)
+    found = run_graph(in_blocks(graph, tmp_path / "drafter.onnx"), tokens, hidden)
     check_drafter(found, values[0], values[0] @ torch.from_numpy(lm_head).T)
 
 
@@ -238,7 +239,7 @@ def test_eagle3(drafted: int, changes: dict[str, Any], tmp_path: Path) -> None:
         embedded = torch.from_numpy(embedding[tokens])[None]
         values, _ = model(torch.from_numpy(hidden)[None], embedded, positions, visible)
         logits = model.logits(values[0])
-    found = run_graph(slotted(graph, tmp_path / "drafter.onnx"), tokens, hidden)
+    found = run_graph(in_blocks(graph, tmp_path / "drafter.onnx"), tokens, hidden)
     for part in found:
         assert set(part["candidates"][0]) == set(kept)
         part["candidates"] = np.searchsorted(kept, part["candidates"])  # as ids of the draft vocabulary
