@@ -53,8 +53,8 @@ _SALTED: Mapping[str, list[Tensor]] = {
     "tensorrt_llm": [{**CACHE_SALT, "reshape": []}],
 }
 # What the kit adds to NVIDIA's tensors: seeds and lengths under the names that outside clients send, speculation
-# per request, how much of the input earlier calls have put out, the tokens themselves, what joins streamed text
-# without seams, and what tells the engine that a client has gone.
+# per request, how much of the input earlier calls have put out, stop words as text, the tokens themselves, what joins
+# streamed text without seams and cuts a stop word off it, and what tells the engine that a client has gone.
 _ADDED_INPUTS: Mapping[str, list[Tensor]] = {
     "ensemble": _TEXT_LEVEL,
     "tensorrt_llm_bls": _TEXT_LEVEL,
@@ -68,10 +68,12 @@ _ADDED_INPUTS: Mapping[str, list[Tensor]] = {
             "reshape": [],
             "optional": True,
         },
+        {"name": "stop_words", "data_type": "TYPE_STRING", "dims": [-1], "optional": True},
     ],
     "postprocessing": [
         {"name": "PREVIOUS_TOKENS", "data_type": "TYPE_INT32", "dims": [-1], "optional": True},
         {"name": "IS_FINAL", "data_type": "TYPE_BOOL", "dims": [1], "optional": True},
+        {"name": "TEXT_CUT", "data_type": "TYPE_INT32", "dims": [1], "optional": True},
         {"name": "GENERATION_HANDLE", "data_type": "TYPE_UINT64", "dims": [1], "optional": True},
     ],
 }
@@ -81,6 +83,7 @@ _ADDED_OUTPUTS: Mapping[str, list[Tensor]] = {
     "tensorrt_llm": [
         {"name": "previous_output_ids", "data_type": "TYPE_INT32", "dims": [-1]},
         {"name": "is_final", "data_type": "TYPE_BOOL", "dims": [1]},
+        {"name": "text_cut", "data_type": "TYPE_INT32", "dims": [1]},
         {"name": "generation_handle", "data_type": "TYPE_UINT64", "dims": [1]},
     ],
 }
@@ -136,6 +139,7 @@ def _parameters(name: str, spec: DeploymentSpec, engine_directory: Path) -> dict
     if name == "tensorrt_llm":
         return {
             **tokenizer,
+            "skip_special_tokens": "true",
             "gpt_model_path": str(engine_directory),
             "speculator_path": str(_speculator_of(spec, engine_directory)),
             "deployment": spec.model_dump_json(),

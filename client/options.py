@@ -36,7 +36,7 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | None
     """Random seed in 0 .. 2**64 - 1 of a sampled request. None: the server's own choice."""
     stop: Sequence[str]
-    """Generation ends after the first of these strings; the string itself is part of the output."""
+    """Generation ends where one of these strings comes up in the text; the string is not part of the output."""
     min_tokens: int | None
     """The end token is not allowed before this many tokens."""
     num_draft_tokens: int | None

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.events import EngineStatistics, Event, RequestMetrics, Sink
+from engine.events import EngineStatistics, Event, Sink
+from engine.gate import Release, StepCount
 from engine.prefix_cache import PrefixCache
 from engine.request import GenerationRequest, QueueFullError, RequestError
 from engine.runner import Runner, SequenceInput
 from engine.running import SHORTEST_CHUNK, RunningRequest
-from engine.sampling import LogitsError, RequestRandom, TargetDistributions
+from engine.sampling import LogitsError, TargetDistributions
 from engine.verification import Verdict, verify_greedy, verify_sampling
 from speculators.base import Speculator
 from speculators.draft_length import DraftLength
@@ -108,11 +109,9 @@ class Engine:
         most = self._speculator.max_draft_length
         if request.draft_length is not None:
             most = min(most, request.draft_length)
-        metrics = RequestMetrics(num_input_tokens=len(request.prompt), arrival_ns=time.time_ns())
-        random = RequestRandom(request.sampling.seed, request.continued)
         shortened = self.limits.adaptive_drafts and not self._speculator.ends_drafts
         length = DraftLength(most, adaptive=shortened)
-        item = RunningRequest(self._next_id, request, sink, metrics, DrafterRows(), random, length)
+        item = RunningRequest.begin(self._next_id, request, sink, length)
         # What has begun goes on before anything new begins, and is not refused half way.
         self._waiting.insert(len(going_on) if request.continued else len(self._waiting), item)
         self._observe_load()
@@ -123,7 +122,7 @@ class Engine:
         for item in (*self._running, *self._waiting):
             if item.id == request_id:
                 item.finish_reason = "cancelled"
-                self._close(item, ())
+                self._close(item, item.gate.abandon())
                 return True
         return False
 
@@ -131,7 +130,7 @@ class Engine:
         """End every request with an error: the runner failed in a way that is nobody's fault."""
         for item in (*self._running, *self._waiting):
             item.finish_reason = "error"
-            self._close(item, (), error=error)
+            self._close(item, item.gate.abandon(), error)
         self._cache.clear()
 
     @property
@@ -255,7 +254,7 @@ class Engine:
                 self._advance(part, index, rows, hidden)
             except LogitsError as error:
                 item.finish_reason = "error"
-                self._close(item, (), error=error)
+                self._close(item, item.gate.abandon(), error)
 
     def _advance(
         self, part: "_Part", index: int, logits: NDArray[np.float32], hidden: NDArray[np.float32] | None
@@ -277,17 +276,29 @@ class Engine:
         taken = item.emit(tokens)
         if item.request.draft and not item.finish_reason and not (part.reads and item.agreement == 1):
             item.finish_reason = "verified"
-        self._count(item, tree, max(depths), min(len(verdict.path), len(taken)), len(taken))
-        log_probs: tuple[float, ...] = ()
+        log_probs: list[float] = []
         if item.request.return_log_probs:
             rows = (0, *(node + 1 for node in verdict.path))
-            log_probs = tuple(_log_prob(plain[row], token) for row, token in zip(rows, taken, strict=False))
+            log_probs = [_log_prob(plain[row], token) for row, token in zip(rows, taken, strict=False)]
+        drafted = 0 if item.request.draft else len(tree)  # a draft of its own is counted as a whole
+        step = StepCount(len(taken), drafted, max(depths), min(len(verdict.path), len(taken)))
+        if drafted:
+            item.draft_length.update(step.nodes, step.depth, step.accepted)
+        item.gate.end_step(step, log_probs)
         if not item.finish_reason or part.reads:  # a prompt that is read to its end may serve others
             self._observe(item, taken, hidden)
+        self._emit(item)
+
+    def _emit(self, item: RunningRequest) -> None:
+        """Give out what may be given out, and end the request if it has come to its end."""
+        release = item.gate.release(ended=item.finish_reason is not None)
+        if item.gate.stopped:  # maybe by the last bytes of an output that was at its end
+            item.finish_reason = "stop"
         if item.finish_reason:
-            self._close(item, tuple(taken), log_probs)
-        else:
-            item.sink(Event(item.id, tuple(taken), item.metrics, log_probs))
+            self._close(item, release)
+        elif release.tokens:
+            self._count(item, release)
+            item.sink(Event(item.id, release.tokens, item.metrics, release.log_probs))
 
     def _observe(
         self, item: RunningRequest, taken: Sequence[int], hidden: NDArray[np.float32] | None
@@ -304,33 +315,31 @@ class Engine:
             return verify_greedy(tree, logits, item.id)
         return verify_sampling(tree, TargetDistributions(logits, sampling, item.id), item.random)
 
-    def _count(self, item: RunningRequest, tree: TokenTree, depth: int, accepted: int, taken: int) -> None:
+    def _count(self, item: RunningRequest, release: Release) -> None:
         """Count what was emitted: no draft tokens beyond the end, no step for the end token alone."""
-        steps = int(taken > 0)
-        item.metrics.steps += steps
-        self.statistics.request_steps += steps
-        self.statistics.emitted_tokens += taken
-        if item.request.draft:
-            if not item.finish_reason:
-                return  # counted as a whole, when it has been verified
-            nodes = depth = min(len(item.request.draft), item.request.max_tokens - 1)
-            accepted = min(nodes, item.agreement)
-        else:
-            nodes = len(tree)
+        metrics = item.metrics
+        metrics.num_output_tokens = item.gate.given
+        if release.tokens:
+            metrics.last_token_ns = time.time_ns()
+            metrics.first_token_ns = metrics.first_token_ns or metrics.last_token_ns
+        for step in release.steps:
+            metrics.steps += int(step.emitted > 0)
+            self.statistics.request_steps += int(step.emitted > 0)
+            self.statistics.emitted_tokens += step.emitted
+            self._count_draft(item, step.nodes, step.depth, step.accepted)
+        if item.request.draft and release.steps and item.finish_reason:
+            nodes = min(len(item.request.draft), item.request.max_tokens - 1)
+            self._count_draft(item, nodes, nodes, min(nodes, item.agreement, item.gate.given))
+
+    def _count_draft(self, item: RunningRequest, nodes: int, depth: int, accepted: int) -> None:
         if nodes:
-            item.draft_length.update(nodes, depth, accepted)
             item.metrics.total_draft_tokens += nodes
             item.metrics.total_accepted_draft_tokens += accepted
             self.statistics.count_draft(nodes, depth, accepted)
 
-    def _close(
-        self,
-        item: RunningRequest,
-        tokens: tuple[int, ...],
-        log_probs: tuple[float, ...] = (),
-        error: Exception | None = None,
-    ) -> None:
-        """Give back what the request holds and send its last event."""
+    def _close(self, item: RunningRequest, release: Release, error: Exception | None = None) -> None:
+        """Give back what the request holds and send its last event, with what is given out at the end."""
+        self._count(item, release)
         if item in self._running:
             self._running.remove(item)
             computed = () if error else item.reusable()
@@ -340,7 +349,14 @@ class Engine:
         else:
             self._waiting.remove(item)
         self._observe_load()
-        item.sink(Event(item.id, tokens, item.metrics, log_probs, item.finish_reason, error))
+        item.sink(
+            Event(
+                *(item.id, release.tokens, item.metrics, release.log_probs),
+                finish_reason=item.finish_reason,
+                error=error,
+                text_cut=release.cut,
+            )
+        )
 
     def _observe_load(self) -> None:
         statistics = self.statistics

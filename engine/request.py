@@ -9,9 +9,19 @@ Example:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from engine.automaton import Automaton
+
+if TYPE_CHECKING:
+    from engine.stopping import StopWords
 
 MAX_SEED = 2**64 - 1
+MOST_WORDS = 1024
+MOST_LENGTH = 8192
+"""Of all words of a list together: characters, or tokens."""
 
 
 class RequestError(ValueError):
@@ -20,6 +30,18 @@ class RequestError(ValueError):
 
 class QueueFullError(RequestError):
     """The waiting queue is full; the same request may succeed later."""
+
+
+def check_words(words: Sequence[Sequence[Hashable]], name: str, what: str = "characters") -> None:
+    """Refuse more words than a request may have, before anything is made of them.
+
+    Raises:
+        RequestError: names the list, the limit and what there is.
+    """
+    if len(words) > MOST_WORDS:
+        raise RequestError(f"{name} holds {len(words)} words; at most {MOST_WORDS} are taken")
+    if (length := sum(map(len, words))) > MOST_LENGTH:
+        raise RequestError(f"{name} holds {length} {what} in all; at most {MOST_LENGTH} are taken")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +91,7 @@ class GenerationRequest:
         max_tokens: most tokens to emit, 1 or more.
         sampling: how to draw them.
         stop_sequences: token sequences that end the output; the one that was met is part of it.
+        stop_words: words that end the output where they are met in its text, and are not part of it.
         end_ids: tokens that end the output and are not part of it.
         min_tokens: tokens to emit before an end token may come, at most ``max_tokens``.
         draft_length: most draft nodes a step for this request, 0 switches speculation off; None: the
@@ -97,7 +120,9 @@ class GenerationRequest:
     return_log_probs: bool = False
     draft: tuple[int, ...] = ()
     continued: int = 0
-    cache_salt: str = ""
+    stop_words: StopWords | None = None
+    stop_automaton: Automaton[int] | None = field(init=False, repr=False, compare=False, default=None)
+    """Of the stop sequences."""
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -112,6 +137,9 @@ class GenerationRequest:
             )
         if not all(self.stop_sequences):
             raise RequestError("a stop sequence is empty; give at least one token in each")
+        check_words(self.stop_sequences, "stop_sequences", "tokens")
+        if self.stop_sequences:
+            object.__setattr__(self, "stop_automaton", Automaton(self.stop_sequences))
         if self.draft_length is not None and self.draft_length < 0:
             raise RequestError(f"draft_length is {self.draft_length}; it must be 0 (no speculation) or more")
         if self.draft and min(self.draft) < 0:

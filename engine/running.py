@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.events import FinishReason, RequestMetrics, Sink
+from engine.gate import Gate
 from engine.request import GenerationRequest
 from engine.runner import SequenceInput
 from engine.sampling import RequestRandom
@@ -38,11 +39,28 @@ class RunningRequest:
     rows: DrafterRows
     random: RequestRandom
     draft_length: DraftLength
+    gate: Gate
     # Set by steps.
     cached: int = 0
     draft_limit: int | None = None  # of the step, for its batch size
     output: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+
+    @classmethod
+    def begin(
+        cls, identity: int, request: GenerationRequest, sink: Sink, draft_length: DraftLength
+    ) -> "RunningRequest":
+        """A request that has just arrived."""
+        return cls(
+            id=identity,
+            request=request,
+            sink=sink,
+            metrics=RequestMetrics(num_input_tokens=len(request.prompt), arrival_ns=time.time_ns()),
+            rows=DrafterRows(),
+            random=RequestRandom(request.sampling.seed, request.continued),
+            draft_length=draft_length,
+            gate=Gate.of(request),
+        )
 
     @property
     def blocks(self) -> Sequence[int]:
@@ -127,7 +145,7 @@ class RunningRequest:
 
     def emit(self, tokens: list[int]) -> list[int]:
         """Append tokens up to whatever ends the request, and set `finish_reason`; returns those appended."""
-        request, now = self.request, time.time_ns()
+        request = self.request
         taken: list[int] = []
         for token in tokens:
             if token in request.end_ids:
@@ -135,19 +153,10 @@ class RunningRequest:
                 break
             self.output.append(token)
             taken.append(token)
-            if any(self._ends_with(stop) for stop in request.stop_sequences):
+            if self.gate.add(token):
                 self.finish_reason = "stop"
                 break
             if len(self.output) == request.max_tokens:
                 self.finish_reason = "length"
                 break
-        self.metrics.num_output_tokens = len(self.output)
-        if taken:
-            self.metrics.first_token_ns = self.metrics.first_token_ns or now
-            self.metrics.last_token_ns = now
         return taken
-
-    def _ends_with(self, stop: tuple[int, ...]) -> bool:
-        """Whether the output, that of earlier calls included, ends with a stop sequence."""
-        length = len(self.request.prompt) + len(self.output) - len(stop)
-        return length >= self.request.prompt_length and self.known(length) == stop

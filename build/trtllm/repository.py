@@ -65,6 +65,7 @@ _LLMAPI_ADDED = Tensors(
         {"name": "num_input_tokens", "data_type": "TYPE_INT32", "dims": [1]},
         {"name": "num_output_tokens", "data_type": "TYPE_INT32", "dims": [1]},
         {"name": "is_final", "data_type": "TYPE_BOOL", "dims": [1]},
+        {"name": "text_cut", "data_type": "TYPE_INT32", "dims": [1]},
         {"name": "error", "data_type": "TYPE_STRING", "dims": [1]},
         _ACCEPTANCE_SOURCE,
     ],

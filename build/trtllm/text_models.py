@@ -36,6 +36,7 @@ _STEP_TENSORS = Tensors(
         {"name": "sequence_length", "data_type": "TYPE_INT32", "dims": [-1]},
         {"name": "previous_output_ids", "data_type": "TYPE_INT32", "dims": [-1]},
         {"name": "is_final", "data_type": "TYPE_BOOL", "dims": [1]},
+        {"name": "text_cut", "data_type": "TYPE_INT32", "dims": [1]},
         {"name": "generation_handle", "data_type": "TYPE_UINT64", "dims": [1]},
     ],
 )

@@ -25,6 +25,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from engine.events import RequestMetrics
+from engine.gate import Gate
 from engine.request import RequestError
 from engine.serving.backend import finish_calls, input_names, parameters, refuse, tensors
 from engine.serving.bls_metrics import SpeculationCounts
@@ -39,8 +40,9 @@ from engine.serving.engine_rules import EngineRules
 from engine.serving.exchange import Exchange
 from engine.serving.request_names import refuse_unknown
 from engine.serving.speculation import speculate
+from engine.serving.stopped import StoppedAnswers, streamed
 from engine.serving.target import Row, Target, read_tokens
-from engine.serving.text import TextCodec
+from engine.serving.text import TextCodec, decode_words
 from engine.serving.tokenization import postprocess, preprocess
 from engine.serving.wiring import (
     GENERATION_OUTPUTS,
@@ -49,7 +51,9 @@ from engine.serving.wiring import (
     PREPROCESSING_TO_GENERATION,
     TO_GENERATION,
     TO_PREPROCESSING,
+    TOKENS_OF_STOP_WORDS,
 )
+from engine.stopping import StopWords
 from speculators.draft_length import DraftLength
 
 # What a sequence of calls cannot do: beams, and whatever keeps count of the output or keeps a state of its own.
@@ -68,18 +72,26 @@ _REFUSED = (
     "prompt_embedding_table",
 )
 # The kit's additions to the inputs of `tensorrt_llm`, and NVIDIA's names for them.
-_NVIDIA_NAMES: Mapping[str, str] = {"min_length": "min_tokens", "random_seed": "seed", "num_draft_tokens": ""}
+_NVIDIA_NAMES: Mapping[str, str] = {
+    "min_length": "min_tokens",
+    "random_seed": "seed",
+    "num_draft_tokens": "",
+    "stop_words": "",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One row to be served: its inputs for `tensorrt_llm`, and how much to draft for it (0: nothing), how accepted."""
+    """One row to be served: its inputs for `tensorrt_llm`, and how much to draft for it (0: nothing).
+
+    `stop_words` are looked for here, where what is behind looks for tokens alone.
+    """
 
     row: int
     inputs: Mapping[str, NDArray[Any]]
     call: GenerationCall | None
     draft_length: int
-    by_logits: bool
+    stop_words: StopWords | None
 
 
 class BlsModel:
@@ -167,18 +179,27 @@ class BlsModel:
         by_logits = self._settings.draft_logits(None if asked is None else bool(np.any(asked)))
         prepared = preprocess(self._codec, _renamed(given, TO_PREPROCESSING), self._rules)
         names = {**PREPROCESSING_TO_GENERATION, **OPTIONAL_TO_GENERATION}
+        names |= {} if self._settings.embedded else TOKENS_OF_STOP_WORDS
         inputs = _renamed(given, TO_GENERATION) | _renamed(prepared, names)
         lengths = self._draft_lengths(inputs)
         call = None
         if any(lengths):
             refuse_unsupported(inputs, "tensorrt_llm_bls with drafts", _NEUTRAL, _REFUSED)
-            call = GenerationCall(inputs, frozenset(), self._settings.exclude_input_in_output)
+            call = GenerationCall(inputs, frozenset(), self._settings.exclude_input_in_output, self._codec)
             for request in call.requests:
                 self._settings.check_length(len(request.prompt), request.max_tokens)
         return [
-            _Task(row, self._of_row(inputs, row), call, length, by_logits)
+            _Task(row, self._of_row(inputs, row), call, length, self._stop_words(inputs, row))
             for row, length in enumerate(lengths)
         ]
+
+    def _stop_words(self, inputs: Tensors, row: int) -> StopWords | None:
+        """What to look for in front of engines that do not; of several beams nobody could say which one has ended."""
+        several = (inputs.get(name, np.ones(1)) for name in ("beam_width", "num_return_sequences"))
+        if self._settings.embedded or max(np.max(value) for value in several) > 1:
+            return None
+        words = decode_words(inputs.get("stop_words"), row, "stop_words")
+        return StopWords(words, self._codec) if words else None
 
     def _draft_lengths(self, inputs: Tensors) -> list[int]:
         """How much to draft for each row: what it asks for, or the deployment's own; the deployment's at most."""
@@ -225,7 +246,8 @@ class BlsModel:
     def _draft_and_verify(self, exchange: Exchange, task: _Task, call: GenerationCall) -> None:
         request = call.requests[task.row]
         assert self._drafter is not None
-        row = Row(request, task.inputs, RequestMetrics(len(request.prompt), arrival_ns=exchange.arrival_ns))
+        metrics = RequestMetrics(len(request.prompt), arrival_ns=exchange.arrival_ns)
+        row = Row(request, task.inputs, metrics, Gate.of(request))
         answer = Answer(call, task.row)
         drafting = self._drafter.start(request, task.inputs, exchange.gone, by_logits=task.by_logits)
         with closing(drafting), self._counts.row() as count:
@@ -238,11 +260,15 @@ class BlsModel:
 
     def _pass_on(self, exchange: Exchange, task: _Task) -> None:
         """One call for the whole row; its answers as they come, with their text."""
-        names = ["output_ids", "sequence_length", *(["is_final"] if self._settings.embedded else [])]
+        own = ["is_final", "text_cut"] if self._settings.embedded else []
+        names = ["output_ids", "sequence_length", *own]
         wanted = dict.fromkeys([*names, *(name for name in GENERATION_OUTPUTS if name in exchange.wanted)])
         final = not np.any(task.inputs.get("streaming", False))
         given: list[int] = []
         outputs: dict[str, NDArray[Any]] = {}
+        if task.stop_words:
+            self._stop_at_words(exchange, task, list(wanted), task.stop_words)
+            return
         for answer in self._caller.call(self._settings.target, task.inputs, wanted, exchange.gone):
             outputs = {**answer, "batch_index": np.array([[task.row]], np.int32)}
             if "is_final" in answer:
@@ -255,6 +281,23 @@ class BlsModel:
             }
             self._send_tokens(exchange, outputs | nothing, given, final=True)
 
+    def _stop_at_words(self, exchange: Exchange, task: _Task, wanted: list[str], words: StopWords) -> None:
+        """As `_pass_on`, in front of engines that look for tokens where stop words are text."""
+        excluded = task.inputs.get("exclude_input_in_output", self._settings.exclude_input_in_output)
+        streaming = bool(np.any(task.inputs.get("streaming", False)))
+        prefix = [] if streaming or np.any(excluded) else task.inputs["input_ids"].ravel().tolist()
+        stopped = StoppedAnswers(words.watch(), streaming=streaming, prefix=prefix)
+        row = {"batch_index": np.array([[task.row]], np.int32)}
+        given: list[int] = []
+        answers = self._caller.call(
+            self._settings.target, streamed(task.inputs), wanted, exchange.gone, stopped.enough
+        )
+        for answer in answers:
+            if outputs := stopped.add(answer):
+                self._send_tokens(exchange, outputs | row, given, final=False)
+        if not exchange.gone():
+            self._send_tokens(exchange, stopped.last() | row, given, final=True)
+
     def _send_tokens(
         self, exchange: Exchange, outputs: dict[str, NDArray[Any]], given: list[int], *, final: bool
     ) -> None:
@@ -262,6 +305,7 @@ class BlsModel:
         outputs |= {
             "previous_output_ids": np.array([given], np.int32),
             "is_final": np.array([[final]]),
+            "text_cut": outputs.get("text_cut", np.zeros((1, 1), np.int32)),
         }
         given += read_tokens(outputs)
         exchange.send(outputs | {"text_output": self._text_of(outputs)})

@@ -10,12 +10,21 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from engine.serving.backend import as_tensors, call_model, stop_request
 
 Tensors = Mapping[str, NDArray[Any]]
 _WATCH_SECONDS = 0.05
+
+
+def _yes() -> bool:
+    return True
+
+
+def _no() -> bool:
+    return False
 
 
 class Caller:
@@ -33,7 +42,12 @@ class Caller:
         self._watch.join()
 
     def call(
-        self, model: str, inputs: Tensors, outputs: Iterable[str], gone: Callable[[], bool]
+        self,
+        model: str,
+        inputs: Tensors,
+        outputs: Iterable[str],
+        gone: Callable[[], bool],
+        enough: Callable[[], bool] = _no,
     ) -> Iterator[Tensors]:
         """Run a model; its responses one after the other, as they come.
 
@@ -42,6 +56,8 @@ class Caller:
             inputs: its inputs.
             outputs: names of the outputs that are wanted.
             gone: whether nobody waits for the answer any more; the call then ends early.
+            enough: asked after each response: whether the model is to end. What it still has to say comes all the
+                same, but no error.
 
         Raises:
             pb_utils.TritonModelException: the model refused; carries its message.
@@ -49,9 +65,16 @@ class Caller:
         identity = uuid.uuid4().hex
         self._open[identity] = model, gone
         answers = call_model(model, as_tensors(inputs), outputs, request_id=identity)
+        ended = False
         try:
             for answer in answers:
                 yield {name: tensor.as_numpy() for name, tensor in answer.items()}
+                if not ended and enough():
+                    ended = True
+                    stop_request(model, identity)
+        except pb_utils.TritonModelException:
+            if not ended:
+                raise
         finally:
             self._open[identity] = model, _yes
             answers.close()
@@ -62,7 +85,3 @@ class Caller:
             for identity, (model, gone) in list(self._open.items()):
                 if gone():
                     stop_request(model, identity)  # again and again: it may not have begun yet
-
-
-def _yes() -> bool:
-    return True

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.events import Event, RequestMetrics
-from engine.request import GenerationRequest, RequestError, SamplingParams
-from engine.serving.distribution import sampling_params
+from engine.request import GenerationRequest, RequestError, SamplingParams, check_words
+from engine.serving.text import decode_words
+from engine.stopping import StopWords, Text
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -55,8 +56,20 @@ PLACEHOLDERS: Tensors = {
 class GenerationCall:
     """One Triton request to `tensorrt_llm`: one generation per row of its batch, and how to answer."""
 
-    def __init__(self, tensors: Tensors, default_end_ids: frozenset[int], exclude_input: bool) -> None:
+    def __init__(
+        self,
+        tensors: Tensors,
+        default_end_ids: frozenset[int],
+        exclude_input: bool,
+        text: Text | None = None,
+    ) -> None:
         """Take in all tensors, and check the values of those that requests are made of.
+
+        Args:
+            tensors: of the request.
+            default_end_ids: end tokens of requests that name none.
+            exclude_input: whether to answer without the prompt where a request does not say.
+            text: how tokens become text, in which stop words are looked for.
 
         Raises:
             RequestError: names the tensor, what is wrong, and what would be right.
@@ -72,6 +85,7 @@ class GenerationCall:
         self.return_metrics = bool(_scalar(tensors, "return_perf_metrics", 0))
         self.exclude_input = bool(_scalar(tensors, "exclude_input_in_output", int(exclude_input)))
         end_id = int(_scalar(tensors, "end_id", _FILLER))
+        self._text = text
         self._end_ids = frozenset({end_id}) if end_id >= 0 else default_end_ids
         self.requests = [
             self._request(tensors, prompts[row], int(lengths[row]), row) for row in range(len(prompts))
@@ -99,8 +113,14 @@ class GenerationCall:
             return_log_probs=self.return_log_probs,
             draft=draft,
             continued=int(_scalar(tensors, "continued_tokens", 0, row)),
-            cache_salt=read_text(tensors, "cache_salt", row),
+            stop_words=self._stop_words(tensors, row),
         )
+
+    def _stop_words(self, tensors: Tensors, row: int) -> StopWords | None:
+        words = decode_words(tensors.get("stop_words"), row, "stop_words")
+        if words and self._text is None:
+            raise RequestError("stop_words are text, and this model has no tokenizer; give stop_words_list")
+        return StopWords(words, self._text) if words and self._text else None
 
 
 class Answer:
@@ -128,6 +148,7 @@ class Answer:
             "sequence_length": np.array([[tokens.shape[1]]], np.int32),
             "previous_output_ids": np.array([self._tokens[:first]], np.int32),
             "is_final": np.array([[event.finish_reason is not None]]),
+            "text_cut": np.array([[event.text_cut]], np.int32),
             "cum_log_probs": np.array([[math.fsum(self._log_probs)]], np.float32),
             "output_log_probs": log_probs,
             "batch_index": np.array([[self._row]], np.int32),
@@ -268,8 +289,10 @@ def _words(tensor: NDArray[Any] | None, row: int) -> tuple[tuple[int, ...], ...]
     if lists.ndim != 3 or lists.shape[1] != 2:
         raise RequestError(f"stop_words_list has shape {list(tensor.shape)}; it must be [2, n] per request")
     tokens, offsets = lists[min(row, len(lists) - 1)]
+    ends = offsets[offsets > 0].tolist()
+    check_words([()] * len(ends), "stop_words_list")
     words, start = [], 0
-    for end in offsets[offsets > 0].tolist():
+    for end in ends:
         if not start < end <= len(tokens):
             raise RequestError(f"stop_words_list: offset {end} must lie in {start + 1}..{len(tokens)}")
         words.append(tuple(tokens[start:end].tolist()))

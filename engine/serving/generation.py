@@ -19,7 +19,7 @@ from engine.serving.backend import directory, input_names, parameters, refusal, 
 from engine.serving.contract import Answer, GenerationCall, Tensors, refuse_unsupported
 from engine.serving.metrics import EngineMetrics
 from engine.serving.outbox import Outbox
-from engine.serving.request_names import refuse_unknown
+from engine.serving.text import TextCodec
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -45,6 +45,10 @@ class GenerationModel:
         self._inputs = input_names(arguments)
         self._end_ids = frozenset(runner.manifest.end_ids)
         self._exclude_input = spec.serving.exclude_input_in_output
+        self._codec = TextCodec(
+            directory(arguments, "tokenizer_dir"),
+            skip_special_tokens=parameters(arguments)["skip_special_tokens"] == "true",
+        )
         self._exchanges: dict[int, _Exchange] = {}
         self._outbox = Outbox()
         self._service = EngineService(engine, metrics.publish)
@@ -63,7 +67,7 @@ class GenerationModel:
             return
         refuse_unknown(request.parameters(), self._inputs)
         refuse_unsupported(inputs)
-        call = GenerationCall(inputs, self._end_ids, self._exclude_input)
+        call = GenerationCall(inputs, self._end_ids, self._exclude_input, self._codec)
         _Exchange(request, self._exchanges, self._outbox).start(call, self._service)
 
     def _stop(self, request: Any, inputs: Tensors) -> None:

@@ -23,8 +23,9 @@ from engine.request import RequestError
 from engine.serving.backend import input_names, parameters, refuse, response, tensors
 from engine.serving.llmapi_request import LlmApiRequest, read_request
 from engine.serving.llmapi_response import LlmApiAnswer, draft_length_of
-from engine.serving.request_names import refuse_unknown
+from engine.serving.llmapi_stop import StopView
 from engine.serving.text import TextCodec
+from engine.stopping import StopWords
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _KIT_KEY = "drafthouse"
@@ -71,7 +72,7 @@ class LlmApiModel:
         self._draft_length = int(
             (content.get(_KIT_KEY) or {}).get("draft_length") or draft_length_of(content)
         )
-        self._codec = _codec(content)
+        self._codec = _codec_of(content)
         self._running: dict[str, set[Any]] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llmapi", daemon=True)
@@ -108,26 +109,38 @@ class LlmApiModel:
     async def _generate(self, request: Any, sender: Any, wanted: LlmApiRequest) -> None:
         if wanted.streaming and not self._decoupled:
             raise RequestError("streaming is set, but triton_config.decoupled is false in model.yaml")
-        promise = self._submit(wanted)
+        view = self._stop_view(wanted)
+        promise = self._submit(wanted, by_tokens=view is None)
         identity = request.request_id()
         self._running.setdefault(identity, set()).add(promise)
         watch = asyncio.create_task(_abort_when_cancelled(promise, sender, self._check_seconds))
         try:
             answer = LlmApiAnswer(wanted, self._draft_length)
-            await _answer(promise, sender, answer, request.requested_output_names())
+            await _answer(promise, sender, answer, request.requested_output_names(), view)
         finally:
             watch.cancel()
             self._running[identity].discard(promise)
             if not self._running[identity]:
                 del self._running[identity]
 
-    def _submit(self, wanted: LlmApiRequest) -> Any:
+    def _stop_view(self, wanted: LlmApiRequest) -> StopView | None:
+        """Looks for the request's stop words in its text.
+
+        Not in several candidates, of which the best is not known, nor where the prompt is a part of the output.
+        """
+        several = wanted.sampling.get("best_of", 1) > 1
+        echoed = not wanted.sampling.get("exclude_input_from_output", True)
+        if self._codec is None or not wanted.stop_words or several or echoed:
+            return None
+        return StopView(StopWords(wanted.stop_words, self._codec), self._codec)
+
+    def _submit(self, wanted: LlmApiRequest, *, by_tokens: bool) -> Any:
+        """`by_tokens`: TensorRT-LLM looks for the tokens of the stop words; if not, each step must be seen here."""
+        words = {"stop": list(wanted.stop_words)} if by_tokens and wanted.stop_words else {}
+        streaming = wanted.streaming or (bool(wanted.stop_words) and not by_tokens)
         try:
             return self._llm.generate_async(
-                wanted.prompt,
-                sampling_params=_sampling_params(wanted, self._is_formatted(wanted.prompt)),
-                streaming=wanted.streaming,
-                **({"cache_salt": wanted.cache_salt} if wanted.cache_salt else {}),
+                wanted.prompt, sampling_params=_sampling_params(wanted, words), streaming=streaming
             )
         except ValueError as error:  # SamplingParams and the LLM check their arguments so
             raise RequestError(str(error)) from None
@@ -145,18 +158,23 @@ class LlmApiModel:
             promise.abort()
 
 
-async def _answer(promise: Any, sender: Any, answer: LlmApiAnswer, names: list[str]) -> None:
+async def _answer(
+    promise: Any, sender: Any, answer: LlmApiAnswer, names: list[str], view: StopView | None
+) -> None:
     """Send a generation's results. One whose client has gone gets its end and nothing more."""
     begun = False
     try:
         async for result in promise:
-            if sender.is_cancelled():
+            if sender.is_cancelled() or (view and view.stops(result)):
                 promise.abort()
-            elif result.finished:
-                sender.send(response(answer.tensors(result), names), flags=_FINAL)
+            if sender.is_cancelled() or (view and view.stopped and not result.finished):
+                continue  # its last result is still to come, with its figures
+            seen = view.view(result) if view else result
+            if result.finished:
+                sender.send(response(answer.tensors(seen), names), flags=_FINAL)
                 return
-            elif answer.streaming:
-                sender.send(response(answer.tensors(result), names))
+            if answer.streaming:
+                sender.send(response(answer.tensors(seen), names))
                 begun = True
     except Exception as error:  # the LLM's failure, at whatever step
         if not answer.errors_as_output:
@@ -202,6 +220,12 @@ def _prepare_process(settings: Mapping[str, str], arguments: Mapping[str, str], 
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["TRTLLM_VISIBLE_DEVICES"] = groups[instance]
 
 
+def _codec_of(content: Mapping[str, Any]) -> TextCodec | None:
+    """The tokenizer, in which stop words are looked for; None if it is not at hand as a file."""
+    directory = Path(str(content.get("tokenizer") or content["model"]))
+    return TextCodec(directory) if (directory / "tokenizer.json").is_file() else None
+
+
 async def _load(content: dict[str, Any]) -> Any:
     """The `LLM`, made in a thread so that its own event loop does not meet this one."""
     return await asyncio.get_running_loop().run_in_executor(None, lambda: _make_llm(content))
@@ -243,14 +267,7 @@ def _user_drafter(block: Mapping[str, Any], content: Mapping[str, Any]) -> Any:
     )
 
 
-def _codec(content: Mapping[str, Any]) -> TextCodec | None:
-    """The tokenizer of the YAML's model, to see whether a prompt has its beginning; None where it has no file."""
-    directory = Path(content.get("tokenizer") or content.get("model") or "")
-    return TextCodec(directory) if (directory / "tokenizer.json").is_file() else None
-
-
-def _sampling_params(wanted: LlmApiRequest, is_formatted: bool) -> Any:
-    """The LLM tokenizes itself, and would put a second beginning before a chat that spells one."""
+def _sampling_params(wanted: LlmApiRequest, words: Mapping[str, Any]) -> Any:
     from tensorrt_llm import SamplingParams
 
     guide: dict[str, Any] = {}
@@ -258,4 +275,4 @@ def _sampling_params(wanted: LlmApiRequest, is_formatted: bool) -> Any:
         from tensorrt_llm.sampling_params import GuidedDecodingParams
 
         guide["guided_decoding"] = GuidedDecodingParams(**wanted.guide)
-    return SamplingParams(**wanted.sampling, **guide, add_special_tokens=not is_formatted)
+    return SamplingParams(**wanted.sampling, **words, **guide)

@@ -57,7 +57,7 @@ _COUNTS = {
 }
 _TIMES = ("arrival_time_ns", "first_scheduled_time_ns", "first_token_time_ns", "last_token_time_ns")
 _WANTED = (
-    *("output_ids", "input_ids", "is_final", "cumulative_logprob", "output_log_probs", "error"),
+    *("text_cut", "output_ids", "input_ids", "is_final", "cumulative_logprob", "output_log_probs", "error"),
     *("acceptance_rate", "acceptance_source"),
     *(*_COUNTS.values(), *_TIMES),
 )
@@ -154,6 +154,7 @@ class _Row:
             "sequence_length": np.array([[len(prefix) + len(new)]], np.int32),
             "previous_output_ids": np.array([previous], np.int32),
             "is_final": received["is_final"][None],
+            "text_cut": _figure(received, "text_cut", np.int32),
             "cum_log_probs": scores[None].astype(np.float32),
             "output_log_probs": received.get("output_log_probs", np.zeros(1, np.float32))[None, None],
             "batch_index": np.array([[self._row]], np.int32),

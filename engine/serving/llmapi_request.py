@@ -8,7 +8,7 @@ lacks. A tensor that is given and cannot be honoured is refused by name.
 that sample always say top_p. Which are which is the same on every engine (`engine.serving.distribution`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.request import RequestError
-from engine.serving.contract import read_text
-from engine.serving.distribution import sampling_params
-from engine.serving.text import decode_prompt
+from engine.serving.text import decode_prompt, decode_words
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -35,7 +33,6 @@ _PLAIN: Mapping[str, tuple[str, type]] = {
     "repetition_penalty": ("repetition_penalty", float),
     "logprobs": ("logprobs", int),
 }
-_WORDS: Mapping[str, str] = {"stop": "stop", "bad": "bad"}
 # Kinds of guide (executor.h, GuidedDecodingParams::GuideType) -> argument of GuidedDecodingParams and its value.
 _GUIDES = ("json", "json_schema", "regex", "ebnf_grammar", "structural_tag")
 _REFUSED = ("image_url", "lora_id", "lora_name", "lora_path", "lora_ckpt_source")
@@ -48,6 +45,7 @@ class LlmApiRequest:
     Attributes:
         prompt: the text to continue.
         sampling: arguments of `SamplingParams`.
+        stop_words: end the output where they are met in its text.
         guide: arguments of `GuidedDecodingParams`; None without guided decoding.
         cache_salt: KV cache is shared with requests of the same salt; empty: with those that have none.
         streaming: a response for every step, or one at the end.
@@ -60,6 +58,7 @@ class LlmApiRequest:
 
     prompt: str
     sampling: Mapping[str, Any]
+    stop_words: Sequence[str]
     guide: Mapping[str, Any] | None
     cache_salt: str
     streaming: bool
@@ -90,6 +89,7 @@ def read_request(tensors: Tensors) -> LlmApiRequest:
     return LlmApiRequest(
         prompt=prompt,
         sampling={**_sampling(tensors), "return_perf_metrics": metrics},
+        stop_words=decode_words(tensors.get(f"{_PREFIX}stop"), 0, f"{_PREFIX}stop"),
         guide=_guide(tensors),
         cache_salt=read_text(tensors, "cache_salt"),
         streaming=bool(_scalar(tensors, "streaming", False)),
@@ -110,10 +110,8 @@ def _sampling(tensors: Tensors) -> dict[str, Any]:
         del chosen["end_id"]  # -1 is "the model's own" in the contract
     if not chosen.get("logprobs", 1):
         del chosen["logprobs"]  # to releases, 0 is "none but the chosen token's", which is not none
-    for name, argument in _WORDS.items():
-        words = [decode_prompt(word) for word in np.ravel(tensors.get(_PREFIX + name, ())) if word]
-        if words:
-            chosen[argument] = words
+    if words := decode_words(tensors.get(f"{_PREFIX}bad"), 0, f"{_PREFIX}bad"):
+        chosen["bad"] = words
     # The contract's default is the output alone; the LLM API's PyTorch backend knows nothing else.
     if not _scalar(tensors, f"{_PREFIX}exclude_input_from_output", True):
         chosen["exclude_input_from_output"] = False

@@ -62,6 +62,7 @@ class LlmApiAnswer:
             "num_input_tokens": np.array([len(result.prompt_token_ids)], np.int32),
             "num_output_tokens": np.array([len(tokens)], np.int32),
             "is_final": np.array([bool(result.finished)]),
+            "text_cut": np.array([getattr(result, "text_cut", 0)], np.int32),
         }
         if "logprobs" in self._request.sampling:
             log_probs = log_probs_of(output)

@@ -1,9 +1,8 @@
 """The loop of `tensorrt_llm_bls`: draft, verify, emit; until the generation ends.
 
-It knows three ends. Its length and stop words it sees itself, over all calls. That the target met an end token it
-sees from what comes back: every call emits one token of the target's own, which is not the draft's at that place,
-so an answer that the draft begins with has been cut short. It must not be cut short for another reason, so no draft is
-longer than the target has room for.
+It knows three ends. Its length and stop words, which are text, it sees itself, over all calls. That the target met an
+end token it sees from what comes back: every call emits one token of the target's own, which is not the draft's at
+that place, so an answer that the draft begins with has been cut short.
 """
 
 import time
@@ -11,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 
 from engine.events import Event, FinishReason
+from engine.gate import Release, StepCount
 from engine.serving.drafting import Drafting
-from engine.serving.target import Draft, Row, Step, Target
+from engine.serving.target import Row, Target
 from speculators.draft_length import DraftLength
 
 Count = Callable[[int, int, int, float], None]
@@ -33,11 +33,12 @@ def speculate(
         pb_utils.TritonModelException: the target or the draft model refused.
     """
     finish: FinishReason | None = None
+    seconds = 0.0
     while not finish:
         started = time.perf_counter()
-        most = min(draft_length.current, row.request.max_tokens - len(row.output) - 1, target.room(row))
-        draft = drafting.propose(row.output, most) if most > 0 else Draft()
-        drafted = time.perf_counter() - started
+        most = min(draft_length.current, row.request.max_tokens - len(row.output) - 1)
+        draft = drafting.propose(row.output, most) if most > 0 else ()
+        seconds += time.perf_counter() - started
         if gone():
             return
         step = target.verify(row, draft, gone)
@@ -46,15 +47,17 @@ def speculate(
         taken, finish = _take(row, step.tokens)
         if not finish and tuple(step.tokens) == draft.tokens[: len(step.tokens)]:
             finish = "stop"
-        pairs = zip(draft.tokens, taken, strict=False)
-        agreed, proposed = (
-            sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)),
-            len(draft.tokens),
-        )
-        if proposed:
-            draft_length.update(proposed, proposed, agreed)
-        count(proposed, agreed, len(taken), drafted)
-        yield _event(row, step, taken, proposed, agreed, finish)
+        agreed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(draft, taken, strict=False)))
+        if draft:
+            draft_length.update(len(draft), len(draft), agreed)
+        row.gate.end_step(StepCount(len(taken), len(draft), len(draft), agreed), step.log_probs[: len(taken)])
+        release = row.gate.release(ended=finish is not None)
+        finish = "stop" if row.gate.stopped else finish
+        for whole in release.steps:
+            count(whole.nodes, whole.accepted, whole.emitted, seconds)
+            seconds = 0.0
+        if release.tokens or finish:
+            yield _event(row, release, finish)
 
 
 def _take(row: Row, tokens: Sequence[int]) -> tuple[tuple[int, ...], FinishReason | None]:
@@ -64,7 +67,7 @@ def _take(row: Row, tokens: Sequence[int]) -> tuple[tuple[int, ...], FinishReaso
     finish: FinishReason | None = None
     for token in tokens:
         output.append(token)
-        if any(tuple(output[-len(stop) :]) == stop for stop in request.stop_sequences):
+        if row.gate.add(token):
             finish = "stop"
         elif len(output) == request.max_tokens:
             finish = "length"
@@ -73,15 +76,14 @@ def _take(row: Row, tokens: Sequence[int]) -> tuple[tuple[int, ...], FinishReaso
     return tuple(output[first:]), finish
 
 
-def _event(
-    row: Row, step: Step, taken: tuple[int, ...], drafted: int, agreed: int, finish: FinishReason | None
-) -> Event:
+def _event(row: Row, release: Release, finish: FinishReason | None) -> Event:
     metrics, now = row.metrics, time.time_ns()
-    metrics.num_output_tokens = len(row.output)
-    if taken:
+    metrics.num_output_tokens = row.gate.given
+    if release.tokens:
         metrics.first_token_ns = metrics.first_token_ns or now
         metrics.last_token_ns = now
-    metrics.steps += int(bool(taken))
-    metrics.total_draft_tokens += drafted
-    metrics.total_accepted_draft_tokens += agreed
-    return Event(0, taken, metrics, tuple(step.log_probs[: len(taken)]), finish)
+    for step in release.steps:
+        metrics.steps += int(step.emitted > 0)
+        metrics.total_draft_tokens += step.nodes
+        metrics.total_accepted_draft_tokens += step.accepted
+    return Event(0, release.tokens, metrics, release.log_probs, finish, text_cut=release.cut)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.events import RequestMetrics
+from engine.gate import Gate
 from engine.request import GenerationRequest
 from engine.serving.calls import Caller, Tensors
 
@@ -26,7 +27,8 @@ _KV_BLOCKS = ("kv_cache_alloc_new_blocks", "kv_cache_reused_blocks")
 _OUTPUTS = ("output_ids", "sequence_length", "output_log_probs", "first_scheduled_time_ns", *_KV_BLOCKS)
 # Inputs that every call sets for itself, or that the loop of calls takes care of.
 _OWN = (
-    *("input_ids", "input_lengths", "request_output_len", "stop_words_list", "seed", "random_seed"),
+    *("input_ids", "input_lengths", "request_output_len", "stop_words_list", "stop_words"),
+    *("seed", "random_seed"),
     *("min_tokens", "min_length", "streaming", "num_draft_tokens", "return_num_input_tokens"),
     *("return_num_output_tokens", "exclude_input_in_output"),
 )
@@ -58,12 +60,14 @@ class Row:
         request: the row, checked.
         inputs: its tensors for `tensorrt_llm`, first axis of length 1.
         metrics: figures of all calls together.
-        output: tokens emitted so far.
+        gate: what of the output may be given out.
+        output: tokens that the target has emitted so far.
     """
 
     request: GenerationRequest
     inputs: Mapping[str, NDArray[Any]]
     metrics: RequestMetrics
+    gate: Gate
     output: list[int] = field(default_factory=list)
 
 

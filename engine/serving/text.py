@@ -10,13 +10,14 @@ import enum
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
-from engine.request import RequestError
-from engine.serving.tokenizer_files import load_tokenizer
+from engine.request import RequestError, check_words
+from engine.stopping import Piece
 
 _REPLACEMENT = "�"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -38,7 +39,10 @@ class TextCodec:
         self._add_special_tokens = add_special_tokens
         self._skip_special_tokens = skip_special_tokens
         added = self._tokenizer.get_added_tokens_decoder()
-        self._skipped = {token for token, entry in added.items() if entry.special and skip_special_tokens}
+        special = {token: entry.content for token, entry in added.items() if entry.special}
+        self._skipped = special if skip_special_tokens else {}
+        names = sorted(self._skipped.values(), key=len, reverse=True)
+        self._names = re.compile(f"({'|'.join(map(re.escape, names))})")
         self._kinds: dict[int, _Kind] = {}
 
     def encode(self, text: str) -> list[int]:
@@ -68,6 +72,17 @@ class TextCodec:
         window += [token for token in new if self._kind(token) is not _Kind.SILENT]
         whole = self.decode(window) if final else self._settled(window)
         return whole[len(given) :]
+
+    def transcript(self) -> "OutputText":
+        """The text of one output, token by token; see `engine.stopping.Transcript`."""
+        return OutputText(self)
+
+    def spellings(self, word: str) -> list[Sequence[str]]:
+        """The symbols that a stop word may be met as: characters, and special tokens where it has their names."""
+        if not self._skipped or not self._names.search(word):
+            return [word]
+        parts = self._names.split(word)  # names stand at odd places
+        return [word, [symbol for n, part in enumerate(parts) for symbol in ([part] if n % 2 else part)]]
 
     def encode_words(self, words: Sequence[str]) -> list[list[int]]:
         """Token ids of each word; empty ones are left out."""
@@ -102,11 +117,19 @@ class TextCodec:
         return window
 
     def _settled(self, ids: Sequence[int]) -> str:
-        """Text that no later token can change: without the run of byte tokens, or half a character, at the end."""
+        return self._settle(ids)[0]
+
+    def _settle(self, ids: Sequence[int]) -> tuple[str, bool]:
+        """Text that no later token can change: without the run of byte tokens, or half a character, at the end.
+
+        And whether that is all of it.
+        """
         end = len(ids)
         while end and self._kind(ids[end - 1]) is _Kind.BYTE:
             end -= 1
-        return self.decode(ids[:end]).rstrip(_REPLACEMENT)
+        text = self.decode(ids[:end])
+        settled = text.rstrip(_REPLACEMENT)
+        return settled, end == len(ids) and len(settled) == len(text)
 
     def _kind(self, token: int) -> "_Kind":
         kind = self._kinds.get(token)
@@ -132,15 +155,39 @@ class _Kind(enum.Enum):
     START = "begins with a whole character"
 
 
-def _begins_twice(encoding: Encoding) -> bool:
-    """Whether what the tokenizer has put before a text is there once more, at the beginning of the text."""
-    added = next((place for place, mark in enumerate(encoding.special_tokens_mask) if not mark), 0)
-    begins: bool = added > 0 and encoding.ids[added : 2 * added] == encoding.ids[:added]
-    return begins
+class OutputText:
+    """The text of one output, token by token; see `engine.stopping.Transcript`.
+
+    As `TextCodec.decode_next` would give it out, but with one decoding a token.
+    """
+
+    def __init__(self, codec: TextCodec) -> None:
+        self._codec = codec
+        self._window: list[int] = []
+        self._given = 0  # characters of the window's text
+        self._whole = True
+
+    def add(self, token: int) -> Piece:
+        """Take in one more token."""
+        codec = self._codec
+        if codec._kind(token) is _Kind.SILENT:
+            name = codec._skipped.get(token)
+            return Piece([name] if name else (), shown=False, whole=self._whole)
+        if len(self._window) > 3 * _WINDOW:
+            self._window = codec._window(self._window)
+            self._given = len(codec._settle(self._window)[0])
+        self._window.append(token)
+        text, self._whole = codec._settle(self._window)
+        new, self._given = text[self._given :], len(text)
+        return Piece(new, shown=True, whole=self._whole)
+
+    def text_of(self, given: Sequence[int], more: Sequence[int]) -> str:
+        """The text that `more` tokens add to that of the tokens `given` before them, if none come after."""
+        return self._codec.decode_next(given, more, final=True)
 
 
-def decode_prompt(value: bytes | str) -> str:
-    """A prompt as it came over the wire.
+def decode_prompt(value: bytes | str, name: str = "text_input") -> str:
+    """A text as it came over the wire, in the input `name`.
 
     Raises:
         RequestError: it is not UTF-8.
@@ -151,5 +198,19 @@ def decode_prompt(value: bytes | str) -> str:
         return value.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RequestError(
-            f"text_input is not valid UTF-8 at byte {error.start}; send text encoded as UTF-8"
+            f"{name} is not valid UTF-8 at byte {error.start}; send text encoded as UTF-8"
         ) from None
+
+
+def decode_words(values: NDArray[Any] | None, row: int, name: str) -> list[str]:
+    """The words of one row of the input `name`, without the empty ones that fill it up; one list may serve all rows.
+
+    Raises:
+        RequestError: there are too many, or one is not UTF-8.
+    """
+    if values is None or not values.size:
+        return []
+    lists = np.atleast_2d(values)
+    found = [word for word in lists[min(row, len(lists) - 1)].tolist() if word]
+    check_words(found, name, "bytes")
+    return [decode_prompt(word, name) for word in found]

@@ -18,9 +18,8 @@ from engine.serving.backend import (
 )
 from engine.serving.contract import Tensors, is_blank
 from engine.serving.engine_rules import EngineRules
-from engine.serving.request_names import refuse_unknown
-from engine.serving.text import TextCodec, decode_prompt
-from engine.serving.wiring import TO_GENERATION, TO_PREPROCESSING
+from engine.serving.text import TextCodec, decode_prompt, decode_words
+from engine.serving.wiring import TO_PREPROCESSING
 
 _NO_TOKEN = -1
 _TEXT_INPUTS = (*TO_PREPROCESSING, *TO_GENERATION)
@@ -119,8 +118,8 @@ def preprocess(
         "REQUEST_INPUT_LEN": np.array([[len(prompt)] for prompt in prompts], np.int32),
         "DECODER_INPUT_ID": np.zeros((rows, 1), np.int32),
         "REQUEST_DECODER_INPUT_LEN": np.ones((rows, 1), np.int32),
-        "STOP_WORDS_IDS": _word_lists(codec, inputs.get("STOP_WORDS_DICT"), rows, others),
-        "BAD_WORDS_IDS": _word_lists(codec, inputs.get("BAD_WORDS_DICT"), rows),
+        "STOP_WORDS_IDS": _word_lists(codec, inputs.get("STOP_WORDS_DICT"), rows, "stop_words", others),
+        "BAD_WORDS_IDS": _word_lists(codec, inputs.get("BAD_WORDS_DICT"), rows, "bad_words"),
         "REQUEST_OUTPUT_LEN": inputs["REQUEST_OUTPUT_LEN"],
         "OUT_END_ID": end_ids,
         "OUT_PAD_ID": inputs.get("PAD_ID", end_ids),
@@ -141,9 +140,9 @@ def _bias(codec: TextCodec, inputs: Tensors, rows: int, rules: EngineRules | Non
     given = inputs.get("EMBEDDING_BIAS_WORDS")
     if rules is None or given is None or is_blank(given):
         return {}
-    words = [[decode_prompt(word) for word in row] for row in np.atleast_2d(given)]
+    words = [decode_words(given, row, "embedding_bias_words") for row in range(rows)]
     weights = np.atleast_2d(inputs.get("EMBEDDING_BIAS_WEIGHTS", np.zeros((1, 0)))).tolist()
-    alike = [(words[min(row, len(words) - 1)], weights[min(row, len(weights) - 1)]) for row in range(rows)]
+    alike = [(words[row], weights[min(row, len(weights) - 1)]) for row in range(rows)]
     return {"EMBEDDING_BIAS": np.stack([rules.bias(codec, *pair) for pair in alike])}
 
 
@@ -151,7 +150,8 @@ def postprocess(codec: TextCodec, inputs: Tensors) -> NDArray[np.object_]:
     """Text of each row, one-dimensional as NVIDIA's clients expect it.
 
     TOKENS_BATCH is [rows, beams, tokens] and SEQUENCE_LENGTH [rows, beams], of which the first beam is decoded;
-    PREVIOUS_TOKENS and IS_FINAL come from the embedded engine.
+    PREVIOUS_TOKENS, IS_FINAL and TEXT_CUT come from the kit's own models; TEXT_CUT characters at the end of the text
+    are those of a stop word.
 
     Raises:
         RequestError: there is no beam, or a token is negative.
@@ -170,18 +170,17 @@ def postprocess(codec: TextCodec, inputs: Tensors) -> NDArray[np.object_]:
         new = beams[0, : max(0, int(lengths[row, 0]))].tolist()
         previous = earlier[row].tolist()
         final = bool(np.ravel(inputs["IS_FINAL"])[row]) if "IS_FINAL" in inputs else True
-        texts.append(codec.decode_next(previous, new, final=final).encode("utf-8"))
+        cut = int(np.ravel(inputs["TEXT_CUT"])[row]) if "TEXT_CUT" in inputs else 0
+        text = codec.decode_next(previous, new, final=final)
+        texts.append(text[: len(text) - max(0, cut)].encode("utf-8"))
     return np.array(texts, dtype=np.object_)
 
 
 def _word_lists(
-    codec: TextCodec, words: NDArray[Any] | None, rows: int, more: Sequence[int] = ()
+    codec: TextCodec, words: NDArray[Any] | None, rows: int, name: str, more: Sequence[int] = ()
 ) -> NDArray[np.int32]:
     """[rows, 2, n]: the words of each row (all rows alike if there is one list), and more tokens for all."""
-    lists = (
-        [[decode_prompt(word) for word in row] for row in np.atleast_2d(words)] if words is not None else [[]]
-    )
-    encoded = [codec.word_lists(lists[min(row, len(lists) - 1)], more) for row in range(rows)]
+    encoded = [codec.word_lists(decode_words(words, row, name), more) for row in range(rows)]
     width = max(item.shape[1] for item in encoded)
     filled = np.full((rows, 2, width), _NO_TOKEN, np.int32)
     filled[:, 0] = 0

@@ -23,11 +23,12 @@ PREPROCESSING_TO_GENERATION: Mapping[str, str] = {
     "INPUT_ID": "input_ids",
     "REQUEST_INPUT_LEN": "input_lengths",
     "REQUEST_OUTPUT_LEN": "request_output_len",
-    "STOP_WORDS_IDS": "stop_words_list",
     "BAD_WORDS_IDS": "bad_words_list",
     "OUT_END_ID": "end_id",
     "OUT_PAD_ID": "pad_id",
 }
+TOKENS_OF_STOP_WORDS: Mapping[str, str] = {"STOP_WORDS_IDS": "stop_words_list"}
+"""For TensorRT-LLM's engines, which look for tokens; the embedded engine takes the words as they are."""
 OPTIONAL_TO_GENERATION: Mapping[str, str] = {"EMBEDDING_BIAS": "embedding_bias"}
 """Outputs of `preprocessing` that are there for some requests only, for which an ensemble has no place."""
 
@@ -51,7 +52,7 @@ _SAME_NAME = (
     *("return_log_probs", "return_context_logits", "return_generation_logits", "return_perf_metrics"),
     *("return_num_input_tokens", "return_num_output_tokens", "prompt_embedding_table", "prompt_vocab_size"),
     *("lora_task_id", "lora_weights", "lora_config", "guided_decoding_guide_type", "guided_decoding_guide"),
-    "cache_salt",
+    "stop_words",
 )
 TO_GENERATION: Mapping[str, str] = {
     "top_k": "runtime_top_k",
@@ -87,6 +88,7 @@ GENERATION_TO_POSTPROCESSING: Mapping[str, str] = {
     "sequence_length": "SEQUENCE_LENGTH",
     "previous_output_ids": "PREVIOUS_TOKENS",
     "is_final": "IS_FINAL",
+    "text_cut": "TEXT_CUT",
     "generation_handle": "GENERATION_HANDLE",
 }
 

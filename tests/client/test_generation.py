@@ -74,9 +74,9 @@ def test_end_token_ends_with_stop_and_is_not_in_the_output(client: Any) -> None:
     assert (result.text, result.finish_reason) == ("one two three ", "stop")
 
 
-def test_stop_string_ends_with_stop_and_is_in_the_output(client: Any) -> None:
+def test_stop_string_ends_with_stop_and_is_not_in_the_output(client: Any) -> None:
     result = client.generate("one two three four", stop=["three", "seven"])
-    assert (result.text, result.finish_reason) == ("one two three ", "stop")
+    assert (result.text, result.finish_reason) == ("one two ", "stop")
 
 
 def test_generation_of_nothing(client: Any) -> None:

@@ -122,23 +122,6 @@ def test_prompt_in_the_output_if_asked_for(grpc_caller: GrpcCaller, reference: R
 
 @of_each_text_model
 @pytest.mark.parametrize("drafted", [0, 7])
-def test_stop_word_ends_the_output_and_is_part_of_it(
-    grpc_caller: GrpcCaller, reference: Reference, model: str, drafted: int
-) -> None:
-    codec = reference.codec
-    tokens = reference.tokens(PROMPTS[3], 64)
-    # A word of two tokens that appears late, as the tokenizer would also split it.
-    spans = [span for n in range(20, 60) if codec.encode(codec.decode(span := tokens[n : n + 2])) == span]
-    word = codec.decode(spans[0])
-    end = next(n + 2 for n in range(len(tokens)) if tokens[n : n + 2] == spans[0])
-    inputs = text_inputs(PROMPTS[3], max_tokens=64, stop_words=["absent", word], num_draft_tokens=drafted)
-    answers = grpc_caller.infer(model, inputs)
-    assert whole_tokens(answers) == tokens[:end]
-    assert whole_text(answers).endswith(word)
-
-
-@of_each_text_model
-@pytest.mark.parametrize("drafted", [0, 7])
 def test_end_id_ends_the_output_and_is_not_part_of_it(
     grpc_caller: GrpcCaller, reference: Reference, model: str, drafted: int
 ) -> None:

@@ -165,15 +165,21 @@ def test_log_probs(grpc_caller: GrpcCaller, reference: Reference, model: str, st
 
 class TestEnds:
     @of_each_drafter
-    def test_stop_words(self, grpc_caller: GrpcCaller, reference: Reference, model: str) -> None:
-        codec = reference.codec
+    @streamed_or_not
+    def test_stop_words(
+        self, grpc_caller: GrpcCaller, reference: Reference, model: str, stream: bool
+    ) -> None:
+        """Over all calls of the target, whatever tokens they are made of."""
         tokens = reference.tokens(PROMPTS[3], 64)
-        spans = [span for n in range(20, 60) if codec.encode(codec.decode(span := tokens[n : n + 2])) == span]
-        end = next(n + 2 for n in range(len(tokens)) if tokens[n : n + 2] == spans[0])
-        inputs = text_inputs(PROMPTS[3], max_tokens=64, stop_words=["absent", codec.decode(spans[0])])
-        answers = grpc_caller.infer(model, inputs)
-        assert whole_tokens(answers) == tokens[:end]
-        assert figures(answers)["num_output_tokens"] == end
+        whole = reference.codec.decode(tokens)
+        for begin in range(10, 40, 9):
+            word = whole[begin : begin + 5]
+            inputs = text_inputs(PROMPTS[3], max_tokens=64, stop_words=["absent", word], stream=stream)
+            answers = grpc_caller.infer(model, inputs)
+            assert whole_text(answers) == whole[: whole.index(word)]
+            kept = whole_tokens(answers)
+            assert kept == tokens[: len(kept)]
+            assert figures(answers)["num_output_tokens"] == len(kept)
 
     @of_each_drafter
     @streamed_or_not

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,40 @@ def test_eight_at_once(served: EngineServer) -> None:
     for thread in threads:
         thread.join()
     assert texts == {number: served.text(20 + number) for number in range(8)}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("drafted", [0, None])
+def test_stop_words_are_text(
+    served: EngineServer, caller: GrpcCaller, door: str, stream: bool, drafted: int | None
+) -> None:
+    """The backend looks for their tokens, which the output does not have: they are joined with others."""
+    whole = served.text(90)
+    options: dict[str, Any] = {"return_num_output_tokens": True}
+    options |= {"num_draft_tokens": 0} if drafted == 0 else {}
+    for word in ("aft 世", "ses, ", "; Ç", "\u200d", "the"):
+        before = len(served.journal())
+        inputs = text_inputs("Once:", max_tokens=6000, stop_words=["#", word], stream=stream, **options)
+        answers = caller.infer(door, inputs)
+        assert whole_text(answers) == whole[: whole.index(word)]
+        assert len(answers) == 1 or stream
+        kept = whole_tokens(answers)
+        assert kept == served.tokens(90)[: len(kept)]
+        assert int(answers[-1]["num_output_tokens"].ravel()[0]) == len(kept)
+        wait_until(partial(has_ended, served, before), "the backend has ended")
+        assert sum("inputs" in entry for entry in served.journal()[before:]) < 90, "no call after the word"
+
+
+def has_ended(served: EngineServer, before: int) -> bool:
+    entries = served.journal()[before:]
+    return sum("end" in entry for entry in entries) == sum("inputs" in entry for entry in entries)
+
+
+def test_the_prompt_goes_before_what_a_stop_word_leaves(served: EngineServer, caller: GrpcCaller) -> None:
+    inputs = text_inputs("Once:", max_tokens=60, stop_words=["ses, "], exclude_input_in_output=False)
+    whole = served.text(60, after="Once:")
+    assert whole_text(caller.infer("ensemble", inputs)) == whole[: whole.index("ses, ")]
 
 
 def test_drafts_save_calls_and_are_counted(served: EngineServer, caller: GrpcCaller) -> None:

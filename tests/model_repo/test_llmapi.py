@@ -170,9 +170,9 @@ def test_sampling_arguments_arrive(served: LlmApiServer, caller: GrpcCaller) -> 
         "min_tokens": 2,
         "repetition_penalty": 1.5,
     }
-    caller.infer("ensemble", text_inputs("Once", max_tokens=3, stop_words=["#"], bad_words=["!"], **sampled))
+    caller.infer("ensemble", text_inputs("Once", max_tokens=3, bad_words=["!"], **sampled))
     got = [entry["sampling"] for entry in served.journal() if "sampling" in entry][-1]
-    expected = {**sampled, "top_p": 1.0, "max_tokens": 3, "stop": ["#"], "bad": ["!"]}
+    expected = {**sampled, "top_p": 1.0, "max_tokens": 3, "bad": ["!"]}
     assert {name: got[name] for name in expected} == expected
     caller.infer("ensemble", text_inputs("Once", max_tokens=3, temperature=0.0, top_p=0.9))
     greedy = [entry["sampling"] for entry in served.journal() if "sampling" in entry][-1]
@@ -293,8 +293,46 @@ def test_reported_figures_are_passed_on(reporting: LlmApiServer) -> None:
     assert int(answer["total_accepted_draft_tokens"].ravel()[0]) == end["accepted"]
 
 
-def test_stop_words_end_the_output(reporting: LlmApiServer) -> None:
-    inputs = text_inputs("Once", max_tokens=60, stop_words=[" proposes"], stream=True)
-    with GrpcCaller(reporting.grpc) as caller:
-        answers = caller.infer("ensemble", inputs)
-    assert reporting.text(60).startswith(whole_text(answers) + " proposes")
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_words_are_text(served: LlmApiServer, caller: GrpcCaller, door: str, stream: bool) -> None:
+    """TensorRT-LLM would look for their tokens, which the output does not have: they are joined with others."""
+    whole = served.text(90)
+    for word in ("aft 世", "ses, ", "\u200d", " verif", "the"):
+        before = len(served.journal())
+        options: dict[str, Any] = {"return_log_probs": True, "return_perf_metrics": True}
+        inputs = text_inputs("Once", max_tokens=90, stop_words=["#", word], stream=stream, **options)
+        answers = caller.infer(door, inputs)
+        expected = whole[: whole.index(word)]
+        assert whole_text(answers) == expected
+        kept = whole_tokens(answers)
+        assert kept == served.tokens(90)[: len(kept)]
+        assert int(answers[-1]["num_output_tokens"].ravel()[0]) == len(kept)
+        assert sum(answer["output_log_probs"].size for answer in answers) >= len(kept)
+        (end,) = [entry for entry in served.journal()[before:] if "end" in entry]
+        assert (end["end"], end["tokens"] < 90) == ("cancelled", True), "the generation is ended"
+        assert int(answers[-1]["total_accepted_draft_tokens"].ravel()[0]) <= max(0, end["tokens"] - 1)
+
+
+def test_stop_words_by_nvidias_llmapi_tensors(served: LlmApiServer, caller: GrpcCaller) -> None:
+    whole, word = served.text(90), "ses, "
+    inputs = llmapi_inputs("Once", max_tokens=90, streaming=True)
+    inputs |= {"sampling_param_stop": np.array([word.encode()], object)}
+    inputs |= {f"return_{name}_reason": np.array([True]) for name in ("stop", "finish")}
+    answers = caller.infer("tensorrt_llm", inputs)
+    texts = [answer["text_output"].ravel()[0].decode() for answer in answers]
+    expected = whole[: whole.index(word)]
+    assert texts[-1] == expected and all(expected.startswith(text) for text in texts)
+    assert answers[-1]["stop_reason"].ravel()[0] == word.encode()
+    assert answers[-1]["finish_reason"].ravel()[0] == b"stop"
+
+
+def test_a_word_that_ends_the_last_token_is_found_too(served: LlmApiServer, caller: GrpcCaller) -> None:
+    whole = served.text(7)
+    answers = caller.infer("ensemble", text_inputs("Once", max_tokens=7, stop_words=[whole[-2:]]))
+    assert whole_text(answers) == whole[: whole.index(whole[-2:])]
+
+
+def test_too_many_stop_words_are_refused(caller: GrpcCaller) -> None:
+    with pytest.raises(ServerRefusal, match="holds 5000 words; at most 1024"):
+        caller.infer("ensemble", text_inputs("Once", stop_words=[f"{n}" for n in range(5000)]))

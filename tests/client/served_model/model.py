@@ -106,7 +106,7 @@ class TritonPythonModel:
             left = limit - said if order == "endless" else min(limit, len(source)) - said
             group = [source[(said + i) % len(source)] for i in range(min(WORDS_PER_RESPONSE, left))]
             ends = [i for i, word in enumerate(group) if word == END_WORD]
-            stopped = [i + 1 for i, word in enumerate(group) if word in stops]
+            stopped = [i for i, word in enumerate(group) if word in stops]
             cut = min(ends + stopped, default=len(group))
             said += cut
             yield group[:cut]
