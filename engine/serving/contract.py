@@ -297,4 +297,5 @@ def _words(tensor: NDArray[Any] | None, row: int) -> tuple[tuple[int, ...], ...]
             raise RequestError(f"stop_words_list: offset {end} must lie in {start + 1}..{len(tokens)}")
         words.append(tuple(tokens[start:end].tolist()))
         start = end
+    check_words(words, "stop_words_list", "tokens")
     return tuple(words)

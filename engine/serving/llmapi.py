@@ -173,7 +173,7 @@ async def _answer(
             if result.finished:
                 sender.send(response(answer.tensors(seen), names), flags=_FINAL)
                 return
-            if answer.streaming:
+            if answer.streaming and seen is not None:
                 sender.send(response(answer.tensors(seen), names))
                 begun = True
     except Exception as error:  # the LLM's failure, at whatever step

@@ -34,10 +34,15 @@ class StopView:
         new, self._seen = tokens[self._seen :], max(self._seen, len(tokens))
         return not self.stopped and any(self._gate.add(token) for token in new)
 
-    def view(self, result: Any) -> Any:
-        """What of the result may be seen: as much of it as cannot become a stop word, or all before one."""
+    def view(self, result: Any) -> Any | None:
+        """What of the result may be seen: as much of it as cannot become a stop word, or all before one.
+
+        None if that is nothing new.
+        """
         output, finished = result.outputs[0], bool(result.finished)
         release = self._gate.release(ended=finished or self.stopped)
+        if not release.tokens and not finished:
+            return None
         text = self._codec.decode_next(self._tokens, release.tokens, final=finished or self.stopped)
         self._text += text[: len(text) - release.cut]
         self._tokens += release.tokens

@@ -41,7 +41,7 @@ class MedusaDrafter:
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
         growths = [TreeGrowth(self._shape, budget) for budget in budgets]
         states = [self._last[request_id] for request_id in request_ids]
-        going = [index for index, growth in enumerate(growths) if growth.frontier]
+        going = [index for index, growth in enumerate(growths) if growth.frontier and states[index]]
         if going:
             found = self._heads({"state": np.stack([states[index][0] for index in going])})
             for row, index in enumerate(going):
@@ -52,8 +52,7 @@ class MedusaDrafter:
         self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
     ) -> None:
         assert hidden is not None  # needs_hidden says so
-        if accepted:
-            self._last[request_id][:] = [hidden[-1, 0].copy()]
+        self._last[request_id][:] = [hidden[-1, 0].copy()]
 
     def finish(self, request_id: int) -> None:
         self._last.finish(request_id)

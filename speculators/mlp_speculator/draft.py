@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,16 @@ from speculators.growth import TreeGrowth, TreeShape, max_branches
 from speculators.requests import Requests
 from speculators.tree import TokenTree
 
-Last = tuple[NDArray[np.float32], int]
-"""Hidden state ``[E]`` after the final norm, and the token that was emitted from it."""
+
+@dataclass(slots=True)
+class _Last:
+    """The newest token, and the hidden state ``[1, E]`` after the final norm that it was emitted from.
+
+    There is no state yet where the target has read nothing: all rows were in its cache.
+    """
+
+    token: int
+    state: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
 
 class MlpDrafter:
@@ -34,18 +43,18 @@ class MlpDrafter:
         self.max_draft_length, self.max_branches = shape.total, max_branches(shape)
         self.ends_drafts = shape.least > -math.inf
         self._stages, self._shape = stages, shape
-        self._last: Requests[list[Last]] = Requests(self.name)
+        self._last: Requests[_Last] = Requests(self.name)
 
     def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
-        self._last.start(request_id, [])
+        self._last.start(request_id, _Last(prompt[-1]))
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
         growths = [TreeGrowth(self._shape, budget) for budget in budgets]
         last = [self._last[request_id] for request_id in request_ids]
-        states = [np.stack([state for state, _ in seen]) if seen else np.empty((0, 0)) for seen in last]
-        before = [[token for _, token in seen] for seen in last]
+        states = [seen.state for seen in last]
+        before = [[seen.token] for seen in last]
         for stage in self._stages:
-            going = [index for index, growth in enumerate(growths) if growth.frontier]
+            going = [index for index, growth in enumerate(growths) if growth.frontier and len(states[index])]
             if not going:
                 break
             counts = [len(growths[index].frontier) for index in going]
@@ -69,8 +78,10 @@ class MlpDrafter:
         self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
     ) -> None:
         assert hidden is not None  # needs_hidden says so
+        last = self._last[request_id]
+        last.state = hidden[-1:, 0].copy()
         if accepted:
-            self._last[request_id][:] = [(hidden[-1, 0].copy(), accepted[-1])]
+            last.token = accepted[-1]
 
     def finish(self, request_id: int) -> None:
         self._last.finish(request_id)

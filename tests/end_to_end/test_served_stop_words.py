@@ -135,6 +135,12 @@ def test_too_many_words_are_refused_before_anything_is_made_of_them(
         grpc_caller.infer(model, text_inputs(PROMPT, stop_words=[f"{n}" for n in range(5000)]))
     with pytest.raises(ServerRefusal, match="stop_words holds 9000 bytes in all; at most 8192"):
         grpc_caller.infer(model, text_inputs(PROMPT, stop_words=["x" * 9000]))
+    many = np.array([[[5] * 5000, list(range(1, 5001))]], np.int32)
+    with pytest.raises(ServerRefusal, match="stop_words_list holds 5000 words; at most 1024"):
+        grpc_caller.infer("tensorrt_llm", token_inputs([5, 6], stop_words_list=many))
+    long = np.array([[[5] * 9000, [9000, *[-1] * 8999]]], np.int32)
+    with pytest.raises(ServerRefusal, match="stop_words_list holds 9000 tokens in all; at most 8192"):
+        grpc_caller.infer("tensorrt_llm", token_inputs([5, 6], stop_words_list=long))
     words = text_inputs(PROMPT)
     words["stop_words"] = np.array([[b"ab", b"\xff"]], object)
     with pytest.raises(ServerRefusal, match="stop_words is not valid UTF-8 at byte 0"):

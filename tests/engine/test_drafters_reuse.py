@@ -227,3 +227,20 @@ def test_any_order_of_requests(name: str, tiny_drafters: TinyDrafters) -> None:
         else:
             assert found == expected[request]
     assert engine.statistics.reused_blocks > 20
+
+
+@pytest.mark.parametrize("name", SPECULATIONS)
+def test_a_generation_that_goes_on_in_another_call_is_drafted_for(
+    name: str, tiny_drafters: TinyDrafters
+) -> None:
+    """Whether or not the rows of the earlier call are at hand."""
+    request = GenerationRequest(known(tiny_drafters, 40), 60)
+    for reuse in (True, False):
+        engine = engine_for(tiny_drafters, name, reuse=reuse)
+        (whole,) = run_kept(engine, [request])
+        for done in (1, 2, 7, 30):
+            prompt = (*request.prompt, *whole.tokens[:done])
+            rest = replace(request, prompt=prompt, max_tokens=60 - done, continued=done)
+            (outcome,) = run_kept(engine, [rest])
+            assert outcome.tokens == whole.tokens[done:]
+            assert outcome.last.metrics.total_draft_tokens > 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from speculators.draft_model.draft import DraftModelDrafter
-from speculators.graphs import Arrays, CachedInput
+from speculators.graphs import Arrays, CachedInput, DrafterRows
 
 
 class Counting:
@@ -49,3 +49,26 @@ def test_rows_of_accepted_tokens_stay_and_others_are_overwritten() -> None:
     drafter.propose([1], [1])
     (read,) = graph.calls[-1]
     assert (list(read.tokens), read.past) == ([40], 3)
+
+
+def test_what_an_earlier_request_has_left_is_not_read_again() -> None:
+    graph, rows = Counting(), DrafterRows(range(4), 64)
+    drafter = DraftModelDrafter(graph, 3)
+    drafter.start(1, [5] * 90, rows)
+    drafter.propose([1], [3])
+    (read,) = graph.calls[0]
+    assert (len(read.tokens), read.past, read.blocks) == (26, 64, range(4))
+    assert rows.drafted == 90
+    drafter.observe(1, [6, 40])
+    assert rows.drafted == 91, "6 was fed, and accepted"
+
+
+def test_a_long_prompt_is_read_in_parts_and_no_part_is_a_single_token() -> None:
+    graph = Counting()
+    drafter = DraftModelDrafter(graph, 3)
+    drafter.start(1, [5] * 1025)
+    sizes = []
+    for _ in range(3):
+        drafter.propose([1], [1])
+        sizes.append(len(graph.calls[-1][0].tokens))
+    assert sizes == [512, 511, 2]
