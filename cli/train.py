@@ -90,8 +90,8 @@ def _writer(spec: DeploymentSpec) -> EngineWriter:
     limits = EngineLimits(size, length, max_queue_size=size, prefill_chunk=512)
     blocks = -(-length // BLOCK_SIZE) * size
     runner = open_runner(spec.embedded, spec.engine_directory, num_blocks=blocks)
-    end_id = Architecture.from_directory(spec.target.model).eos_token_ids[0]
-    return EngineWriter(Engine(runner, create("none"), limits), end_id)
+    end_ids = Architecture.from_directory(spec.target.model).eos_token_ids
+    return EngineWriter(Engine(runner, create("none"), limits), end_ids)
 
 
 def _train(job: Any) -> None:

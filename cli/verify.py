@@ -14,6 +14,7 @@ from deployments.spec import DeploymentSpec
 from engine.deployment import open_runner
 from engine.lossless.served import Output, VerifySettings, summary, verify_served
 from engine.runner import BLOCK_SIZE
+from loadtest.servers import check, deployment_of, describe
 
 _RECORDS = Path("runs/verify")
 _MARKS = {True: "[green]pass[/]", False: "[bold red]FAIL[/]", None: "[yellow]open[/]"}

@@ -80,6 +80,12 @@ class Collector:
         """A time of the server, which says 0 for what has not happened, as the first token of an empty answer."""
         return self._figures.get(name) or None
 
+    def _kv_cache(self) -> KvCacheUse | None:
+        reused = self._figures.get("kv_cache_reused_blocks")
+        total = self._figures.get("kv_cache_alloc_total_blocks")
+        # Servers fill in zeros for figures that they were not asked for; whatever ran held a block.
+        return KvCacheUse(reused, total) if reused is not None and total else None
+
     def _acceptance(self, count: int | None) -> Acceptance | None:
         drafted = self._figures.get("total_draft_tokens")
         accepted = self._figures.get("total_accepted_draft_tokens")

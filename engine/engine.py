@@ -179,7 +179,13 @@ class Engine:
             item = self._waiting[0]
             request, metrics = item.request, item.metrics
             rows = len(request.prompt) + request.max_tokens
-            lease = self._cache.lease(request.prompt, request.prompt_length, rows, drafts=item.speculates)
+            lease = self._cache.lease(
+                request.prompt,
+                request.prompt_length,
+                rows,
+                drafts=item.speculates,
+                salt=request.cache_salt,
+            )
             if lease is None:
                 return
             self._waiting.popleft()
@@ -343,7 +349,10 @@ class Engine:
         if item in self._running:
             self._running.remove(item)
             computed = () if error else item.reusable()
-            self._cache.end(item.blocks, computed, item.request.prompt_length, item.rows.drafted)
+            request = item.request
+            self._cache.end(
+                item.blocks, computed, request.prompt_length, item.rows.drafted, salt=request.cache_salt
+            )
             if item.speculates:
                 self._speculator.finish(item.id)
         else:

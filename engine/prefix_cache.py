@@ -64,6 +64,7 @@ class _Kept:
     prompt_length: int
     blocks: Sequence[int]
     drafted: int
+    salt: str
 
     @property
     def prompt(self) -> "_Prompt":
@@ -91,7 +92,13 @@ class PrefixCache:
         return len(self._leased)
 
     def lease(
-        self, tokens: Sequence[int], prompt_length: int, rows: int, *, drafts: bool = False
+        self,
+        tokens: Sequence[int],
+        prompt_length: int,
+        rows: int,
+        *,
+        drafts: bool = False,
+        salt: str = "",
     ) -> Lease | None:
         """Blocks for `rows` rows of a request that begins with `tokens`, or None if too many are in use.
 
@@ -100,10 +107,11 @@ class PrefixCache:
             prompt_length: how many of them are its prompt; the others were decoded by earlier calls.
             rows: rows that it can ever need, `len(tokens)` or more.
             drafts: whether the engine drafts for it.
+            salt: it shares with requests of the same salt.
         """
         known = np.asarray(tokens, np.int32)
         ahead = self._ahead if drafts else None
-        key, cached = self._longest(known, prompt_length, ahead)
+        key, cached = self._longest(known, prompt_length, ahead, salt)
         taken = list(self._kept[key].blocks[: self._pool.blocks_for(cached)]) if cached else []
         drafted = self._drafted(key, known, cached) if cached else 0
         missing = self._pool.blocks_for(rows) - len(taken)
@@ -120,7 +128,15 @@ class PrefixCache:
         self._leased.update(blocks)
         return Lease(blocks, cached, len(taken), drafted)
 
-    def end(self, blocks: Sequence[int], tokens: Sequence[int], prompt_length: int, drafted: int = 0) -> None:
+    def end(
+        self,
+        blocks: Sequence[int],
+        tokens: Sequence[int],
+        prompt_length: int,
+        drafted: int = 0,
+        *,
+        salt: str = "",
+    ) -> None:
         """Take blocks back from a request, and keep the rows of `tokens`, all of which are computed.
 
         Args:
@@ -128,13 +144,14 @@ class PrefixCache:
             tokens: the beginning of its text.
             prompt_length: how many of the text's tokens are its prompt.
             drafted: leading rows that hold what the drafter has computed.
+            salt: of its lease.
         """
         self._leased.subtract(blocks)
         for block in blocks:
             if not self._leased[block]:
                 del self._leased[block]
         if self._reuse and len(tokens):
-            self._keep(_Kept(np.asarray(tokens, np.int32), prompt_length, blocks, drafted))
+            self._keep(_Kept(np.asarray(tokens, np.int32), prompt_length, blocks, drafted, salt))
         self._pool.release(blocks)
 
     def clear(self) -> None:
@@ -167,13 +184,14 @@ class PrefixCache:
         kept = self._kept[key]
         return max(0, min(kept.drafted, _common(kept.tokens, tokens) - (self._ahead or 0), cached))
 
-    def _longest(self, tokens: Tokens, prompt_length: int, ahead: int | None) -> tuple[int, int]:
+    def _longest(self, tokens: Tokens, prompt_length: int, ahead: int | None, salt: str) -> tuple[int, int]:
         """The kept sequence that serves most rows, and how many; 0 if none does."""
-        same_prompt = self._of_prompt.get(tokens[:prompt_length].tobytes(), ())
+        same_prompt = self._of_prompt.get((salt, tokens[:prompt_length].tobytes()), ())
         best, most = self._best_of(same_prompt, tokens, prompt_length, ahead)
         if most >= prompt_length:
             return best, most
-        return self._best_of(self._kept, tokens, prompt_length, ahead)
+        same_salt = [key for key, kept in self._kept.items() if kept.salt == salt]
+        return self._best_of(same_salt, tokens, prompt_length, ahead)
 
     def _best_of(
         self, keys: Iterable[int], tokens: Tokens, prompt_length: int, ahead: int | None

@@ -123,6 +123,7 @@ class GenerationRequest:
     stop_words: StopWords | None = None
     stop_automaton: Automaton[int] | None = field(init=False, repr=False, compare=False, default=None)
     """Of the stop sequences."""
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt:

@@ -82,7 +82,7 @@ _NVIDIA_NAMES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One row to be served: its inputs for `tensorrt_llm`, and how much to draft for it (0: nothing).
+    """One row to be served: its inputs for `tensorrt_llm`, and how much to draft for it (0: nothing), how accepted.
 
     `stop_words` are looked for here, where what is behind looks for tokens alone.
     """
@@ -91,6 +91,7 @@ class _Task:
     inputs: Mapping[str, NDArray[Any]]
     call: GenerationCall | None
     draft_length: int
+    by_logits: bool
     stop_words: StopWords | None
 
 
@@ -189,7 +190,7 @@ class BlsModel:
             for request in call.requests:
                 self._settings.check_length(len(request.prompt), request.max_tokens)
         return [
-            _Task(row, self._of_row(inputs, row), call, length, self._stop_words(inputs, row))
+            _Task(row, self._of_row(inputs, row), call, length, by_logits, self._stop_words(inputs, row))
             for row, length in enumerate(lengths)
         ]
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from engine.events import Event, RequestMetrics
 from engine.request import GenerationRequest, RequestError, SamplingParams, check_words
+from engine.serving.distribution import sampling_params
 from engine.serving.text import decode_words
 from engine.stopping import StopWords, Text
 
@@ -114,6 +115,7 @@ class GenerationCall:
             draft=draft,
             continued=int(_scalar(tensors, "continued_tokens", 0, row)),
             stop_words=self._stop_words(tensors, row),
+            cache_salt=read_text(tensors, "cache_salt", row),
         )
 
     def _stop_words(self, tensors: Tensors, row: int) -> StopWords | None:

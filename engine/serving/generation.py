@@ -19,6 +19,7 @@ from engine.serving.backend import directory, input_names, parameters, refusal, 
 from engine.serving.contract import Answer, GenerationCall, Tensors, refuse_unsupported
 from engine.serving.metrics import EngineMetrics
 from engine.serving.outbox import Outbox
+from engine.serving.request_names import refuse_unknown
 from engine.serving.text import TextCodec
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL

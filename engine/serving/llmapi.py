@@ -24,6 +24,7 @@ from engine.serving.backend import input_names, parameters, refuse, response, te
 from engine.serving.llmapi_request import LlmApiRequest, read_request
 from engine.serving.llmapi_response import LlmApiAnswer, draft_length_of
 from engine.serving.llmapi_stop import StopView
+from engine.serving.request_names import refuse_unknown
 from engine.serving.text import TextCodec
 from engine.stopping import StopWords
 
@@ -140,7 +141,10 @@ class LlmApiModel:
         streaming = wanted.streaming or (bool(wanted.stop_words) and not by_tokens)
         try:
             return self._llm.generate_async(
-                wanted.prompt, sampling_params=_sampling_params(wanted, words), streaming=streaming
+                wanted.prompt,
+                sampling_params=_sampling_params(wanted, words, self._is_formatted(wanted.prompt)),
+                streaming=streaming,
+                **({"cache_salt": wanted.cache_salt} if wanted.cache_salt else {}),
             )
         except ValueError as error:  # SamplingParams and the LLM check their arguments so
             raise RequestError(str(error)) from None
@@ -221,7 +225,7 @@ def _prepare_process(settings: Mapping[str, str], arguments: Mapping[str, str], 
 
 
 def _codec_of(content: Mapping[str, Any]) -> TextCodec | None:
-    """The tokenizer, in which stop words are looked for; None if it is not at hand as a file."""
+    """The tokenizer, which knows where a stop word is met and how a prompt begins; None if it is no file at hand."""
     directory = Path(str(content.get("tokenizer") or content["model"]))
     return TextCodec(directory) if (directory / "tokenizer.json").is_file() else None
 
@@ -267,7 +271,8 @@ def _user_drafter(block: Mapping[str, Any], content: Mapping[str, Any]) -> Any:
     )
 
 
-def _sampling_params(wanted: LlmApiRequest, words: Mapping[str, Any]) -> Any:
+def _sampling_params(wanted: LlmApiRequest, words: Mapping[str, Any], is_formatted: bool) -> Any:
+    """The LLM tokenizes itself, and would put a second beginning before a chat that spells one."""
     from tensorrt_llm import SamplingParams
 
     guide: dict[str, Any] = {}
@@ -275,4 +280,4 @@ def _sampling_params(wanted: LlmApiRequest, words: Mapping[str, Any]) -> Any:
         from tensorrt_llm.sampling_params import GuidedDecodingParams
 
         guide["guided_decoding"] = GuidedDecodingParams(**wanted.guide)
-    return SamplingParams(**wanted.sampling, **words, **guide)
+    return SamplingParams(**wanted.sampling, **words, **guide, add_special_tokens=not is_formatted)

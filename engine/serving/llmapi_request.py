@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.request import RequestError
+from engine.serving.contract import read_text
+from engine.serving.distribution import sampling_params
 from engine.serving.text import decode_prompt, decode_words
 
 Tensors = Mapping[str, NDArray[Any]]

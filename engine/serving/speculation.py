@@ -2,7 +2,8 @@
 
 It knows three ends. Its length and stop words, which are text, it sees itself, over all calls. That the target met an
 end token it sees from what comes back: every call emits one token of the target's own, which is not the draft's at
-that place, so an answer that the draft begins with has been cut short.
+that place, so an answer that the draft begins with has been cut short. It must not be cut short for another reason, so
+no draft is longer than the target has room for.
 """
 
 import time
@@ -12,7 +13,7 @@ from itertools import takewhile
 from engine.events import Event, FinishReason
 from engine.gate import Release, StepCount
 from engine.serving.drafting import Drafting
-from engine.serving.target import Row, Target
+from engine.serving.target import Draft, Row, Target
 from speculators.draft_length import DraftLength
 
 Count = Callable[[int, int, int, float], None]
@@ -36,8 +37,8 @@ def speculate(
     seconds = 0.0
     while not finish:
         started = time.perf_counter()
-        most = min(draft_length.current, row.request.max_tokens - len(row.output) - 1)
-        draft = drafting.propose(row.output, most) if most > 0 else ()
+        most = min(draft_length.current, row.request.max_tokens - len(row.output) - 1, target.room(row))
+        draft = drafting.propose(row.output, most) if most > 0 else Draft()
         seconds += time.perf_counter() - started
         if gone():
             return
@@ -47,10 +48,12 @@ def speculate(
         taken, finish = _take(row, step.tokens)
         if not finish and tuple(step.tokens) == draft.tokens[: len(step.tokens)]:
             finish = "stop"
-        agreed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(draft, taken, strict=False)))
-        if draft:
-            draft_length.update(len(draft), len(draft), agreed)
-        row.gate.end_step(StepCount(len(taken), len(draft), len(draft), agreed), step.log_probs[: len(taken)])
+        pairs = zip(draft.tokens, taken, strict=False)
+        agreed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        proposed = len(draft.tokens)
+        if proposed:
+            draft_length.update(proposed, proposed, agreed)
+        row.gate.end_step(StepCount(len(taken), proposed, proposed, agreed), step.log_probs[: len(taken)])
         release = row.gate.release(ended=finish is not None)
         finish = "stop" if row.gate.stopped else finish
         for whole in release.steps:

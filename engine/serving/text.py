@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from engine.request import RequestError, check_words
+from engine.serving.tokenizer_files import load_tokenizer
 from engine.stopping import Piece
 
 _REPLACEMENT = "�"
@@ -184,6 +185,13 @@ class OutputText:
     def text_of(self, given: Sequence[int], more: Sequence[int]) -> str:
         """The text that `more` tokens add to that of the tokens `given` before them, if none come after."""
         return self._codec.decode_next(given, more, final=True)
+
+
+def _begins_twice(encoding: Encoding) -> bool:
+    """Whether what the tokenizer has put before a text is there once more, at the beginning of the text."""
+    added = next((place for place, mark in enumerate(encoding.special_tokens_mask) if not mark), 0)
+    begins: bool = added > 0 and encoding.ids[added : 2 * added] == encoding.ids[:added]
+    return begins
 
 
 def decode_prompt(value: bytes | str, name: str = "text_input") -> str:

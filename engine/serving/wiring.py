@@ -52,7 +52,7 @@ _SAME_NAME = (
     *("return_log_probs", "return_context_logits", "return_generation_logits", "return_perf_metrics"),
     *("return_num_input_tokens", "return_num_output_tokens", "prompt_embedding_table", "prompt_vocab_size"),
     *("lora_task_id", "lora_weights", "lora_config", "guided_decoding_guide_type", "guided_decoding_guide"),
-    "stop_words",
+    *("stop_words", "cache_salt"),
 )
 TO_GENERATION: Mapping[str, str] = {
     "top_k": "runtime_top_k",

@@ -7,7 +7,8 @@ from client import Acceptance, GenerationResult, Timings
 
 
 def result(tokens: int | None, acceptance: Acceptance | None) -> GenerationResult:
-    return GenerationResult("1", "", None, None, "stop", 3, tokens, Timings(0, None, None), acceptance)
+    timings = Timings(0, None, None)
+    return GenerationResult("1", "", None, None, "stop", 3, tokens, timings, acceptance, kv_cache=None)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def test_padding_changes_nothing(name: str, larger: str, tiny_drafters: TinyDraf
         target=load_manifest(tmp_path / "engine"),
         slots=8,
         max_sequence_length=MAX_LENGTH,
+        num_blocks=NUM_BLOCKS,
         backend=OpenVinoBackend(THREADS),
     )
     runner = OpenVinoRunner(
@@ -88,7 +89,7 @@ def test_padding_changes_nothing(name: str, larger: str, tiny_drafters: TinyDraf
     requests.append(GenerationRequest((5, last, 9, last - 1), 20))  # ids that no text has
     found = [outcome.tokens for outcome in run(engine, requests)]
     assert found == [plain(runner, request) for request in requests]
-    assert engine.statistics.tokens_per_step > 1.3
+    assert (engine.statistics.tokens_per_step or 0) > 1.3
 
 
 @pytest.mark.parametrize("name", NAMES)

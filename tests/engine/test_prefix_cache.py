@@ -31,6 +31,7 @@ class Running:
     tokens: list[int]
     prompt_length: int
     rows: int
+    salt: str
     drafts: bool = False
     drafted: int = 0
 
@@ -78,14 +79,15 @@ def start(
     prompt_length: int,
     more: int,
     *,
+    salt: str = "",
     drafts: bool = False,
 ) -> Running | None:
     """Lease blocks, see that the rows taken over are what computing them would give, and compute the rest."""
     rows = len(tokens) + more
-    lease = cache.lease(tokens, prompt_length, rows, drafts=drafts)
+    lease = cache.lease(tokens, prompt_length, rows, drafts=drafts, salt=salt)
     if lease is None:
         return None
-    request = Running(lease, list(tokens), prompt_length, rows, drafts, lease.drafted)
+    request = Running(lease, list(tokens), prompt_length, rows, salt, drafts, lease.drafted)
     memory.check_drafter(request)
     assert len(lease.blocks) == -(-rows // SIZE)
     assert len(set(lease.blocks)) == len(lease.blocks)
@@ -115,23 +117,30 @@ class CacheMachine(RuleBasedStateMachine):
         own=st.lists(st.integers(0, 1), max_size=2),
         more=st.integers(1, 9),
         drafts=st.booleans(),
+        salt=st.sampled_from(SALTS),
     )
-    def submit(self, length: int, own: list[int], more: int, drafts: bool) -> None:
+    def submit(self, length: int, own: list[int], more: int, drafts: bool, salt: str) -> None:
         tokens = [*TEXT[:length], *own]
-        self._start(tokens, len(tokens), more, drafts=drafts)
+        self._start(tokens, len(tokens), more, drafts=drafts, salt=salt)
 
     @precondition(lambda self: self.ended)
-    @rule(data=st.data(), token=st.integers(0, 1), more=st.integers(1, 5), drafts=st.booleans())
-    def go_on(self, data: st.DataObject, token: int, more: int, drafts: bool) -> None:
+    @rule(
+        data=st.data(),
+        token=st.integers(0, 1),
+        more=st.integers(1, 5),
+        drafts=st.booleans(),
+        salt=st.sampled_from(SALTS),
+    )
+    def go_on(self, data: st.DataObject, token: int, more: int, drafts: bool, salt: str) -> None:
         """A continuation of something that has ended, or of a part of it, by one token more."""
         earlier = data.draw(st.sampled_from(self.ended))
         length = data.draw(st.integers(1, len(earlier.tokens)))
         prompt_length = data.draw(st.sampled_from([earlier.prompt_length, 1, length]))
         tokens = [*earlier.tokens[:length], token]
-        self._start(tokens, min(prompt_length, length), more, drafts=drafts)
+        self._start(tokens, min(prompt_length, length), more, drafts=drafts, salt=salt)
 
-    def _start(self, tokens: list[int], prompt_length: int, more: int, *, drafts: bool) -> None:
-        request = start(self.cache, self.memory, tokens, prompt_length, more, drafts=drafts)
+    def _start(self, tokens: list[int], prompt_length: int, more: int, *, drafts: bool, salt: str) -> None:
+        request = start(self.cache, self.memory, tokens, prompt_length, more, salt=salt, drafts=drafts)
         held = {block for item in self.running for block in item.lease.blocks}
         if request:
             self.running.append(request)
@@ -150,7 +159,8 @@ class CacheMachine(RuleBasedStateMachine):
         if request.drafts:
             self.memory.draft(request)
         kept = request.tokens[: min(computed, len(request.tokens))]
-        self.cache.end(request.lease.blocks, kept, request.prompt_length, min(request.drafted, len(kept)))
+        drafted = min(request.drafted, len(kept))
+        self.cache.end(request.lease.blocks, kept, request.prompt_length, drafted, salt=request.salt)
         if kept:
             self.ended.append(Running(request.lease, kept, request.prompt_length, 0, request.salt))
 
@@ -167,7 +177,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for request in self.running:
-            self.cache.end(request.lease.blocks, request.tokens, request.prompt_length, request.salt)
+            self.cache.end(request.lease.blocks, request.tokens, request.prompt_length, salt=request.salt)
         self.cache.clear()
         assert self.cache.used == 0
         assert self.cache._pool.free == BLOCKS
@@ -274,14 +284,14 @@ def test_running_requests_share_a_prompt(cache: PrefixCache) -> None:
 
 
 def test_requests_of_other_salts_share_nothing(cache: PrefixCache) -> None:
-    lease = cache.lease(PROMPT, 10, 13, "one")
+    lease = cache.lease(PROMPT, 10, 13, salt="one")
     assert lease is not None
-    cache.end(lease.blocks, [*PROMPT, 20, 21, 22], 10, "one")
+    cache.end(lease.blocks, [*PROMPT, 20, 21, 22], 10, salt="one")
     for tokens, length in ((PROMPT, 8), ([*PROMPT, 20, 21, 22, 23], 13)):
         for salt, found in (("two", 0), ("", 0), ("one", length)):
-            taken = cache.lease(tokens, 10, len(tokens) + 1, salt)
+            taken = cache.lease(tokens, 10, len(tokens) + 1, salt=salt)
             assert taken is not None and taken.cached == found
-            cache.end(taken.blocks, (), 10, salt)
+            cache.end(taken.blocks, (), 10, salt=salt)
             if taken.cached == 13:  # it wrote to the last block
                 return
 

@@ -66,9 +66,12 @@ def record(
 
 
 def simulate_sweep(
-    path: Path, settings: SweepSettings, cells: int | None = None, failing: int = 0
+    path: Path, settings: SweepSettings, cells: int | None = None, failing: int = 0, silent: str = ""
 ) -> RunDirectory:
-    """A directory as a sweep leaves it: with the first `cells` cells, and `failing` failures in each."""
+    """A directory as a sweep leaves it: with the first `cells` cells, and `failing` failures in each.
+
+    The arm or category `silent` has answers of no tokens.
+    """
     directory = RunDirectory(path)
     directory.begin(
         settings, {"command": ["drafthouse", "loadtest", "spec.yaml"], "commit": None, "host": {"cores": 2}}
@@ -76,7 +79,7 @@ def simulate_sweep(
     clock = EPOCH_NS
     for cell in plan_cells(settings)[:cells]:
         directory.prepare_cell(cell)
-        records = _simulate_cell(cell, settings, clock, failing)
+        records = [_silenced(each, silent) for each in _simulate_cell(cell, settings, clock, failing)]
         with RecordWriter(directory.request_file(cell.name, "0")) as writer:
             for each in records:
                 writer.write(each)
@@ -151,6 +154,13 @@ def _simulate_request(
             chunk_tokens=(),
         )
     return made
+
+
+def _silenced(made: RequestRecord, silent: str) -> RequestRecord:
+    if silent not in (made.arm, made.category):
+        return made
+    nothing = {"chunk_offsets_ns": (), "chunk_tokens": (), "output_tokens": 0, "finish_reason": "stop"}
+    return dataclasses.replace(made, **nothing, draft_tokens=0, accepted_tokens=0)  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -130,6 +130,20 @@ def test_there_is_always_a_page(tmp_path: Path, arms: int, cells: int | None, fa
     assert Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8")).open == []
 
 
+@pytest.mark.parametrize(("silent", "ratios"), [("none", 0), ("anpd", 0), ("translation", 1)])
+def test_answers_of_no_tokens_are_reported(tmp_path: Path, silent: str, ratios: int) -> None:
+    asked = SweepSettings(arms=SETTINGS.arms[:2], concurrency=(1,), rounds=1, max_tokens=4)
+    simulate_sweep(tmp_path / "run", asked, silent=silent)
+    report = write_report(tmp_path / "run")
+    assert len(report.speedups) == ratios
+    for point in report.points:
+        assert point.failures == 0
+        assert point.latency is not None and point.latency.count == point.requests
+        heard = point.ttft.count if point.ttft else 0
+        assert heard == 0 if point.arm == silent else 0 < heard
+    assert Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8")).open == []
+
+
 def test_findings_name_the_turning_point(report: Report) -> None:
     text = " ".join(findings(report))
     assert "At 1 user, anpd gives" in text
