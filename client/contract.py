@@ -182,11 +182,12 @@ def _distribution(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def unknown_model(model: str, known: Sequence[str], request_id: str | None = None) -> InvalidRequest:
-    """The error for a model name that the server does not have, with the names it has."""
+    """The error for a model name that the server does not have, with the names it has (none: it does not tell)."""
     close = difflib.get_close_matches(model, known, n=1)
+    only = f", only: {', '.join(sorted(known))}" if known else ""
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return InvalidRequest(
-        f"the server has no model {model!r}, only: {', '.join(sorted(known)) or 'none'}{hint}",
+        f"the server has no model {model!r}{only}{hint}",
         field="model",
         request_id=request_id,
     )

@@ -17,6 +17,11 @@ from __future__ import annotations
 
 import re
 
+MOST_BYTES = 64 * 2**20
+"""Of one response: a body, a message, or an event of a stream. Far more than the longest answer has."""
+# As the kit's engine words it.
+_RETRY_AFTER = re.compile(r"try again in (\d+) s\b")
+
 
 class ClientError(Exception):
     """Base of every error that the client raises.
@@ -47,7 +52,16 @@ class ServerUnavailable(ClientError):
 
 
 class QueueFull(ClientError):
-    """The server's queue is full. Nothing was computed, so trying again later is safe."""
+    """The server's queue is full. Nothing was computed, so trying again later is safe.
+
+    Attributes:
+        retry_after: seconds after which to try again, as the server reckons; None where it did not say.
+    """
+
+    def __init__(self, message: str, *, request_id: str | None = None) -> None:
+        super().__init__(message, request_id=request_id)
+        found = _RETRY_AFTER.search(message)
+        self.retry_after = float(found[1]) if found else None
 
 
 class DeadlineExceeded(ClientError, TimeoutError):
@@ -68,6 +82,8 @@ _BY_MESSAGE = tuple(
     (re.compile(pattern, re.IGNORECASE), kind)
     for pattern, kind in (
         (r"queue is full|exceeds maximum queue size|max_queue_size", QueueFull),
+        (r"server is (stopping|shutting down)", ServerUnavailable),
+        (r"message larger than max", ServerError),
         (r"invalid request|unexpected (inference input|shape)|missing .*input|data-type is", InvalidRequest),
         (r"unknown model: '.*' is not found", InvalidRequest),
         (r"stub process .* is not healthy|failed to process the request\(s\)", ServerError),
@@ -116,6 +132,14 @@ def connection_lost(address: str, reason: str, request_id: str | None = None) ->
     """The error for a connection that broke after the request was sent."""
     return ServerUnavailable(
         f"lost the connection to {address} before the request ended ({reason}); its output is incomplete",
+        request_id=request_id,
+    )
+
+
+def too_long(address: str, what: str, request_id: str | None = None) -> ServerError:
+    """The error for a server that sends more than any answer has."""
+    return ServerError(
+        f"{address} sent {what} of more than {MOST_BYTES // 2**20} MiB, which no answer needs; is this Triton?",
         request_id=request_id,
     )
 

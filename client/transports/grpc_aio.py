@@ -53,10 +53,16 @@ class AsyncGrpcTransport:
         except grpc.RpcError as error:
             failure = kserve.question_failure(error, self._address, deadline)
         if isinstance(failure, errors.InvalidRequest):
-            index = kserve.REPOSITORY_INDEX.bind(self._channel.unary_unary)
-            known = await index(messages.RepositoryIndexRequest(), timeout=timeout)
-            failure = unknown_model(model, kserve.known_models(known))
+            failure = unknown_model(model, await self._known_models(timeout))
         raise failure
+
+    async def _known_models(self, timeout: float | None) -> list[str]:
+        """Names of the server's models; none where it keeps its index closed."""
+        index = kserve.REPOSITORY_INDEX.bind(self._channel.unary_unary)
+        try:
+            return kserve.known_models(await index(messages.RepositoryIndexRequest(), timeout=timeout))
+        except grpc.RpcError:
+            return []
 
     async def is_ready(self, model: str) -> bool:
         """As :meth:`Transport.is_ready`."""

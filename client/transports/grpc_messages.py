@@ -21,10 +21,10 @@ from client import errors
 from client.contract import Declared, Outputs, Request, Tensor
 from client.transports import Deadline
 
-# No limit on message sizes (a long answer with log-probabilities is large), and no detour through a web proxy
-# that the environment names, which the HTTP transports do not take either.
+# Larger messages than gRPC's own 4 MiB (a long answer with log-probabilities is large), and no detour through a web
+# proxy that the environment names, which the HTTP transports do not take either.
 CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", errors.MOST_BYTES),
     ("grpc.max_send_message_length", -1),
     ("grpc.enable_http_proxy", 0),
 )

@@ -49,9 +49,15 @@ class GrpcTransport:
         except grpc.RpcError as error:
             failure = kserve.question_failure(error, self._address, deadline)
         if isinstance(failure, errors.InvalidRequest):
-            index = self._index(messages.RepositoryIndexRequest(), timeout=timeout)
-            failure = unknown_model(model, kserve.known_models(index))
+            failure = unknown_model(model, self._known_models(timeout))
         raise failure
+
+    def _known_models(self, timeout: float | None) -> list[str]:
+        """Names of the server's models; none where it keeps its index closed."""
+        try:
+            return kserve.known_models(self._index(messages.RepositoryIndexRequest(), timeout=timeout))
+        except grpc.RpcError:
+            return []
 
     def is_ready(self, model: str) -> bool:
         """As :meth:`Transport.is_ready`."""

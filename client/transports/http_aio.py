@@ -69,7 +69,7 @@ class AsyncHttpTransport:
         limit = aiohttp.ClientTimeout(total=deadline.remaining(CONTROL_TIMEOUT))
         try:
             async with self._session.request(method, path, timeout=limit) as response:
-                return response.status, await response.read()
+                return response.status, await _body(response, self._address)
         except asyncio.TimeoutError:  # in Python 3.10 not yet the built-in one
             raise deadline.missed(self._address, "http") from None
         except aiohttp.ClientError as error:
@@ -99,7 +99,8 @@ class _AsyncHttpCall:
             self._opening = asyncio.ensure_future(self._send())
             self._response = await self._opening
             if self._response.status != 200:
-                raise kserve.read_failure(self._response.status, await self._response.read(), request_id)
+                body = await _body(self._response, self._address)
+                raise kserve.read_failure(self._response.status, body, request_id)
             async for outputs in self._read(self._response):
                 yield outputs
         except asyncio.TimeoutError:  # in Python 3.10 not yet the built-in one
@@ -133,7 +134,17 @@ class _AsyncHttpCall:
         )
 
     async def _read(self, response: aiohttp.ClientResponse) -> AsyncIterator[Outputs]:
-        events = kserve.EventReader(self._request.request_id)
+        events = kserve.EventReader(self._address, self._request.request_id)
         async for data in response.content.iter_any():
             for outputs in events.feed(data):
                 yield outputs
+
+
+async def _body(response: aiohttp.ClientResponse, address: str) -> bytes:
+    """All of it, if it is not too much."""
+    body = bytearray()
+    async for data in response.content.iter_any():
+        body += data
+        if len(body) > errors.MOST_BYTES:
+            raise errors.too_long(address, "an answer")
+    return bytes(body)

@@ -45,7 +45,8 @@ class EventReader:
     Triton writes each event as a single line, `data: {...}`, and an empty one after it.
     """
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, address: str, request_id: str) -> None:
+        self._address = address
         self._request_id = request_id
         self._rest = b""
 
@@ -53,9 +54,11 @@ class EventReader:
         """The responses that `data` completes.
 
         Raises:
-            ClientError: an event reports an error.
+            ClientError: an event reports an error, or is too long.
         """
         *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > errors.MOST_BYTES:
+            raise errors.too_long(self._address, "an event", self._request_id)
         for line in lines:
             if line.startswith(b"data:"):
                 yield self._read(json.loads(line[len(b"data:") :]))
@@ -113,5 +116,6 @@ def read_parameters(body: bytes) -> Mapping[str, str]:
 
 
 def known_models(body: bytes) -> list[str]:
-    """The names of the models that the server has."""
-    return [model["name"] for model in json.loads(body)]
+    """The names of the models that the server has; none where it keeps its index closed."""
+    index = json.loads(body)
+    return [model["name"] for model in index] if isinstance(index, list) else []

@@ -65,7 +65,7 @@ class HttpTransport:
         try:
             connection.request(method, path)
             response = connection.getresponse()
-            return response.status, response.read()
+            return response.status, _body(response, self._address)
         except TimeoutError:
             raise deadline.missed(str(self._address), "http") from None
         except (OSError, http.client.HTTPException) as error:
@@ -80,6 +80,8 @@ class _HttpCall:
     def __init__(self, address: Address, request: Request, deadline: Deadline) -> None:
         self._address = address
         self._connection = http.client.HTTPConnection(*address)
+        # The connection lets go of it where the server announces that it will close.
+        self._socket: socket.socket | None = None
         self._request = request
         self._deadline = deadline
         self._cancelled = False
@@ -91,7 +93,7 @@ class _HttpCall:
         try:
             response = self._send()
             if response.status != 200:
-                raise kserve.read_failure(response.status, response.read(), request_id)
+                raise kserve.read_failure(response.status, _body(response, self._address), request_id)
             yield from self._read(response)
         except TimeoutError:
             raise errors.past_deadline(self._deadline.seconds, request_id) from None
@@ -103,9 +105,9 @@ class _HttpCall:
     def cancel(self) -> None:
         """As :meth:`Call.cancel`."""
         self._cancelled = True
-        if sock := self._connection.sock:
+        if self._socket:
             try:
-                sock.shutdown(socket.SHUT_RDWR)
+                self._socket.shutdown(socket.SHUT_RDWR)
             except OSError:
                 return  # already closed by either side
 
@@ -113,6 +115,7 @@ class _HttpCall:
         try:
             self._connection.timeout = self._deadline.remaining()
             self._connection.connect()
+            self._socket = self._connection.sock
         except TimeoutError:
             raise errors.past_deadline(self._deadline.seconds, self._request.request_id) from None
         except OSError as error:
@@ -129,19 +132,28 @@ class _HttpCall:
         return self._connection.getresponse()
 
     def _read(self, response: http.client.HTTPResponse) -> Iterator[Outputs]:
-        events = kserve.EventReader(self._request.request_id)
+        events = kserve.EventReader(str(self._address), self._request.request_id)
         # Unlike readline(), read1() tells a body that broke off from one that is complete.
         while data := response.read1():
             yield from events.feed(data)
             self._limit_wait()
 
     def _limit_wait(self) -> None:
-        self._connection.sock.settimeout(self._deadline.remaining())
+        if self._socket and self._socket.fileno() >= 0:  # else it was closed with the end of the response
+            self._socket.settimeout(self._deadline.remaining())
 
     def _lost(self, reason: str) -> errors.ClientError:
         if self._cancelled:
             return errors.cancelled(self._request.request_id)
         return errors.connection_lost(str(self._address), reason, self._request.request_id)
+
+
+def _body(response: http.client.HTTPResponse, address: Address) -> bytes:
+    """All of it, if it is not too much."""
+    body = response.read(errors.MOST_BYTES + 1)
+    if len(body) > errors.MOST_BYTES:
+        raise errors.too_long(str(address), "an answer")
+    return body
 
 
 def _reason(error: Exception) -> str:

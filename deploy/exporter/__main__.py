@@ -7,14 +7,17 @@ import argparse
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from deploy.exporter.collector import Collector, Targets
 from deploy.exporter.exposition import CONTENT_TYPE
-from deploy.exporter.probe import Probe
+from deploy.exporter.probe import PROBE_SECONDS, Probe
 
 _PROMPT = "Repeat the alphabet three times: a b c d e f g h i j k l m n o p q r s t u v w x y z. a b c"
+
+_OLD_READINGS = 3  # so many intervals
+_CLIENT_SECONDS = 10.0  # whoever does not send his request meanwhile is hung up on
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,27 +32,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    server = ThreadingHTTPServer((options.host, options.port), _handler(collector))
+    server = ThreadingHTTPServer(
+        (options.host, options.port), _handler(collector, _OLD_READINGS * options.interval + PROBE_SECONDS)
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    # Not in this thread, which SIGTERM wakes: a reading that waits for an answer does not hold up the end.
+    threading.Thread(target=collector.run, args=(options.interval, stopped), daemon=True).start()
     print(f"exporter on http://{options.host}:{server.server_address[1]}/metrics", flush=True)
-    collector.run(options.interval, stopped)
+    stopped.wait()
     server.shutdown()
 
 
-def _handler(collector: Collector) -> type[BaseHTTPRequestHandler]:
+def _handler(collector: Collector, most_seconds: float) -> type[BaseHTTPRequestHandler]:
+    """`most_seconds`: older readings are a sign that there will be no others."""
+
     class Handler(BaseHTTPRequestHandler):
+        timeout = _CLIENT_SECONDS
+
         def do_GET(self) -> None:
-            pages: dict[str, Callable[[], str]] = {
-                "/metrics": collector.families.page,
-                "/healthz": lambda: "ok\n",
-            }
-            page = pages.get(self.path.partition("?")[0])
-            body = (page() if page else "pages: /metrics, /healthz\n").encode()
-            self.send_response(200 if page else 404)
+            status, page = self._page(self.path.partition("?")[0])
+            body = page.encode()
+            self.send_response(status)
             self.send_header("Content-Type", CONTENT_TYPE)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def _page(self, path: str) -> tuple[int, str]:
+            if path == "/metrics":
+                return 200, collector.families.page()
+            if path == "/healthz":
+                age = collector.age
+                return (
+                    (200, "ok\n") if age <= most_seconds else (503, f"the last reading is {age:.0f} s old\n")
+                )
+            return 404, "pages: /metrics, /healthz\n"
 
         def log_message(self, format: str, *args: object) -> None:
             """Scrapes are not worth a line each."""

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from dataclasses import dataclass
 
 from deploy.exporter.exposition import Families
@@ -46,6 +47,7 @@ class Collector:
         )
         self._accepted_at: dict[int, int] = {}
         self._complaint = ""
+        self._polled = time.monotonic()
         self._declare()
         if probe and probe.draft_length:
             self.families.set(DRAFT_LENGTH, probe.draft_length)
@@ -53,8 +55,17 @@ class Collector:
     def run(self, interval: float, stopped: threading.Event) -> None:
         """Poll every `interval` seconds until `stopped` is set."""
         while not stopped.is_set():
-            self.poll()
+            try:
+                self.poll()
+                self._polled = time.monotonic()
+            except Exception as error:  # whatever a server answers: the next reading may be better
+                print(f"a reading failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             stopped.wait(interval)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last reading has ended, or since there has been none."""
+        return time.monotonic() - self._polled
 
     def poll(self) -> str:
         """Read the best source that answers; its name, "none" if none does."""

@@ -14,7 +14,8 @@ from typing import Any
 from deploy.exporter.fetch import Unanswered, get_json, post_events
 
 MODELS = ("ensemble", "tensorrt_llm")  # tried in this order where no model is named
-_SECONDS = 120.0
+PROBE_SECONDS = 120.0
+"""A whole probe takes no longer."""
 
 
 class Unmeasured(Exception):
@@ -63,7 +64,7 @@ class Probe:
         fields = {name: value for name, value in self._fields().items() if name in declared}
         start = time.monotonic()
         events, times = [], []
-        for event in post_events(f"{self.triton}/v2/models/{model}/generate_stream", fields, _SECONDS):
+        for event in post_events(f"{self.triton}/v2/models/{model}/generate_stream", fields, PROBE_SECONDS):
             events.append(event)
             times.append(time.monotonic() - start)
         if not events:
@@ -130,7 +131,7 @@ def _number(event: dict[str, Any], name: str) -> int:
     """A whole number, which `llmapi` writes as text; 0 if it is missing or no number."""
     try:
         return int(float(_scalar(event.get(name))))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0
 
 
