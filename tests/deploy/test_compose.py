@@ -20,7 +20,7 @@ from planner.bench.peers.processes import ProgramError, run
 from tests.deploy.tools import DEPLOY, ROOT, environment
 
 LINES = ("embedded", "line-a", "line-b")
-SERVICES = {"build", "triton", "exporter", "prometheus", "grafana", "loadtest"}
+SERVICES = {"build", "triton", "front", "exporter", "prometheus", "grafana", "loadtest"}
 STAY_UP = SERVICES - {"build", "loadtest"}
 
 
@@ -72,6 +72,37 @@ def test_what_stays_up_is_watched_and_restarted(name: str) -> None:
 def test_nothing_is_open_to_the_network_unless_asked_for() -> None:
     ports = [port for service in written()["services"].values() for port in service.get("ports", [])]
     assert ports and all(port.startswith("${DRAFTHOUSE_BIND:-127.0.0.1}:") for port in ports)
+
+
+def test_the_way_to_triton_leads_through_the_front() -> None:
+    services = written()["services"]
+    assert "ports" not in services["triton"]
+    front = services["front"]
+    asked = set(re.findall(r"\$\{(\w+)\}", (DEPLOY / "front" / "haproxy.cfg").read_text(encoding="utf-8")))
+    assert asked == front["environment"].keys()
+    assert front["environment"]["FRONT_TRITON"] == "triton"
+    assert "./deploy/front:/etc/front:ro" in front["volumes"] and "/etc/front/haproxy.cfg" in front["command"]
+
+
+def test_health_is_a_token() -> None:
+    check = written()["services"]["triton"]["healthcheck"]
+    assert check["test"][:4] == ["CMD", "python3", "-m", "deploy.health"]
+    assert float(check["test"][-1]) < float(check["timeout"].removesuffix("s"))
+
+
+def test_what_serves_cannot_change_its_image() -> None:
+    for name in ("triton", "front", "exporter", "prometheus", "grafana"):
+        service = written()["services"][name]
+        assert service["read_only"] is True and service["cap_drop"] == ["ALL"], name
+    assert written()["services"]["triton"]["tmpfs"] == ["/tmp:exec,mode=1777"]
+
+
+def test_nobody_can_log_in_to_grafana() -> None:
+    settings = written()["services"]["grafana"]["environment"]
+    assert settings["GF_AUTH_BASIC_ENABLED"] == "false", "its API would take admin:admin"
+    assert settings["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert settings["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert settings["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
 
 
 def test_images_are_pinned_and_no_secret_is_written() -> None:
@@ -177,7 +208,7 @@ def test_variables_reach_the_file() -> None:
     services = resolved("line-a", **given)["services"]
     assert services["build"]["image"] == "image:1"
     assert services["triton"]["deploy"]["resources"]["reservations"]["devices"][0]["count"] == 2
-    assert {port["host_ip"] for port in services["triton"]["ports"]} == {"0.0.0.0"}
+    assert {port["host_ip"] for port in services["front"]["ports"]} == {"0.0.0.0"}
 
 
 @pytest.mark.outside

@@ -12,6 +12,7 @@ from deployments.engines import TensorRtLlmEngine
 from deployments.spec import load_spec
 from planner.bench.peers.processes import run
 from tests.deploy.test_compose import variables
+from tests.deploy.test_compose import written as compose_file
 from tests.deploy.tools import DEPLOY, environment
 
 pytestmark = pytest.mark.outside
@@ -66,6 +67,7 @@ def test_objects_are_valid(overlay: str, tmp_path: Path) -> None:
         ("autoscaled", "- alert: TargetDown", "- alerts: TargetDown"),
         ("multi-node", "restartPolicy: RecreateGroupOnPodRestart", "restartPolicy: Always"),
         ("multi-node", "initContainers:", "initContainer:"),
+        ("single-gpu", "podSelector:", "podselector:"),
     ],
 )
 def test_a_mistake_is_noticed(overlay: str, right: str, wrong: str, tmp_path: Path) -> None:
@@ -80,8 +82,13 @@ def test_pods_run_without_root_and_use_gpus(overlay: str) -> None:
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for container in (*spec["containers"], *spec.get("initContainers", [])):
-            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            confined = container["securityContext"]
+            assert confined["allowPrivilegeEscalation"] is False and confined["capabilities"] == {
+                "drop": ["ALL"]
+            }
+            assert confined.get("readOnlyRootFilesystem") or component == "build"
             assert (
                 "memory" in container["resources"]["limits"] and "cpu" in container["resources"]["requests"]
             )
@@ -96,11 +103,14 @@ def test_the_service_leads_to_pods_that_are_ready(overlay: str) -> None:
     service = objects(overlay)["Service/drafthouse"]["spec"]
     serving = pods(overlay)["triton"]
     assert service["selector"].items() <= serving["metadata"]["labels"].items()
-    triton = serving["spec"]["containers"][0]
-    ports = {port["name"] for port in triton["ports"]}
-    assert {port["targetPort"] for port in service["ports"]} <= ports
-    assert triton["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
-    assert triton["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
+    triton, *beside = serving["spec"]["containers"]
+    (front,) = [container for container in beside if container["name"] == "front"]
+    assert {port["targetPort"] for port in service["ports"]} <= {port["name"] for port in front["ports"]}
+    assert "ports" not in triton and "--host" not in triton["command"], "it listens in the pod alone"
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        command = triton[probe]["exec"]["command"]
+        assert command[:3] == ["python3", "-m", "deploy.health"]
+        assert float(command[-1]) < triton[probe]["timeoutSeconds"]
     startup = triton["startupProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 1800
     assert triton["command"][:2] == ["drafthouse", "serve"]
@@ -123,7 +133,9 @@ def test_prometheus_finds_both_pages_of_a_pod() -> None:
     for overlay in SERVING:
         pod = pods(overlay)["triton"]
         assert monitor["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
-        ports = {port["name"] for container in pod["spec"]["containers"] for port in container["ports"]}
+        ports = {
+            port["name"] for container in pod["spec"]["containers"] for port in container.get("ports", [])
+        }
         assert {endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]} <= ports
 
 
@@ -172,4 +184,81 @@ def test_images_are_those_of_docker_compose() -> None:
         for container in pod["spec"]["containers"]
     }
     assert variables("line-a")["DRAFTHOUSE_IMAGE"] in used
-    assert {image.partition(":")[0] for image in used} == {"drafthouse/trtllm", "drafthouse/exporter"}
+    assert {image.partition(":")[0] for image in used} == {
+        "drafthouse/trtllm",
+        "drafthouse/exporter",
+        "haproxy",
+    }
+    front = compose_file()["services"]["front"]["image"]
+    assert {image for image in used if image.startswith("haproxy")} == {front}
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_the_front_is_that_of_compose(overlay: str) -> None:
+    found = objects(overlay)
+    (name,) = [key for key in found if key.startswith("ConfigMap/drafthouse-front")]
+    assert found[name]["data"]["haproxy.cfg"] == (DEPLOY / "front" / "haproxy.cfg").read_text(
+        encoding="utf-8"
+    )
+    spec = pods(overlay)["triton"]["spec"]
+    volume = next(each for each in spec["volumes"] if each["name"] == "front")
+    assert f"ConfigMap/{volume['configMap']['name']}" == name
+    settings = next(
+        item["data"] for key, item in found.items() if key.startswith("ConfigMap/drafthouse-settings")
+    )
+    front = next(each for each in spec["containers"] if each["name"] == "front")
+    ports = {port["name"]: str(port["containerPort"]) for port in front["ports"]}
+    assert {kind: settings[f"FRONT_{kind.upper()}_PORT"] for kind in ("http", "grpc", "metrics")} == ports
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_who_may_speak_to_the_pods(overlay: str) -> None:
+    policy = objects(overlay)["NetworkPolicy/drafthouse"]["spec"]
+    assert policy["policyTypes"] == ["Ingress"]
+    for pod in pods(overlay).values():
+        assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    everybody = [rule for rule in policy["ingress"] if "from" not in rule]
+    assert [[port["port"] for port in rule["ports"]] for rule in everybody] == [["http", "grpc"]]
+    assert all(rule.get("from") for rule in policy["ingress"] if rule not in everybody)
+
+
+def test_there_is_no_ssh_and_the_leader_may_start_processes_in_its_workers_alone() -> None:
+    text = render("multi-node")
+    assert "sshd" not in text and "containerPort: 2222" not in text
+    found = objects("multi-node")
+    group = found["LeaderWorkerSet/drafthouse-nodes"]["spec"]["leaderWorkerTemplate"]
+    workers = [f"drafthouse-nodes-0-{index}" for index in range(1, group["size"])]
+    for rule in found["Role/drafthouse-nodes"]["rules"]:
+        assert rule["resourceNames"] == workers and rule["resources"] in (["pods"], ["pods/exec"])
+    leader, worker = group["leaderTemplate"]["spec"], group["workerTemplate"]["spec"]
+    assert leader["serviceAccountName"] == "drafthouse-nodes" and worker["serviceAccountName"] == "default"
+    holding = [
+        container["name"]
+        for container in (*leader["initContainers"], *leader["containers"], *worker["containers"])
+        if any(mount["name"] == "token" for mount in container.get("volumeMounts", []))
+    ]
+    assert holding == ["workers", "triton"]
+    settings = next(
+        item["data"] for key, item in found.items() if key.startswith("ConfigMap/drafthouse-settings")
+    )
+    script = MANIFESTS / "multi-node" / Path(settings["OMPI_MCA_plm_rsh_agent"]).name
+    assert "--container worker" in script.read_text(encoding="utf-8")
+    assert worker["containers"][0]["name"] == "worker"
+
+
+def test_the_remote_shell_hands_over_the_command_as_ssh_does(tmp_path: Path) -> None:
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(
+        '#!/bin/sh\n[ "$1 $2 $3 $4 $5" = "exec node-0-1 --container worker --" ] && shift 5 && exec "$@"\n'
+    )
+    kubectl.chmod(0o755)
+    command = [
+        MANIFESTS / "multi-node" / "remote_shell",
+        "node-0-1.nodes.default",
+        "A=x;",
+        "export",
+        "A;",
+        "echo",
+        '"$A y"',
+    ]
+    assert run(command, seconds=10, variables={"PATH": f"{tmp_path}:/usr/bin:/bin"}) == "x y\n"

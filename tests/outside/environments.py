@@ -55,7 +55,7 @@ def debian_program(name: str, package: str) -> Path:
         Unavailable: it is neither installed nor to be fetched.
     """
     installed = shutil.which(name)
-    return Path(installed) if installed else _unpacked(f"bin/{name}", package)
+    return Path(installed) if installed else _unpacked(f"*bin/{name}", package)
 
 
 def _room() -> Path:
