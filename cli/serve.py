@@ -9,6 +9,7 @@ import typer
 
 from cli.common import HostOption, SpecArgument, console, errors, progress, read_spec, told
 from cli.prepare import build_deployment
+from cli.serving import serve_until_ended
 from cli.trtllm import serve_trtllm
 from client import ChatTemplate, DrafthouseClient, GenerationResult, SamplingOptions
 from deploy.triton import TritonServer
@@ -26,10 +27,8 @@ def serve(spec_path: SpecArgument, host: HostOption = None) -> None:
             serve_trtllm(spec, spec_path, _log(spec))
             return
         build_deployment(spec)
-        with running_server(spec) as server:
-            console.print(f"serving {spec.name}: stop with Ctrl-C")
-            status = server.wait()
-        console.print(f"tritonserver ended with status {status}; its log is {_log(spec)}")
+        console.print(f"serving {spec.name}: stop with Ctrl-C")
+        serve_until_ended(lambda: running_server(spec), spec, _log(spec))
 
 
 def generate(
@@ -94,6 +93,7 @@ def running_server(spec: DeploymentSpec) -> Iterator[TritonServer]:
         metrics_port=serving.metrics_port,
         host=serving.host,
         log=_log(spec),
+        stop_seconds=serving.stop_seconds,
     )
     with server:
         with progress() as show:

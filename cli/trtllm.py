@@ -3,7 +3,8 @@
 import os
 import subprocess
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from build.trtllm.run_plan import run_plan, script
 from build.trtllm.runners import ComposeRunner, LocalRunner, Runner
 from build.trtllm.topology import python_path, topology_of
 from cli.common import console, errors, progress
+from cli.serving import serve_until_ended
 from deploy.server import TritonError
 from deploy.trtllm_launch import Launch, hosts_from
 from deploy.trtllm_server import START_SECONDS, TensorRtLlmServer, compose_command, tensorrt_llm_triton
@@ -94,15 +96,21 @@ def serve_trtllm(spec: DeploymentSpec, spec_path: Path, log: Path) -> None:
         LocalRunner(),
         report=lambda line: console.print(f"serve: {line}"),
     )
+    serve_until_ended(lambda: _running(resolved, log), spec, log)
+
+
+@contextmanager
+def _running(resolved: Resolved, log: Path) -> Iterator[TensorRtLlmServer]:
+    """The server, ready; stopped at the end."""
+    name = resolved.spec.name
     with TensorRtLlmServer(_launch(resolved), log=log) as server:
         with progress() as show:
-            show(f"starting Triton with {spec.name}; its log is {log}", None)
+            show(f"starting Triton with {name}; its log is {log}", None)
             _wait_until_ready(server, log)
         console.print(
-            f"Triton serves {spec.name} on {server.host}: gRPC {server.grpc_port}, HTTP {server.http_port}"
+            f"Triton serves {name} on {server.host}: gRPC {server.grpc_port}, HTTP {server.http_port}"
         )
-        status = server.wait()
-    console.print(f"tritonserver ended with status {status}; its log is {log}")
+        yield server
 
 
 def _serve_in_container(spec_path: Path, resolved: Resolved) -> None:
@@ -135,6 +143,7 @@ def _launch(resolved: Resolved) -> Launch:
             grpc_port=serving.grpc_port,
             metrics_port=serving.metrics_port,
             host=serving.host,
+            stop_seconds=serving.stop_seconds,
         )
     except ValueError as error:
         raise SpecError(f"engine.launch: {error}") from None

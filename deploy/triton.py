@@ -10,16 +10,18 @@ Example::
         server.wait_until_ready()
 """
 
+import math
 import os
 import shutil
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from deploy.server import ServerProcess, TritonError
+from deploy.access import closed_endpoints
+from deploy.place import Place
+from deploy.server import STOP_SECONDS, ServerProcess, TritonError
 
 _PACKAGE = "nvidia-pytriton"
 
@@ -36,36 +38,39 @@ class TritonServer(ServerProcess):
         metrics_port: int,
         host: str = "127.0.0.1",
         log: Path | None = None,
+        stop_seconds: float = STOP_SECONDS,
     ) -> None:
         """Prepare to serve `repository`; the rest as of `ServerProcess`."""
         super().__init__(
-            host=host, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, log=log
+            host=host,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            log=log,
+            stop_seconds=stop_seconds,
         )
         self._repository = repository
-        self._backends: tempfile.TemporaryDirectory[str] | None = None
 
-    def _command(self) -> tuple[Sequence[str], Mapping[str, str]]:
+    def _command(self, place: Place) -> tuple[Sequence[str], Mapping[str, str]]:
         site = _site_packages()
-        self._backends = tempfile.TemporaryDirectory(prefix="drafthouse-backends-")
-        _assemble_python_backend(site, Path(self._backends.name))
+        backends = place.directory / "backends"
+        _assemble_python_backend(site, backends)
         command = [
             str(site / "pytriton" / "tritonserver" / "bin" / "tritonserver"),
             *("--model-repository", str(self._repository.resolve())),
-            *("--backend-directory", self._backends.name),
+            *("--backend-directory", str(backends)),
+            *("--backend-config", f"python,shm-region-prefix-name={place.name}_"),
             *("--http-address", self.host, "--http-port", str(self.http_port)),
             *("--grpc-address", self.host, "--grpc-port", str(self.grpc_port)),
             *("--metrics-address", self.host, "--metrics-port", str(self.metrics_port)),
             *("--allow-gpu-metrics", "false", "--allow-cpu-metrics", "false", "--log-warning", "false"),
+            *("--exit-timeout-secs", str(math.ceil(self.stop_seconds))),
+            *closed_endpoints(),
             "--disable-auto-complete-config",
             # Request objects are not reused: 2.51 crashes now and then when one whose client had cancelled is.
             *("--grpc-infer-allocation-pool-size", "0"),
         ]
         return command, _environment(site)
-
-    def _release(self) -> None:
-        if self._backends:
-            self._backends.cleanup()
-            self._backends = None
 
 
 def python_library() -> Path | None:
@@ -91,6 +96,13 @@ def _site_packages() -> Path:
 
 def _assemble_python_backend(site: Path, backends: Path) -> None:
     """Put the Python backend beside the stub of this interpreter's version."""
+    backend, stub = _backend_parts(site)
+    shutil.copytree(backend, backends / "python")
+    shutil.copy2(stub, backends / "python" / "triton_python_backend_stub")
+
+
+def _backend_parts(site: Path) -> tuple[Path, Path]:
+    """The Python backend and the stub of this interpreter's version."""
     bundle = site / "pytriton" / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = bundle / "python_backend_stubs" / version / "triton_python_backend_stub"
@@ -103,8 +115,7 @@ def _assemble_python_backend(site: Path, backends: Path) -> None:
             f"libpython{version}.so.1.0 was not found, which Triton's Python backend needs: install the package "
             f"libpython{version} of your distribution, or a Python built with --enable-shared"
         )
-    shutil.copytree(bundle / "backends" / "python", backends / "python")
-    shutil.copy2(stub, backends / "python" / "triton_python_backend_stub")
+    return bundle / "backends" / "python", stub
 
 
 def _environment(site: Path) -> dict[str, str]:

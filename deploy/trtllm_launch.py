@@ -18,6 +18,7 @@ Example::
     print(launch_command(launch).shell())
 """
 
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
+
+from deploy.access import closed_endpoints
 
 Mode = Literal["single", "leader", "orchestrator", "multi_node"]
 
@@ -64,6 +67,9 @@ class Launch:
             Python object there; empty: none.
         http_port, grpc_port, metrics_port, host: where rank 0 listens.
         program: the server.
+        region_prefix: what names of shared memory regions begin with.
+        stop_seconds: what runs when the server is stopped may go on for so long.
+        access: options that say which endpoints are closed.
 
     Raises:
         ValueError: the fields contradict each other; says what would be right.
@@ -81,6 +87,9 @@ class Launch:
     metrics_port: int = 8002
     host: str = "0.0.0.0"
     program: str = "tritonserver"
+    region_prefix: str = "drafthouse_"
+    stop_seconds: float = 30.0
+    access: tuple[str, ...] = field(default_factory=closed_endpoints)
 
     def __post_init__(self) -> None:
         if self.mode == "single" and self.engines and self.ranks != 1:
@@ -135,10 +144,17 @@ def _server(launch: Launch, rank: int) -> tuple[str, ...]:
         launch.program,
         f"--model-repository={launch.repository}",
         "--disable-auto-complete-config",
-        # Ranks of one host would otherwise take each other's shared memory for their own.
-        f"--backend-config=python,shm-region-prefix-name=prefix{rank}_",
+        *_lifetime(launch, rank),
     )
     return arguments + (_ports(launch) if rank == 0 else _waiting(launch))
+
+
+def _lifetime(launch: Launch, rank: int) -> tuple[str, ...]:
+    return (
+        # Ranks of one host would otherwise take each other's shared memory for their own.
+        f"--backend-config=python,shm-region-prefix-name={launch.region_prefix}{rank}_",
+        f"--exit-timeout-secs={math.ceil(launch.stop_seconds)}",
+    )
 
 
 def _ports(launch: Launch) -> tuple[str, ...]:
@@ -146,6 +162,7 @@ def _ports(launch: Launch) -> tuple[str, ...]:
         *(f"--http-address={launch.host}", f"--http-port={launch.http_port}"),
         *(f"--grpc-address={launch.host}", f"--grpc-port={launch.grpc_port}"),
         *(f"--metrics-address={launch.host}", f"--metrics-port={launch.metrics_port}"),
+        *launch.access,
     )
 
 
@@ -175,7 +192,12 @@ def _placed(launch: Launch, rank: int) -> list[str]:
 
 def _llm_api(launch: Launch) -> LaunchCommand:
     """The server with the kit's `llmapi` model, whose YAML completes its configuration."""
-    server = (launch.program, f"--model-repository={launch.repository}", *_ports(launch))
+    server = (
+        launch.program,
+        f"--model-repository={launch.repository}",
+        *_lifetime(launch, 0),
+        *_ports(launch),
+    )
     if launch.mode != "multi_node":
         return LaunchCommand(server)
     per_host = launch.ranks // len(launch.hosts)

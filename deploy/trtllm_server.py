@@ -13,8 +13,10 @@ Example::
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from deploy.place import Place
 from deploy.server import ServerProcess
 from deploy.trtllm_launch import Launch, LaunchCommand, launch_command
 
@@ -35,11 +37,12 @@ class TensorRtLlmServer(ServerProcess):
             grpc_port=launch.grpc_port,
             metrics_port=launch.metrics_port,
             log=log,
+            stop_seconds=launch.stop_seconds,
         )
         self._launch = launch
 
-    def _command(self) -> tuple[Sequence[str], Mapping[str, str]]:
-        command = launch_command(self._launch)
+    def _command(self, place: Place) -> tuple[Sequence[str], Mapping[str, str]]:
+        command = launch_command(replace(self._launch, region_prefix=f"{place.name}_"))
         return command.arguments, {**os.environ, **command.environment}
 
 
@@ -53,6 +56,6 @@ def compose_command(spec: Path, line: str) -> LaunchCommand:
     """The command that serves a spec in a container of its release line (`A` or `B`), with what belongs to it."""
     settings = f"deploy/compose/line-{line.lower()}.env"
     return LaunchCommand(
-        ("docker", "compose", "--env-file", settings, "up", "--wait", "triton"),
+        ("docker", "compose", "--env-file", settings, "up", "--wait", "triton", "front"),
         {"DRAFTHOUSE_SPEC": spec.as_posix()},
     )

@@ -53,6 +53,22 @@ class ServingSpec(Section):
     exclude_input_in_output: bool = Field(
         True, description="Answer without the prompt unless a request says otherwise."
     )
+    on_failure: Literal["stop", "restart"] = Field(
+        "stop",
+        description="When a process of the server has ended or is stuck: end with status 1, for whoever restarts "
+        "services to see, or start the server again. What ran in it ends with an error either way.",
+    )
+    silence_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="A model or engine that shows no sign of life for so long is taken for dead; longer than its "
+        "longest step.",
+    )
+    stop_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="What runs when the server is stopped may go on for so long; new requests are refused.",
+    )
 
     @model_validator(mode="after")
     def _ports_differ(self) -> "ServingSpec":

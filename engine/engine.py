@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.events import EngineStatistics, Event, Sink
-from engine.gate import Release, StepCount
+from engine.events import EngineStatistics, Event, RequestMetrics, Sink
+from engine.pace import Pace
 from engine.prefix_cache import PrefixCache
 from engine.request import GenerationRequest, QueueFullError, RequestError
 from engine.runner import Runner, SequenceInput
@@ -91,6 +91,7 @@ class Engine:
         self._waiting: deque[RunningRequest] = deque()
         self._running: list[RunningRequest] = []
         self._next_id = 0
+        self._pace = Pace()
 
     def submit(self, request: GenerationRequest, sink: Sink) -> int:
         """Queue a request; its events go to `sink`, called from `step`.
@@ -103,7 +104,7 @@ class Engine:
         if not request.continued and len(self._waiting) >= self.limits.max_queue_size + self._free_slots():
             raise QueueFullError(
                 f"the queue is full: {len(self._running)} requests run and {len(self._waiting)} wait; "
-                "try again later"
+                f"try again in {self._pace.seconds(len(self._waiting))} s"
             )
         self._next_id += 1
         most = self._speculator.max_draft_length
@@ -357,6 +358,7 @@ class Engine:
                 self._speculator.finish(item.id)
         else:
             self._waiting.remove(item)
+        self._pace.note_end()
         self._observe_load()
         item.sink(
             Event(

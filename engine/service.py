@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from engine.engine import Engine
 from engine.events import Event, RequestMetrics, Sink
-from engine.request import GenerationRequest
+from engine.request import GenerationRequest, StoppingError
 
 _log = logging.getLogger(__name__)
+_IDLE_SECONDS = 1.0
 
 
 def _always() -> bool:
@@ -36,11 +37,19 @@ class EngineService:
     Args:
         engine: driven from now on by this service alone.
         after_step: called in the engine's thread after every step and whenever the engine falls idle.
+        alive: called in the engine's thread between steps, once a second while there are none; as long as it is called,
+            the engine is not stuck.
     """
 
-    def __init__(self, engine: Engine, after_step: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        after_step: Callable[[], None] = lambda: None,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
         self._engine = engine
         self._after_step = after_step
+        self._alive = alive
         self._inbox: deque[_Submission] = deque()
         self._active: list[_Submission] = []
         self._wake = threading.Condition()
@@ -54,7 +63,7 @@ class EngineService:
         """Hand in a request. All its events, refusals included, come to `sink` in the engine's thread."""
         with self._wake:
             if self._closed:
-                raise RuntimeError("the engine is closed")
+                raise StoppingError("the engine is closed")
             self._inbox.append(_Submission(request, sink, abandoned))
             self._wake.notify()
 
@@ -67,9 +76,11 @@ class EngineService:
 
     def _run(self) -> None:
         while True:
+            self._alive()
             with self._wake:
                 while self._engine.idle and not self._inbox and not self._closed:
-                    self._wake.wait()
+                    self._wake.wait(_IDLE_SECONDS)
+                    self._alive()
                 if self._closed:
                     break
                 arrived = list(self._inbox)
@@ -80,7 +91,7 @@ class EngineService:
             self._step()
         for submission in self._inbox:  # nobody adds to it any more; these want an answer, too
             self._start(submission)
-        self._engine.abort(RuntimeError("the server is shutting down"))
+        self._engine.abort(StoppingError("the server is shutting down"))
 
     def _start(self, submission: _Submission) -> None:
         def sink(event: Event) -> None:

@@ -4,6 +4,8 @@ Runs inside Triton's Python backend only, which provides `triton_python_backend_
 """
 
 import json
+import logging
+import secrets
 import threading
 import time
 from collections import deque
@@ -16,8 +18,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from engine.request import QueueFullError, RequestError
+from engine.request import QueueFullError, RequestError, StoppingError
 
+_log = logging.getLogger(__name__)
 _KEPT_SECONDS = 5.0  # the thread in question needs milliseconds
 
 
@@ -55,20 +58,29 @@ def response(outputs: Mapping[str, NDArray[Any]], wanted: Iterable[str] = ()) ->
 
 
 def refusal(error: Exception) -> Any:
-    """A response that says what is wrong.
+    """A response that says what is wrong."""
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(*told(error)))
 
-    Status codes do not survive an ensemble, so clients tell causes apart by the words as well.
+
+def told(error: Exception) -> tuple[str, Any]:
+    """What a client is told of an error: a message and a status code.
+
+    Of a fault of our own it is told a number under which the server's log has it: its text may name files and what
+    others have asked for. Triton's HTTP front end answers every error of a generation with status 400 (it reads the
+    code after it has freed the error), so clients tell causes apart by the words as well.
     """
-    message, code = f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL
-    if isinstance(error, QueueFullError):
-        message, code = str(error), pb_utils.TritonError.UNAVAILABLE
-    elif isinstance(error, RequestError):
-        message, code = f"invalid request: {error}", pb_utils.TritonError.INVALID_ARG
-    elif isinstance(error, CancelledError):
-        message, code = "the request was cancelled", pb_utils.TritonError.CANCELLED
-    elif isinstance(error, pb_utils.TritonModelException):
-        message = str(error)  # another model's refusal, passed on word for word
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+    codes = pb_utils.TritonError
+    if isinstance(error, (QueueFullError, StoppingError)):
+        return str(error), codes.UNAVAILABLE
+    if isinstance(error, RequestError):
+        return f"invalid request: {error}", codes.INVALID_ARG
+    if isinstance(error, CancelledError):
+        return "the request was cancelled", codes.CANCELLED
+    if isinstance(error, pb_utils.TritonModelException):  # another model's refusal, passed on word for word
+        return str(error), getattr(error, "code", codes.INTERNAL)
+    number = secrets.token_hex(4)
+    _log.error("internal error %s", number, exc_info=error)
+    return f"internal error {number}; the server's log says more", codes.INTERNAL
 
 
 def refuse(sender: Any, error: Exception, *, begun: bool = False) -> None:
@@ -144,7 +156,9 @@ def call_model(
     try:
         for answer in answers:
             if answer.has_error():
-                raise pb_utils.TritonModelException(answer.error().message())
+                refused = pb_utils.TritonModelException(answer.error().message())
+                refused.code = answer.error().code()
+                raise refused
             if answer.output_tensors():
                 yield {tensor.name(): tensor for tensor in answer.output_tensors()}
     finally:

@@ -38,7 +38,7 @@ from engine.serving.drafting import Drafter, ModelDrafter, NgramDrafter
 from engine.serving.engine_limits import EngineLimits
 from engine.serving.engine_rules import EngineRules
 from engine.serving.exchange import Exchange
-from engine.serving.request_names import refuse_unknown
+from engine.serving.life import Life, refuse_when_stopping
 from engine.serving.speculation import speculate
 from engine.serving.stopped import StoppedAnswers, streamed
 from engine.serving.target import Row, Target, read_tokens
@@ -126,6 +126,7 @@ class BlsModel:
         self._counts = SpeculationCounts(settings, arguments)
         self._exchanges: dict[int, Exchange] = {}
         self._pool = ThreadPoolExecutor(settings.max_requests, thread_name_prefix="bls")
+        self._life = Life(arguments)
 
     def execute(self, requests: list[Any]) -> None:
         """Start the requests; their responses follow from the pool's threads."""
@@ -145,7 +146,7 @@ class BlsModel:
                 meant.stop()
             request.get_response_sender().send(flags=_FINAL)
             return
-        refuse_unknown(request.parameters(), self._inputs)
+        refuse_when_stopping()
         tasks = self._tasks(given)
         exchange = Exchange(request, len(tasks))
         self._exchanges[exchange.handle] = exchange
@@ -158,6 +159,7 @@ class BlsModel:
         self._caller.close()
         self._counts.close()
         finish_calls()
+        self._life.end()
 
     def _make_drafter(self) -> Drafter | None:
         settings = self._settings

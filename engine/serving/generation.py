@@ -17,6 +17,7 @@ from engine.request import RequestError
 from engine.service import EngineService
 from engine.serving.backend import directory, input_names, parameters, refusal, refuse, response, tensors
 from engine.serving.contract import Answer, GenerationCall, Tensors, refuse_unsupported
+from engine.serving.life import Life, SignOfLife, refuse_when_stopping
 from engine.serving.metrics import EngineMetrics
 from engine.serving.outbox import Outbox
 from engine.serving.request_names import refuse_unknown
@@ -38,9 +39,10 @@ class GenerationModel:
         engine, runner = open_engine(
             spec, directory(arguments, "gpt_model_path"), directory(arguments, "speculator_path")
         )
+        self._drafts = parameters(arguments).get("role") == "draft"
         self._metrics = metrics = EngineMetrics(engine.statistics, arguments)
         metrics.declare_load(engine.limits, runner)
-        if parameters(arguments).get("role") != "draft":  # whose steps say nothing about the output
+        if not self._drafts:  # whose steps say nothing about the output
             metrics.declare_speculation("engine")
         metrics.publish()
         self._inputs = input_names(arguments)
@@ -52,7 +54,9 @@ class GenerationModel:
         )
         self._exchanges: dict[int, _Exchange] = {}
         self._outbox = Outbox()
-        self._service = EngineService(engine, metrics.publish)
+        self._life = Life(arguments)
+        self._sign = SignOfLife(f"{arguments['model_instance_name']}, engine")
+        self._service = EngineService(engine, metrics.publish, self._sign.show)
 
     def execute(self, requests: list[Any]) -> None:
         """Start generations; their responses follow from the engine's thread."""
@@ -68,7 +72,9 @@ class GenerationModel:
             return
         refuse_unknown(request.parameters(), self._inputs)
         refuse_unsupported(inputs)
-        call = GenerationCall(inputs, self._end_ids, self._exclude_input, self._codec)
+        call = GenerationCall(inputs, self._end_ids, self._exclude_input)
+        if not self._drafts and not any(item.continued for item in call.requests):
+            refuse_when_stopping()
         _Exchange(request, self._exchanges, self._outbox).start(call, self._service)
 
     def _stop(self, request: Any, inputs: Tensors) -> None:
@@ -95,6 +101,8 @@ class GenerationModel:
         self._service.close()
         self._outbox.close()
         self._metrics.close()
+        self._sign.end()
+        self._life.end()
 
 
 class _Exchange:

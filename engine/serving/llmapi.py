@@ -20,7 +20,8 @@ import triton_python_backend_utils as pb_utils
 import yaml
 
 from engine.request import RequestError
-from engine.serving.backend import input_names, parameters, refuse, response, tensors
+from engine.serving.backend import parameters, refuse, response, tensors, told
+from engine.serving.life import Life
 from engine.serving.llmapi_request import LlmApiRequest, read_request
 from engine.serving.llmapi_response import LlmApiAnswer, draft_length_of
 from engine.serving.llmapi_stop import StopView
@@ -79,6 +80,7 @@ class LlmApiModel:
         self._thread = threading.Thread(target=self._loop.run_forever, name="llmapi", daemon=True)
         self._thread.start()
         self._llm = self._in_loop(_load(content))
+        self._life = Life(arguments)
 
     def execute(self, requests: list[Any]) -> None:
         """Start generations; their responses follow from the event loop."""
@@ -90,6 +92,7 @@ class LlmApiModel:
         self._llm.shutdown()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._life.end()
 
     def _in_loop(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
@@ -184,7 +187,7 @@ async def _answer(
         if not answer.errors_as_output:
             refuse(sender, error, begun=begun)
             return
-        sender.send(response(answer.failure(error)))
+        sender.send(response(answer.failure(told(error)[0])))
     sender.send(flags=_FINAL)
 
 

@@ -27,7 +27,7 @@ from engine.serving.backend import (
     tensors,
 )
 from engine.serving.contract import PLACEHOLDERS, Tensors, is_blank
-from engine.serving.request_names import refuse_unknown
+from engine.serving.life import Life, refuse_when_stopping
 from engine.serving.wiring import GENERATION_TO_POSTPROCESSING, TO_LLMAPI
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -74,6 +74,7 @@ class LlmApiBlsModel:
         self._inputs = input_names(arguments)
         self._pool = ThreadPoolExecutor(int(settings["max_requests"]), thread_name_prefix="bls")
         self._rows: dict[int, list[str]] = {}
+        self._life = Life(arguments)
 
     def execute(self, requests: list[Any]) -> None:
         """Start the requests; their responses follow from the pool's threads."""
@@ -84,6 +85,7 @@ class LlmApiBlsModel:
         """Wait for what runs."""
         self._pool.shutdown(cancel_futures=True)
         finish_calls()
+        self._life.end()
 
     def _serve(self, request: Any, sender: Any) -> None:
         begun = False
@@ -100,7 +102,7 @@ class LlmApiBlsModel:
         if "stop" in inputs and inputs["stop"].any():
             self._stop(int(np.ravel(inputs["generation_handle"])[0]))
             return
-        refuse_unknown(request.parameters(), self._inputs)
+        refuse_when_stopping()
         _refuse_unsupported(inputs)
         handle = secrets.randbits(64)
         calls = [_Row(inputs, row, f"{handle:016x}-{row}") for row in range(len(inputs["text_input"]))]

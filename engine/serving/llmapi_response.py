@@ -78,9 +78,9 @@ class LlmApiAnswer:
             arrays |= self._metrics(result, len(tokens))
         return arrays
 
-    def failure(self, error: Exception) -> Arrays:
+    def failure(self, message: str) -> Arrays:
         """The response that tells a failure to a caller within the server."""
-        return {"error": _texts([f"{type(error).__name__}: {error}"])}
+        return {"error": _texts([message])}
 
     def _metrics(self, result: Any, tokens: int) -> Arrays:
         metrics = getattr(result.outputs[0], "request_perf_metrics", None)

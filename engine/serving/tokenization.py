@@ -18,9 +18,9 @@ from engine.serving.backend import (
 )
 from engine.serving.contract import Tensors, is_blank
 from engine.serving.engine_rules import EngineRules
-from engine.serving.request_names import refuse_unknown
-from engine.serving.text import TextCodec, decode_prompt, decode_words
-from engine.serving.wiring import TO_GENERATION, TO_PREPROCESSING
+from engine.serving.life import Life
+from engine.serving.text import TextCodec, decode_prompt
+from engine.serving.wiring import TO_PREPROCESSING
 
 _NO_TOKEN = -1
 _TEXT_INPUTS = (*TO_PREPROCESSING, *TO_GENERATION)
@@ -43,10 +43,15 @@ class PreprocessingModel:
             if settings.get("engine") == "tensorrt_llm"
             else None
         )
+        self._life = Life(arguments)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request."""
         return [self._answer(request) for request in requests]
+
+    def finalize(self) -> None:
+        """End the signs of life."""
+        self._life.end()
 
     def _answer(self, request: Any) -> Any:
         try:
@@ -54,7 +59,7 @@ class PreprocessingModel:
             refuse_unknown(request.parameters(), _TEXT_INPUTS)
             outputs = preprocess(self._codec, tensors(request), self._rules)
             return response(outputs, request.requested_output_names())
-        except RequestError as error:
+        except Exception as error:  # Triton would send the client our source code's lines
             return refusal(error)
 
 
@@ -73,21 +78,24 @@ class PostprocessingModel:
             skip_special_tokens=settings["skip_special_tokens"] == "true",
         )
         self._generation = settings["tensorrt_llm_model_name"]
+        self._life = Life(arguments)
 
     def finalize(self) -> None:
         """Leave nothing of the calls behind."""
         finish_calls()
+        self._life.end()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request."""
-        return [self._answer(request, tensors(request)) for request in requests]
+        return [self._answer(request) for request in requests]
 
-    def _answer(self, request: Any, inputs: Tensors) -> Any:
-        if request.is_cancelled() and "GENERATION_HANDLE" in inputs:
-            stop_generation(self._generation, inputs["GENERATION_HANDLE"])
+    def _answer(self, request: Any) -> Any:
         try:
+            inputs = tensors(request)
+            if request.is_cancelled() and "GENERATION_HANDLE" in inputs:
+                stop_generation(self._generation, inputs["GENERATION_HANDLE"])
             return response({"OUTPUT": postprocess(self._codec, inputs)})
-        except RequestError as error:
+        except Exception as error:  # as above
             return refusal(error)
 
 

@@ -111,7 +111,9 @@ def test_elsewhere_its_container_is_started(tmp_path: Path, programs: Path) -> N
     result = CliRunner().invoke(app, ["serve", str(spec(tmp_path))])
     assert result.exit_code == 0, result.output
     asked = Path("docker.log").read_text()
-    assert asked == f"{tmp_path}/spec.yaml compose --env-file deploy/compose/line-a.env up --wait triton\n"
+    assert (
+        asked == f"{tmp_path}/spec.yaml compose --env-file deploy/compose/line-a.env up --wait triton front\n"
+    )
 
 
 def test_without_either_the_image_is_named(tmp_path: Path, programs: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from build.trtllm.cells import resolve
 from build.trtllm.topology import python_path, topology_of
+from deploy.place import Place, remove
 from deploy.server import TritonError, free_ports
 from deploy.triton import TritonServer
 from deploy.trtllm_launch import Launch, LaunchCommand, hosts_from, launch_command
@@ -193,7 +194,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("bin")
     site = Path(str(distribution("nvidia-pytriton").locate_file("")))
     usual = TritonServer(folder, http_port=1, grpc_port=2, metrics_port=3)
-    command, environment = usual._command()
+    place = Place.take()
+    command, environment = usual._command(place)
     backends = command[command.index("--backend-directory") + 1]
     variables = " ".join(
         f"{name}={shlex.quote(environment[name])}" for name in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")
@@ -210,7 +212,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["PATH"] = f"{folder}:{before}"
     yield folder
     os.environ["PATH"] = before
-    usual.stop()
+    remove(place.name)
+    place.give_up()
 
 
 @pytest.mark.triton

@@ -152,3 +152,29 @@ def test_it_reports_after_every_step_and_when_idle(engine: Engine) -> None:
     service.close()
     assert [steps for steps, _ in seen] == sorted(steps for steps, _ in seen)
     assert seen[-1][1] == 0
+
+
+def test_it_shows_that_it_lives_also_while_nobody_asks_anything(engine: Engine) -> None:
+    shown: list[float] = []
+    service = EngineService(engine, alive=lambda: shown.append(1.0))
+    eventually(lambda: len(shown) >= 3)
+    service.close()
+
+
+def test_it_shows_nothing_while_a_step_is_stuck(engine: Engine) -> None:
+    shown: list[float] = []
+    stuck, go_on = threading.Event(), threading.Event()
+    service = EngineService(engine, alive=lambda: shown.append(1.0))
+
+    def hold_the_step(event: Event) -> None:
+        stuck.set()
+        assert go_on.wait(PATIENCE)
+
+    service.submit(LONG, hold_the_step)
+    assert stuck.wait(PATIENCE)
+    before = len(shown)
+    assert not go_on.wait(2.5), "longer than it takes to show it when idle"
+    assert len(shown) == before
+    go_on.set()
+    eventually(lambda: len(shown) > before)
+    service.close()

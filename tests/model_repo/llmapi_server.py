@@ -53,6 +53,12 @@ class LlmApiServer:
         script: list[int] = tokenizer.encode(OUTPUT, add_special_tokens=False).ids
         return (script * (count // len(script) + 1))[:count]
 
+    @property
+    def log(self) -> str:
+        """What the server has written."""
+        assert self.server.log is not None
+        return self.server.log.read_text(encoding="utf-8")
+
     def journal(self) -> list[dict[str, Any]]:
         """What the stand-in has noted."""
         path = self.model / "journal.jsonl"

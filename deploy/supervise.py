@@ -1,0 +1,59 @@
+"""Serves until somebody ends it, and does what is to be done when the server dies: end with it, or start it again.
+
+Example::
+
+    supervise(lambda: running_server(spec), on_failure="restart", silence_seconds=60, tell=print)
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Literal, NoReturn
+
+from deploy.server import ServerDied, ServerProcess, TritonError
+from deploy.watch import Watch
+
+_PAUSES = (1.0, 5.0, 15.0)
+"""Seconds before each try to start it again; when the last one has failed, it is given up."""
+
+OnFailure = Literal["stop", "restart"]
+
+
+def supervise(
+    run: Callable[[], AbstractContextManager[ServerProcess]],
+    *,
+    on_failure: OnFailure,
+    silence_seconds: float,
+    tell: Callable[[str], None],
+) -> NoReturn:
+    """Run a server for as long as it lives; being interrupted stops it.
+
+    Args:
+        run: starts it, and gives it when it is ready.
+        on_failure: whether it is started again when it has died. What ran in it has ended with an error.
+        silence_seconds: see `Watch`.
+        tell: gets a line when it is started again.
+
+    Raises:
+        TritonError: it did not start.
+        ServerDied: it has died, and is not to be started again, or could not be.
+    """
+    failed = 0
+    while True:
+        try:
+            with run() as server:
+                failed = 0
+                Watch(server, silence_seconds).wait()
+        except ServerDied as death:
+            if on_failure == "stop":
+                raise
+            told = str(death)
+        except TritonError as error:
+            if not failed:
+                raise
+            told = str(error)
+        if failed == len(_PAUSES):
+            raise ServerDied(f"{told}; it could not be started again")
+        tell(f"{told}; starting it again")
+        time.sleep(_PAUSES[failed])
+        failed += 1

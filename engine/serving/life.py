@@ -1,0 +1,78 @@
+"""How a model shows that it lives, and sees that its server is being stopped: by files in the server's directory.
+
+`drafthouse serve` names the directory (`DRAFTHOUSE_PLACE`, see `deploy.server`) and watches it (`deploy.watch`). A
+model that was killed, stopped or stuck cannot tell anybody, and Triton 2.51 does not: the server stays ready. So each
+shows every second that it is there, by touching a file. Under anybody else's tritonserver nothing is shown.
+"""
+
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from engine.request import StoppingError
+
+_PLACE = "DRAFTHOUSE_PLACE"
+_SIGNS = "signs"
+_STOPPING = "stopping"
+_SECONDS = 1.0
+
+
+class SignOfLife:
+    """A file that is touched as long as something lives."""
+
+    def __init__(self, name: str) -> None:
+        """Give the first sign of `name`.
+
+        Raises:
+            OSError: there is no room for the file.
+        """
+        place = os.environ.get(_PLACE)
+        self._path = Path(place) / _SIGNS / name if place else None
+        if self._path is not None:
+            self._path.parent.mkdir(exist_ok=True)
+            self._path.touch()
+
+    def show(self) -> None:
+        """Show that it lives still."""
+        if self._path is not None:
+            os.utime(self._path)
+
+    def end(self) -> None:
+        """It ends as it should."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+class Life:
+    """Shows from a thread of its own that a model's process runs."""
+
+    def __init__(self, arguments: Mapping[str, str]) -> None:
+        """Begin, for the instance that Triton's `initialize` arguments name."""
+        self._sign = SignOfLife(arguments["model_instance_name"])
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="life", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """The model is unloaded."""
+        self._ended.set()
+        self._thread.join()
+        self._sign.end()
+
+    def _run(self) -> None:
+        while not self._ended.wait(_SECONDS):
+            self._sign.show()
+
+
+def refuse_when_stopping() -> None:
+    """Refuse what has not begun.
+
+    Raises:
+        StoppingError: the server is being stopped.
+    """
+    place = os.environ.get(_PLACE)
+    if place and (Path(place) / _STOPPING).exists():
+        raise StoppingError(
+            "the server is stopping and takes no new requests; try again later, or another one"
+        )
