@@ -13,7 +13,7 @@ import typer
 from cli.common import SpecArgument, console, progress, read_spec, told
 from cli.peers import peer_model
 from cli.prepare import build_deployment
-from cli.serve import running_server
+from cli.serve import watched_server
 from client import DrafthouseClient
 from deployments.cache import cache_directory
 from deployments.spec import DeploymentSpec, SpecError
@@ -67,7 +67,7 @@ def bench(
 
 @contextmanager
 def _behind_triton(spec: DeploymentSpec) -> Iterator[dict[str, Subject]]:
-    with running_server(spec) as server, DrafthouseClient(f"{server.host}:{server.grpc_port}") as client:
+    with watched_server(spec) as server, DrafthouseClient(f"{server.host}:{server.grpc_port}") as client:
         url = f"http://{server.host}:{server.http_port}/v2/models/ensemble/generate"
         yield {
             "through Triton, one chunk a token, batch 1, tokens/s": lambda: _streamed(client),

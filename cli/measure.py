@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from cli.common import HostOption, SpecArgument, console, errors, read_spec, told, who_is
 from cli.prepare import build_deployment
-from cli.serve import running_server
+from cli.serve import watched_server
 from client import ChatTemplate, DrafthouseClient
 from deployments.spec import DeploymentSpec, SpecError, with_loadtest
 from loadtest.progress import Progress
@@ -72,7 +72,7 @@ def demo(spec_path: SpecArgument, beside: BesideOption = None) -> None:
         for each in (spec, *others):
             build_deployment(each)
         for each in (spec, *others):
-            server = servers.enter_context(running_server(each))
+            server = servers.enter_context(watched_server(each))
             _greet(each, f"{server.host}:{server.grpc_port}")
         _sweep(spec, others, "grpc", 1, fresh=True)
 

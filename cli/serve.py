@@ -11,8 +11,10 @@ from cli.common import HostOption, SpecArgument, console, errors, progress, read
 from cli.prepare import build_deployment
 from cli.serving import serve_until_ended
 from cli.trtllm import serve_trtllm
-from client import ChatTemplate, DrafthouseClient, GenerationResult, SamplingOptions
+from client import ChatTemplate, DrafthouseClient, SamplingOptions
+from deploy.server import ServerDied, TritonError
 from deploy.triton import TritonServer
+from deploy.watch import watched
 from deployments.engines import EmbeddedEngine
 from deployments.spec import DeploymentSpec
 
@@ -102,6 +104,18 @@ def running_server(spec: DeploymentSpec) -> Iterator[TritonServer]:
         ports = f"gRPC {serving.grpc_port}, HTTP {serving.http_port}, metrics {serving.metrics_port}"
         console.print(f"Triton is ready on {serving.host}: {ports}")
         yield server
+
+
+@contextmanager
+def watched_server(spec: DeploymentSpec) -> Iterator[TritonServer]:
+    """The same for commands that do something with it; when it dies, they end with a line that says so."""
+    with running_server(spec) as server:
+        try:
+            with watched(server, spec.serving.silence_seconds):
+                yield server
+        except ServerDied as death:
+            server.kill()
+            raise TritonError(f"the server has died: {death}; its log is {server.log}") from None
 
 
 def _log(spec: DeploymentSpec) -> Path:

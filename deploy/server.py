@@ -80,6 +80,7 @@ class ServerProcess:
         self.log = log
         self._place: Place | None = None
         self._guard: subprocess.Popen[bytes] | None = None
+        self._ready = False
 
     def __enter__(self: _Self) -> _Self:
         self.start()
@@ -160,6 +161,7 @@ class ServerProcess:
             try:
                 for page in pages:
                     urllib.request.urlopen(page, timeout=2).close()
+                self._ready = True
                 return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
@@ -179,16 +181,17 @@ class ServerProcess:
         """Stop the server, its model processes too; harmless if it does not run.
 
         What runs is finished within `stop_seconds`; what comes meanwhile is refused. Being interrupted ends it at once.
+        So does not having been ready: Triton hears nothing while it loads, and nothing runs.
         """
         try:
-            if self._guard and self.status is None:
+            if self._guard and self._ready and self.status is None:
                 self._finish()
         finally:
             self.kill()
 
     def kill(self) -> None:
         """End the server now, with whatever runs in it; harmless if it does not run."""
-        guard, self._guard = self._guard, None
+        guard, self._guard, self._ready = self._guard, None, False
         if guard:
             assert guard.stdin is not None
             with contextlib.suppress(BrokenPipeError):

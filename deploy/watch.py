@@ -10,13 +10,15 @@ Triton 2.51 answers "ready" when a model's process was killed: every request fai
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.health import Health, check
 from deploy.log import bound
 from deploy.metrics import work_done
-from deploy.processes import Process, find, of_session
+from deploy.processes import Process, end_session, find, of_session
 from deploy.server import ServerDied, ServerProcess
 
 _PERIOD_SECONDS = 0.25
@@ -103,6 +105,38 @@ class Watch:
                 self._signs[path.name] = _Sign(shown, now)
             elif now - sign.since > self.silence_seconds:
                 raise ServerDied(f"{path.name} has shown no sign of life for {self.silence_seconds:g} s")
+
+
+@contextmanager
+def watched(server: ServerProcess, silence_seconds: float) -> Iterator[None]:
+    """Watch a server beside what the block does with it. When it dies it is ended, so that nobody waits for answers.
+
+    Raises:
+        ServerDied: it has died; in place of what that made the block raise.
+    """
+    watch, over, deaths = Watch(server, silence_seconds), threading.Event(), list[ServerDied]()
+
+    def run() -> None:
+        try:
+            while not over.wait(_PERIOD_SECONDS):
+                watch.look()
+        except ServerDied as death:
+            deaths.append(death)
+            end_session(server.session)
+
+    thread = threading.Thread(target=run, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    except Exception:
+        over.set()
+        thread.join()
+        if deaths:
+            raise deaths[0] from None
+        raise
+    finally:
+        over.set()
+        thread.join()
 
 
 class _Asking:

@@ -51,8 +51,9 @@ def _run(service: Service, blows: int, seed: int, *, disk: bool) -> int:
     complaints, longest = [], 0.0
     for number in range(1, blows + 1):
         time.sleep(chance.uniform(0.5, 2.0))
+        begun = time.monotonic()
         what = dice.deal()
-        seconds = _back_after(service)
+        seconds = _back_after(service, begun)
         answer = ask_fixed(service.http_port, BACK_SECONDS)
         longest = max(longest, seconds)
         print(f"{number:4} {what:45} back after {seconds:5.1f} s", flush=True)
@@ -75,9 +76,9 @@ def _run(service: Service, blows: int, seed: int, *, disk: bool) -> int:
     return 1 if complaints else 0
 
 
-def _back_after(service: Service) -> float:
-    """Seconds until the service answers twice in a row, a moment apart: a blow may take a while to be felt."""
-    begun, answered = time.monotonic(), 0.0
+def _back_after(service: Service, begun: float) -> float:
+    """Seconds from then until the service answers twice, a moment apart: a blow may take a while to be felt."""
+    answered = 0.0
     while time.monotonic() - begun < BACK_SECONDS:
         if ask_fixed(service.http_port) is None:
             answered = 0.0

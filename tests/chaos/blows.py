@@ -30,10 +30,13 @@ class Blows:
             *(self._kill_serve, self._pause_serve, self._kill_client, self._stop_client),
             *([self._fill_disk, self._die_on_a_full_disk] if disk else []),
         ]
+        self._deck: list[Callable[[], str]] = []
 
     def deal(self) -> str:
-        """One at random; what it was."""
-        return self._chance.choice(self._kinds)()
+        """One at random; what it was. All kinds come before one comes again."""
+        if not self._deck:
+            self._deck = self._chance.sample(self._kinds, len(self._kinds))
+        return self._deck.pop()()
 
     def _part(self) -> tuple[str, int]:
         name = self._chance.choice(("tritonserver", "guard", *STUBS))

@@ -68,7 +68,7 @@ def test_it_ends_with_status_1_where_it_is_not_to_be_restarted(tmp_path: Path) -
         assert service.left_behind() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL])
 def test_however_serve_ends_nothing_stays(number: signal.Signals, tmp_path: Path) -> None:
     with served(tmp_path) as service:
         processes = service.server()

@@ -14,7 +14,7 @@ from deploy import place as places
 from deploy.place import Place, remove
 from deploy.processes import find, of_session
 from deploy.server import PLACE_VARIABLE, ServerDied, TritonError
-from deploy.watch import Watch
+from deploy.watch import Watch, watched
 from tests.deploy.stand_in_server import StandIn
 from tests.end_to_end.deployment import wait_until
 
@@ -66,6 +66,38 @@ def test_a_second_interrupt_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         server.stop()
     assert of_session(session) == []
+
+
+def test_one_that_is_not_ready_yet_is_ended_at_once(tmp_path: Path) -> None:
+    """Triton hears no signal while it loads weights, which takes minutes."""
+    server = StandIn(tmp_path / "log", stubborn=True, stop_seconds=3600)
+    server.start()
+    session = server.session
+    wait_until(lambda: len(of_session(session)) == 3, "it loads")
+    server.stop()
+    assert of_session(session) == []
+
+
+def test_whoever_uses_a_server_does_not_wait_for_a_dead_one(server: StandIn) -> None:
+    """As `drafthouse demo` and `bench` do: a request in flight gets no answer from a Triton whose stubs are stopped."""
+    signs = server.place.directory / "signs"
+    signs.mkdir()
+    (signs / "tensorrt_llm_0_0").touch()
+    session = server.session
+
+    def ask() -> None:
+        with watched(server, silence_seconds=0.5):
+            wait_until(lambda: of_session(session) == [], "it is ended")
+            raise ConnectionError("the request has broken off")
+
+    with pytest.raises(ServerDied, match="tensorrt_llm_0_0 has shown no sign of life"):
+        ask()
+
+
+def test_a_fault_of_the_users_is_told_while_the_server_lives(server: StandIn) -> None:
+    with pytest.raises(ZeroDivisionError), watched(server, 60):
+        1 / 0  # noqa: B018
+    assert server.status is None
 
 
 def test_a_killed_guard_takes_the_server_with_it(server: StandIn, tmp_path: Path) -> None:
