@@ -2,14 +2,15 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.segment import Segment
 
 from build.identity import identity
 from build.interrupts import terminate_is_interrupt
@@ -17,6 +18,7 @@ from build.targets.errors import TargetError
 from build.trtllm.run_plan import PlanError
 from client.errors import ClientError
 from deploy.server import TritonError
+from deployments.printable import visible
 from deployments.spec import DeploymentSpec, SpecError, load_spec
 from engine.manifest import EngineError
 from engine.request import RequestError
@@ -34,9 +36,18 @@ from speculators.data.errors import DataError
 from speculators.formats.errors import CheckpointError
 from speculators.training.errors import TrainingError
 
+
+class _Terminal(Console):
+    """A console that takes orders from this program alone: what it prints, a file or model may have written."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
 # Tables keep their columns in a pipe or a log file, where no terminal gives a width.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-errors = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+console = _Terminal(highlight=False, width=None if sys.stdout.isatty() else 120)
+errors = _Terminal(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
 
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="Deployment spec, a YAML file.")]
 HostOption = Annotated[

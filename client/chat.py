@@ -185,7 +185,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{path} is not valid JSON: {error}", field="template") from None
     if not isinstance(content, dict):
         raise InvalidRequest(f"{path} must hold a JSON object", field="template")

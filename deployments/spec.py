@@ -11,6 +11,7 @@ Example::
 
 import difflib
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,9 +20,15 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from deployments.engines import AnyEngine, EmbeddedEngine, TensorRtLlmEngine
+from deployments.printable import control_characters
 from deployments.section import Section
 from deployments.speculation import AnySpeculation, DraftModel, NoSpeculation
 from deployments.training import TrainingSpec
+
+# A value is cut short: one that refers to others again and again has a text without end.
+_GIVEN = reprlib.Repr()
+_GIVEN.maxstring = _GIVEN.maxother = 200
+_GIVEN.maxlevel = 3
 
 
 class SpecError(ValueError):
@@ -201,6 +208,10 @@ def load_spec(path: Path) -> DeploymentSpec:
         raise SpecError(f"{path} does not exist; examples lie in deployments/") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SpecError(f"{path} cannot be read as YAML: {error}") from error
+    except RecursionError:
+        raise SpecError(f"{path} cannot be read as YAML: it nests too deeply") from None
+    if strange := next(control_characters(content), None):
+        raise SpecError(f"{path}: no key or value has control characters or several lines: {strange[:80]}")
     if not isinstance(content, dict):
         raise SpecError(f"{path} must hold a mapping with the keys {', '.join(DeploymentSpec.model_fields)}")
     try:
@@ -220,7 +231,9 @@ def _explain(item: Any) -> str:
         )
         return f"{location}.{key}: {item['ctx']['tag']!r} is not known" + _nearest(item["ctx"]["tag"], known)
     if item["type"] != "extra_forbidden":
-        return f"{location or 'spec'}: {item['msg']} (given: {item['input']!r})" + _taken_by(item, sections)
+        return f"{location or 'spec'}: {item['msg']} (given: {_GIVEN.repr(item['input'])})" + _taken_by(
+            item, sections
+        )
     for section in sections:
         if elsewhere := getattr(section, "ELSEWHERE", {}).get(path[-1]):
             return f"{location}: unknown key; {elsewhere}"

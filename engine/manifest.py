@@ -123,7 +123,7 @@ def _parse(path: Path, model: type[Manifest]) -> Manifest:
         found = content["format_version"]
         if found == FORMAT_VERSION:
             return model.model_validate(content)
-    except (ValueError, TypeError, KeyError):  # no JSON, no object, a field missing or wrong
+    except (ValueError, TypeError, KeyError, RecursionError):  # no JSON, no object, a field missing or wrong
         raise EngineError(f"{path} is damaged; run `drafthouse build` again") from None
     raise EngineError(
         f"{path} has format {found}, this release reads {FORMAT_VERSION}; run `drafthouse build` again"

@@ -120,6 +120,6 @@ def _vocabulary_hint(vocabulary: int, target: Target) -> str:
 def _tokenizer_size(path: Path) -> int | None:
     try:
         vocabulary = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # it only words a hint
     return len(vocabulary)

@@ -9,13 +9,38 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from build.targets.errors import TargetError, UnsupportedModelError
 
 T = TypeVar("T")
+_MOST_ITEMS = 2**23
+"""Of an array in the metadata; vocabularies and merges have some hundred thousand."""
+
+
+class _BoundedReader(GGUFReader):
+    """The package's reader, held to the size of the file.
+
+    It takes numbers of entries on trust: 49 bytes that announce 10**12 of them keep it busy for ever, since what lies
+    behind the end of the file is read as nothing. An array within an array, which no model has, it reads by recursion.
+    """
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> NDArray[Any]:
+        end = int(offset) + np.dtype(dtype).itemsize * int(count)
+        if end > len(self.data):
+            raise ValueError(f"it has {len(self.data)} bytes, but says that something ends at {end}")
+        return super()._get(int(offset), dtype, int(count), override_order)
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if GGUFValueType(raw_type) is GGUFValueType.ARRAY:
+            items = int(self._get(orig_offs + 4, np.uint64)[0])
+            if items > min(_MOST_ITEMS, len(self.data)):
+                raise ValueError(f"an array of {items} entries, in {len(self.data)} bytes")
+            if int(self._get(orig_offs, np.uint32)[0]) == GGUFValueType.ARRAY:
+                raise ValueError("an array within an array")
+        return super()._get_field_parts(orig_offs, raw_type)
 
 
 class GgufFile:
@@ -127,7 +152,7 @@ def is_gguf(path: Path) -> bool:
 
 def _open(path: Path) -> GGUFReader:
     try:
-        return GGUFReader(path)
+        return _BoundedReader(path)
     except FileNotFoundError:
         raise TargetError(f"{path} does not exist") from None
     except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:

@@ -18,7 +18,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TargetError(f"{path} is missing; a model in Hugging Face layout has it") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TargetError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise TargetError(f"{path} holds a JSON {type(content).__name__}; it must hold an object")

@@ -138,6 +138,6 @@ def _header(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if length > path.stat().st_size:
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TargetError(f"{path} is no safetensors file: {error}") from error
     yield from ((name, entry) for name, entry in header.items() if name != "__metadata__")

@@ -86,7 +86,7 @@ def _read_model_type(model: Path) -> str:
             f"{path} does not exist, and which converter the model needs depends on its model type; "
             "fetch the model or write target.model_type"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SpecError(f"{path} does not say its model_type: {error!r}") from error
     if not isinstance(found, str):
         raise SpecError(f"{path} has a model_type that is no name: {found!r}")

@@ -28,6 +28,7 @@ from build.trtllm.digests import Digests
 from build.trtllm.failures import explain
 from build.trtllm.runners import Runner
 from build.trtllm.steps import Step
+from deployments.printable import one_line
 
 _LAST_LINES = 12
 
@@ -42,7 +43,8 @@ def script(steps: Sequence[Step], runner: Runner) -> str:
     for number, step in enumerate(steps, 1):
         line = Step(step.name, runner.command(step), environment=runner.environment(step)).shell()
         folders = sorted({str(output.parent) for output in step.outputs} - {"."})
-        lines = [f"# {number}/{len(steps)} {step.name}" + (f" ({step.image})" if step.image else "")]
+        heading = f"# {number}/{len(steps)} {step.name}" + (f" ({step.image})" if step.image else "")
+        lines = [one_line(heading)]  # what ends the line ends the comment, and would be run
         lines += [shlex.join(["mkdir", "-p", *folders])] if folders else []
         blocks.append("\n".join([*lines, line]))
     return "\n\n".join(blocks)

@@ -109,5 +109,5 @@ def _turns(path: Path) -> Iterator[str]:
         try:
             turns = json.loads(line)["turns"]
             yield from (turn for turn in turns if isinstance(turn, str))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise DataError(f"{path}:{number}: expected an object with a list `turns`") from None

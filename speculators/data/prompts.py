@@ -67,7 +67,7 @@ def _entries(path: Path, content: str) -> Iterator[Prompt]:
         try:
             entry = json.loads(line)
             prompt = _prompt(entry)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             prompt = None
         if prompt is None:
             raise DataError(

@@ -130,7 +130,7 @@ def _parse(line: str, where: str) -> Sample:
         ranges = [(int(start), int(end)) for start, end in content.pop("written", ())]
         sample = Sample(written=ranges, **content)
         bad = not (sample.tokens and ranges and ranges[-1][1] <= len(sample.tokens))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{where}: not a sample as `drafthouse train` writes them: {error}") from None
     if bad:
         raise DataError(f"{where}: a sample needs tokens, and ranges in `written` that lie within them")
