@@ -150,7 +150,7 @@ def _parameters(name: str, spec: DeploymentSpec, engine_directory: Path) -> dict
         return {**tokenizer, **_bls_parameters(spec)}
     if name == "postprocessing":
         return {**tokenizer, "skip_special_tokens": "true", "tensorrt_llm_model_name": "tensorrt_llm"}
-    return tokenizer
+    return {**tokenizer, "max_sequence_length": str(spec.embedded.max_sequence_length)}
 
 
 def _bls_parameters(spec: DeploymentSpec) -> dict[str, str]:

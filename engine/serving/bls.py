@@ -30,6 +30,7 @@ from engine.request import RequestError
 from engine.serving.backend import finish_calls, input_names, parameters, refuse, tensors
 from engine.serving.bls_metrics import SpeculationCounts
 from engine.serving.bls_settings import BlsSettings
+from engine.serving.bounded_text import BoundedCodec
 from engine.serving.calls import Caller, Tensors
 from engine.serving.contract import Answer, GenerationCall, read_sampling, refuse_unsupported
 from engine.serving.decoding_modes import decoding_mode
@@ -42,7 +43,6 @@ from engine.serving.life import Life, refuse_when_stopping
 from engine.serving.speculation import speculate
 from engine.serving.stopped import StoppedAnswers, streamed
 from engine.serving.target import Row, Target, read_tokens
-from engine.serving.text import TextCodec, decode_words
 from engine.serving.tokenization import postprocess, preprocess
 from engine.serving.wiring import (
     GENERATION_OUTPUTS,
@@ -108,8 +108,11 @@ class BlsModel:
         settings = BlsSettings.read(parameters(arguments))
         limits = EngineLimits() if settings.embedded else EngineLimits.read(Path(settings.gpt_model_path))
         self._settings = settings = settings.within(limits)
-        self._codec = TextCodec(
-            Path(settings.tokenizer_dir), skip_special_tokens=settings.skip_special_tokens
+        longest = limits.max_sequence_length or settings.max_sequence_length
+        self._codec = BoundedCodec(
+            Path(settings.tokenizer_dir),
+            most_tokens=longest,
+            skip_special_tokens=settings.skip_special_tokens,
         )
         self._rules = (
             None
@@ -118,9 +121,11 @@ class BlsModel:
         )
         self._caller = Caller()
         self._mode = decoding_mode(settings.decoding_mode, redrafter_samples=limits.redrafter_samples)
-        longest = 0 if settings.embedded else limits.max_sequence_length or settings.max_sequence_length
         self._target = Target(
-            settings.target, self._caller, continues=settings.embedded, max_sequence_length=longest
+            settings.target,
+            self._caller,
+            continues=settings.embedded,
+            max_sequence_length=0 if settings.embedded else longest,
         )
         self._drafter = self._make_drafter()
         self._counts = SpeculationCounts(settings, arguments)

@@ -16,7 +16,9 @@ from engine.serving.backend import (
     stop_generation,
     tensors,
 )
+from engine.serving.bounded_text import BoundedCodec
 from engine.serving.contract import Tensors, is_blank
+from engine.serving.engine_limits import EngineLimits
 from engine.serving.engine_rules import EngineRules
 from engine.serving.life import Life
 from engine.serving.text import TextCodec, decode_prompt
@@ -37,12 +39,15 @@ class PreprocessingModel:
         settings = parameters(arguments)
         tokenizer = directory(arguments, "tokenizer_dir")
         begins = settings.get("add_special_tokens", "true").lower() in ("true", "1")
-        self._codec = TextCodec(tokenizer, add_special_tokens=begins)
+        most = int(settings.get("max_sequence_length", "0"))
         self._rules = (
             EngineRules.read(tokenizer, directory(arguments, "gpt_model_path"))
             if settings.get("engine") == "tensorrt_llm"
             else None
         )
+        if self._rules:
+            most = EngineLimits.read(directory(arguments, "gpt_model_path")).max_sequence_length
+        self._codec = BoundedCodec(tokenizer, most_tokens=most, add_special_tokens=begins)
         self._life = Life(arguments)
 
     def execute(self, requests: list[Any]) -> list[Any]:
