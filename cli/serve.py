@@ -11,7 +11,7 @@ from cli.common import HostOption, SpecArgument, console, errors, progress, read
 from cli.prepare import build_deployment
 from cli.serving import serve_until_ended
 from cli.trtllm import serve_trtllm
-from client import ChatTemplate, DrafthouseClient, SamplingOptions
+from client import ChatTemplate, DrafthouseClient, GenerationResult, SamplingOptions
 from deploy.server import ServerDied, TritonError
 from deploy.triton import TritonServer
 from deploy.watch import watched

@@ -60,6 +60,11 @@ class ServingSpec(Section):
     exclude_input_in_output: bool = Field(
         True, description="Answer without the prompt unless a request says otherwise."
     )
+    stop_by_id: bool = Field(
+        False,
+        description="Whether a request to tensorrt_llm with `stop` ends those with its id, whatever that is, as with "
+        "NVIDIA's backend: any client could guess it. A random id of 32 hexadecimal digits is taken either way.",
+    )
     on_failure: Literal["stop", "restart"] = Field(
         "stop",
         description="When a process of the server has ended or is stuck: end with status 1, for whoever restarts "

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.events import EngineStatistics, Event, RequestMetrics, Sink
+from engine.events import EngineStatistics, Event, Sink
+from engine.gate import Release, StepCount
 from engine.pace import Pace
 from engine.prefix_cache import PrefixCache
 from engine.request import GenerationRequest, QueueFullError, RequestError

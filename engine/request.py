@@ -32,8 +32,24 @@ class QueueFullError(RequestError):
     """The waiting queue is full; the same request may succeed later."""
 
 
+class StoppedError(RuntimeError):
+    """The request was ended by another one that named it."""
+
+
 class StoppingError(RuntimeError):
     """The server is being stopped; the same request may succeed later, or elsewhere."""
+
+
+def check_words(words: Sequence[Sequence[Hashable]], name: str, what: str = "characters") -> None:
+    """Refuse more words than a request may have, before anything is made of them.
+
+    Raises:
+        RequestError: names the list, the limit and what there is.
+    """
+    if len(words) > MOST_WORDS:
+        raise RequestError(f"{name} holds {len(words)} words; at most {MOST_WORDS} are taken")
+    if (length := sum(map(len, words))) > MOST_LENGTH:
+        raise RequestError(f"{name} holds {length} {what} in all; at most {MOST_LENGTH} are taken")
 
 
 @dataclass(frozen=True, slots=True)

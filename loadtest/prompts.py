@@ -115,9 +115,13 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise PromptFileError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise PromptFileError(f"{where}: not JSON: {error.msg} at {line}column {error.colno}") from None
     except RecursionError:
         raise PromptFileError(f"{where}: nests too deeply") from None
+
+
+def _read(entry: Any, default: str, where: str) -> Prompt:
     if not isinstance(entry, dict):
         raise PromptFileError(f"{where}: expected an object with {_SHAPES}")
     name = "question_id" if "question_id" in entry else "id"

@@ -18,7 +18,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from engine.request import QueueFullError, RequestError, StoppingError
+from engine.request import QueueFullError, RequestError, StoppedError, StoppingError
 
 _log = logging.getLogger(__name__)
 _KEPT_SECONDS = 5.0  # the thread in question needs milliseconds
@@ -74,6 +74,8 @@ def told(error: Exception) -> tuple[str, Any]:
         return str(error), codes.UNAVAILABLE
     if isinstance(error, RequestError):
         return f"invalid request: {error}", codes.INVALID_ARG
+    if isinstance(error, StoppedError):
+        return str(error), codes.CANCELLED
     if isinstance(error, CancelledError):
         return "the request was cancelled", codes.CANCELLED
     if isinstance(error, pb_utils.TritonModelException):  # another model's refusal, passed on word for word

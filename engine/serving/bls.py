@@ -40,9 +40,11 @@ from engine.serving.engine_limits import EngineLimits
 from engine.serving.engine_rules import EngineRules
 from engine.serving.exchange import Exchange
 from engine.serving.life import Life, refuse_when_stopping
+from engine.serving.request_names import refuse_unknown
 from engine.serving.speculation import speculate
 from engine.serving.stopped import StoppedAnswers, streamed
 from engine.serving.target import Row, Target, read_tokens
+from engine.serving.text import decode_words
 from engine.serving.tokenization import postprocess, preprocess
 from engine.serving.wiring import (
     GENERATION_OUTPUTS,
@@ -152,6 +154,7 @@ class BlsModel:
             request.get_response_sender().send(flags=_FINAL)
             return
         refuse_when_stopping()
+        refuse_unknown(request.parameters(), self._inputs)
         tasks = self._tasks(given)
         exchange = Exchange(request, len(tasks))
         self._exchanges[exchange.handle] = exchange

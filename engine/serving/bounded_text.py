@@ -37,14 +37,14 @@ class BoundedCodec(TextCodec):
     def _refuse_long(self, text: str) -> None:
         if len(text) > self._most * self._longest:
             raise RequestError(
-                f"the prompt has {len(text)} characters; it must not be longer than {self._most} tokens of up to "
-                f"{self._longest} characters, which prompt and output may have together (engine.max_sequence_length)"
+                f"the prompt has {len(text)} characters, which are more than the limit of {self._most} tokens for "
+                f"prompt and output (engine.max_sequence_length) of {self._longest} characters at most"
             )
         part = 2 * self._most
         while part < len(text):
             if len(super().encode(text[:part])) > self._most + self._longest + _CUT_WORD:
                 raise RequestError(
-                    f"of the prompt's {len(text)} characters the first {part} make more than the {self._most} tokens "
-                    "that prompt and output may have together (engine.max_sequence_length)"
+                    f"the first {part} of the prompt's {len(text)} characters are more than the limit of {self._most} "
+                    "tokens for prompt and output (engine.max_sequence_length)"
                 )
             part *= 2

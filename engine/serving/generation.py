@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 import secrets
 from collections.abc import Mapping
 from functools import partial
@@ -13,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 from deployments.spec import DeploymentSpec
 from engine.deployment import open_engine
 from engine.events import Event
-from engine.request import RequestError
+from engine.request import RequestError, StoppedError
 from engine.service import EngineService
 from engine.serving.backend import directory, input_names, parameters, refusal, refuse, response, tensors
 from engine.serving.contract import Answer, GenerationCall, Tensors, refuse_unsupported
@@ -23,6 +24,8 @@ from engine.serving.outbox import Outbox
 from engine.serving.request_names import refuse_unknown
 from engine.serving.text import TextCodec
 
+# As `tensorrt_llm_bls` gives its calls, by which it stops them.
+_RANDOM_ID = re.compile(r"[0-9a-f]{32}")
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -47,6 +50,7 @@ class GenerationModel:
         metrics.publish()
         self._inputs = input_names(arguments)
         self._end_ids = frozenset(runner.manifest.end_ids)
+        self._stop_by_id = spec.serving.stop_by_id
         self._exclude_input = spec.serving.exclude_input_in_output
         self._codec = TextCodec(
             directory(arguments, "tokenizer_dir"),
@@ -72,7 +76,7 @@ class GenerationModel:
             return
         refuse_unknown(request.parameters(), self._inputs)
         refuse_unsupported(inputs)
-        call = GenerationCall(inputs, self._end_ids, self._exclude_input)
+        call = GenerationCall(inputs, self._end_ids, self._exclude_input, self._codec)
         if not self._drafts and not any(item.continued for item in call.requests):
             refuse_when_stopping()
         _Exchange(request, self._exchanges, self._outbox).start(call, self._service)
@@ -82,15 +86,25 @@ class GenerationModel:
         if "generation_handle" in inputs:
             handle = int(np.ravel(inputs["generation_handle"])[0])
             meant = [exchange for exchange in self._open() if exchange.handle == handle]
-        elif request.request_id():
-            meant = [exchange for exchange in self._open() if exchange.request_id == request.request_id()]
         else:
-            raise RequestError(
-                "stop is set but the request has no id; give it that of the request to be stopped"
-            )
+            meant = self._of_id(request.request_id())
+            for exchange in meant:
+                exchange.error = StoppedError("the request was stopped, by another one with its id")
         for exchange in meant:
             exchange.stopped = True
         request.get_response_sender().send(flags=_FINAL)
+
+    def _of_id(self, identity: str) -> list["_Exchange"]:
+        if not identity:
+            raise RequestError(
+                "stop is set but the request has no id; give it that of the request to be stopped"
+            )
+        if not self._stop_by_id and not _RANDOM_ID.fullmatch(identity):
+            raise RequestError(
+                f"others could guess the id {identity!r}, so nothing is stopped by it; cancel the request, or give it "
+                "an id of 32 random hexadecimal digits, like uuid4().hex, or set serving.stop_by_id in the spec"
+            )
+        return [exchange for exchange in self._open() if exchange.request_id == identity]
 
     def _open(self) -> list["_Exchange"]:
         """A copy, since the engine's thread takes out what has ended."""
@@ -117,7 +131,7 @@ class _Exchange:
         self.handle = secrets.randbits(64)
         self.request_id = request.request_id()
         self.stopped = False
-        self._error: Exception | None = None
+        self.error: Exception | None = None
         self._begun = False
         self._sender = request.get_response_sender()
         self._wanted = request.requested_output_names()
@@ -143,7 +157,7 @@ class _Exchange:
             del self._exchanges[self.handle]
         if event.finish_reason in ("error", "cancelled"):
             self.stopped = True
-            self._error = self._error or event.error
+            self.error = self.error or event.error
         if not self.stopped:
             # The engine goes on counting in the metrics while the response waits to be sent.
             event = dataclasses.replace(event, metrics=copy.copy(event.metrics))
@@ -154,7 +168,7 @@ class _Exchange:
     def _fail(self, last: bool, error: Exception) -> None:
         """A response could not be sent: the request is ended with that error."""
         self.stopped = True
-        self._error = self._error or error
+        self.error = self.error or error
         if last:
             self._end()
 
@@ -175,11 +189,11 @@ class _Exchange:
         A request that was cancelled gets no error but only its end: nobody listens any more, and tritonserver
         2.51 now and then crashes when it writes to a gRPC stream that its client has cancelled.
         """
-        if self._error is None:
+        if self.error is None or self._sender.is_cancelled():
             self._sender.send(flags=_FINAL)
         elif self._begun:
             # A caller within the server never sees an error that carries the final flag and is not the first.
-            self._sender.send(refusal(self._error))
+            self._sender.send(refusal(self.error))
             self._sender.send(flags=_FINAL)
         else:
-            refuse(self._sender, self._error)
+            refuse(self._sender, self.error)

@@ -20,7 +20,7 @@ import triton_python_backend_utils as pb_utils
 import yaml
 
 from engine.request import RequestError
-from engine.serving.backend import parameters, refuse, response, tensors, told
+from engine.serving.backend import input_names, parameters, refuse, response, tensors, told
 from engine.serving.life import Life
 from engine.serving.llmapi_request import LlmApiRequest, read_request
 from engine.serving.llmapi_response import LlmApiAnswer, draft_length_of

@@ -28,6 +28,7 @@ from engine.serving.backend import (
 )
 from engine.serving.contract import PLACEHOLDERS, Tensors, is_blank
 from engine.serving.life import Life, refuse_when_stopping
+from engine.serving.request_names import refuse_unknown
 from engine.serving.wiring import GENERATION_TO_POSTPROCESSING, TO_LLMAPI
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -103,6 +104,7 @@ class LlmApiBlsModel:
             self._stop(int(np.ravel(inputs["generation_handle"])[0]))
             return
         refuse_when_stopping()
+        refuse_unknown(request.parameters(), self._inputs)
         _refuse_unsupported(inputs)
         handle = secrets.randbits(64)
         calls = [_Row(inputs, row, f"{handle:016x}-{row}") for row in range(len(inputs["text_input"]))]

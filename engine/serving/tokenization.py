@@ -21,8 +21,9 @@ from engine.serving.contract import Tensors, is_blank
 from engine.serving.engine_limits import EngineLimits
 from engine.serving.engine_rules import EngineRules
 from engine.serving.life import Life
-from engine.serving.text import TextCodec, decode_prompt
-from engine.serving.wiring import TO_PREPROCESSING
+from engine.serving.request_names import refuse_unknown
+from engine.serving.text import TextCodec, decode_prompt, decode_words
+from engine.serving.wiring import TO_GENERATION, TO_PREPROCESSING
 
 _NO_TOKEN = -1
 _TEXT_INPUTS = (*TO_PREPROCESSING, *TO_GENERATION)

@@ -13,7 +13,7 @@ from tests.end_to_end.reference import Reference
 
 @pytest.fixture(scope="session")
 def shared_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with deployed(tmp_path_factory.mktemp("deployment"), "byte-level") as deployment:
+    with deployed(tmp_path_factory.mktemp("deployment"), "byte-level", stop_by_id=True) as deployment:
         yield deployment
 
 

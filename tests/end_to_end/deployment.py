@@ -98,6 +98,7 @@ def deployed(
     *,
     speculation: Mapping[str, Any] = MappingProxyType({"method": "anpd"}),
     more_bls: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    stop_by_id: bool = False,
     **engine: Any,
 ) -> Iterator[Deployment]:
     """Compile a tiny model with that tokenizer, assemble its repository, serve it, and stop it again.
@@ -107,6 +108,7 @@ def deployed(
         tokenizer: one of `TOKENIZER_NAMES`.
         speculation: the spec's section; a draft model is the target itself.
         more_bls: copies of `tensorrt_llm_bls` with other parameters, by name; an empty one is taken out.
+        stop_by_id: of the spec's serving.
         engine: the spec's section.
     """
     target = write_target(folder / "target", tokenizer)
@@ -124,7 +126,12 @@ def deployed(
             "target": {"model": target},
             "engine": {**limits, **engine},
             "speculation": {**speculation, **({"model": target} if "precision" in speculation else {})},
-            "serving": {"http_port": http, "grpc_port": grpc, "metrics_port": metrics},
+            "serving": {
+                "http_port": http,
+                "grpc_port": grpc,
+                "metrics_port": metrics,
+                "stop_by_id": stop_by_id,
+            },
         }
     )
     engine_directory, log = folder / "engine", folder / "triton.log"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -194,8 +195,26 @@ def test_stop_request_as_nvidia_clients_send_it(
     stop_by(grpc_caller, "18")()
     next(stream)
     stop_by(grpc_caller, "17")()
-    list(stream)  # a stopped stream ends without an error
+    with pytest.raises(ServerRefusal, match="the request was stopped, by another one with its id"):
+        list(stream)
     expect_early_end(served, watch)
+
+
+def test_nobody_stops_what_has_an_id_that_can_be_guessed(speculating_deployment: Deployment) -> None:
+    with GrpcCaller(speculating_deployment.grpc) as caller:
+        stream = caller.open("tensorrt_llm", endless("tensorrt_llm"), "17")
+        received = responses(stream)
+        next(received)
+        with pytest.raises(ServerRefusal, match=r"others could guess the id '17'.*serving\.stop_by_id"):
+            stop_by(caller, "17")()
+        assert next(received)["output_ids"].size
+        stream.cancel()
+        random_id = uuid.uuid4().hex
+        received = responses(caller.open("tensorrt_llm", endless("tensorrt_llm"), random_id))
+        next(received)
+        stop_by(caller, random_id)()
+        with pytest.raises(ServerRefusal, match="the request was stopped"):
+            list(received)
 
 
 def test_stop_request_without_an_id_stops_nobody(served: Deployment, grpc_caller: GrpcCaller) -> None:

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.triton
 def test_a_novel_is_refused_before_it_is_tokenised(served: Deployment, model: str, text: str) -> None:
     with GrpcCaller(served.grpc) as caller:
         with pytest.raises(
-            ServerRefusal, match=rf"invalid request: .*prompt('s| has) {len(text)} characters"
+            ServerRefusal,
+            match=rf"invalid request: .*prompt('s| has) {len(text)} characters.* more than the limit",
         ):
             caller.infer(model, text_inputs(text, max_tokens=4))
         assert caller.infer(model, text_inputs("one two three", max_tokens=4))

@@ -26,7 +26,7 @@ Answer = Callable[[str, int], str]
 
 @pytest.fixture(scope="session")
 def tiny_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with deployed(tmp_path_factory.mktemp("tiny-deployment"), "byte-level") as deployment:
+    with deployed(tmp_path_factory.mktemp("tiny-deployment"), "byte-level", stop_by_id=True) as deployment:
         yield deployment
 
 
