@@ -1,5 +1,6 @@
-"""`drafthouse peers`: our engine beside openvino-genai and llama.cpp, each with its best speculation."""
+"""`drafthouse peers`: our engine beside openvino-genai, llama.cpp and vLLM, each with its best speculation."""
 
+import itertools
 import json
 import sys
 from collections.abc import Mapping
@@ -12,19 +13,30 @@ from cli.common import SpecArgument, console, progress, read_spec, told
 from cli.prepare import build_deployment
 from deployments.cache import cache_directory
 from deployments.spec import DeploymentSpec, SpecError, with_loadtest
+from deployments.speculation import NoSpeculation
 from engine.manifest import load_manifest
 from engine.serving.text import TextCodec
+from engine.vllm.speculation import NotInVllm, speculative_config
 from loadtest import prompts as prompt_files
 from loadtest.provenance import collect
 from loadtest.rendering import render
-from planner.bench.peers.arms import OURS, Arm, PeerModel, embedded_arms, llama_cpp_arms, openvino_genai_arms
+from planner.bench.peers.arms import (
+    BASE,
+    OURS,
+    Arm,
+    PeerModel,
+    embedded_arms,
+    llama_cpp_arms,
+    openvino_genai_arms,
+)
 from planner.bench.peers.environments import REQUIREMENTS, Environment, Unavailable, prepare_environment
 from planner.bench.peers.records import PeerPrompt, read_records
 from planner.bench.peers.run import Started, default_threads, run_peers
 from planner.bench.peers.summary import ArmSummary, summarise
-from planner.bench.peers.table import category_table, peers_table
+from planner.bench.peers.table import category_table, peers_table, position_table
+from planner.bench.peers.vllm_arms import VLLM, VllmModel, as_chain, vllm_arms
 
-_OUTSIDE = {"openvino-genai": "openvino_genai", "llama.cpp": "llama_cpp"}
+_OUTSIDE = {"openvino-genai": "openvino_genai", "llama.cpp": "llama_cpp", VLLM: "vllm"}
 
 
 def peers(
@@ -37,16 +49,25 @@ def peers(
     rounds: Annotated[int, typer.Option(min=1, help="How often each arm gets each prompt.")] = 1,
     others: Annotated[bool, typer.Option(help="Measure the other engines, too.")] = True,
     draft: Annotated[Path | None, typer.Option(help="GGUF file of a draft model, for llama.cpp.")] = None,
+    chain: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=31, help="Check against vLLM: the spec's method as chains of so many tokens."
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Directory of records and result.")] = Path("runs/peers"),
 ) -> None:
     """Measure our engine and others on the same prompts, one request at a time, each with its best speculation."""
     with told():
         spec = with_loadtest(read_spec(spec_path), {"prompts": prompts, "max_tokens": max_tokens})
+        if chain is not None:
+            spec = _as_chains(spec, chain)
         build_deployment(spec)
-        model = peer_model(spec, draft)
+        model, vllm = peer_model(spec, draft), _vllm_model(spec, chain is not None, output)
         chosen = _prompts(spec, count)
-        environments, missing = _environments(_OUTSIDE if others else {})
-        arms = [arm for arm in _arms(spec, model) if arm.engine in environments]
+        wanted = {VLLM: _OUTSIDE[VLLM]} if chain is not None else _OUTSIDE
+        environments, missing = _environments(wanted if others else {})
+        arms = [arm for arm in _arms(spec, model, vllm, chain) if arm.engine in environments]
         with progress() as show:
             started = run_peers(
                 arms, environments, chosen, output,
@@ -55,9 +76,11 @@ def peers(
         summaries = summarise(read_records(output / "records.jsonl"))
         console.print(peers_table(summaries))
         console.print(category_table(summaries))
+        if chain is not None:
+            console.print(position_table(summaries))
         for name, reason in {**missing, **started.missing}.items():
             console.print(f"measured without {name}: {reason}", markup=False, soft_wrap=True)
-        document = _document(spec, model, summaries, started, missing)
+        document = _document(spec, model, vllm, summaries, started, missing)
         (output / "result.json").write_text(document + "\n", encoding="utf-8")
         console.print(f"records and result: {output}")
         print(document, flush=True)
@@ -89,8 +112,42 @@ def peer_model(spec: DeploymentSpec, draft: Path | None) -> PeerModel:
     )
 
 
-def _arms(spec: DeploymentSpec, model: PeerModel) -> list[Arm]:
-    return [*embedded_arms(spec, model.threads), *openvino_genai_arms(model), *llama_cpp_arms(model)]
+def _as_chains(spec: DeploymentSpec, length: int) -> DeploymentSpec:
+    """The deployment with chains of so many tokens, in float32, which both engines have.
+
+    Raises:
+        SpecError: vLLM does not have its method.
+    """
+    speculation = as_chain(spec.speculation, length)
+    try:
+        if speculative_config(speculation, max_batch_size=1) is None:
+            raise SpecError("--chain needs a method: speculation is none")
+    except NotInVllm as error:
+        raise SpecError(f"--chain: {error}") from None
+    engine = spec.embedded.model_copy(update={"precision": "fp32"})
+    return spec.model_copy(update={"speculation": speculation, "engine": engine})
+
+
+def _vllm_model(spec: DeploymentSpec, checks: bool, output: Path) -> VllmModel:
+    """What vLLM is given: float32 to check against it, and else what the model's files say."""
+    return VllmModel(
+        target=spec.target.model,
+        dtype="float32" if checks else "auto",
+        end_ids=tuple(load_manifest(spec.engine_directory).end_ids),
+        max_sequence_length=spec.embedded.max_sequence_length,
+        threads=spec.embedded.threads or default_threads(),
+        scratch=output,
+    )
+
+
+def _arms(spec: DeploymentSpec, model: PeerModel, vllm: VllmModel, chain: int | None) -> list[Arm]:
+    ours = embedded_arms(spec, model.threads)
+    if chain is not None:
+        method = spec.speculation.method
+        ours = [arm for arm in ours if arm.method in (BASE, method)]
+        return [*ours, vllm.arm(BASE, NoSpeculation()), vllm.arm(method, spec.speculation)]
+    others = [openvino_genai_arms(model), llama_cpp_arms(model), vllm_arms(vllm, spec.speculation)]
+    return [*ours, *itertools.chain(*others)]
 
 
 def _prompts(spec: DeploymentSpec, count: int) -> list[PeerPrompt]:
@@ -124,6 +181,7 @@ def _environments(outside: Mapping[str, str]) -> tuple[dict[str, Environment], d
 def _document(
     spec: DeploymentSpec,
     model: PeerModel,
+    vllm: VllmModel,
     summaries: list[ArmSummary],
     started: Started,
     missing: dict[str, str],
@@ -132,13 +190,19 @@ def _document(
     return json.dumps(
         {
             "deployment": spec.name,
-            "precision": {OURS: spec.embedded.precision, **dict.fromkeys(_OUTSIDE, model.gguf.name)},
+            "precision": {
+                OURS: spec.embedded.precision,
+                **dict.fromkeys(_OUTSIDE, model.gguf.name),
+                VLLM: vllm.dtype,
+            },
             "threads": model.threads,
             "max_tokens": spec.loadtest.max_tokens,
             "arms": [item.as_dict() for item in summaries],
             "settings": {
                 process.arm.name: {
-                    key: process.arm.settings[key] for key in ("method", "ngram", "draft_length")
+                    key: process.arm.settings[key]
+                    for key in ("method", "ngram", "draft_length", "arguments")
+                    if key in process.arm.settings
                 }
                 for process in started.running
                 if process.arm.engine != OURS

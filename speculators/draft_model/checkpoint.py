@@ -4,11 +4,15 @@ Embedding and output matrix would be three quarters of a small draft, and they a
 and passed on without them; `complete_draft` puts them in, and what it writes is a model like any other, for every
 engine.
 
-    config.json  model.safetensors  draft_vocabulary.safetensors
+    config.json  model.safetensors  model.safetensors.index.json  draft_vocabulary.safetensors
+
+The index says that the last file is none of the model's: engines that take every safetensors file of a directory for
+weights go by it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from typing import Any
 from speculators.formats.config import PublishedConfig, read_json_object
 from speculators.formats.draft_vocabulary import write_draft_vocabulary
 from speculators.formats.errors import CheckpointError
+from speculators.formats.files import replace_file
 from speculators.formats.tensors import Array, Tensors, dtype_of, find_file, read_tensors, write_safetensors
 
 WEIGHT_FILES = ("model.safetensors",)
@@ -33,7 +38,7 @@ def save_draft(config: Mapping[str, Any], tensors: Tensors, kept: Array, directo
     Raises:
         OSError: the directory cannot be written.
     """
-    write_safetensors(directory / WEIGHT_FILES[0], tensors)
+    _write_weights(tensors, directory)
     write_draft_vocabulary(directory, kept)
     PublishedConfig.parse(dict(config), str(directory)).stored_as(dtype_of(tensors)).write(directory)
 
@@ -51,7 +56,7 @@ def complete_draft(draft: Path, target: Path, directory: Path) -> None:
     config = PublishedConfig.read(draft)
     if EMBEDDING not in tensors:
         tensors |= _shared(draft, target)
-    write_safetensors(directory / WEIGHT_FILES[0], tensors)
+    _write_weights(tensors, directory)
     for name in (
         "tokenizer.json",
         "tokenizer_config.json",
@@ -61,6 +66,31 @@ def complete_draft(draft: Path, target: Path, directory: Path) -> None:
         if (target / name).is_file():
             (directory / name).write_bytes((target / name).read_bytes())
     config.stored_as(dtype_of(tensors)).write(directory)
+
+
+def whole_model(draft: Path, target: Path, directory: Path) -> Path:
+    """Where a draft is with all its weights: its own directory, or `directory`, in which it is completed.
+
+    Raises:
+        CheckpointError: a file is damaged, or the draft was cut out of another model.
+        OSError: the directory cannot be written.
+    """
+    if EMBEDDING in read_tensors(find_file(draft, WEIGHT_FILES), lambda name: name == EMBEDDING):
+        return draft
+    directory.mkdir(parents=True, exist_ok=True)
+    complete_draft(draft, target, directory)
+    return directory
+
+
+def _write_weights(tensors: Tensors, directory: Path) -> None:
+    weights = directory / WEIGHT_FILES[0]
+    write_safetensors(weights, tensors)
+    index = {
+        "metadata": {"total_size": sum(values.nbytes for values in tensors.values())},
+        "weight_map": dict.fromkeys(sorted(tensors), weights.name),
+    }
+    with replace_file(directory / f"{weights.name}.index.json") as path:
+        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _shared(draft: Path, target: Path) -> Tensors:

@@ -1,9 +1,11 @@
 """The draft vocabulary of heads whose published layout has none: a file beside their weights.
 
-`draft_vocabulary.safetensors` holds `kept`, int64 ``[W]``, the target's ids that can be drafted, ascending. Output
-matrices were trained in those rows alone, so an engine may leave the others out. Where a family stores matrices of V
-rows (token embedding, output), the checkpoint beside this file holds just the W rows; reading it puts them in place.
-(EAGLE-3 has `d2t` and `t2d` in its own layout.)
+`draft_vocabulary.safetensors` holds `token_map`, int64 ``[W]``, the target's ids that can be drafted, ascending: vLLM's
+name for it. Output matrices were trained in those rows alone, so an engine may leave the others out. Where a family
+stores matrices of V rows (token embedding, output), the checkpoint beside this file holds just the W rows; reading it
+puts them in place. Heads that use the target's output matrix have its W rows here as well, `lm_head.weight` ``[W, H]``,
+for vLLM, which loads all files of a directory and does not share the target's. (EAGLE-3 has `d2t` and `t2d` in its own
+layout.)
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from speculators.formats.errors import CheckpointError
-from speculators.formats.tensors import Array, read_tensors, write_safetensors
+from speculators.formats.tensors import Array, Tensors, read_tensors, write_safetensors
 
 VOCABULARY_FILE = "draft_vocabulary.safetensors"
 
-_KEPT = "kept"
+TOKEN_MAP = "token_map"
+TARGET_OUTPUT = "lm_head.weight"
 
 
 def read_draft_vocabulary(directory: Path, vocab_size: int) -> Array | None:
@@ -29,10 +32,10 @@ def read_draft_vocabulary(directory: Path, vocab_size: int) -> Array | None:
     path = directory / VOCABULARY_FILE
     if not path.is_file():
         return None
-    tensors = read_tensors(path)
-    kept = tensors.get(_KEPT)
+    tensors = read_tensors(path, lambda name: name == TOKEN_MAP)
+    kept = tensors.get(TOKEN_MAP)
     if kept is None or kept.ndim != 1 or kept.dtype != np.int64 or not kept.size:
-        raise CheckpointError(f"{path}: expected one list of int64 ids named {_KEPT!r}")
+        raise CheckpointError(f"{path}: expected one list of int64 ids named {TOKEN_MAP!r}")
     if kept[0] < 0 or kept[-1] >= vocab_size or (np.diff(kept) <= 0).any():
         raise CheckpointError(
             f"{path}: ids must ascend within 0 to {vocab_size - 1}, the target's vocabulary"
@@ -40,13 +43,16 @@ def read_draft_vocabulary(directory: Path, vocab_size: int) -> Array | None:
     return kept
 
 
-def write_draft_vocabulary(directory: Path, kept: Array) -> None:
-    """Write the file into an existing directory.
+def write_draft_vocabulary(directory: Path, kept: Array, output: Array | None = None) -> None:
+    """Write the file into an existing directory; `output` is the target's output matrix in the rows that are kept.
 
     Raises:
         OSError: the directory cannot be written.
     """
-    write_safetensors(directory / VOCABULARY_FILE, {_KEPT: np.asarray(kept, dtype=np.int64)})
+    tensors: Tensors = {TOKEN_MAP: np.asarray(kept, dtype=np.int64)}
+    if output is not None:
+        tensors[TARGET_OUTPUT] = output
+    write_safetensors(directory / VOCABULARY_FILE, tensors)
 
 
 def placed(rows: Array, kept: Array, vocab_size: int, fill: float) -> Array:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from speculators.formats.draft_vocabulary import write_draft_vocabulary
-from speculators.formats.tensors import as_dtype
+from speculators.formats.draft_vocabulary import TARGET_OUTPUT, write_draft_vocabulary
+from speculators.formats.tensors import as_dtype, numpy_array
 from speculators.medusa.checkpoint import MedusaCheckpoint, save_checkpoint
 from speculators.medusa.config import MedusaConfig
 from speculators.medusa.model import MedusaHeads
@@ -45,5 +45,7 @@ class MedusaTrainee(Trainee):
     def save(self, directory: Path) -> None:
         """See `Trainee.save`."""
         found = self.model.to_checkpoint()
-        write_draft_vocabulary(directory, self._kept.numpy())
-        save_checkpoint(MedusaCheckpoint(found.config, as_dtype(found.tensors, "bfloat16")), directory)
+        output = as_dtype({TARGET_OUTPUT: numpy_array(self._target_output)}, "bfloat16")[TARGET_OUTPUT]
+        write_draft_vocabulary(directory, self._kept.numpy(), output)
+        config = found.config.told_to_vllm(output.shape[1], len(self._draft_ids), len(self._kept))
+        save_checkpoint(MedusaCheckpoint(config, as_dtype(found.tensors, "bfloat16")), directory)

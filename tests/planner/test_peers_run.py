@@ -4,19 +4,23 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from build.compile import compile_engine
 from build.targets.architecture import Architecture
 from deployments.spec import DeploymentSpec
-from deployments.speculation import Anpd
+from deployments.speculation import Anpd, AnySpeculation
+from engine.vllm.speculation import speculative_config
 from planner.bench.peers.arms import OURS, Arm, embedded_arms
 from planner.bench.peers.environments import Environment
 from planner.bench.peers.process import PeerError
 from planner.bench.peers.protocol import without_end
 from planner.bench.peers.records import PeerPrompt, read_records
 from planner.bench.peers.run import run_peers
+from planner.bench.peers.vllm_arms import as_chain
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
 
 HERE = Environment(Path(sys.prefix))
@@ -56,6 +60,44 @@ def test_each_arm_answers_each_prompt_in_each_round(arms: list[Arm], tmp_path: P
         assert len({item.tokens for item in records if item.prompt == prompt.id}) == 1
     assert all(item.steps == len(item.tokens) for item in records if item.method == "none")
     assert started.versions[OURS]["openvino"] and not started.missing
+
+
+def test_ours_tells_how_deep_its_drafts_were_accepted(arms: list[Arm], tmp_path: Path) -> None:
+    run_peers(arms, {OURS: HERE}, PROMPTS, tmp_path, max_tokens=TOKENS, rounds=1)
+    for item in read_records(tmp_path / "records.jsonl"):
+        if item.method == "none":
+            assert item.drafted == item.accepted == ()
+            continue
+        assert item.drafted and item.accepted is not None and item.steps is not None
+        assert list(item.drafted) == sorted(item.drafted, reverse=True)
+        assert all(few <= many for few, many in zip(item.accepted, item.drafted, strict=False))
+        # What the last step accepted is not told.
+        assert 0 <= len(item.tokens) - item.steps - sum(item.accepted) <= len(item.drafted)
+
+
+@pytest.mark.parametrize(
+    ("section", "depths"),
+    [
+        ({"method": "medusa", "checkpoint": "m"}, {"num_heads": 3}),
+        ({"method": "eagle", "checkpoint": "e"}, {"depth": 3, "max_draft_tokens": 3}),
+        (
+            {"method": "eagle3", "checkpoint": "e", "dynamic_tree": {}, "max_concurrency": 2},
+            {"draft_length": 3},
+        ),
+        ({"method": "anpd", "draft_length_schedule": {2: 7}}, {"draft_length": 3}),
+    ],
+)
+def test_chains_are_always_as_long_and_vllm_is_told_so(
+    section: dict[str, Any], depths: dict[str, int]
+) -> None:
+    own = TypeAdapter[AnySpeculation](AnySpeculation).validate_python(section)
+    chain = as_chain(own, 3)
+    assert type(chain).model_validate(chain.model_dump()) == chain
+    assert {key: getattr(chain, key) for key in depths} == depths
+    assert getattr(chain, "choices", None) in (None, ((0,), (0, 0), (0, 0, 0)))
+    assert chain.longest_draft(5) is None and not getattr(chain, "adaptive", False)
+    told = speculative_config(chain, 1)
+    assert told is not None and told["num_speculative_tokens"] == 3
 
 
 def test_an_engine_that_cannot_start_is_left_out_and_ours_is_needed(arms: list[Arm], tmp_path: Path) -> None:

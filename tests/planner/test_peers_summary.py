@@ -10,7 +10,7 @@ from rich.console import Console
 
 from planner.bench.peers.records import PeerRecord, append_record, read_records
 from planner.bench.peers.summary import SummaryError, best_of_each, summarise
-from planner.bench.peers.table import category_table, peers_table
+from planner.bench.peers.table import category_table, peers_table, position_table
 
 
 def answer(
@@ -44,6 +44,22 @@ def test_speeds_are_tokens_over_time_with_and_without_the_prompt() -> None:
     assert plain.decode_rate == pytest.approx(10 / 2)
     assert plain.whole_rate == pytest.approx(11 / 3)
     assert (plain.speedup, plain.to_ours, plain.interval) == (1.0, 1.0, None)
+
+
+def test_acceptance_by_position_is_of_the_drafts_that_were_so_long() -> None:
+    records = [
+        answer("drafthouse", "none"),
+        answer("drafthouse", "none", "2"),
+        replace(answer("drafthouse", "anpd"), drafted=(4, 4, 2), accepted=(3, 1)),
+        replace(answer("drafthouse", "anpd", "2"), drafted=(2,), accepted=()),
+    ]
+    plain, drafted = summarise(records)
+    assert plain.by_position == []
+    assert [(figure.value, figure.count) for figure in drafted.by_position] == [(0.5, 6), (0.25, 4), (0, 2)]
+    output = io.StringIO()
+    Console(file=output, width=120).print(position_table([plain, drafted]))
+    assert "drafthouse anpd" in output.getvalue() and "drafthouse none" not in output.getvalue()
+    assert "0.500 (0.00 to 0.75) of 6" in output.getvalue() and "0.000 of 2" in output.getvalue()
 
 
 def test_a_speedup_is_the_mean_over_categories_of_ratios_to_the_same_engine() -> None:

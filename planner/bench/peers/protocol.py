@@ -23,12 +23,16 @@ class Answer:
         first_token_seconds: from the request to the first token: the engine's own figure where it has one.
         steps: target steps that emitted tokens, the one that ended the prompt included; None if the engine does not
             tell.
+        drafted, accepted: drafts that reached each depth, and those that were accepted so deep; None if the engine
+            does not tell. Whether the draft of the last step is among them is the engine's affair.
     """
 
     tokens: list[int]
     seconds: float
     first_token_seconds: float
     steps: int | None
+    drafted: Sequence[int] | None = None
+    accepted: Sequence[int] | None = None
 
 
 Generate = Callable[[list[int], int], Answer]
@@ -50,6 +54,11 @@ def serve(load: Callable[[Mapping[str, Any]], tuple[Mapping[str, str], Generate]
         request = json.loads(line)
         answer = generate(request["prompt"], request["max_tokens"])
         print(json.dumps(asdict(answer)), file=lines, flush=True)
+
+
+def by_depth(lengths: Sequence[int]) -> list[int]:
+    """How many of the lengths reach each depth, from 1 to the longest."""
+    return [sum(length >= depth for length in lengths) for depth in range(1, max(lengths, default=0) + 1)]
 
 
 def without_end(tokens: Sequence[int], end_ids: Sequence[int]) -> list[int]:

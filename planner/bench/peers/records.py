@@ -29,6 +29,8 @@ class PeerRecord:
     seconds: float
     first_token_seconds: float
     steps: int | None
+    drafted: tuple[int, ...] | None = None
+    accepted: tuple[int, ...] | None = None
 
 
 def append_record(path: Path, record: PeerRecord) -> None:
@@ -50,4 +52,5 @@ def read_records(path: Path) -> list[PeerRecord]:
 def _parsed(lines: Iterable[str]) -> Iterable[PeerRecord]:
     for line in lines:
         content = json.loads(line)
-        yield PeerRecord(**{**content, "tokens": tuple(content["tokens"])})
+        lists = {key: tuple(value) for key, value in content.items() if isinstance(value, list)}
+        yield PeerRecord(**{**content, **lists})

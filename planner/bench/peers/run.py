@@ -112,7 +112,13 @@ def _asked(process: PeerProcess, prompt: PeerPrompt, number: int, max_tokens: in
         seconds=answer.seconds,
         first_token_seconds=answer.first_token_seconds,
         steps=answer.steps,
+        drafted=_as_tuple(answer.drafted),
+        accepted=_as_tuple(answer.accepted),
     )
+
+
+def _as_tuple(counts: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if counts is None else tuple(counts)
 
 
 def default_threads() -> int:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from planner.bench.peers.arms import BASE, OURS
 from planner.bench.peers.records import PeerRecord
+from planner.profile.acceptance import Figure, ratio
 
 _RESAMPLES = 2000
 _DECODE, _WHOLE = 0, 1  # tokens and seconds after the first token, or with the prompt
@@ -38,6 +39,8 @@ class ArmSummary:
         interval: of the speed-up, 95 %; None where a category has a single prompt.
         to_ours: decode rate over that of our engine's plain decoding.
         acceptance_length: tokens a target step; None if the engine does not tell, or there was no step.
+        by_position: of the drafts that reached a depth, the share that was accepted so deep, from depth 1; empty if the
+            engine does not tell, or drafts nothing.
         equal, compared: prompts whose answer is that of the engine's plain decoding, of so many.
     """
 
@@ -50,6 +53,7 @@ class ArmSummary:
     interval: tuple[float, float] | None
     to_ours: float
     acceptance_length: float | None
+    by_position: Sequence[Figure]
     equal: int
     compared: int
 
@@ -117,6 +121,7 @@ def _arm(
         interval=_interval(here, base, random),
         to_ours=float(np.mean(list(_by_category(here, ours).values()))) if ours else float("nan"),
         acceptance_length=_acceptance_length(records),
+        by_position=_by_position(records),
         equal=sum(tokens == expected for tokens, expected in pairs),
         compared=len(pairs),
     )
@@ -178,3 +183,18 @@ def _acceptance_length(records: Sequence[PeerRecord]) -> float | None:
     if len(steps) < len(records) or not sum(steps):
         return None
     return sum(len(record.tokens) for record in records) / sum(steps)
+
+
+def _by_position(records: Sequence[PeerRecord]) -> list[Figure]:
+    deepest = max((len(record.drafted or ()) for record in records), default=0)
+    return [
+        ratio(
+            [_at(record.accepted, depth) for record in records],
+            [_at(record.drafted, depth) for record in records],
+        )
+        for depth in range(deepest)
+    ]
+
+
+def _at(counts: Sequence[int] | None, depth: int) -> int:
+    return counts[depth] if counts is not None and depth < len(counts) else 0

@@ -48,3 +48,18 @@ def category_table(summaries: Sequence[ArmSummary]) -> Table:
     for category in sorted({name for item in arms for name in item.by_category}):
         table.add_row(category, *(f"{item.by_category[category]:.2f}" for item in arms))
     return table
+
+
+def position_table(summaries: Sequence[ArmSummary]) -> Table:
+    """One row for each arm that tells its acceptance by position: the share with its interval, and of how many."""
+    arms = [item for item in summaries if item.by_position]
+    table = Table("accepted at position", header_style="bold")
+    for depth in range(max((len(item.by_position) for item in arms), default=0)):
+        table.add_column(str(depth + 1), justify="right")
+    for item in arms:
+        cells = []
+        for figure in item.by_position:
+            bounds = "" if figure.low is None else f" ({figure.low:.2f} to {figure.high:.2f})"
+            cells.append(f"{figure.value:.3f}{bounds} of {figure.count}")
+        table.add_row(f"{item.engine} {item.method}", *cells)
+    return table

@@ -167,3 +167,26 @@ def test_a_draft_without_its_embedding_gets_it_from_the_target(
     assert torch.equal(
         FrozenTarget(tmp_path / "completed", torch.device("cpu")).embedding, tiny_target.embedding
     )
+
+
+def test_medusa_heads_bring_what_vllm_reads(make_job: Any, tiny_target: FrozenTarget) -> None:
+    """vLLM shares nothing of the target with Medusa heads: widths come from the config, the output from the files."""
+    job = make_job("medusa", epochs=1)
+    run(job)
+    config = json.loads((job.checkpoint / "config.json").read_text())
+    output = load_file(job.checkpoint / "draft_vocabulary.safetensors")
+    assert config["model_type"] == "medusa" and config["medusa_fc_bias"] and config["original_lm_head"]
+    assert (config["hidden_size"], config["vocab_size"]) == tiny_target.lm_head.shape[::-1]
+    assert output["token_map"].shape == (config["truncated_vocab_size"],) == (200,)
+    expected = tiny_target.lm_head[output["token_map"]].to(torch.bfloat16)
+    assert torch.equal(output["lm_head.weight"], expected)
+
+
+def test_a_drafts_index_names_its_weights_and_nothing_else(make_job: Any) -> None:
+    """Engines that take every safetensors file of a directory for weights go by the index, if there is one."""
+    job = make_job("draft_model", epochs=1, keep_layers=[0])
+    run(job)
+    weight_map = json.loads((job.checkpoint / "model.safetensors.index.json").read_text())["weight_map"]
+    assert weight_map.keys() == load_file(job.checkpoint / "model.safetensors").keys()
+    assert set(weight_map.values()) == {"model.safetensors"}
+    assert (job.checkpoint / "draft_vocabulary.safetensors").is_file()

@@ -9,13 +9,21 @@ from engine.deployment import open_engine
 from engine.events import Event
 from engine.manifest import load_manifest
 from engine.request import GenerationRequest
-from planner.bench.peers.protocol import Answer, Generate, serve
+from planner.bench.peers.protocol import Answer, Generate, by_depth, serve
+from planner.profile.records import RecordingSpeculator
+from speculators.base import Speculator
 
 
 def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
     """Open the engine of the deployment that `settings["spec"]` holds."""
     spec = DeploymentSpec.model_validate(settings["spec"])
-    engine, _ = open_engine(spec, spec.engine_directory, spec.speculator_directory)
+    watched: list[RecordingSpeculator] = []
+
+    def watch(speculator: Speculator) -> Speculator:
+        watched.append(RecordingSpeculator(speculator))
+        return watched[-1]
+
+    engine, _ = open_engine(spec, spec.engine_directory, spec.speculator_directory, watch=watch)
     manifest = load_manifest(spec.engine_directory)
 
     def generate(prompt: list[int], max_tokens: int) -> Answer:
@@ -34,7 +42,15 @@ def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
         if events[-1].error is not None:
             raise events[-1].error
         tokens = [token for event in events for token in event.tokens]
-        return Answer(tokens, stamps[-1] - started, stamps[0] - started, events[-1].metrics.steps)
+        drafts = watched[0].drafts.pop(events[-1].request_id, [])
+        return Answer(
+            tokens,
+            stamps[-1] - started,
+            stamps[0] - started,
+            events[-1].metrics.steps,
+            by_depth([draft.depth for draft in drafts]),
+            by_depth([len(draft.ranks) for draft in drafts]),
+        )
 
     return manifest.versions, generate
 

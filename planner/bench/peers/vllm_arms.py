@@ -1,0 +1,112 @@
+"""vLLM beside our engine: with its own best ways of speculating, or both engines with the same chains.
+
+Two implementations that draft with the same weights, after the same prompts, in chains of the same length and in the
+same precision, accept alike. Where they do not, one of them is wrong.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deployments.speculation import (
+    AnySpeculation,
+    DraftModel,
+    Eagle,
+    Medusa,
+    MlpSpeculator,
+    NoSpeculation,
+    PromptLookup,
+    SuffixAutomaton,
+)
+from engine.vllm.speculation import NotInVllm, engine_settings
+from planner.bench.peers.arms import BASE, Arm
+from speculators.draft_model.checkpoint import whole_model
+
+VLLM = "vllm"
+_MODULE = "planner.bench.peers.engines.vllm"
+_CACHE_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class VllmModel:
+    """What vLLM is given.
+
+    Attributes:
+        target: in Hugging Face layout.
+        dtype: of weights and arithmetic.
+        end_ids: tokens that end an answer.
+        max_sequence_length: most tokens of a request.
+        threads: of the engine.
+        scratch: where a draft model that was kept without its embedding is completed.
+    """
+
+    target: Path
+    dtype: str
+    end_ids: tuple[int, ...]
+    max_sequence_length: int
+    threads: int
+    scratch: Path
+
+    def arm(self, name: str, speculation: AnySpeculation) -> Arm:
+        """The arm of a way of speculating.
+
+        Raises:
+            NotInVllm: vLLM does not have it.
+        """
+        if isinstance(speculation, DraftModel):
+            whole = whole_model(speculation.model, self.target, self.scratch / "draft_model")
+            speculation = speculation.model_copy(update={"model": whole})
+        arguments: dict[str, Any] = {
+            "model": str(self.target),
+            "dtype": self.dtype,
+            "max_model_len": self.max_sequence_length,
+            "max_num_seqs": 1,
+            "kv_cache_memory_bytes": _CACHE_BYTES,
+            **engine_settings(speculation, max_batch_size=1),
+        }
+        settings = {
+            "arguments": arguments,
+            "end_ids": list(self.end_ids),
+            "threads": self.threads,
+        }
+        return Arm(VLLM, name, _MODULE, settings)
+
+
+def vllm_arms(model: VllmModel, own: AnySpeculation) -> Iterator[Arm]:
+    """Plain, with n-grams, with suffixes, and with the deployment's `own` speculation where vLLM has it."""
+    ways: Mapping[str, AnySpeculation] = {
+        BASE: NoSpeculation(),
+        "ngram 5": PromptLookup(method="prompt_lookup", ngram=3, draft_length=5),
+        "suffix 8": SuffixAutomaton(method="suffix_automaton", draft_length=8),
+    }
+    for name, speculation in ways.items():
+        yield model.arm(name, speculation)
+    if own.method not in (BASE, "prompt_lookup", "suffix_automaton"):
+        try:
+            yield model.arm(own.method, own)
+        except NotInVllm:
+            return
+
+
+def as_chain(speculation: AnySpeculation, length: int) -> AnySpeculation:
+    """The section, drafting a chain of so many tokens whenever it drafts."""
+    only = tuple((0,) * depth for depth in range(1, length + 1))
+    settings: dict[str, Any] = {
+        "adaptive": False,
+        "max_concurrency": None,
+        "draft_length_schedule": None,
+        "acceptance_gate": None,
+        "draft_length": length,
+        "dynamic_tree": None,
+        "suffix_automaton": None,
+        "drafted_by": "engine",
+    }
+    if isinstance(speculation, Medusa):
+        settings |= {"num_heads": length, "choices": only}
+    elif isinstance(speculation, Eagle):
+        settings |= {"depth": length, "max_draft_tokens": length, "choices": only}
+    elif isinstance(speculation, MlpSpeculator):
+        settings |= {"candidates": 1}
+    known = {key: value for key, value in settings.items() if key in type(speculation).model_fields}
+    return speculation.model_copy(update=known)
