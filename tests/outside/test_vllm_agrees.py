@@ -33,7 +33,9 @@ SECTION: TypeAdapter[AnySpeculation] = TypeAdapter(AnySpeculation)
 ROOT = Path(__file__).parents[2]
 HERE = Environment(Path(sys.prefix))
 WEIGHTS = ROOT / "speculators" / "weights" / "smollm2-135m"
-CHAIN, TOKENS, PROMPTS, LENGTH = 3, 48, 4, 512
+CHAIN, TOKENS, PROMPTS, LENGTH = 3, 40, 3, 512
+# vLLM has no draft vocabulary for a draft model, so it drafts from all tokens, ours from those that it was trained in.
+STEPS_APART = {"draft_model": 4}
 SHIPPED: dict[str, dict[str, Any]] = {
     "eagle3": {"checkpoint": WEIGHTS / "eagle3"},
     "medusa": {"checkpoint": WEIGHTS / "medusa"},
@@ -122,7 +124,7 @@ def test_the_same_drafts_are_accepted_by_both_engines(
     for prompt, ours in found[OURS].items():
         theirs = found[VLLM][prompt]
         assert ours.steps is not None and theirs.steps is not None
-        assert abs(ours.steps - theirs.steps) <= 1, prompt
+        assert abs(ours.steps - theirs.steps) <= STEPS_APART.get(method, 1), prompt
     accepted = sum(sum(item.accepted or ()) for item in found[VLLM].values())
     # Each step of an answer but the first emits what was accepted and one token more.
     emitted = sum(len(item.tokens) for item in plain.values())

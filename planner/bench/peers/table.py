@@ -60,6 +60,7 @@ def position_table(summaries: Sequence[ArmSummary]) -> Table:
         cells = []
         for figure in item.by_position:
             bounds = "" if figure.low is None else f" ({figure.low:.2f} to {figure.high:.2f})"
-            cells.append(f"{figure.value:.3f}{bounds} of {figure.count}")
+            share = "none" if figure.value is None else f"{figure.value:.3f}{bounds}"
+            cells.append(f"{share} of {figure.count}")
         table.add_row(f"{item.engine} {item.method}", *cells)
     return table
