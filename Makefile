@@ -19,8 +19,10 @@ check: setup-dev  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
 
+# The attention kernel is compiled where there is a C++ compiler; without one OpenVINO's serves.
 setup: .venv/.run
-setup-dev: .venv/.dev
+	$(BIN)/python -m engine.native.build
+setup-dev: setup .venv/.dev
 
 # --no-deps: the lock is complete, and nvidia-pytriton's own pins (see requirements/overrides.txt) would refuse it.
 .venv/.run: requirements/run.lock pyproject.toml

@@ -44,6 +44,29 @@ class EmbeddedEngine(Section):
         "tests with repeated prompts measure every prompt as new.",
     )
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 takes every core.")
+    attention_kernel: Literal["native", "openvino"] | None = Field(
+        None,
+        description="native: the kit's own, which reads the cache once for all tokens of a request (compiled by `make "
+        "setup`; AVX2 or AVX-512); openvino: OpenVINO's. none: native where it runs.",
+    )
+    kv_cache_precision: Literal["fp32", "fp16", "int8"] | None = Field(
+        None,
+        description="int8 has a scale for each row and head, and is the native kernel's alone. none: int8 beside int8 "
+        "weights (fp16 on OpenVINO's kernel), fp32 beside fp32.",
+    )
+
+    @model_validator(mode="after")
+    def _attention_is_openvino_s(self) -> "EmbeddedEngine":
+        given = [key for key in ("attention_kernel", "kv_cache_precision") if getattr(self, key) is not None]
+        if given and self.backend == "torch":
+            raise ValueError(
+                f"{' and '.join(given)}: of backend openvino; PyTorch has its own attention and an fp32 cache"
+            )
+        if self.attention_kernel == "openvino" and self.kv_cache_precision == "int8":
+            raise ValueError(
+                "kv_cache_precision int8 needs attention_kernel native; openvino has fp16 and fp32"
+            )
+        return self
 
 
 class KvCache(Section):

@@ -2,24 +2,32 @@
 
 Example::
 
-    backend = open_backend("openvino", threads=2)
+    backend = open_backend(EmbeddedEngine(threads=2))
     runner = CompiledRunner(Path("runs/engines/smollm2-135m-int8"), backend, num_blocks=64)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deployments.engines import EmbeddedEngine
 from engine.manifest import CompiledManifest
 from engine.runner import SequenceInput
 from speculators.graphs import Graph
 
 
 class PagedNetwork(Protocol):
-    """A compiled network over a paged KV cache."""
+    """A compiled network over a paged KV cache.
+
+    Attributes:
+        attention: what runs it: `kernel`, `instructions`, `kv_cache_precision`.
+    """
+
+    @property
+    def attention(self) -> Mapping[str, str]: ...
 
     def forward(self, batch: Sequence[SequenceInput], hidden: NDArray[np.float32] | None = None) -> None:
         """Run one step; `output` has what came out.
@@ -69,17 +77,19 @@ class Backend(Protocol):
         """
 
 
-def open_backend(name: Literal["openvino", "torch"], *, threads: int = 0) -> Backend:
-    """A backend by name; PyTorch is imported only here, where it is asked for.
+def open_backend(engine: EmbeddedEngine) -> Backend:
+    """The backend that a spec's engine section names; PyTorch is imported only here, where it is asked for.
 
-    Args:
-        name: "openvino" (CPU), or "torch" (a CUDA device, or the CPU where there is none).
-        threads: CPU threads of OpenVINO (0: all).
+    Raises:
+        EngineError: the attention kernel that it names cannot be had.
     """
-    if name == "openvino":
+    if engine.backend == "openvino":
+        from engine.attention_kernels import Attention, chosen_kernel
         from engine.openvino_graphs import OpenVinoBackend
 
-        return OpenVinoBackend(threads)
+        attention = Attention(engine.attention_kernel, engine.kv_cache_precision)
+        chosen_kernel(attention)
+        return OpenVinoBackend(engine.threads, attention)
     from engine.torch_graphs import TorchBackend
 
     return TorchBackend()

@@ -22,7 +22,7 @@ def open_runner(engine: EmbeddedEngine, directory: Path, *, num_blocks: int) -> 
     Raises:
         EngineError: the directory is missing or damaged.
     """
-    backend = open_backend(engine.backend, threads=engine.threads)
+    backend = open_backend(engine)
     return CompiledRunner(directory, backend, num_blocks=num_blocks)
 
 
@@ -49,7 +49,7 @@ def open_engine(
         EngineError: a directory is missing, damaged, or does not fit the spec or the other.
     """
     embedded = spec.embedded
-    backend = open_backend(embedded.backend, threads=embedded.threads)
+    backend = open_backend(embedded)
     length, slots = embedded.max_sequence_length, embedded.max_batch_size
     num_blocks = slots * math.ceil(length / BLOCK_SIZE)
     manifest = load_manifest(directory)

@@ -2,7 +2,7 @@
 
 Example::
 
-    backend, target = open_backend("openvino"), load_manifest(engine_directory)
+    backend, target = open_backend(EmbeddedEngine()), load_manifest(engine_directory)
     sizes = {"slots": 16, "max_sequence_length": 2048, "num_blocks": 1024}
     speculator = open_speculator(spec.speculation, directory, target=target, backend=backend, **sizes)
     runner = CompiledRunner(engine_directory, backend, num_blocks=1024, hidden_layers=speculator.needs_hidden)
@@ -26,7 +26,7 @@ from engine.manifest import (
     load_manifest,
     load_speculator_manifest,
 )
-from engine.runner import SequenceInput
+from engine.runner import BLOCK_SIZE, SequenceInput
 from engine.tree_shapes import Trained, least_likely, tree_shape
 from speculators.base import Speculator
 from speculators.draft_model.draft import DraftModelDrafter
@@ -101,7 +101,17 @@ class BlockGraph:
         self._graph, self._outputs, self._num_blocks = graph, outputs, num_blocks
 
     def run(self, batch: Sequence[CachedInput]) -> dict[str, NDArray[Any]]:
-        """One call for the whole batch."""
+        """One call for the whole batch, or several where one input writes to blocks of another.
+
+        That happens when requests share the beginning of a text that the drafter has not read yet.
+        """
+        parts = _writing_apart(batch)
+        if len(parts) == 1:
+            return self._run_apart(batch)
+        found = [{name: values.copy() for name, values in self._run_apart(part).items()} for part in parts]
+        return {name: np.concatenate([part[name] for part in found]) for name in self._outputs}
+
+    def _run_apart(self, batch: Sequence[CachedInput]) -> dict[str, NDArray[Any]]:
         hidden = [item.hidden for item in batch if item.hidden is not None]
         self._graph.forward(
             [self._sequence(item) for item in batch], np.concatenate(hidden) if hidden else None
@@ -121,6 +131,22 @@ class BlockGraph:
             parents=item.parents,
             logits_from=item.outputs_from,
         )
+
+
+def _writing_apart(batch: Sequence[CachedInput]) -> list[list[CachedInput]]:
+    """Parts of a batch, in order, in each of which every block that is written to belongs to one input."""
+    parts: list[list[CachedInput]] = [[]]
+    named: set[int] = set()
+    written: set[int] = set()
+    for item in batch:
+        own = set(item.blocks[item.past // BLOCK_SIZE : -(-(item.past + len(item.tokens)) // BLOCK_SIZE)])
+        if own & named or written.intersection(item.blocks):
+            parts.append([])
+            named, written = set(), set()
+        parts[-1].append(item)
+        named.update(item.blocks)
+        written |= own
+    return parts
 
 
 def _open_trained(

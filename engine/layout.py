@@ -74,10 +74,10 @@ class Layout:
         first, length = len(self._tokens), len(item.tokens)
         self._logit_rows.extend(range(first + item.logits_from, first + length))
         self._tokens.extend(item.tokens)
+        self._positions.extend(item.positions)
         if item.parents is not None:
             self._add_tree(item, item.parents, first)
             return
-        self._positions.extend(range(item.past, item.past + length))
         self._own.extend(range(len(self._entered), len(self._entered) + length))
         self._entered.extend(range(first, first + length))
         if item.is_prompt:
@@ -119,7 +119,6 @@ class Layout:
             self._own.append(len(self._entered))
             self._entered.append(first + token)
             self._add_sequence(row, 1, blocks)
-        self._positions.extend(item.past + depth for depth in depths)
         self._places.append((item, places))
 
     def _branch(

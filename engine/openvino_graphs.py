@@ -5,8 +5,8 @@ Settings, with their reasons:
 * `INFERENCE_PRECISION_HINT=f32`: activations stay fp32, so a token's result does not depend on the machine.
 * `DYNAMIC_QUANTIZATION_GROUP_SIZE`: int8 engines quantise activations in groups within a row, so a token's
   result does not depend on its neighbours in the batch, and eight tokens cost little more than one.
-* `KV_CACHE_PRECISION`: int8 engines keep cache rows in fp16 (a batch of eight steps a tenth faster than with
-  fp32 rows), fp32 engines in fp32.
+* `KV_CACHE_PRECISION`: of the cache on OpenVINO's own attention kernel; int8 engines keep rows in fp16 there (a
+  batch of eight steps a tenth faster than with fp32 rows).
 """
 
 import math
@@ -18,23 +18,28 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from engine.attention_kernels import ANY_ATTENTION, Attention, AttentionKernel, open_kernel
 from engine.buckets import bucket_of, buckets_for
-from engine.layout import Layout
 from engine.manifest import CompiledManifest, EngineError
-from engine.paged_attention import conversion
 from engine.runner import BLOCK_SIZE, SequenceInput
 
 _PER_TOKEN = ("input_ids", "position_ids", "token_rows", "hidden")
+_FEWEST_TOKENS = 2  # a single row is multiplied by other kernels
 _LARGEST_GROUP = 64  # finer groups keep more of the activations; coarser ones (128, 192) measured no faster
 
 Settings = Mapping[str, object]
 
 
 class OpenVinoBackend:
-    """A Backend (see `engine.backend`) on so many CPU threads (0: all)."""
+    """A Backend; see `engine.backend`.
 
-    def __init__(self, threads: int = 0) -> None:
-        self._threads = threads
+    Args:
+        threads: of the CPU (0: all).
+        attention: what the spec says about it.
+    """
+
+    def __init__(self, threads: int = 0, attention: Attention = ANY_ATTENTION) -> None:
+        self._threads, self._attention = threads, attention
 
     def plain(self, path: Path, manifest: CompiledManifest) -> "PlainGraph":
         """See `engine.backend.Backend.plain`."""
@@ -50,11 +55,16 @@ class OpenVinoBackend:
         branch_blocks: int,
     ) -> "PagedGraph":
         """See `engine.backend.Backend.paged`."""
+        kernel = open_kernel(
+            self._attention,
+            weights=manifest.precision,
+            num_blocks=num_blocks,
+            branch_blocks=branch_blocks,
+        )
         return PagedGraph(
             path,
             outputs=outputs,
-            num_blocks=num_blocks,
-            branch_blocks=branch_blocks,
+            kernel=kernel,
             longest=manifest.max_sequence_length or BLOCK_SIZE,
             how=self._settings(manifest),
         )
@@ -77,7 +87,6 @@ def settings(*, precision: str, widths: Sequence[int], threads: int) -> Settings
     return {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
-        "KV_CACHE_PRECISION": "f16" if quantised else "f32",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": group if quantised else 0,
         **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
     }
@@ -107,8 +116,7 @@ class PagedGraph:
     Args:
         path: an ONNX file of `build.graph`.
         outputs: those that are wanted.
-        num_blocks: cache blocks for requests.
-        branch_blocks: cache blocks for the branches of the trees of one step; 0: chains only.
+        kernel: its attention, with a cache that is not bound yet.
         longest: most tokens of a request.
         how: from `settings`.
 
@@ -117,28 +125,18 @@ class PagedGraph:
     """
 
     def __init__(
-        self,
-        path: Path,
-        *,
-        outputs: Sequence[str],
-        num_blocks: int,
-        branch_blocks: int,
-        longest: int,
-        how: Settings,
+        self, path: Path, *, outputs: Sequence[str], kernel: AttentionKernel, longest: int, how: Settings
     ) -> None:
-        weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
-        core, model = _paged(path, outputs, fillers=True)
+        how = {**how, "KV_CACHE_PRECISION": "f32" if kernel.precision == "fp32" else "f16"}
+        core, model = _paged(path, outputs, kernel, fillers=True)
+        self.kernel = kernel
         self._for_any = _Compiled(core, model, how)
-        self._sequences = self._for_any.threads
-        sizes = buckets_for(weights)
-        if sizes and not branch_blocks and self._sequences <= sizes[0]:
-            core, model = _paged(path, outputs, fillers=False)
+        sizes = buckets_for(sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")))
+        if sizes and kernel.spares_fillers(self._for_any.threads, sizes[0]):
+            core, model = _paged(path, outputs, kernel, fillers=False)
         self._buckets = {size: _Compiled(core, _of_tokens(model, size), how) for size in sizes}
         self._last = self._for_any
-        self._num_blocks = num_blocks
-        self._private_blocks = range(num_blocks + 1, num_blocks + 1 + branch_blocks)
-        self.caches = self._allocate_caches()
-        self._layout = self._new_layout()
+        kernel.bind([self._for_any, *self._buckets.values()])
         self._warm_up(longest)
 
     def forward(self, batch: Sequence[SequenceInput], hidden: NDArray[np.float32] | None = None) -> None:
@@ -148,62 +146,33 @@ class PagedGraph:
             batch: the inputs of all requests.
             hidden: [tokens, H], for networks that read hidden states.
         """
-        self._layout = self._new_layout()
-        for item in batch:
-            self._layout.add(item)
-        if self._layout.copies:
-            sources, targets = (list(blocks) for blocks in zip(*self._layout.copies, strict=True))
-            self.caches[:, targets] = self.caches[:, sources]
-        bucket = bucket_of(self._layout.num_tokens, self._buckets)
-        inputs = self._layout.tensors(bucket or 2, self._sequences)
+        bucket = bucket_of(sum(len(item.tokens) for item in batch), self._buckets)
+        inputs = self.kernel.step(batch, bucket or _FEWEST_TOKENS)
         if hidden is not None:
             filler = np.zeros((len(inputs["input_ids"]) - len(hidden), hidden.shape[1]), np.float32)
             inputs["hidden"] = np.concatenate([hidden, filler])
         self._last = self._buckets[bucket] if bucket else self._for_any
         self._last.infer(inputs)
 
+    @property
+    def attention(self) -> Mapping[str, str]:
+        """See `engine.backend.PagedNetwork`."""
+        return self.kernel.description
+
     def output(self, name: str) -> NDArray[Any]:
         """An output of the last step; valid until the next."""
         values = self._last.output(name)
-        return values[: len(values) - self._layout.padding]
+        return values[: len(values) - self.kernel.padding]
 
     def commit(self, index: int, kept: Sequence[int]) -> None:
         """Keep the accepted path; see `engine.runner.Runner.commit`."""
-        moves = self._layout.moves(index, kept)
-        if moves:
-            (from_blocks, from_rows), (to_blocks, to_rows) = (
-                np.array(places).T for places in zip(*moves, strict=True)
-            )
-            self.caches[:, to_blocks, :, to_rows] = self.caches[:, from_blocks, :, from_rows]
+        self.kernel.commit(index, kept)
 
     def _warm_up(self, longest: int) -> None:
-        """Run everything once at the end of the longest context, on fillers.
-
-        The first run of a graph takes ten times as long as the next, and the attention kernel's buffers, which grow
-        with the longest context so far, cost 4 ms whenever they do.
-        """
-        blocks = [self._num_blocks] * math.ceil(longest / BLOCK_SIZE)
-        for size, compiled in ((2, self._for_any), *self._buckets.items()):
-            layout = self._new_layout()
-            for _ in range(size):
-                layout.add(SequenceInput([0], longest - 1, blocks))
-            compiled.infer({**layout.tensors(size, self._sequences), **compiled.no_hidden(size)})
-
-    def _new_layout(self) -> Layout:
-        return Layout(BLOCK_SIZE, self._private_blocks, filler_block=self._num_blocks)
-
-    def _allocate_caches(self) -> NDArray[np.generic]:
-        """Rows of all layers in one array, [layers * 2, blocks, heads, block size, head size].
-
-        Zero pages are mapped on first use, so a large cache costs what it holds.
-        """
-        ports = self._for_any.cache_ports()
-        blocks = self._private_blocks.stop
-        shape = (blocks, *(ports[0].partial_shape[axis].get_length() for axis in (1, 2, 3)))
-        caches = np.zeros((len(ports), *shape), ports[0].element_type.to_dtype())
-        for compiled in (self._for_any, *self._buckets.values()):
-            compiled.use_caches(caches)
-        return caches
+        """Run everything once; the first run of a graph takes ten times as long as the next."""
+        for size, compiled in ((_FEWEST_TOKENS, self._for_any), *self._buckets.items()):
+            inputs = self.kernel.step(self.kernel.warm_up(size, longest), size)
+            compiled.infer({**inputs, **compiled.no_hidden(size)})
 
 
 class _Compiled:
@@ -258,10 +227,11 @@ def _read(core: ov.Core, path: Path) -> ov.Model:
         raise EngineError(f"{path} is damaged ({error}); run `drafthouse build` again") from error
 
 
-def _paged(path: Path, outputs: Sequence[str], *, fillers: bool) -> tuple[ov.Core, ov.Model]:
-    """The model to be compiled for a paged cache; see `engine.paged_attention.conversion`."""
+def _paged(
+    path: Path, outputs: Sequence[str], kernel: AttentionKernel, *, fillers: bool
+) -> tuple[ov.Core, ov.Model]:
     core = ov.Core()
-    core.add_extension(conversion(fillers=fillers))
+    core.add_extension(kernel.extension(fillers=fillers))
     return core, _with_free_caches(_with_outputs(_read(core, path), outputs))
 
 

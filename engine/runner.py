@@ -33,6 +33,7 @@ class SequenceInput:
         parents: of a tree with branches, the token that each one follows (an earlier one; of the root, token
             0, any); None for a chain.
         logits_from: first of the T tokens whose logits are wanted (T for none).
+        position: of the first token; None: `past`, unless `blocks` leave some of the context out.
     """
 
     tokens: Sequence[int]
@@ -41,6 +42,18 @@ class SequenceInput:
     is_prompt: bool = False
     parents: Sequence[int] | None = None
     logits_from: int = 0
+    position: int | None = None
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """Of each token, in a tree by its distance from the root."""
+        first = self.past if self.position is None else self.position
+        if self.parents is None:
+            return range(first, first + len(self.tokens))
+        positions = [first]
+        for parent in self.parents[1:]:
+            positions.append(positions[parent] + 1)
+        return positions
 
 
 class Runner(Protocol):

@@ -116,6 +116,12 @@ class TorchPagedGraph:
             name: values if name.startswith("hidden.") else values[:wanted] for name, values in rows.items()
         }
 
+    @property
+    def attention(self) -> Mapping[str, str]:
+        """See `engine.backend.PagedNetwork`."""
+        precision = "bf16" if self._dtype == torch.bfloat16 else "fp32"
+        return {"kernel": "torch", "instructions": self._device.type, "kv_cache_precision": precision}
+
     def output(self, name: str) -> NDArray[Any]:
         """An output of the last step."""
         return self._outputs[name]

@@ -21,6 +21,8 @@ import pytest
 from build.compile import compile_engine
 from build.targets.architecture import Architecture
 from build.targets.weights import Weights, load_weights
+from engine.attention_kernels import ANY_ATTENTION, Attention, KernelName
+from engine.native.library import instructions
 from engine.openvino_graphs import OpenVinoBackend
 from engine.openvino_runner import OpenVinoRunner
 from tests.build.targets.tiny_models import FAMILIES, random_weights, tiny_config, write_huggingface
@@ -28,6 +30,8 @@ from tests.build.targets.tiny_models import FAMILIES, random_weights, tiny_confi
 MAX_LENGTH = 256
 NUM_BLOCKS = 64
 BRANCH_BLOCKS = 128
+# The kit's own where it can run, as after `make setup` with a C++ compiler.
+KERNELS: tuple[KernelName, ...] = ("native", "openvino") if instructions() else ("openvino",)
 THREADS = int(os.environ.get("DRAFTHOUSE_TEST_THREADS", "2"))
 
 _LLAMA3 = {
@@ -75,7 +79,7 @@ class TinyTargets:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._runners: dict[tuple[str, str, int], OpenVinoRunner] = {}
+        self._runners: dict[tuple[str, str, int, KernelName | None], OpenVinoRunner] = {}
 
     def source(self, variant: str) -> Path:
         """Model directory in Hugging Face layout, with a tokenizer."""
@@ -97,22 +101,25 @@ class TinyTargets:
         compile_engine(self.source(variant), directory, precision=precision, max_sequence_length=MAX_LENGTH)
         return directory
 
-    def runner(self, variant: str, precision: str) -> OpenVinoRunner:
+    def runner(self, variant: str, precision: str, kernel: KernelName | None = None) -> OpenVinoRunner:
         """The loaded engine with NUM_BLOCKS cache blocks; it is shared, so they hold what others left."""
-        return self._runner(variant, precision, BRANCH_BLOCKS)
+        return self._runner(variant, precision, BRANCH_BLOCKS, kernel)
 
-    def plain_runner(self, variant: str, precision: str) -> OpenVinoRunner:
-        """One that takes chains only."""
-        return self._runner(variant, precision, 0)
+    def plain_runner(self, variant: str, precision: str, kernel: KernelName | None = None) -> OpenVinoRunner:
+        """One that takes chains only on OpenVINO's attention kernel."""
+        return self._runner(variant, precision, 0, kernel)
 
-    def _runner(self, variant: str, precision: str, branch_blocks: int) -> OpenVinoRunner:
-        key = variant, precision, branch_blocks
+    def _runner(
+        self, variant: str, precision: str, branch_blocks: int, kernel: KernelName | None
+    ) -> OpenVinoRunner:
+        key = variant, precision, branch_blocks, kernel
         if key not in self._runners:
             self._runners[key] = OpenVinoRunner(
                 self.engine(variant, precision),
                 num_blocks=NUM_BLOCKS,
                 threads=THREADS,
                 branch_blocks=branch_blocks,
+                attention=Attention(kernel),
             )
         return self._runners[key]
 
@@ -120,7 +127,7 @@ class TinyTargets:
 def refuse_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let whoever makes a backend of OpenVINO fail."""
 
-    def refuse(backend: OpenVinoBackend, threads: int = 0) -> None:
+    def refuse(backend: OpenVinoBackend, threads: int = 0, attention: Attention = ANY_ATTENTION) -> None:
         raise AssertionError("OpenVINO runs what the spec gives to another backend")
 
     monkeypatch.setattr(OpenVinoBackend, "__init__", refuse)

@@ -45,6 +45,9 @@ class GenerationModel:
         self._drafts = parameters(arguments).get("role") == "draft"
         self._metrics = metrics = EngineMetrics(engine.statistics, arguments)
         metrics.declare_load(engine.limits, runner)
+        attention = runner.graph.attention
+        metrics.declare_attention(attention)
+        pb_utils.Logger.log_info(f"attention of {arguments['model_name']}: " + ", ".join(attention.values()))
         if not self._drafts:  # whose steps say nothing about the output
             metrics.declare_speculation("engine")
         metrics.publish()

@@ -112,6 +112,11 @@ class EngineMetrics:
         for name, (description, gauge) in gauges.items():
             self._add(self._family(name, description), {}, gauge)
 
+    def declare_attention(self, attention: Mapping[str, str]) -> None:
+        """Which kernel runs, and what the cache is in; see `engine.backend.PagedNetwork`."""
+        family = self._family("drafthouse_attention_info", "Attention kernel and KV cache, in the labels")
+        self._add(family, dict(attention), lambda: 1.0)
+
     def declare_load(self, limits: EngineLimits, cache: _Cache) -> None:
         """Requests by state, and cache blocks."""
         now = self._statistics

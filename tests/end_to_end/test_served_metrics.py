@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.native.library import instructions
 from tests.end_to_end.calls import GrpcCaller, Tensors, responses, text_inputs, whole_tokens
 from tests.end_to_end.deployment import MAX_BATCH_SIZE, MAX_SEQUENCE_LENGTH, Deployment, wait_until
 from tests.end_to_end.reference import Reference
@@ -97,6 +98,9 @@ def test_counters_agree_with_the_requests(
 
 def test_gauges_follow_the_load(grpc_caller: GrpcCaller, served: Deployment) -> None:
     requests, blocks = "nv_trt_llm_request_metrics", "nv_trt_llm_kv_cache_block_metrics"
+    kernel = {"native", str(instructions())} if instructions() else {"openvino", "any"}
+    (attention,) = (name for name in served.metrics() if name.startswith("drafthouse_attention_info/"))
+    assert kernel < set(attention.split("/"))
     assert served.metrics()[f"{requests}/max"] == MAX_BATCH_SIZE
     assert served.metrics()[f"{blocks}/tokens_per"] == BLOCK_SIZE
     assert served.metrics()[f"{blocks}/max"] == MAX_BATCH_SIZE * MAX_SEQUENCE_LENGTH / BLOCK_SIZE

@@ -15,6 +15,7 @@ from engine.request import GenerationRequest
 from speculators.base import Speculator
 from speculators.eagle import draft
 from tests.drafters import SPECULATIONS, TinyDrafters
+from tests.engine.cache_rows import cache_row
 from tests.engine.driving import Outcome, check_empty, make_engine, prompt_of, run, submit
 from tests.engine.test_drafters_output import runner_for
 
@@ -60,7 +61,7 @@ def emitted(outcome: Outcome) -> list[int]:
 
 
 def drafters_rows(engine: Engine, request: GenerationRequest) -> NDArray[np.generic]:
-    """What the drafter's own cache holds of a request after its prompt, [layers * 2, rows, heads, head size]."""
+    """What the drafter's own cache holds of a request after its prompt, [rows, ...]."""
     speculator: Any = engine._speculator
     drafter = getattr(speculator, "_drafter", speculator)
     outcome = submit(engine, replace(request, max_tokens=12))
@@ -68,9 +69,9 @@ def drafters_rows(engine: Engine, request: GenerationRequest) -> NDArray[np.gene
         engine.step()
     (item,) = engine._running
     engine.step()  # a draft model reads when it drafts
-    caches, rows = drafter._graph._graph.caches, range(len(request.prompt) - 1)
-    found: NDArray[np.generic] = np.stack(
-        [caches[:, item.blocks[row // 32], :, row % 32] for row in rows], axis=1
+    rows = range(len(request.prompt) - 1)
+    found = np.stack(
+        [cache_row(drafter._graph._graph.kernel, item.blocks[row // 32], row % 32) for row in rows]
     )
     engine.cancel(item.id)
     return found

@@ -11,18 +11,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from engine.attention_kernels import Attention, KernelName
 from engine.openvino_runner import OpenVinoRunner
 from engine.runner import SequenceInput
-from tests.tiny import FULL_SIZE, TinyTargets
+from tests.tiny import FULL_SIZE, KERNELS, TinyTargets
 
 Logits = NDArray[np.float32]
 
 PROMPT, LENGTH = 45, 80
 _BLOCKS_EACH = 3
 TINY = [
-    (variant, precision)
+    (variant, precision, kernel)
     for variant in ("llama", "llama heads of 64", "qwen3", "mistral window 9", "smollm3")
     for precision in ("fp32", "int8")
+    for kernel in KERNELS
 ]
 
 
@@ -71,7 +73,7 @@ class Contexts:
         return range(_BLOCKS_EACH * request, _BLOCKS_EACH * (request + 1))
 
 
-@pytest.fixture(params=TINY, ids=[f"{variant}, {precision}" for variant, precision in TINY])
+@pytest.fixture(params=TINY, ids=[", ".join(how) for how in TINY])
 def contexts(request: pytest.FixtureRequest, tiny_targets: TinyTargets) -> Contexts:
     return Contexts(tiny_targets.runner(*request.param))
 
@@ -128,7 +130,7 @@ def _mixes(
     contexts: Contexts, others: Sequence[int], steps: int
 ) -> Iterator[tuple[list[SequenceInput], list[SequenceInput]]]:
     """For each step what stands before and what stands after the request under test."""
-    reader = contexts.add() if not others else others[-1]
+    reader = contexts.add()
     for step in range(steps):
         decoding = [
             contexts.part(other, PROMPT, PROMPT + 1 + (step + index) % 5)
@@ -186,15 +188,18 @@ def test_nothing_is_read_from_unwritten_rows(contexts: Contexts) -> None:
     first = contexts.prefill(request)
     after = contexts.decode(request, PROMPT, PROMPT + 3)
     graph: Any = contexts.runner.graph
-    for cache in graph.caches:
-        cache[_BLOCKS_EACH * again : _BLOCKS_EACH * (again + 1)] = np.nan
+    graph.kernel.poison(range(_BLOCKS_EACH * again, _BLOCKS_EACH * (again + 1)))
     np.testing.assert_array_equal(contexts.prefill(again, [20, 25], request), first)
     np.testing.assert_array_equal(contexts.run(contexts.part(again, PROMPT, PROMPT + 3, request)), after)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
-def test_all_of_it_at_full_size_on_every_core(precision: str, tiny_targets: TinyTargets) -> None:
-    contexts = Contexts(OpenVinoRunner(tiny_targets.engine(FULL_SIZE, precision), num_blocks=48))
+def test_all_of_it_at_full_size_on_every_core(
+    precision: str, kernel: KernelName, tiny_targets: TinyTargets
+) -> None:
+    engine = tiny_targets.engine(FULL_SIZE, precision)
+    contexts = Contexts(OpenVinoRunner(engine, num_blocks=64, attention=Attention(kernel)))
     check_verified_chains(contexts, (2, 8, 16))
     check_prompt_chunks(contexts, [[2, 43], [32, 13]])
     check_neighbours(contexts, (1, 2, 8), steps=2)

@@ -6,20 +6,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from engine.attention_kernels import Attention, KernelName
 from engine.openvino_runner import OpenVinoRunner
 from engine.runner import SequenceInput
 from speculators.tree import ROOT, TokenTree
 from tests.reference_model import forward
-from tests.tiny import FULL_SIZE, NUM_BLOCKS, THREADS, TinyTargets
+from tests.tiny import FULL_SIZE, KERNELS, NUM_BLOCKS, THREADS, TinyTargets
 
 TOLERANCE = 1e-4
 ROOT_TOKEN, NEXT_TOKEN = 77, 99
 TREE_BLOCKS, PATH_BLOCKS = (9, 4, 6, 1), (10, 11, 12, 13)
 VARIANTS = ["llama", "qwen2", "qwen3", "granite", "smollm3", "mistral"]
 EXACT = [
-    (variant, precision)
+    (variant, precision, kernel)
     for variant in ("llama", "llama heads of 64", "qwen3", "mistral window 9", "smollm3")
     for precision in ("fp32", "int8")
+    for kernel in KERNELS
 ]
 DRAWN = settings(
     max_examples=15,
@@ -94,32 +96,37 @@ def check_equal_to_paths(runner: OpenVinoRunner, plain: OpenVinoRunner, tree: To
         np.testing.assert_array_equal(found[node + 1], alone[0], err_msg=f"node {node}")
 
 
-@pytest.mark.parametrize(("variant", "precision"), EXACT)
+@pytest.mark.parametrize(("variant", "precision", "kernel"), EXACT)
 @DRAWN
 @given(tree=trees(), length=st.integers(1, 70))
 def test_node_and_path_are_equal_bit_for_bit(
-    variant: str, precision: str, tree: TokenTree, length: int, tiny_targets: TinyTargets
+    variant: str, precision: str, kernel: KernelName, tree: TokenTree, length: int, tiny_targets: TinyTargets
 ) -> None:
-    plain = tiny_targets.plain_runner(variant, precision)
-    check_equal_to_paths(tiny_targets.runner(variant, precision), plain, tree, length)
+    plain = tiny_targets.plain_runner(variant, precision, kernel)
+    check_equal_to_paths(tiny_targets.runner(variant, precision, kernel), plain, tree, length)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_node_and_path_are_equal_at_full_size(precision: str, tiny_targets: TinyTargets) -> None:
+def test_node_and_path_are_equal_at_full_size(
+    precision: str, kernel: KernelName, tiny_targets: TinyTargets
+) -> None:
     directory = tiny_targets.engine(FULL_SIZE, precision)
-    runner = OpenVinoRunner(directory, num_blocks=NUM_BLOCKS, branch_blocks=64)
-    plain = OpenVinoRunner(directory, num_blocks=NUM_BLOCKS)
+    runner = OpenVinoRunner(directory, num_blocks=NUM_BLOCKS, branch_blocks=64, attention=Attention(kernel))
+    plain = OpenVinoRunner(directory, num_blocks=NUM_BLOCKS, attention=Attention(kernel))
     wide = TokenTree(tuple(range(100, 116)), (-1, -1, -1, 0, 0, 1, 1, 2, 3, 3, 4, 5, 8, 8, 9, 12))
     for length in (7, 58, 62):
         check_equal_to_paths(runner, plain, wide, length)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @settings(DRAWN, max_examples=25)
 @given(tree=trees(), length=st.integers(1, 70), data=st.data())
 def test_commit_keeps_the_accepted_path_and_nothing_else(
-    tree: TokenTree, length: int, data: st.DataObject, tiny_targets: TinyTargets
+    kernel: KernelName, tree: TokenTree, length: int, data: st.DataObject, tiny_targets: TinyTargets
 ) -> None:
-    runner, plain = tiny_targets.runner("llama", "int8"), tiny_targets.plain_runner("llama", "int8")
+    runner = tiny_targets.runner("llama", "int8", kernel)
+    plain = tiny_targets.plain_runner("llama", "int8", kernel)
     prompt = random_prompt(runner, length)
     path = path_to(tree, data.draw(st.integers(ROOT, len(tree) - 1), label="last accepted node"))
     read_prompt(runner, prompt, TREE_BLOCKS)
@@ -164,6 +171,8 @@ def test_trees_chains_and_prompts_share_a_step(tiny_targets: TinyTargets) -> Non
 
 
 def test_a_runner_without_blocks_for_branches_says_so(tiny_targets: TinyTargets) -> None:
-    plain = OpenVinoRunner(tiny_targets.engine("llama", "fp32"), num_blocks=8, threads=THREADS)
+    plain = OpenVinoRunner(
+        tiny_targets.engine("llama", "fp32"), num_blocks=8, threads=THREADS, attention=Attention("openvino")
+    )
     with pytest.raises(ValueError, match="branch_blocks"):
         plain.forward([as_input(TokenTree((5, 6), (ROOT, ROOT)), 0, (0,))])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from build.graph.eagle import build_eagle, build_eagle3, build_eagle3_fusion
 from build.graph.heads import build_medusa, build_mlp_stage
+from engine.attention_kernels import ANY_ATTENTION, open_kernel
 from engine.drafters import BlockGraph
 from engine.openvino_graphs import PagedGraph, PlainGraph, settings
 from speculators.eagle.config import EagleConfig
@@ -139,9 +140,8 @@ def test_heads_with_a_draft_vocabulary_guess_in_it_alone(tmp_path: Path) -> None
 
 def in_blocks(graph: onnx.ModelProto, path: Path) -> BlockGraph:
     outputs = ("candidates", "log_probs", "next_hidden")
-    compiled = PagedGraph(
-        saved(graph, path), outputs=outputs, num_blocks=16, branch_blocks=32, longest=64, how=HOW
-    )
+    kernel = open_kernel(ANY_ATTENTION, weights="fp32", num_blocks=16, branch_blocks=32)
+    compiled = PagedGraph(saved(graph, path), outputs=outputs, kernel=kernel, longest=64, how=HOW)
     return BlockGraph(compiled, outputs, num_blocks=16)
 
 

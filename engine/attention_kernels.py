@@ -1,0 +1,366 @@
+"""The two attention kernels of OpenVINO graphs: the kit's own, and the one that OpenVINO brings.
+
+A kernel owns the KV cache of a network, puts its operator into the graph, and turns a step into the graph's inputs.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino.frontend import NodeContext
+from openvino.frontend.onnx import ConversionExtension
+from openvino.utils.node_factory import NodeFactory
+
+from engine.layout import Layout
+from engine.manifest import EngineError
+from engine.native.build import library_path
+from engine.native.library import (
+    CachePrecision,
+    CacheShape,
+    NativeCache,
+    StepRequest,
+    instructions,
+    new_number,
+)
+from engine.paged_attention import DOMAIN, OPERATOR, conversion
+from engine.runner import BLOCK_SIZE, SequenceInput
+
+Inputs = dict[str, NDArray[Any]]
+KernelName = Literal["native", "openvino"]
+WeightPrecision = Literal["int8", "fp32"]
+WHY_NOT = (
+    "the kit's kernel is not compiled, or the processor lacks AVX2: run `python -m engine.native.build`, "
+    "which says what is missing"
+)
+# What is fastest without a loss. int8 engines round activations as coarsely as an int8 cache rounds its rows.
+_NATIVE_PRECISIONS: Mapping[WeightPrecision, CachePrecision] = {"int8": "int8", "fp32": "fp32"}
+_OPENVINO_PRECISIONS: Mapping[WeightPrecision, CachePrecision] = {"int8": "fp16", "fp32": "fp32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """What a spec says about attention.
+
+    Attributes:
+        kernel: None: the kit's own where it was compiled and the processor can run it.
+        cache_precision: None: what goes with the weights.
+    """
+
+    kernel: KernelName | None = None
+    cache_precision: CachePrecision | None = None
+
+
+ANY_ATTENTION = Attention()
+
+
+class CompiledGraph(Protocol):
+    """What a kernel binds its cache to."""
+
+    threads: int
+
+    def cache_ports(self) -> list[Any]:
+        """Inputs that are caches, in the order of the model."""
+
+    def use_caches(self, caches: NDArray[np.generic]) -> None:
+        """Read and write these from now on, one for each port."""
+
+
+class AttentionKernel(Protocol):
+    """Attention over the paged cache of one network.
+
+    Attributes:
+        name: which kernel it is.
+        precision: of the cache.
+        padding: tokens that the last step was filled up with, behind all others.
+    """
+
+    name: KernelName
+    precision: CachePrecision
+
+    @property
+    def padding(self) -> int: ...
+
+    @property
+    def description(self) -> Mapping[str, str]:
+        """See `engine.backend.PagedNetwork.attention`."""
+
+    def extension(self, *, fillers: bool) -> ConversionExtension:
+        """For an `ov.Core`, before it reads the graph.
+
+        Args:
+            fillers: whether attention may be entered with more rows than there are tokens.
+        """
+
+    def spares_fillers(self, threads: int, smallest: int) -> bool:
+        """Whether graphs of `smallest` tokens or more on so many threads are better read again without fillers."""
+
+    def warm_up(self, tokens: int, longest: int) -> Sequence[SequenceInput]:
+        """A step of so many tokens that makes a graph ready for contexts of up to `longest`."""
+
+    def bind(self, graphs: Sequence[CompiledGraph]) -> None:
+        """Allocate the cache and give it to the compiled graphs."""
+
+    def step(self, batch: Sequence[SequenceInput], tokens: int) -> Inputs:
+        """The graph's inputs for a step, filled up to so many tokens.
+
+        Raises:
+            ValueError: the step does not fit the cache.
+        """
+
+    def commit(self, index: int, kept: Sequence[int]) -> None:
+        """Keep the accepted path; see `engine.runner.Runner.commit`."""
+
+    def poison(self, blocks: Iterable[int]) -> None:
+        """Fill blocks with what nobody may ever read."""
+
+
+class NativeKernel:
+    """The kit's own kernel: reads each cache block once for all rows of a request; see `engine/native/attention.hpp`.
+
+    A tree's rows lie in the order of its tokens where a chain's would; those for which a request has no blocks left, in
+    blocks for the step alone.
+
+    Args:
+        num_blocks: cache blocks for requests.
+        branch_blocks: cache blocks for what trees have more than their requests have room for.
+        precision: of the cache.
+    """
+
+    name: KernelName = "native"
+
+    def __init__(self, num_blocks: int, branch_blocks: int, precision: CachePrecision) -> None:
+        self.padding = 0
+        self.cache: NativeCache
+        self.precision = precision
+        self._num_blocks = num_blocks
+        self._private_blocks = range(num_blocks, num_blocks + branch_blocks)
+        self._number = new_number()
+        self._layers: set[int] = set()
+        self._heads = (1, 1)
+        self._batch: Sequence[SequenceInput] = ()
+        self._factory = NodeFactory()
+        self._factory.add_extension(str(library_path()))
+
+    @property
+    def description(self) -> Mapping[str, str]:
+        """See `AttentionKernel`."""
+        return _described(self, instructions() or "")
+
+    def extension(self, *, fillers: bool) -> ConversionExtension:
+        """See `AttentionKernel`; rows need no fillers here."""
+        return ConversionExtension(OPERATOR, DOMAIN, self._operator)
+
+    def spares_fillers(self, threads: int, smallest: int) -> bool:
+        """There are none to be spared."""
+        return False
+
+    def warm_up(self, tokens: int, longest: int) -> Sequence[SequenceInput]:
+        """See `AttentionKernel`; what is written is read by nobody."""
+        return [SequenceInput([0] * tokens, 0, range(-(-tokens // BLOCK_SIZE)))]
+
+    def bind(self, graphs: Sequence[CompiledGraph]) -> None:
+        """Operators find the cache by its number."""
+        kv_heads, head_size = self._heads
+        blocks = self._num_blocks + len(self._private_blocks)
+        shape = CacheShape(len(self._layers), blocks, kv_heads, head_size, self.precision)
+        self.cache = NativeCache(shape, self._number)
+
+    def step(self, batch: Sequence[SequenceInput], tokens: int) -> Inputs:
+        """See `AttentionKernel`.
+
+        Raises:
+            NativeError: the step does not fit the cache.
+        """
+        self._batch = self._with_room(batch)
+        self.cache.begin_step([_request(item) for item in self._batch])
+        counts = [len(item.tokens) for item in batch]
+        self.padding = max(0, tokens - sum(counts))
+        ids = [token for item in batch for token in item.tokens]
+        positions = [position for item in batch for position in item.positions]
+        first = 0
+        wanted: list[int] = []
+        for item, count in zip(batch, counts, strict=True):
+            wanted.extend(range(first + item.logits_from, first + count))
+            first += count
+        filled = [0] * self.padding
+        wanted.extend(range(first, first + self.padding))
+        return {
+            "input_ids": np.array(ids + filled, np.int64),
+            "position_ids": np.array(positions + filled, np.int64),
+            "logit_rows": np.array(wanted, np.int64),
+        }
+
+    def commit(self, index: int, kept: Sequence[int]) -> None:
+        """See `AttentionKernel`."""
+        item = self._batch[index]
+        places = [(item.past + token, item.past + row) for row, token in enumerate(kept) if token != row]
+        self.cache.move_rows([(*_place(item, source), *_place(item, target)) for source, target in places])
+
+    def poison(self, blocks: Iterable[int]) -> None:
+        """See `AttentionKernel`: bytes of all ones are NaN, or -1 with a scale of NaN."""
+        self.cache.memory[:, list(blocks)] = 0xFF
+
+    def _with_room(self, batch: Sequence[SequenceInput]) -> Sequence[SequenceInput]:
+        private = iter(self._private_blocks)
+        placed = []
+        for item in batch:
+            missing = -(-(item.past + len(item.tokens)) // BLOCK_SIZE) - len(item.blocks)
+            if missing > 0 and item.parents is not None:
+                more = list(islice(private, missing))
+                if len(more) < missing:
+                    raise ValueError("trees need more cache blocks than there are (`branch_blocks`)")
+                item = replace(item, blocks=[*item.blocks, *more])
+            placed.append(item)
+        return placed
+
+    def _operator(self, node: NodeContext) -> list[ov.Output]:
+        queries, keys, values = (node.get_input(index) for index in range(3))
+        layer = int(node.get_input(3).get_node().get_friendly_name().rpartition(".")[2])
+        self._layers.add(layer)
+        self._heads = node.get_attribute("kv_heads"), node.get_attribute("head_dim")
+        attributes = {
+            "cache": self._number,
+            "layer": layer,
+            "window": node.get_attribute("sliding_window"),
+            "scale": node.get_attribute("scale"),
+        }
+        return [self._factory.create(OPERATOR, [queries, keys, values], attributes).output(0)]
+
+
+class OpenVinoKernel:
+    """OpenVINO's kernel, which reads the cache once for each row; see `engine.layout`.
+
+    Args:
+        num_blocks: cache blocks for requests.
+        branch_blocks: cache blocks for the branches of the trees of one step; 0: chains only.
+        precision: of the cache.
+    """
+
+    name: KernelName = "openvino"
+
+    def __init__(self, num_blocks: int, branch_blocks: int, precision: CachePrecision) -> None:
+        self.precision = precision
+        self.caches: NDArray[np.generic]
+        self._num_blocks = num_blocks
+        self._private_blocks = range(num_blocks + 1, num_blocks + 1 + branch_blocks)
+        self._sequences = 1
+        self._layout = self._new_layout()
+
+    @property
+    def padding(self) -> int:
+        """See `AttentionKernel`."""
+        return self._layout.padding
+
+    @property
+    def description(self) -> Mapping[str, str]:
+        """See `AttentionKernel`."""
+        return _described(self, "any")
+
+    def extension(self, *, fillers: bool) -> ConversionExtension:
+        """See `AttentionKernel`."""
+        return conversion(fillers=fillers)
+
+    def spares_fillers(self, threads: int, smallest: int) -> bool:
+        """Where there are no branches, and each step has as many sequences as there are threads."""
+        return not self._private_blocks and threads <= smallest
+
+    def warm_up(self, tokens: int, longest: int) -> Sequence[SequenceInput]:
+        """See `AttentionKernel`: buffers, which grow with the longest context so far, cost 4 ms whenever they do."""
+        blocks = [self._num_blocks] * -(-longest // BLOCK_SIZE)
+        return [SequenceInput([0], longest - 1, blocks)] * tokens
+
+    def bind(self, graphs: Sequence[CompiledGraph]) -> None:
+        """Rows of all layers in one array, [layers * 2, blocks, heads, block size, head size].
+
+        Zero pages are mapped on first use, so a large cache costs what it holds.
+        """
+        ports = graphs[0].cache_ports()
+        blocks = self._private_blocks.stop
+        shape = (blocks, *(ports[0].partial_shape[axis].get_length() for axis in (1, 2, 3)))
+        self.caches = np.zeros((len(ports), *shape), ports[0].element_type.to_dtype())
+        self._sequences = graphs[0].threads
+        for graph in graphs:
+            graph.use_caches(self.caches)
+
+    def step(self, batch: Sequence[SequenceInput], tokens: int) -> Inputs:
+        """See `AttentionKernel`."""
+        self._layout = self._new_layout()
+        for item in batch:
+            self._layout.add(item)
+        if self._layout.copies:
+            sources, targets = (list(blocks) for blocks in zip(*self._layout.copies, strict=True))
+            self.caches[:, targets] = self.caches[:, sources]
+        return self._layout.tensors(max(2, tokens), self._sequences)
+
+    def commit(self, index: int, kept: Sequence[int]) -> None:
+        """See `AttentionKernel`."""
+        moves = self._layout.moves(index, kept)
+        if moves:
+            (from_blocks, from_rows), (to_blocks, to_rows) = (
+                np.array(places).T for places in zip(*moves, strict=True)
+            )
+            self.caches[:, to_blocks, :, to_rows] = self.caches[:, from_blocks, :, from_rows]
+
+    def poison(self, blocks: Iterable[int]) -> None:
+        """See `AttentionKernel`."""
+        self.caches[:, list(blocks)] = np.nan
+
+    def _new_layout(self) -> Layout:
+        return Layout(BLOCK_SIZE, self._private_blocks, filler_block=self._num_blocks)
+
+
+def open_kernel(
+    how: Attention, *, weights: WeightPrecision, num_blocks: int, branch_blocks: int
+) -> AttentionKernel:
+    """A kernel with an empty cache.
+
+    Args:
+        how: what the spec says about it.
+        weights: precision of the network, which the cache's goes with where the spec says nothing.
+        num_blocks: cache blocks for requests.
+        branch_blocks: cache blocks for the branches of the trees of one step; 0: chains only.
+
+    Raises:
+        EngineError: it cannot be had.
+    """
+    if chosen_kernel(how) == "native":
+        return NativeKernel(num_blocks, branch_blocks, how.cache_precision or _NATIVE_PRECISIONS[weights])
+    return OpenVinoKernel(num_blocks, branch_blocks, how.cache_precision or _OPENVINO_PRECISIONS[weights])
+
+
+def chosen_kernel(how: Attention) -> KernelName:
+    """The kernel that serves on this machine.
+
+    Raises:
+        EngineError: the one that is asked for cannot be had.
+    """
+    runs = instructions() is not None
+    if how.kernel == "native" and not runs:
+        raise EngineError(
+            f"engine.attention_kernel is native, but {WHY_NOT}; or leave it out: OpenVINO's serves"
+        )
+    kernel: KernelName = "openvino" if how.kernel == "openvino" or not runs else "native"
+    if kernel == "openvino" and how.cache_precision == "int8":
+        reason = WHY_NOT if how.kernel is None else "engine.attention_kernel is openvino"
+        raise EngineError(
+            f"engine.kv_cache_precision is int8, which only the kit's own attention kernel has, but {reason}; "
+            "fp16 and fp32 are there with either kernel"
+        )
+    return kernel
+
+
+def _described(kernel: AttentionKernel, instructions: str) -> Mapping[str, str]:
+    return {"kernel": kernel.name, "instructions": instructions, "kv_cache_precision": kernel.precision}
+
+
+def _request(item: SequenceInput) -> StepRequest:
+    parents = item.parents and (-1, *item.parents[1:])
+    return StepRequest(len(item.tokens), item.past, item.blocks, parents)
+
+
+def _place(item: SequenceInput, row: int) -> tuple[int, int]:
+    return item.blocks[row // BLOCK_SIZE], row % BLOCK_SIZE

@@ -1,0 +1,2 @@
+#define SIMD_NAMESPACE avx2
+#include "kernel.inc"

@@ -1,0 +1,2 @@
+#define SIMD_NAMESPACE avx512
+#include "kernel.inc"
