@@ -22,8 +22,9 @@ import openvino as ov
 
 from build.graph.target import build_target_graph
 from build.targets.architecture import Architecture
-from build.targets.files import complete_directory, writing_errors
+from build.targets.files import writing_errors
 from build.targets.weights import load_weights
+from deployments.content import content_hash
 from engine.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -34,13 +35,10 @@ from engine.manifest import (
 )
 from engine.runner import BLOCK_SIZE
 from speculators.formats.draft_vocabulary import read_draft_vocabulary
+from speculators.formats.files import replace_directory
 
 _WEIGHTS_NAME = "model.onnx.data"
-_TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    "chat_template.jinja",
-)
-_CONFIGURATION_FILES = ("config.json", "generation_config.json", *_TOKENIZER_FILES)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def compile_engine(
@@ -72,9 +70,8 @@ def compile_engine(
             f"{source} knows {architecture.max_position_embeddings} positions; "
             f"engine.max_sequence_length {max_sequence_length} is beyond that"
         )
-    digest = source_hash(source)
-    vocab_size = vocab_size or architecture.vocab_size
-    existing = _existing(directory, (digest, precision, max_sequence_length, vocab_size))
+    digest = content_hash(source)
+    existing = _existing(directory, (digest, precision, max_sequence_length))
     if existing is not None:
         report(f"{directory}: up to date")
         return existing
@@ -91,7 +88,7 @@ def compile_engine(
         vocab_size=vocab_size,
     )
     report(f"writing {directory}")
-    with writing_errors(directory), complete_directory(directory) as staging:
+    with writing_errors(directory), replace_directory(directory, MANIFEST_NAME) as staging:
         onnx.save_model(graph, str(staging / MODEL_NAME), save_as_external_data=True, location=_WEIGHTS_NAME)
         for name in _TOKENIZER_FILES:
             if (source / name).is_file():
@@ -144,12 +141,6 @@ def _existing(directory: Path, wanted: tuple[str, str, int, int]) -> EngineManif
         return None
     intact = hash_files(directory / MODEL_NAME, directory / _WEIGHTS_NAME) == found.graph_sha256
     return found if intact else None
-
-
-def source_hash(source: Path) -> str:
-    """SHA-256 over configuration, tokenizer and weights of a model in Hugging Face layout."""
-    configuration = [source / name for name in _CONFIGURATION_FILES if (source / name).is_file()]
-    return hash_files(*configuration, *sorted(source.glob("*.safetensors")))
 
 
 def hash_files(*paths: Path) -> str:

@@ -23,12 +23,14 @@ from typing import Any
 import onnx
 import openvino as ov
 
-from build.compile import compile_engine, hash_files, source_hash
+from build.compile import compile_engine, hash_files
 from build.draft_graphs import DraftGraphs, build_graphs
 from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
-from build.targets.files import complete_directory, writing_errors
-from build.vocabulary import is_padding
+from build.targets.files import writing_errors
+from build.targets.layout import read_json
+from deployments.content import content_hash
+from deployments.places import graph_settings
 from deployments.speculation import AnySpeculation, DraftModel, Eagle, Eagle3, Medusa, MlpSpeculator
 from engine.drafters import EMBEDDED_SETTINGS
 from engine.manifest import (
@@ -42,6 +44,7 @@ from engine.serving.tokenizer_files import vocabulary
 from engine.tree_shapes import Trained
 from speculators.draft_model.checkpoint import complete_draft
 from speculators.formats.draft_vocabulary import VOCABULARY_FILE
+from speculators.formats.files import replace_directory
 
 _TOKENIZER = "tokenizer.json"
 
@@ -160,24 +163,26 @@ def _compile_trained(
     max_sequence_length: int,
     report: Callable[[str], None],
 ) -> None:
-    report(f"{speculation.checkpoint}: reading")
     wanted = {
         "method": speculation.method,
-        "source_sha256": _checkpoint_hash(speculation.checkpoint),
-        "target_sha256": source_hash(target),
+        "source_sha256": content_hash(speculation.checkpoint),
+        "target_sha256": content_hash(target),
         "precision": precision,
+        "settings": {"max_sequence_length": max_sequence_length, **graph_settings(speculation)},
     }
-    built = build_graphs(speculation, target, precision=precision, max_sequence_length=max_sequence_length)
-    facts = {**wanted, **built.facts, "graphs": built.order}
-    if _up_to_date(directory, facts):
+    if _up_to_date(directory, wanted):
         report(f"{directory}: up to date")
         return
+    report(f"{speculation.checkpoint}: reading")
+    built = build_graphs(speculation, target, precision=precision, max_sequence_length=max_sequence_length)
     report(f"writing {directory}")
-    with writing_errors(directory), complete_directory(directory) as staging:
+    with writing_errors(directory), replace_directory(directory, SPECULATOR_MANIFEST_NAME) as staging:
         files = _write_graphs(built, staging)
         manifest = SpeculatorManifest.model_validate(
             {
-                **facts,
+                **wanted,
+                **built.facts,
+                "graphs": built.order,
                 "format_version": FORMAT_VERSION,
                 "source": speculation.checkpoint.name,
                 "target": target.name,
@@ -203,20 +208,11 @@ def _write_graphs(built: DraftGraphs, directory: Path) -> list[Path]:
     return files
 
 
-def _up_to_date(directory: Path, facts: dict[str, Any]) -> bool:
+def _up_to_date(directory: Path, wanted: dict[str, Any]) -> bool:
     try:
         found = load_speculator_manifest(directory)
     except EngineError:
         return False
-    if any(getattr(found, name) != value for name, value in facts.items()):
+    if any(getattr(found, name) != value for name, value in wanted.items()):
         return False
     return hash_files(*(directory / name for name in found.file_sizes)) == found.graph_sha256
-
-
-def _checkpoint_hash(checkpoint: Path) -> str:
-    """Over the files that checkpoints are made of; a missing directory is told by whoever reads it."""
-    return hash_files(
-        *sorted(
-            path for kind in ("*.json", "*.safetensors", "*.bin", "*.pt") for path in checkpoint.glob(kind)
-        )
-    )

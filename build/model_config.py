@@ -7,14 +7,13 @@ Example::
 
     config = model_config("postprocessing", contract_tensors("postprocessing"), max_batch_size=8)
     set_parameters(config, {"tokenizer_dir": "models/smollm2-135m"})
-    with staged(Path("runs/model_repo")) as staging:
+    with staged(Path("runs/model_repo/mine")) as staging:
         write_model(staging, config, {"model.py": MODELS / "postprocessing" / "model.py"})
 """
 
 import functools
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +23,13 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from build.targets.files import writing_errors
+from speculators.formats.files import replace_directory
+
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "model_repo"
+REPOSITORY_MARK = "drafthouse.json"
+"""The file by which the kit knows a repository for its own, and thus for one that it may replace."""
 Tensor = Mapping[str, Any]
 
 
@@ -86,17 +90,17 @@ def add_step(config: Any, model: str, inputs: Mapping[str, str], outputs: Mappin
 
 @contextmanager
 def staged(repository: Path) -> Iterator[Path]:
-    """A directory to assemble a repository in; it takes the repository's place at the end, or is removed."""
-    repository.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{repository.name}.", dir=repository.parent))
-    try:
+    """A directory to assemble a repository in; it takes the repository's place at the end, or is removed.
+
+    A repository that is the same already is left alone: a server may be reading it.
+
+    Raises:
+        TargetError: what is there is no repository of the kit's, or it cannot be written.
+    """
+    with writing_errors(repository), replace_directory(repository, REPOSITORY_MARK) as staging:
         yield staging
-        staging.chmod(0o755)
-        if repository.exists():
-            shutil.rmtree(repository)
-        staging.rename(repository)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        # Triton reads the directories in a repository, and no file beside them.
+        (staging / REPOSITORY_MARK).write_text('{"made_by": "drafthouse build"}\n', encoding="utf-8")
 
 
 def write_model(repository: Path, config: Any, files: Mapping[str, Path | str]) -> None:

@@ -11,8 +11,8 @@ Example::
 
 import difflib
 import re
-import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from deployments.engines import AnyEngine, EmbeddedEngine, TensorRtLlmEngine
-from deployments.printable import control_characters
+from deployments.places import filled_in, speculator_directory, target_directory
 from deployments.section import Section
 from deployments.speculation import AnySpeculation, DraftModel, NoSpeculation
 from deployments.training import TrainingSpec
@@ -51,7 +51,8 @@ class ServingSpec(Section):
     """Where Triton listens and what the repository's defaults are."""
 
     repository: Path = Field(
-        Path("runs/model_repo"), description="Where `drafthouse build` assembles the model repository."
+        Path("runs/model_repo/{name}"),
+        description="Where `drafthouse build` assembles the model repository; {name} is the deployment's.",
     )
     host: str = Field("127.0.0.1", description="Address that the server binds to.")
     http_port: int = Field(8000, ge=1, le=65535)
@@ -110,7 +111,9 @@ class LoadtestSpec(Section):
         "just before, by every arm alike.",
     )
     rounds: int = Field(2, ge=1, description="How often each cell is measured, the arms alternating.")
-    report: Path = Field(Path("runs/report"), description="Directory of records and report.")
+    report: Path = Field(
+        Path("runs/report/{name}"), description="Directory of records and report; {name} is the deployment's."
+    )
 
 
 class DeploymentSpec(Section):
@@ -125,6 +128,23 @@ class DeploymentSpec(Section):
     serving: ServingSpec = ServingSpec()
     loadtest: LoadtestSpec = LoadtestSpec()
     training: TrainingSpec = TrainingSpec()
+
+    @model_validator(mode="after")
+    def _named_places(self) -> "DeploymentSpec":
+        """Say in whose name the places are of which the file does not say otherwise."""
+        words = {"name": self.name, "target": self.target.model.name}
+        for section, keys in (
+            ("serving", ("repository",)),
+            ("loadtest", ("report",)),
+            ("training", ("directory", "checkpoint")),
+        ):
+            given = getattr(self, section)
+            places = {
+                key: filled_in(path, words) for key in keys if (path := getattr(given, key)) is not None
+            }
+            # Validators may set what is frozen only behind its back.
+            object.__setattr__(self, section, given.model_copy(update=places))
+        return self
 
     @property
     def embedded(self) -> EmbeddedEngine:
@@ -150,17 +170,27 @@ class DeploymentSpec(Section):
 
     @property
     def engine_directory(self) -> Path:
-        """Where the compiled target lies: one per target and precision, shared by deployments."""
-        return Path("runs/engines") / f"{self.target.model.name}-{self.embedded.precision}"
+        """Where the compiled target lies, by content and limits; shared by deployments that agree in them.
+
+        Raises:
+            SpecError: the target cannot be read.
+        """
+        engine = self.embedded
+        with _readable(self):
+            return target_directory(self.target.model, engine.precision, engine.max_sequence_length)
 
     @property
     def speculator_directory(self) -> Path:
-        """Where the compiled speculator lies, beside its target; not there for methods without weights."""
-        source = getattr(self.speculation, "checkpoint", None) or getattr(self.speculation, "model", None)
-        parts = [self.engine_directory.name, self.speculation.method, *([source.name] if source else [])]
-        if self.speculator_precision != self.embedded.precision:
-            parts.append(self.speculator_precision)
-        return self.engine_directory.with_name("-".join(parts))
+        """Where the compiled speculator lies, beside its target; not there for methods without weights.
+
+        Raises:
+            SpecError: target or checkpoint cannot be read.
+        """
+        engine, precision = self.embedded, self.speculator_precision
+        with _readable(self):
+            return speculator_directory(
+                self.speculation, self.target.model, precision, engine.max_sequence_length
+            )
 
     @property
     def speculator_precision(self) -> str:
@@ -185,6 +215,14 @@ class DeploymentSpec(Section):
                 "speculation": NoSpeculation(),
             }
         )
+
+
+@contextmanager
+def _readable(spec: DeploymentSpec) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SpecError(f"{spec.name}: a model cannot be read: {error}") from None
 
 
 def with_loadtest(spec: DeploymentSpec, changes: Mapping[str, Any]) -> DeploymentSpec:

@@ -32,7 +32,16 @@ class DataSpec(Section):
 class TrainingSpec(Section):
     """How it is learned."""
 
-    directory: Path = Field(Path("runs/training"), description="Data, hidden states and states of runs.")
+    directory: Path = Field(
+        Path("runs/training/{target}"),
+        description="Data, hidden states and states of runs; {target} is the directory name of the model, {name} the "
+        "deployment's.",
+    )
+    checkpoint: Path | None = Field(
+        None,
+        description="Where the trained speculator goes; none: where the speculation section reads it. {name} is the "
+        "deployment's.",
+    )
     data: DataSpec = DataSpec()
     draft_vocab_size: PositiveInt = Field(8192, description="Tokens that can be drafted.")
     depth: int = Field(5, ge=1, le=16, description="Tokens of a chain: heads, stages, what is measured.")

@@ -6,11 +6,13 @@ last, so a directory without it is not a compiled network.
 
 import json
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-FORMAT_VERSION = 3
+from deployments.places import ENGINE_FORMAT
+
+FORMAT_VERSION = ENGINE_FORMAT
 MANIFEST_NAME = "engine.json"
 SPECULATOR_MANIFEST_NAME = "speculator.json"
 MODEL_NAME = "model.onnx"
@@ -67,6 +69,8 @@ class SpeculatorManifest(CompiledManifest):
     """Directory name of the target that it was compiled with."""
     target_sha256: str
     """That target's `source_sha256`."""
+    settings: dict[str, Any]
+    """What of the spec decided the graphs (`deployments.places.graph_settings`), and the longest sequence."""
     graphs: tuple[str, ...]
     """File names of its graphs, in the order in which the method uses them."""
     candidates: int

@@ -12,7 +12,8 @@ from typing import Any
 
 from build.converters.errors import ConversionError
 from build.targets.errors import TargetError
-from build.targets.files import complete_directory, require_space, writing_errors
+from build.targets.files import require_space, writing_errors
+from speculators.formats.files import replace_directory
 
 PROVENANCE_FILE = "drafthouse_conversion.json"
 
@@ -52,7 +53,7 @@ def new_directory(
         with writing_errors(output):
             output.parent.mkdir(parents=True, exist_ok=True)
             require_space(output.parent, num_bytes)
-            with complete_directory(output) as partial:
+            with replace_directory(output, PROVENANCE_FILE) as partial:
                 yield partial
                 packages = {name: version(name) for name in ("numpy", "safetensors")}
                 content = {**provenance, "sources": [str(path) for path in sources], "packages": packages}

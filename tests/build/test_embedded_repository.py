@@ -11,10 +11,12 @@ from tritonclient.grpc import model_config_pb2
 
 from build.embedded_checks import embedded_findings
 from build.repository import assemble_repository
+from build.targets.errors import TargetError
 from deployments.spec import DeploymentSpec
 from engine.serving.bls_settings import BlsSettings
 
 DRAFT = {"method": "draft_model", "model": "models/small", "draft_length": 4}
+ANPD = {"method": "anpd"}
 
 
 def spec_of(speculation: dict[str, Any], **engine: Any) -> DeploymentSpec:
@@ -42,7 +44,7 @@ def test_a_draft_model_that_the_bls_calls_is_a_model_of_its_own(tmp_path: Path) 
     assert (settings.draft_model, settings.num_draft_tokens) == ("tensorrt_llm_draft", 4)
     assert settings.max_sequence_length == 512
     draft = found["tensorrt_llm_draft"]
-    assert draft["gpt_model_path"] == str(tmp_path / "engines" / "big-int8-draft_model-small-fp32")
+    assert draft["gpt_model_path"] == str(tmp_path / "engines" / spec.speculator_directory.name)
     assert draft["role"] == "draft"
     deployment = DeploymentSpec.model_validate_json(draft["deployment"])
     assert (deployment.embedded.precision, deployment.speculation.method) == ("fp32", "none")
@@ -108,3 +110,21 @@ def test_what_cannot_be_is_found_before_building(
     assert finding.name == name
     assert what in finding.what
     assert finding.right
+
+
+def test_a_directory_that_is_no_repository_is_not_replaced(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    (precious / "ensemble").mkdir(parents=True)
+    (precious / "ensemble" / "thesis.txt").write_text("years of work")
+    with pytest.raises(TargetError, match=r"precious holds files and no drafthouse\.json"):
+        assemble_repository(spec_of(ANPD), tmp_path / "engine", precious)
+    assert [path.name for path in tmp_path.rglob("*")] == ["precious", "ensemble", "thesis.txt"]
+
+
+def test_the_same_repository_is_left_to_the_server_that_reads_it(tmp_path: Path) -> None:
+    repository = assemble_repository(spec_of(ANPD), tmp_path / "engine", tmp_path / "repository")
+    before = repository.stat().st_ino
+    assemble_repository(spec_of(ANPD), tmp_path / "engine", repository)
+    assert repository.stat().st_ino == before
+    assemble_repository(spec_of(ANPD, max_batch_size=3), tmp_path / "engine", repository)
+    assert repository.stat().st_ino != before

@@ -82,8 +82,8 @@ def test_it_serves_until_interrupted(number: signal.Signals, tmp_path: Path, pro
             told += line
         assert "convert-eagle3: done" in told and "collect: done" in told
         arguments = json.loads((tmp_path / "arguments.json").read_text())
-        assert "--model-repository=runs/model_repo" in arguments
-        assert (tmp_path / "runs/model_repo/tensorrt_llm/1/model.yaml").is_file()
+        assert "--model-repository=runs/model_repo/llama3-8b-eagle3-trtllm" in arguments
+        assert (tmp_path / "runs/model_repo/llama3-8b-eagle3-trtllm/tensorrt_llm/1/model.yaml").is_file()
         process.send_signal(number)
         assert process.wait(30) == 130
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.manifest import MANIFEST_NAME, EngineError, check_fits, load_manifest
+from engine.manifest import FORMAT_VERSION, MANIFEST_NAME, EngineError, check_fits, load_manifest
 from engine.openvino_runner import OpenVinoRunner
 from tests.tiny import TinyTargets
 
@@ -65,8 +65,8 @@ def overwrite_beginning(directory: Path) -> None:
         (write("[]"), "engine.json is damaged"),
         (write("{}"), "engine.json is damaged"),
         (rewrite(vocab_size="many"), "engine.json is damaged"),
-        (rewrite(format_version=0), "has format 0, this release reads 3"),
-        (rewrite(format_version=4, kv_layout="new"), "has format 4, this release reads 3"),
+        (rewrite(format_version=0), f"has format 0, this release reads {FORMAT_VERSION}"),
+        (rewrite(format_version=99, kv_layout="new"), f"has format 99, this release reads {FORMAT_VERSION}"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(damage: Damage, message: str, directory: Path) -> None:

@@ -28,6 +28,7 @@ from planner.bench.peers.environments import prepare_environment
 from planner.bench.peers.processes import run
 from planner.bench.trainers.judge import Judgement, judge
 from speculators.data.samples import Sample
+from speculators.formats.config import CONFIG_FILE
 from speculators.formats.files import replace_directory
 from speculators.training.families import FAMILIES, Ingredients, layers_read
 from speculators.training.features import OnlineFeatures
@@ -89,7 +90,7 @@ class Comparison:
 
         run_.train(tell)
         checkpoint = self.directory / "ours-checkpoint"
-        with replace_directory(checkpoint) as partial:
+        with replace_directory(checkpoint, CONFIG_FILE) as partial:
             run_.trained().save(partial)
         return self._result("drafthouse", checkpoint, [(step.tokens, step.seconds) for step in steps])
 

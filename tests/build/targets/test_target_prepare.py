@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from build.targets.errors import TargetError
-from build.targets.files import complete_directory, file_sha256, require_space, writing_errors
+from build.targets.files import require_space, writing_errors
 from build.targets.prepare import PROVENANCE_FILE, prepare_target
 from build.targets.weights import load_weights
+from deployments.content import file_sha256
+from speculators.formats.files import replace_directory
 from tests.build.targets.tiny_models import tiny_gguf
 
 
@@ -143,7 +145,7 @@ def test_a_full_disk_is_named_before_and_during_writing(tmp_path: Path) -> None:
     with (
         pytest.raises(TargetError, match="the disk is full"),
         writing_errors(tmp_path),
-        complete_directory(tmp_path / "target") as partial,
+        replace_directory(tmp_path / "target", PROVENANCE_FILE) as partial,
     ):
         (partial / "some").write_text("content")
         Path("/dev/full").write_bytes(b"more")

@@ -44,9 +44,9 @@ def test_without_it_there_is_nothing_to_describe() -> None:
 def test_the_repository_refers_to_the_description(guided: Path) -> None:
     resolved = resolve(load_spec(guided))
     collect.main(plan_steps(resolved, guided)[-1].command[3:])
-    text = Path("runs/model_repo/tensorrt_llm/config.pbtxt").read_text()
+    text = Path(resolved.spec.serving.repository, "tensorrt_llm/config.pbtxt").read_text()
     assert "tokenizer-info/xgrammar_tokenizer_info.json" in text
-    assert Path("runs/model_repo/tensorrt_llm_draft/config.pbtxt").is_file()
+    assert Path(resolved.spec.serving.repository, "tensorrt_llm_draft/config.pbtxt").is_file()
 
 
 def test_a_spec_that_the_line_refuses_ends_with_two(guided: Path, capsys: pytest.CaptureFixture[str]) -> None:

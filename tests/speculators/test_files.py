@@ -1,0 +1,178 @@
+"""Directories appear whole or not at all, whatever ends the process, and replace nothing but the kit's own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from speculators.formats import files
+from speculators.formats.files import ForeignDirectoryError, replace_directory
+
+ROOT = Path(__file__).parents[2]
+MARK = "mark.json"
+
+
+def write(path: Path, text: str) -> None:
+    with replace_directory(path, MARK) as partial:
+        (partial / MARK).write_text("{}")
+        (partial / "weights").write_text(text)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_kit_s_own_is_replaced(at_once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not at_once:
+        monkeypatch.setattr(files, "_exchanged", lambda first, second: False)
+    for text in ("old", "new"):
+        write(tmp_path / "engine", text)
+    assert tree(tmp_path) == {f"engine/{MARK}": b"{}", "engine/weights": b"new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+
+
+def test_this_system_exchanges_in_one_step(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text(name)
+    assert files._exchanged(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / "b").is_file()
+
+
+@pytest.mark.parametrize("content", [{"precious.txt": "x"}, {"deep/er/precious.txt": "x"}, {"engine": "x"}])
+def test_what_is_not_the_kit_s_own_is_never_touched(content: dict[str, str], tmp_path: Path) -> None:
+    for name, text in content.items():
+        path = tmp_path / "home" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    before = tree(tmp_path)
+    with pytest.raises(ForeignDirectoryError, match=r"holds files and no mark\.json"):
+        write(tmp_path / "home", "new")
+    assert tree(tmp_path) == before
+
+
+def test_a_file_is_no_place(tmp_path: Path) -> None:
+    (tmp_path / "engine").write_text("x")
+    with pytest.raises(ForeignDirectoryError, match="is a file"):
+        write(tmp_path / "engine", "new")
+    assert (tmp_path / "engine").read_text() == "x"
+
+
+def test_what_came_there_meanwhile_is_not_replaced_either(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ForeignDirectoryError),
+        replace_directory(tmp_path / "engine", MARK) as partial,
+    ):
+        (partial / MARK).write_text("{}")
+        (tmp_path / "engine").mkdir()
+        (tmp_path / "engine" / "precious.txt").write_text("x")
+    assert tree(tmp_path) == {"engine/precious.txt": b"x"}
+
+
+def test_an_empty_directory_is_a_place(tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    write(tmp_path / "engine", "new")
+    assert (tmp_path / "engine" / "weights").read_text() == "new"
+
+
+def test_the_same_again_is_left_alone(tmp_path: Path) -> None:
+    write(tmp_path / "engine", "same")
+    before = (tmp_path / "engine").stat().st_ino
+    write(tmp_path / "engine", "same")
+    assert (tmp_path / "engine").stat().st_ino == before
+    write(tmp_path / "engine", "else")
+    assert (tmp_path / "engine").stat().st_ino != before
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    write(tmp_path / "disk" / "engine", "old")
+    (tmp_path / "engine").symlink_to(tmp_path / "disk" / "engine")
+    write(tmp_path / "engine", "new")
+    assert (tmp_path / "engine").is_symlink()
+    assert (tmp_path / "disk" / "engine" / "weights").read_text() == "new"
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["engine"]
+
+
+_ENDLESS = """
+import itertools, sys
+from pathlib import Path
+from speculators.formats.files import replace_directory
+for number in itertools.count():
+    with replace_directory(Path(sys.argv[1]), "mark.json") as partial:
+        (partial / "mark.json").write_text("{}")
+        for part in range(20):
+            (partial / f"{part}").write_text(str(number))
+    print(number, flush=True)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_old_or_new(tmp_path: Path) -> None:
+    engine = tmp_path / "engine"
+    for attempt in range(12):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _ENDLESS, str(engine)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.002 * attempt)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert len({path.read_text() for path in engine.iterdir() if path.name != MARK}) == 1
+        assert len(list(engine.iterdir())) == 21
+    write(engine, "tidy")
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+
+
+def test_a_process_killed_between_two_renames_is_helped_out(tmp_path: Path) -> None:
+    write(tmp_path / "engine", "old")
+    (tmp_path / "engine").rename(tmp_path / ".engine.0123abcd.partial.old")
+    with pytest.raises(RuntimeError), replace_directory(tmp_path / "engine", MARK):
+        raise RuntimeError
+    assert tree(tmp_path) == {f"engine/{MARK}": b"{}", "engine/weights": b"old"}
+
+
+def test_what_another_process_is_writing_is_not_taken_for_abandoned(tmp_path: Path) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slowly() -> None:
+        with replace_directory(tmp_path / "engine", MARK) as partial:
+            (partial / MARK).write_text("{}")
+            inside.set()
+            go_on.wait(30)
+            (partial / "weights").write_text("slow")
+
+    thread = threading.Thread(target=slowly)
+    thread.start()
+    inside.wait(30)
+    write(tmp_path / "engine", "fast")
+    assert (tmp_path / "engine" / "weights").read_text() == "fast"
+    go_on.set()
+    thread.join(30)
+    assert (tmp_path / "engine" / "weights").read_text() == "slow"
+
+
+def _write_often(path: Path, name: str) -> None:
+    for number in range(40):
+        write(path, f"{name} {number}")
+
+
+def test_many_writers_do_not_hinder_each_other(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from tests.speculators.test_files import _write_often; "
+        "_write_often(Path(sys.argv[1]), sys.argv[2])"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "engine"), str(number)], cwd=ROOT)
+        for number in range(4)
+    ]
+    assert [process.wait(120) for process in processes] == [0, 0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+    assert len(tree(tmp_path)) == 2
