@@ -1,6 +1,6 @@
-"""From a speculator's checkpoint to its ONNX graphs, after checking that it is one of this target's."""
+"""From a speculator's checkpoint to its ONNX graphs: what can be checked is, before the first one is built."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from build.targets.weights import Weights, load_weights
 from build.vocabulary import fitted, is_padding
 from deployments.speculation import Eagle, Eagle3, Medusa, MlpSpeculator
 from engine.runner import BLOCK_SIZE
-from engine.tree_shapes import Trained, tree_shape
+from engine.tree_shapes import Trained, check_depth, tree_shape
 from speculators.eagle import checkpoint as eagle
 from speculators.eagle.checkpoint import EagleCheckpoint
 from speculators.eagle3 import checkpoint as eagle3
@@ -40,68 +40,49 @@ class DraftGraphs:
     """What a checkpoint is compiled to.
 
     Attributes:
-        graphs: by file name.
+        build: builds the graphs, by file name.
         order: file names in the order in which the method uses them.
         facts: more fields of the manifest.
     """
 
-    graphs: Mapping[str, onnx.ModelProto]
+    build: Callable[[], Mapping[str, onnx.ModelProto]]
     order: tuple[str, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Target:
-    """The target that a speculator is compiled for."""
-
-    directory: Path
-    weights: Weights
-
-    @property
-    def vocab_size(self) -> int:
-        return self.weights.architecture.vocab_size
-
-    @property
-    def hidden_size(self) -> int:
-        return self.weights.architecture.hidden_size
-
-    @property
-    def embedding(self) -> NDArray[np.float32]:
-        return self.weights["model.embed_tokens.weight"]
-
-    @property
-    def lm_head(self) -> NDArray[np.float32]:
-        architecture = self.weights.architecture
-        head = self.embedding if architecture.tie_word_embeddings else self.weights["lm_head.weight"]
-        return head / architecture.logits_divisor
-
-    def check(self, speculation: Trained, widths: Mapping[str, int], vocabulary: int | None) -> None:
-        """Refuse a checkpoint of another target; vocabularies may differ in padding."""
-        for name, width in widths.items():
-            if width != self.hidden_size:
-                raise CheckpointError(
-                    f"{speculation.checkpoint} is of another target: {name} is {width}, the target's hidden_size is "
-                    f"{self.hidden_size}"
-                )
-        if vocabulary in (None, self.vocab_size) or is_padding(self.directory, vocabulary, self.vocab_size):
-            return
-        raise CheckpointError(
-            f"{speculation.checkpoint} is of another target: it knows {vocabulary} tokens, the target "
-            f"{self.vocab_size}, and the target's tokenizer has tokens that only one of them has"
-        )
-
-
-def build_graphs(
+def plan_graphs(
     speculation: Trained, target: Path, *, precision: str, max_sequence_length: int
 ) -> DraftGraphs:
-    """Read the section's checkpoint and build its graphs.
+    """Read the section's checkpoint and check everything that decides whether it can be compiled and used.
 
     Raises:
         CheckpointError: it is missing, damaged, or that of another target.
         TargetError: the target cannot be read.
-        EngineError: the section's tree is none.
+        EngineError: the section's tree is none, or deeper than the checkpoint drafts.
     """
-    about = _Target(target, load_weights(target))
+    planned = _planned(speculation, load_weights(target), precision, max_sequence_length)
+    shape = tree_shape(speculation, planned.facts.get("top_k"))
+    check_depth(shape, planned.facts.get("levels"), speculation.checkpoint.name)
+    return planned
+
+
+def read_drafter(speculation: Trained) -> None:
+    """Read the section's checkpoint without a target, as far as it can be checked so.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    if isinstance(speculation, MlpSpeculator):
+        mlp_speculator.load_checkpoint(speculation.checkpoint)
+    elif isinstance(speculation, Medusa):
+        medusa.load_checkpoint(speculation.checkpoint)
+    elif isinstance(speculation, Eagle):
+        eagle.load_checkpoint(speculation.checkpoint)
+    else:
+        eagle3.load_checkpoint(speculation.checkpoint)
+
+
+def _planned(speculation: Trained, weights: Weights, precision: str, max_sequence_length: int) -> DraftGraphs:
     if isinstance(speculation, MlpSpeculator):
         return _mlp_speculator(speculation, about, precision)
     if isinstance(speculation, Medusa):
@@ -119,12 +100,13 @@ def _mlp_speculator(speculation: MlpSpeculator, target: _Target, precision: str)
     drafted = config.vocab_size if kept is None else len(kept)
     count = _candidates(speculation, config.top_k_tokens_per_head, drafted)
     distinct = min(2, config.n_predict) if config.tie_weights else config.n_predict
-    graphs = {
-        f"stage.{stage}.onnx": build_mlp_stage(
-            checkpoint, stage, kept, precision=precision, count=count, read=target.vocab_size
-        )
-        for stage in range(distinct)
-    }
+
+    def build() -> Mapping[str, onnx.ModelProto]:
+        return {
+            f"stage.{stage}.onnx": build_mlp_stage(checkpoint, stage, kept, precision=precision, count=count)
+            for stage in range(distinct)
+        }
+
     order = tuple(f"stage.{min(stage, distinct - 1)}.onnx" for stage in range(config.n_predict))
     facts = {
         "candidates": count,
@@ -132,71 +114,79 @@ def _mlp_speculator(speculation: MlpSpeculator, target: _Target, precision: str)
         "top_k": tuple(config.top_k_tokens_per_head),
         "widths": (config.emb_dim, config.width),
     }
-    return DraftGraphs(graphs, order, facts)
+    return DraftGraphs(build, order, facts)
 
 
 def _medusa(speculation: Medusa, target: _Target, precision: str) -> DraftGraphs:
     every = medusa.load_checkpoint(speculation.checkpoint)
     checkpoint = medusa.first_heads(every, speculation.num_heads)
     width, vocabulary = medusa.hidden_size(checkpoint), medusa.vocab_size(checkpoint)
-    target.check(speculation, {"width of the heads": width}, vocabulary)
-    lm_head = target.lm_head if vocabulary is None else None
-    known = vocabulary or target.vocab_size
-    kept = _drafted(speculation, known, target)
+    _check_target(speculation, weights, {"width of the heads": width}, vocabulary)
+    known = weights.architecture.vocab_size
+    kept = read_draft_vocabulary(speculation.checkpoint, known)
     count = _candidates(speculation, None, known if kept is None else len(kept))
-    graph = build_medusa(checkpoint, lm_head, kept, precision=precision, count=count)
+
+    def build() -> Mapping[str, onnx.ModelProto]:
+        lm_head = _lm_head(weights) if vocabulary is None else None
+        return {"heads.onnx": build_medusa(checkpoint, lm_head, kept, precision=precision, count=count)}
+
     facts = {"candidates": count, "levels": speculation.num_heads, "widths": (width,)}
-    return DraftGraphs({"heads.onnx": graph}, ("heads.onnx",), facts)
+    return DraftGraphs(build, ("heads.onnx",), facts)
 
 
 def _eagle(speculation: Eagle, target: _Target, precision: str, max_sequence_length: int) -> DraftGraphs:
     checkpoint = eagle.load_checkpoint(speculation.checkpoint)
     config = checkpoint.config
-    target.check(speculation, {"hidden_size": config.hidden_size}, config.vocab_size)
-    count = _candidates(speculation, None, target.vocab_size)
-    graph = build_eagle(
-        checkpoint,
-        _embedding(speculation, checkpoint, target, is_frozen=True),
-        target.lm_head,
-        precision=precision,
-        count=count,
-        max_positions=max_sequence_length,
-        block_size=BLOCK_SIZE,
-    )
+    _check_target(speculation, weights, {"hidden_size": config.hidden_size}, config.vocab_size)
+    count = _candidates(speculation, None, config.vocab_size)
+
+    def build() -> Mapping[str, onnx.ModelProto]:
+        graph = build_eagle(
+            checkpoint,
+            weights["model.embed_tokens.weight"],
+            _lm_head(weights),
+            precision=precision,
+            count=count,
+            max_positions=max_sequence_length,
+            block_size=BLOCK_SIZE,
+        )
+        return {"drafter.onnx": graph}
+
     facts = {
         "candidates": count,
         "widths": (config.hidden_size, config.intermediate_size),
         "max_sequence_length": max_sequence_length,
     }
-    return DraftGraphs({"drafter.onnx": graph}, ("drafter.onnx",), facts)
+    return DraftGraphs(build, ("drafter.onnx",), facts)
 
 
 def _eagle3(speculation: Eagle3, target: _Target, precision: str, max_sequence_length: int) -> DraftGraphs:
     checkpoint = eagle3.load_checkpoint(speculation.checkpoint)
     config = checkpoint.config
-    target.check(speculation, {"width of the features": config.feature_width}, config.vocab_size)
-    checkpoint = Checkpoint(
-        config, {**checkpoint.tensors, eagle3.OUTPUT: _output(speculation, checkpoint, target)}
-    )
-    count = _candidates(speculation, None, len(checkpoint.tensors[eagle3.OUTPUT]))
-    graphs = {
-        "drafter.onnx": build_eagle3(
+    _check_target(speculation, weights, {"width of the features": config.feature_width}, config.vocab_size)
+    own = checkpoint.tensors.get(eagle.EMBEDDING)
+    if own is None:
+        _check_target(speculation, weights, {"hidden_size": config.hidden_size}, config.vocab_size)
+    count = _candidates(speculation, None, config.output_size)
+
+    def build() -> Mapping[str, onnx.ModelProto]:
+        graph = build_eagle3(
             checkpoint,
-            _embedding(speculation, checkpoint, target, is_frozen=not config.embed_requires_grad),
+            weights["model.embed_tokens.weight"] if own is None else own,
             precision=precision,
             count=count,
             max_positions=max_sequence_length,
             block_size=BLOCK_SIZE,
-        ),
-        "fusion.onnx": build_eagle3_fusion(checkpoint),
-    }
+        )
+        return {"drafter.onnx": graph, "fusion.onnx": build_eagle3_fusion(checkpoint)}
+
     facts = {
         "candidates": count,
         "widths": (config.hidden_size, config.feature_width, config.intermediate_size),
         "hidden_layers": _captured(speculation, config, target.weights.architecture.num_layers),
         "max_sequence_length": max_sequence_length,
     }
-    return DraftGraphs(graphs, tuple(graphs), facts)
+    return DraftGraphs(build, ("drafter.onnx", "fusion.onnx"), facts)
 
 
 def _output(speculation: Eagle3, checkpoint: Eagle3Checkpoint, target: _Target) -> Array:

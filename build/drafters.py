@@ -15,7 +15,8 @@ Example::
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,7 @@ import onnx
 import openvino as ov
 
 from build.compile import compile_engine, hash_files
-from build.draft_graphs import DraftGraphs, build_graphs
-from build.targets.architecture import Architecture
+from build.draft_graphs import DraftGraphs, plan_graphs
 from build.targets.errors import TargetError
 from build.targets.files import writing_errors
 from build.targets.layout import read_json
@@ -93,15 +93,8 @@ def _compile_draft(
     max_sequence_length: int,
     report: Callable[[str], None],
 ) -> None:
-    """Compile a draft model; one that was distilled by this kit first gets what it shares with its target."""
-    with tempfile.TemporaryDirectory(prefix="drafthouse-") as scratch:
-        source = draft
-        if (draft / VOCABULARY_FILE).is_file():
-            source = Path(scratch) / draft.name
-            source.mkdir()
-            complete_draft(draft, target, source)
-            shutil.copyfile(draft / VOCABULARY_FILE, source / VOCABULARY_FILE)
-        vocab_size = check_draft(source, target)
+    with completed_draft(draft, target) as source:
+        check_same_tokenizer(source, target)
         compile_engine(
             source,
             directory,
@@ -112,20 +105,22 @@ def _compile_draft(
         )
 
 
-def check_draft(draft: Path, target: Path) -> int:
-    """The size of the target's vocabulary, which the draft model must have, too, padding aside.
+@contextmanager
+def completed_draft(draft: Path, target: Path) -> Iterator[Path]:
+    """The draft model as a model of its own: one that was distilled by this kit gets what it shares with its target.
 
     Raises:
-        TargetError: the two have different tokenizers, or one of them lacks tokens of it; a file is missing.
+        CheckpointError: a file is damaged, or the draft was cut out of another model.
     """
-    check_same_tokenizer(draft, target)
-    ours, theirs = (Architecture.from_directory(model).vocab_size for model in (draft, target))
-    if ours != theirs and not is_padding(target, ours, theirs):
-        raise TargetError(
-            f"{draft} has {ours} tokens, {target} has {theirs}, and their tokenizer has tokens that only one of them "
-            "has; a draft model must have all of the tokenizer's"
-        )
-    return theirs
+    if not (draft / VOCABULARY_FILE).is_file():
+        yield draft
+        return
+    with tempfile.TemporaryDirectory(prefix="drafthouse-") as scratch:
+        whole = Path(scratch) / draft.name
+        whole.mkdir()
+        complete_draft(draft, target, whole)
+        shutil.copyfile(draft / VOCABULARY_FILE, whole / VOCABULARY_FILE)
+        yield whole
 
 
 def check_same_tokenizer(draft: Path, target: Path) -> None:
@@ -174,15 +169,15 @@ def _compile_trained(
         report(f"{directory}: up to date")
         return
     report(f"{speculation.checkpoint}: reading")
-    built = build_graphs(speculation, target, precision=precision, max_sequence_length=max_sequence_length)
+    planned = plan_graphs(speculation, target, precision=precision, max_sequence_length=max_sequence_length)
     report(f"writing {directory}")
     with writing_errors(directory), replace_directory(directory, SPECULATOR_MANIFEST_NAME) as staging:
-        files = _write_graphs(built, staging)
+        files = _write_graphs(planned, staging)
         manifest = SpeculatorManifest.model_validate(
             {
                 **wanted,
-                **built.facts,
-                "graphs": built.order,
+                **planned.facts,
+                "graphs": planned.order,
                 "format_version": FORMAT_VERSION,
                 "source": speculation.checkpoint.name,
                 "target": target.name,
@@ -200,9 +195,9 @@ def _compile_trained(
         )
 
 
-def _write_graphs(built: DraftGraphs, directory: Path) -> list[Path]:
+def _write_graphs(planned: DraftGraphs, directory: Path) -> list[Path]:
     files = []
-    for name, graph in built.graphs.items():
+    for name, graph in planned.build().items():
         onnx.save_model(graph, str(directory / name), save_as_external_data=True, location=f"{name}.data")
         files += [path for path in (directory / name, directory / f"{name}.data") if path.is_file()]
     return files

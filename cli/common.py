@@ -1,16 +1,17 @@
 """What the commands share: the console, the spec argument, and how failures are told."""
 
-import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import textwrap
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-from rich.segment import Segment
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from build.identity import identity
 from build.interrupts import terminate_is_interrupt
@@ -46,8 +47,9 @@ class _Terminal(Console):
 
 
 # Tables keep their columns in a pipe or a log file, where no terminal gives a width.
-console = _Terminal(highlight=False, width=None if sys.stdout.isatty() else 120)
-errors = _Terminal(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+errors = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+_SECONDS_BETWEEN_LINES = 10.0  # of progress, where it is no bar
 
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="Deployment spec, a YAML file.")]
 HostOption = Annotated[
@@ -61,18 +63,63 @@ _EXPECTED = (
 )
 
 
+@dataclass
+class Stop:
+    """What Ctrl-C says: what was kept, and how to go on."""
+
+    kept: str | Callable[[], str] = "nothing is half-written; the same command begins again"
+
+    def __str__(self) -> str:
+        return self.kept if isinstance(self.kept, str) else self.kept()
+
+
 @contextmanager
-def told() -> Iterator[None]:
+def told() -> Iterator[Stop]:
     """Tell expected failures in a line and leave with status 2; Ctrl-C, or being asked to terminate, with 130."""
+    stop = Stop()
     try:
         with terminate_is_interrupt():
-            yield
+            yield stop
     except _EXPECTED as error:
-        errors.print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
+        errors.print("[bold red]error:[/] " + _escaped(folded(str(error), first=7)), soft_wrap=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        errors.print("stopped")
+        errors.print(folded(f"stopped: {stop}"), markup=False, soft_wrap=True)
         raise SystemExit(130) from None
+
+
+def say(line: str) -> None:
+    """Print a line of text; one that is longer than the terminal stays one line for whoever copies it."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
+def folded(text: str, *, indent: int = 0, first: int | None = None) -> str:
+    """Text for a terminal: lines end between words, and no path is broken.
+
+    Args:
+        text: of one line or several.
+        indent: columns before every line.
+        first: columns before the first line instead, which are taken and not written.
+    """
+    width = console.width if sys.stdout.isatty() else errors.width
+    lines = [
+        textwrap.fill(
+            line,
+            max(width, 40),
+            initial_indent=" " * (first if first is not None and number == 0 else indent),
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for number, line in enumerate(text.splitlines())
+    ]
+    return "\n".join(lines)[first or 0 :]
+
+
+def for_programs(document: str) -> None:
+    """Print one JSON document as the last line, where standard output is no terminal."""
+    if not sys.stdout.isatty():
+        print(document, flush=True)
 
 
 def read_spec(path: Path, host: str | None = None) -> DeploymentSpec:
@@ -85,10 +132,21 @@ def read_spec(path: Path, host: str | None = None) -> DeploymentSpec:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, float | None], None]]:
-    """A progress line; the function it gives takes a message and the share done (None: unknown)."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
+    """Show on standard error what goes on; the function it gives takes a message and the share done (None: unknown).
+
+    A bar with the time that is left, or where there is no terminal a line every ten seconds.
+    """
+    if not errors.is_terminal:
+        yield _lines()
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=16))
+    timer = (TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
+    # What is printed meanwhile goes above the bar, unless standard output is somewhere else.
+    with Progress(
+        *columns, *timer, console=errors, transient=True, redirect_stdout=sys.stdout.isatty()
+    ) as bar:
+        task = bar.add_task("", total=None, left="")
+        left = TimeLeft()
 
         def show(message: str, share: float | None = None) -> None:
             bar.update(
@@ -96,24 +154,45 @@ def progress() -> Iterator[Callable[[str, float | None], None]]:
                 description=_escaped(message),
                 total=None if share is None else 1.0,
                 completed=share or 0,
+                left=left(share),
             )
 
         yield show
 
 
-def who_is(spec: DeploymentSpec) -> Deployment:
-    """Who has to answer when this deployment is asked."""
-    found = identity(spec)
-    return Deployment(name=found.deployment, spec=found.spec, weights=found.weights)
+def _lines() -> Callable[[str, float | None], None]:
+    left, last = TimeLeft(), time.monotonic()
+
+    def show(message: str, share: float | None = None) -> None:
+        nonlocal last
+        remaining, now = left(share), time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES:
+            last = now
+            errors.print(" ".join(filter(None, (message, remaining))), markup=False, soft_wrap=True)
+
+    return show
 
 
-def commit() -> str | None:
-    """The checked-out commit, if this is a checkout."""
-    root = Path(__file__).resolve().parents[1]
-    found = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or None
+class TimeLeft:
+    """Says how long something takes yet, from the shares done of it; a share that falls begins something new."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begun: tuple[float, float] | None = None
+
+    def __call__(self, share: float | None) -> str:
+        """The text; empty while it cannot be told."""
+        now = self._clock()
+        if share is None:
+            self._begun = None
+            return ""
+        if self._begun is None or share < self._begun[1]:
+            self._begun = now, share
+        since, first = self._begun
+        if share - first <= 0 or now - since < 2:
+            return ""
+        seconds = (now - since) * (1 - share) / (share - first)
+        return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
 
 
 def _escaped(text: str) -> str:

@@ -11,7 +11,6 @@ from rich.table import Table
 from cli.common import SpecArgument, console, progress, read_spec, tokenized_prompts, told
 from cli.prepare import build_deployment
 from loadtest.provenance import collect
-from planner.profile.plot import plot_profile
 from planner.profile.records import RequestRecord
 from planner.profile.run import ProfileSettings, run_profile
 
@@ -52,6 +51,9 @@ def profile(
 
 def _save(name: str, records: list[RequestRecord], found: dict[str, Any]) -> None:
     """Raw records, figures and picture, each written beside its place and renamed."""
+    # Matplotlib takes a second to import.
+    from planner.profile.plot import plot_profile
+
     folder = _RECORDS / name
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)

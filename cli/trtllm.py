@@ -3,14 +3,9 @@
 import os
 import subprocess
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from rich.table import Table
-
-from build.findings import Finding
 from build.trtllm.failures import explain
 from build.trtllm.installed import installed_version
 from build.trtllm.llm_args import as_yaml, llm_arguments
@@ -19,16 +14,15 @@ from build.trtllm.preflight import Stage, preflight
 from build.trtllm.resolved import Resolved
 from build.trtllm.run_plan import run_plan, script
 from build.trtllm.runners import ComposeRunner, LocalRunner, Runner
-from build.trtllm.topology import python_path, topology_of
-from cli.common import console, errors, progress
-from cli.serving import serve_until_ended
+from build.trtllm.topology import topology_of
+from cli.common import progress, say
+from cli.findings import tell
 from deploy.server import TritonError
 from deploy.trtllm_launch import Launch, hosts_from
 from deploy.trtllm_server import START_SECONDS, TensorRtLlmServer, compose_command, tensorrt_llm_triton
 from deployments.spec import DeploymentSpec, SpecError
 
 RunnerName = Literal["local", "compose"]
-_COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 def checked(spec: DeploymentSpec, stage: Stage) -> Resolved:
@@ -38,18 +32,6 @@ def checked(spec: DeploymentSpec, stage: Stage) -> Resolved:
     if result.failed or result.resolved is None:
         raise SystemExit(2)
     return result.resolved
-
-
-def tell(findings: Sequence[Finding]) -> None:
-    """Print findings as a table, if there are any."""
-    if not findings:
-        return
-    table = Table("finding", "what and where", "what would be right, and who knows it", show_lines=True)
-    for item in findings:
-        right = "\n".join(filter(None, (item.right, f"({item.reference})" if item.reference else "")))
-        cells = (f"{item.severity}: {item.name}", item.what, right)
-        table.add_row(*(cell.replace("[", r"\[") for cell in cells), style=_COLOURS[item.severity])
-    errors.print(table)
 
 
 def print_plan(spec: DeploymentSpec, spec_path: Path, runner: RunnerName | None) -> None:
@@ -69,10 +51,10 @@ def run_build(spec: DeploymentSpec, spec_path: Path, runner: RunnerName | None) 
             plan_steps(resolved, spec_path),
             plan_directory(resolved),
             _runner(runner, resolved),
-            report=lambda line: console.print(f"build: {line}", markup=False),
+            report=lambda line: say(f"build: {line}"),
             show=lambda line: show(f"build: {line}", None),
         )
-    console.print(f"build: model repository in {spec.serving.repository}")
+    say(f"build: model repository in {spec.serving.repository}")
 
 
 def _runner(name: RunnerName | None, resolved: Resolved) -> Runner:
@@ -94,7 +76,7 @@ def serve_trtllm(spec: DeploymentSpec, spec_path: Path, log: Path) -> None:
         ],  # those take seconds; no engine is built
         plan_directory(resolved),
         LocalRunner(),
-        report=lambda line: console.print(f"serve: {line}"),
+        report=lambda line: say(f"serve: {line}"),
     )
     serve_until_ended(lambda: _running(resolved, log), spec, log)
 
@@ -107,15 +89,14 @@ def _running(resolved: Resolved, log: Path) -> Iterator[TensorRtLlmServer]:
         with progress() as show:
             show(f"starting Triton with {name}; its log is {log}", None)
             _wait_until_ready(server, log)
-        console.print(
-            f"Triton serves {name} on {server.host}: gRPC {server.grpc_port}, HTTP {server.http_port}"
-        )
-        yield server
+        say(f"Triton serves {spec.name} on {server.host}: gRPC {server.grpc_port}, HTTP {server.http_port}")
+        status = server.wait()
+    say(f"tritonserver ended with status {status}; its log is {log}")
 
 
 def _serve_in_container(spec_path: Path, resolved: Resolved) -> None:
     command = compose_command(spec_path, resolved.line.name)
-    console.print(f"serve: {command.shell()}", markup=False, soft_wrap=True)
+    say(f"serve: {command.shell()}")
     try:
         status = subprocess.run(
             command.arguments, env={**os.environ, **command.environment}, check=False
@@ -126,7 +107,7 @@ def _serve_in_container(spec_path: Path, resolved: Resolved) -> None:
         ) from None
     if status != 0:
         raise TritonError(f"Docker Compose ended with status {status}")
-    console.print("serve: stop it with docker compose down")
+    say("serve: stop it with docker compose down")
 
 
 def _launch(resolved: Resolved) -> Launch:

@@ -87,6 +87,15 @@ def python_library() -> Path | None:
     return next((path for path in found if path.exists()), None)
 
 
+def check_installation() -> None:
+    """Find out whether the server could be started.
+
+    Raises:
+        TritonError: a part is missing; says which and what to do.
+    """
+    _backend_parts(_site_packages())
+
+
 def _site_packages() -> Path:
     try:
         return Path(str(distribution(_PACKAGE).locate_file("")))

@@ -27,7 +27,7 @@ from engine.manifest import (
     load_speculator_manifest,
 )
 from engine.runner import BLOCK_SIZE, SequenceInput
-from engine.tree_shapes import Trained, least_likely, tree_shape
+from engine.tree_shapes import Trained, check_depth, least_likely, tree_shape
 from speculators.base import Speculator
 from speculators.draft_model.draft import DraftModelDrafter
 from speculators.eagle.draft import EagleDrafter
@@ -186,11 +186,7 @@ def _open_trained(
 
 
 def _check_shape(shape: TreeShape, manifest: SpeculatorManifest, directory: Path, length: int) -> None:
-    if manifest.levels is not None and shape.depth > manifest.levels:
-        raise EngineError(
-            f"speculation asks for {shape.depth} draft tokens in a row, but {manifest.source} gives "
-            f"{manifest.levels}"
-        )
+    check_depth(shape, manifest.levels, manifest.source)
     if shape.most_children > manifest.candidates:
         raise EngineError(
             f"speculation asks for {shape.most_children} guesses below a node, but {directory} was compiled "
@@ -203,12 +199,21 @@ def _check_shape(shape: TreeShape, manifest: SpeculatorManifest, directory: Path
         )
 
 
-def _check_draft(draft: EngineManifest, directory: Path, target: EngineManifest, length: int) -> None:
-    if draft.vocab_size != target.vocab_size:
+def check_vocabularies(draft_size: int, draft: str, target_size: int, target: str) -> None:
+    """Refuse a draft model that knows other tokens than its target.
+
+    Raises:
+        EngineError: it does.
+    """
+    if draft_size != target_size:
         raise EngineError(
-            f"{directory} knows {draft.vocab_size} tokens, {target.source} knows {target.vocab_size}; a draft model "
-            "must have the target's tokenizer"
+            f"{draft} knows {draft_size} tokens, {target} knows {target_size}; a draft model must have the target's "
+            "tokenizer"
         )
+
+
+def _check_draft(draft: EngineManifest, directory: Path, target: EngineManifest, length: int) -> None:
+    check_vocabularies(draft.vocab_size, str(directory), target.vocab_size, target.source)
     if draft.max_sequence_length < length:
         raise EngineError(
             f"{directory} was compiled for {draft.max_sequence_length} tokens, the spec asks for {length}; "

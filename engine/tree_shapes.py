@@ -46,6 +46,18 @@ def tree_shape(speculation: Trained, top_k: Sequence[int] | None) -> TreeShape:
     )
 
 
+def check_depth(shape: TreeShape, levels: int | None, source: str) -> None:
+    """Refuse trees that are deeper than a checkpoint drafts.
+
+    Raises:
+        EngineError: they are.
+    """
+    if levels is not None and shape.depth > levels:
+        raise EngineError(
+            f"speculation asks for {shape.depth} draft tokens in a row, but {source} gives {levels}"
+        )
+
+
 def least_likely(speculation: MlpSpeculator | Eagle3 | DraftModel) -> float:
     """Log-probability below which a chain is not drafted on."""
     return _LIKELY if speculation.adaptive else -math.inf

@@ -28,7 +28,6 @@ from typing import Any
 from loadtest import provenance
 from loadtest.prompts import keep_categories, load
 from loadtest.rendering import render
-from loadtest.report import write_report
 from loadtest.run_directory import RunDirectory
 from loadtest.schema import Report
 from loadtest.servers import look, silent
@@ -80,6 +79,9 @@ def run_sweep(
     render(keep_categories(load(settings.prompts), settings.categories), settings.chat_template)
     directory = RunDirectory(path.resolve())
     directory.begin(settings, provenance.collect())
+    # Its plots take Matplotlib, which takes a second to import, and not every command that knows of sweeps draws.
+    from loadtest.report import write_report
+
     interrupted = False
     with directory.locked():
         if directory.missing():

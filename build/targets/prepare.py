@@ -96,9 +96,26 @@ def prepare_target(source: str, directory: Path, progress: Progress | None = Non
         with replace_directory(directory, PROVENANCE_FILE) as partial:
             gguf = origin.convert(partial, report)
             report("checking the result", None)
-            _check(partial)
+            check_target(partial)
             write_json(partial / PROVENANCE_FILE, _provenance(origin, partial, gguf))
     return _summary(directory, reused=False)
+
+
+def check_source(source: str) -> None:
+    """Refuse what cannot become a target, before anything is fetched, hashed or written.
+
+    Raises:
+        UnsupportedModelError, TargetError: as `prepare_target`.
+    """
+    if source in NAMED_MODELS:
+        return
+    path = Path(source).expanduser()
+    if path.is_dir():
+        check_huggingface(path)
+    elif not path.is_file():
+        raise TargetError(f"{source} is neither a file nor a directory{_download_hint(source)}. {_usage()}")
+    elif not is_gguf(path):
+        raise TargetError(f"{path} is not a GGUF file (it does not begin with GGUF). {_usage()}")
 
 
 def _silent(message: str, share: float | None) -> None:
@@ -113,13 +130,11 @@ def _recognise(source: str, progress: Progress) -> _Origin:
         )
     path = Path(source).expanduser()
     try:
-        if path.is_dir():
-            return _directory_origin(source, path, progress)
-        if path.is_file():
-            return _file_origin(source, path, progress)
+        check_source(source)
+        origin = _directory_origin if path.is_dir() else _file_origin
+        return origin(source, path, progress)
     except OSError as error:
         raise TargetError(f"{source} cannot be read: {error}") from error
-    raise TargetError(f"{source} is neither a file nor a directory{_download_hint(source)}. {_usage()}")
 
 
 def _usage() -> str:
@@ -140,8 +155,6 @@ def _download_hint(source: str) -> str:
 
 
 def _file_origin(source: str, path: Path, progress: Progress) -> _Origin:
-    if not is_gguf(path):
-        raise TargetError(f"{path} is not a GGUF file (it does not begin with GGUF). {_usage()}")
     progress(f"hashing {path.name}", None)
     return _Origin(source, "gguf", file_sha256(path), lambda into, report: _convert_file(path, into, report))
 
@@ -175,7 +188,6 @@ def _extract(archive: zipfile.ZipFile, member: str, destination: Path) -> None:
 
 
 def _directory_origin(source: str, path: Path, progress: Progress) -> _Origin:
-    check_huggingface(path)
     digest = hashlib.sha256()
     for file in source_files(path):
         progress(f"hashing {file.name}", None)
@@ -211,8 +223,13 @@ def _is_made_from(directory: Path, origin: _Origin) -> bool:
     )
 
 
-def _check(directory: Path) -> None:
-    """Read the result back as its users will."""
+def check_target(directory: Path) -> None:
+    """Read a target as its users will.
+
+    Raises:
+        UnsupportedModelError: its kind of model is not supported.
+        TargetError: a file is missing or damaged, or its files do not belong together.
+    """
     architecture = load_weights(directory).architecture
     try:
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))

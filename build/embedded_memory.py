@@ -1,0 +1,115 @@
+"""Whether this machine can hold what the embedded engine puts into it: an estimate, with its arithmetic.
+
+    weights   = numbers x bytes (int8: 1 and 4 for each row; fp32: 4) x copies
+    copies    = 1 as read, 1 packed for steps of any size, 1 packed for each size of `engine.buckets`
+    KV cache  = 2 x layers x KV heads x head size x bytes (int8 engines: 2, fp32: 4) x tokens of all requests
+    the rest  = Triton and four Python processes
+
+Weights and copies were compared with the resident memory of a process that had opened SmolLM2-135M on OpenVINO: int8
+130 MiB x 8 + 0.3 GiB = 1.3 GiB, found 1.33; fp32 514 MiB x 5 + 0.3 GiB = 2.8 GiB, found 2.72. Pages of the cache are
+taken when requests first use them.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from build.findings import Finding
+from build.targets.architecture import Architecture
+from deployments.places import drafter_source
+from deployments.spec import DeploymentSpec
+from engine.buckets import buckets_for
+
+GIB = 2**30
+_REST_GIB = 1.0
+# Control groups of version 2 and 1: the limit of a container.
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def memory_findings(spec: DeploymentSpec, target: Architecture) -> Iterator[Finding]:
+    """The estimate as a note, and as an error if the machine has less."""
+    engine = spec.embedded
+    if engine.backend != "openvino":
+        return
+    weights = compiled_bytes(target, engine.precision)
+    copies = 2 + len(buckets_for(weights))
+    slots, length = engine.max_batch_size, engine.max_sequence_length
+    token = _cache_bytes(target, engine.precision)
+    drafter = _drafter_bytes(spec) * copies
+    held = weights * copies + drafter + _REST_GIB * GIB
+    total, here = held + token * slots * length, machine_bytes()
+    lines = [
+        f"weights: {_gib(weights)} x {copies} copies = {_gib(weights * copies)}",
+        *([f"drafter: about {_gib(drafter)}"] if drafter else []),
+        f"KV cache: {token} B a token x {length} tokens x {slots} requests = {_gib(token * slots * length)}",
+        f"Triton and its processes: about {_gib(_REST_GIB * GIB)}",
+        f"all: {_gib(total)}, of {_gib(here)} that this machine has",
+    ]
+    if total <= here:
+        yield Finding("memory", "note", "\n".join(lines))
+        return
+    fitting = math.floor((here - held) / (token * length))
+    right = f"engine.max_batch_size: {fitting}" if fitting > 0 else "a smaller model"
+    smaller = ", or precision: int8" if engine.precision == "fp32" else ""
+    shorter = ", or a smaller engine.max_sequence_length" if held < here else ""
+    yield Finding("memory", "error", "\n".join(lines), right + shorter + smaller)
+
+
+def disk_findings(spec: DeploymentSpec, target: Architecture) -> Iterator[Finding]:
+    """An error if the engine is not there and its disk has no room for it."""
+    directory = spec.engine_directory
+    if directory.exists():
+        return
+    needed = compiled_bytes(target, spec.embedded.precision) + _drafter_bytes(spec)
+    place = next(path for path in directory.absolute().parents if path.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        yield Finding(
+            "disk",
+            "error",
+            f"{place} has {_gib(free)} free, the compiled engine takes {_gib(needed)}",
+            "more room there, or another working directory",
+        )
+
+
+def compiled_bytes(architecture: Architecture, precision: str) -> int:
+    """Bytes of the compiled weights."""
+    shapes = architecture.parameter_shapes().values()
+    if precision == "fp32":
+        return 4 * sum(math.prod(shape) for shape in shapes)
+    return sum(math.prod(shape) + 4 * shape[0] if len(shape) > 1 else 4 * shape[0] for shape in shapes)
+
+
+def machine_bytes() -> int:
+    """Memory that this process may use: the machine's, or the limit of its control group."""
+    limits = [int(text) for path in _LIMITS if (text := _read(path)).isdigit()]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _cache_bytes(architecture: Architecture, precision: str) -> int:
+    """Of one token's keys and values."""
+    size = 2 if precision == "int8" else 4
+    return 2 * architecture.num_layers * architecture.num_kv_heads * architecture.head_dim * size
+
+
+def _drafter_bytes(spec: DeploymentSpec) -> int:
+    """About those of the compiled drafter: half of what is stored, in 16 bit, for int8."""
+    source = drafter_source(spec.speculation)
+    if source is None or not source.is_dir():
+        return 0
+    kinds = (".safetensors", ".bin", ".pt")
+    stored = sum(path.stat().st_size for path in source.iterdir() if path.suffix in kinds)
+    return stored // 2 if spec.speculator_precision == "int8" else stored * 2
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB"

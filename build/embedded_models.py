@@ -1,0 +1,143 @@
+"""What the files of a deployment tell before anything is compiled: all that the embedded engine would refuse later.
+
+Only headers are read of the target, so this takes a second for any size; drafters, which are small, are read whole.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+from build.draft_graphs import plan_graphs, read_drafter
+from build.drafters import check_same_tokenizer, completed_draft
+from build.embedded_memory import disk_findings, memory_findings
+from build.findings import Finding
+from build.model_config import REPOSITORY_MARK
+from build.targets.architecture import Architecture
+from build.targets.errors import TargetError
+from build.targets.prepare import check_source, check_target
+from build.targets.weights import load_weights
+from deployments.places import drafter_source
+from deployments.spec import DeploymentSpec
+from deployments.speculation import DraftModel, Eagle, Eagle3, Medusa, MlpSpeculator
+from engine.drafters import check_vocabularies
+from engine.manifest import EngineError
+from speculators.formats.errors import CheckpointError
+from speculators.formats.files import ForeignDirectoryError, check_replaceable
+
+_REFUSALS = (TargetError, CheckpointError, EngineError, OSError)
+
+
+def model_findings(spec: DeploymentSpec) -> Iterator[Finding]:
+    """Target, drafter, memory, disk, and the place of the repository."""
+    target = yield from _target(spec)
+    yield from _drafter(spec, target)
+    if target is not None:
+        yield from memory_findings(spec, target)
+        yield from disk_findings(spec, target)
+    yield from _repository(spec)
+
+
+def _target(spec: DeploymentSpec) -> Generator[Finding, None, Architecture | None]:
+    """The target's architecture as the generator's value; None if it is not there or cannot be used."""
+    directory, source = spec.target.model, spec.target.source
+    if not directory.exists():
+        yield from _fetched(directory, source)
+        return None
+    if (yield from _refused("model-unreadable", "target.model", lambda: check_target(directory))):
+        return None
+    architecture = Architecture.from_directory(directory)
+    yield from _positions(spec, architecture, "target.model")
+    return architecture
+
+
+def _fetched(directory: Path, source: str | None) -> Iterator[Finding]:
+    if source is None:
+        yield Finding(
+            "model-missing",
+            "error",
+            f"target.model: {directory} does not exist",
+            f"drafthouse model SOURCE {directory}, or target.source, from which build makes it",
+        )
+    elif not (yield from _refused("source-unusable", "target.source", lambda: check_source(source))):
+        yield Finding(
+            "model-not-yet-made",
+            "note",
+            f"target.model: {directory} does not exist yet; build makes it from {source}, and then checks what depends "
+            "on it",
+        )
+
+
+def _drafter(spec: DeploymentSpec, target: Architecture | None) -> Iterator[Finding]:
+    speculation, source = spec.speculation, drafter_source(spec.speculation)
+    if source is None:
+        return
+    key = "speculation.model" if isinstance(speculation, DraftModel) else "speculation.checkpoint"
+    if not source.exists():
+        yield Finding("model-missing", "error", f"{key}: {source} does not exist", f"the drafter in {source}")
+    elif isinstance(speculation, DraftModel):
+        yield from _draft_model(spec, speculation.model, target)
+    elif isinstance(speculation, (MlpSpeculator, Medusa, Eagle, Eagle3)):
+        planned = speculation
+        yield from _refused(
+            "checkpoint-unusable",
+            key,
+            (lambda: read_drafter(planned))
+            if target is None
+            else lambda: plan_graphs(
+                planned,
+                spec.target.model,
+                precision=spec.speculator_precision,
+                max_sequence_length=spec.embedded.max_sequence_length,
+            ),
+        )
+
+
+def _draft_model(spec: DeploymentSpec, draft: Path, target: Architecture | None) -> Iterator[Finding]:
+    key = "speculation.model"
+
+    def check() -> None:
+        with completed_draft(draft, spec.target.model) as whole:
+            check_same_tokenizer(whole, spec.target.model)
+            drafting = load_weights(whole).architecture
+            if target is not None:
+                check_vocabularies(drafting.vocab_size, str(draft), target.vocab_size, "the target")
+
+    if target is None:
+        yield from _refused("checkpoint-unusable", key, lambda: Architecture.from_directory(draft))
+        return
+    if (yield from _refused("checkpoint-unusable", key, check)):
+        return
+    yield from _positions(spec, Architecture.from_directory(draft), key)
+
+
+def _positions(spec: DeploymentSpec, model: Architecture, key: str) -> Iterator[Finding]:
+    longest, known = spec.embedded.max_sequence_length, model.max_position_embeddings
+    if longest > known:
+        yield Finding(
+            "sequence-exceeds-positions",
+            "error",
+            f"engine.max_sequence_length {longest} is beyond the {known} positions of {key}",
+            f"max_sequence_length: {known}",
+        )
+
+
+def _repository(spec: DeploymentSpec) -> Iterator[Finding]:
+    repository = spec.serving.repository
+    try:
+        check_replaceable(repository, REPOSITORY_MARK)
+    except ForeignDirectoryError as error:
+        yield Finding(
+            "not-the-kit-s-own",
+            "error",
+            f"serving.repository: {error}",
+            "a directory that is new, or that drafthouse build has made",
+        )
+
+
+def _refused(name: str, key: str, check: Callable[[], object]) -> Generator[Finding, None, bool]:
+    """What a check refuses, as a finding; whether it did as the generator's value."""
+    try:
+        check()
+    except _REFUSALS as error:
+        yield Finding(name, "error", f"{key}: {error}")
+        return True
+    return False

@@ -1,0 +1,57 @@
+"""`drafthouse doctor`: what is on this machine, and a verdict for everything that it could be used for."""
+
+import platform
+
+from rich.table import Table
+
+from cli.common import console, folded, progress, say
+from cli.machine import (
+    Journey,
+    compose_version,
+    gpus,
+    journeys,
+    memory_told,
+    output,
+    package_version,
+    processor,
+    tensorrt_llm_release,
+)
+from deploy.triton import python_library
+
+_PACKAGES = ("openvino", "nvidia-pytriton", "tritonclient", "locust", "torch")
+
+
+def doctor() -> None:
+    """Say what is on this machine, and what works here: the demo, training, TensorRT-LLM."""
+    with progress() as show:
+        show("asking the machine", None)
+        parts, found = _parts(), list(journeys())
+    console.print(parts)
+    for item in found:
+        _verdict(item)
+
+
+def _parts() -> Table:
+    table = Table("part", "found", header_style="bold")
+    table.columns[1].overflow = "fold"
+    table.add_row("Python", platform.python_version())
+    table.add_row("processor", f"{processor()}, {memory_told()}")
+    table.add_row("shared libpython", str(python_library() or "missing"))
+    for package in _PACKAGES:
+        table.add_row(package, package_version(package))
+    table.add_row("tensorrt-llm", tensorrt_llm_release())
+    table.add_row("GPUs", "\n".join(gpus()) or "none")
+    table.add_row("docker compose", compose_version() or "does not work, or is not there")
+    make = output("make", "--version")
+    table.add_row("make", make[0] if make else "not found")
+    return table
+
+
+def _verdict(journey: Journey) -> None:
+    if not journey.reasons:
+        console.print(f"[bold]{journey.name}:[/] [green]yes[/]")
+        say(f"    {journey.begin}")
+        return
+    console.print(f"[bold]{journey.name}:[/] [red]no[/], because")
+    for reason in journey.reasons:
+        say(folded(reason, indent=4))

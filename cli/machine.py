@@ -1,0 +1,170 @@
+"""What is on this machine, and what it can be used for."""
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from build.embedded_memory import GIB, machine_bytes
+from build.findings import Finding
+from build.trtllm.lines import installed_version, line_of_version
+from deploy.server import TritonError, check_port
+from deploy.triton import check_installation
+from deployments.spec import DeploymentSpec, SpecError
+
+_DEMO_PORTS = (8000, 8001, 8002, 8010, 8011, 8012)
+_DEMO_GIB = 4.0  # two deployments at once
+_TRAINING = ("torch", "accelerate", "transformers")
+
+
+@dataclass(frozen=True)
+class Journey:
+    """What somebody may want to do here.
+
+    Attributes:
+        name: what it is.
+        reasons: why it cannot be done, and what to do about it; empty if it can.
+        begin: the command that it begins with.
+    """
+
+    name: str
+    reasons: tuple[str, ...]
+    begin: str
+
+
+def journeys() -> Iterator[Journey]:
+    """Verdicts on all journeys."""
+    embedded = tuple(_embedded())
+    yield Journey("demo", (*embedded, *_room(), *_taken(_DEMO_PORTS)), "make demo")
+    yield Journey("your model on this CPU", embedded, "drafthouse model SOURCE models/NAME")
+    missing = [name for name in _TRAINING if importlib.util.find_spec(name) is None]
+    without = f"not installed: {', '.join(missing)} (make setup-dev)"
+    yield Journey(
+        "train a speculator",
+        (*embedded, *([without] if missing else [])),
+        "drafthouse train deployments/smollm2-eagle3.yaml",
+    )
+    plan = "drafthouse build --dry-run deployments/llama3-8b-eagle3-trtllm.yaml"
+    yield Journey("TensorRT-LLM, plan alone", (), plan)
+    yield Journey("TensorRT-LLM, build and serve", tuple(_tensorrt_llm()), plan.replace("--dry-run ", ""))
+    compose = () if compose_version() else ("docker compose does not work, or is not there",)
+    yield Journey("Docker Compose, monitoring", compose, "mkdir -p models runs; docker compose up")
+    kubectl = () if shutil.which("kubectl") else ("kubectl is not found",)
+    yield Journey("Kubernetes", kubectl, "kubectl apply -k deploy/kubernetes/single-gpu")
+
+
+def server_findings(spec: DeploymentSpec) -> Iterator[Finding]:
+    """What `drafthouse serve` would refuse on this machine."""
+    for reason in _embedded():
+        yield Finding("machine", "error", reason)
+    if spec.embedded.backend == "torch" and importlib.util.find_spec("torch") is None:
+        yield Finding("machine", "error", "engine.backend: torch needs PyTorch", "make setup-dev")
+    serving = spec.serving
+    for key in ("http_port", "grpc_port", "metrics_port"):
+        try:
+            check_port(serving.host, key, getattr(serving, key))
+        except TritonError as error:
+            yield Finding("port-in-use", "warning", str(error))
+
+
+def processor() -> str:
+    """Its name, as Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def package_version(name: str) -> str:
+    """Version of an installed package."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def tensorrt_llm_release() -> str:
+    """The installed release and its line."""
+    release = installed_version()
+    if release is None:
+        return "not installed"
+    try:
+        return f"{release}, line {line_of_version(release).name}"
+    except SpecError as error:
+        return str(error)
+
+
+def gpus() -> list[str]:
+    """Name and memory of each."""
+    return output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader") or []
+
+
+def compose_version() -> str | None:
+    """What `docker compose version` says; None if it does not work."""
+    said = output("docker", "compose", "version")
+    return said[0] if said else None
+
+
+def output(name: str, *arguments: str) -> list[str] | None:
+    """The lines that a program says; None if it is not there, fails, or takes ten seconds."""
+    path = shutil.which(name)
+    if path is None:
+        return None
+    try:
+        found = subprocess.run([path, *arguments], capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.splitlines() if found.returncode == 0 else None
+
+
+def _embedded() -> Iterator[str]:
+    if platform.machine() != "x86_64":
+        yield f"Triton's wheel is for x86-64, this is {platform.machine()}"
+    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+        yield f"Python 3.10 to 3.12 is needed, this is {platform.python_version()}: make PYTHON=python3.11 setup"
+    if importlib.util.find_spec("openvino") is None:
+        yield "not installed: openvino (make setup)"
+    try:
+        check_installation()
+    except TritonError as error:
+        yield str(error)
+
+
+def _room() -> Iterator[str]:
+    memory = machine_bytes() / GIB
+    if memory < _DEMO_GIB:
+        yield f"there are {memory:.1f} GiB of memory, and {_DEMO_GIB:.0f} are needed"
+    free = shutil.disk_usage(Path.cwd()).free / GIB
+    if free < 2:
+        yield f"{free:.1f} GiB of disk are free, and 2 are needed"
+
+
+def _taken(ports: Sequence[int]) -> Iterator[str]:
+    taken = []
+    for port in ports:
+        try:
+            check_port("127.0.0.1", "port", port)
+        except TritonError:
+            taken.append(str(port))
+    if taken:
+        yield f"something listens on port {', '.join(taken)}; stop it first"
+
+
+def _tensorrt_llm() -> Iterator[str]:
+    if not gpus():
+        yield "there is no NVIDIA GPU here (nvidia-smi lists none)"
+    if installed_version() is None and compose_version() is None:
+        yield "neither TensorRT-LLM nor Docker Compose is here: run inside NVIDIA's container, or install Docker"
+
+
+def memory_told() -> str:
+    """Memory and cores."""
+    return f"{os.cpu_count()} cores, {machine_bytes() / GIB:.0f} GiB"
