@@ -1,15 +1,16 @@
 """`drafthouse train`: data that the target writes, its hidden states, and the speculator that the spec names."""
 
-from itertools import chain
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from build.compile import compile_engine
 from build.targets.architecture import Architecture
-from cli.common import SpecArgument, console, progress, read_spec, told
+from cli.common import SpecArgument, progress, read_spec, say, told
 from cli.prepare import fetch_target
 from client.chat import ChatTemplate
+from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec, SpecError
 from engine.deployment import open_runner
 from engine.engine import Engine, EngineLimits
@@ -27,15 +28,29 @@ def train(
     only: Annotated[
         Literal["data"] | None, typer.Option(help="Stop after the data: before `accelerate launch`.")
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Set an earlier run of this deployment aside and begin anew.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the checkpoint of another run, where one is.")
+    ] = False,
 ) -> None:
     """Train the speculator that the spec names against its target; goes on where it was stopped."""
-    with told():
+    with told() as stop:
         spec = read_spec(spec_path)
+        with progress() as show:
+            show("loading PyTorch", None)
+            job = _job(spec)
+        from speculators.training.run import check_places, kept
+
+        if only is None:
+            check_places(job, fresh=fresh, replace=replace)
+        stop.kept = lambda: f"{kept(job)}; the same command goes on there"
         fetch_target(spec)
-        job = _job(spec)
         _gather(spec, job)
         if only is None:
-            _train(job)
+            _train(job, fresh=fresh, replace=replace)
+            say(f"next: {_next(spec, spec_path, job.checkpoint)}")
 
 
 def _job(spec: DeploymentSpec) -> Any:
@@ -44,13 +59,13 @@ def _job(spec: DeploymentSpec) -> Any:
         from speculators.training.run import Job
     except ModuleNotFoundError as error:
         raise SpecError(
-            f"training needs the package {error.name}: pip install 'drafthouse\\[train]', or make setup-dev"
+            f"training needs the package {error.name}: pip install 'drafthouse[train]', or make setup-dev"
         ) from None
     speculation = spec.speculation
-    checkpoint = getattr(speculation, "checkpoint", None) or getattr(speculation, "model", None)
+    checkpoint = spec.training.checkpoint or drafter_source(speculation)
     if checkpoint is None:
         raise SpecError(f"speculation.method {speculation.method} has nothing to train")
-    return Job(speculation.method, spec.target.model, checkpoint, spec.training)
+    return Job(spec.name, speculation.method, spec.target.model, checkpoint, spec.training)
 
 
 def _gather(spec: DeploymentSpec, job: Any) -> None:
@@ -59,16 +74,23 @@ def _gather(spec: DeploymentSpec, job: Any) -> None:
     if is_gathered(job):
         return
     precision = spec.embedded.precision
-    compile_engine(
-        spec.target.model,
-        spec.engine_directory,
-        precision=precision,
-        max_sequence_length=spec.embedded.max_sequence_length,
-        report=lambda line: console.print(f"train: {line}"),
-    )
     with progress() as show:
+
+        def report(line: str) -> None:
+            say(f"train: {line}")
+            show(line, None)
+
+        show(f"reading {spec.target.model}", None)
+        compile_engine(
+            spec.target.model,
+            spec.engine_directory,
+            precision=precision,
+            max_sequence_length=spec.embedded.max_sequence_length,
+            report=report,
+        )
+        show("loading the engine", None)
         tokens = gather(job, _author(spec), _writer(spec), show)
-    console.print(f"train: {tokens:,} response tokens in {job.training.directory}")
+    say(f"train: {tokens:,} response tokens in {job.training.directory}")
 
 
 def _author(spec: DeploymentSpec) -> Author:
@@ -94,16 +116,16 @@ def _writer(spec: DeploymentSpec) -> EngineWriter:
     return EngineWriter(Engine(runner, create("none"), limits), end_ids)
 
 
-def _train(job: Any) -> None:
-    from speculators.training.records import Evaluation, TrainingStep
+def _train(job: Any, *, fresh: bool, replace: bool) -> None:
+    from speculators.training.records import Evaluation, Started, TrainingStep
     from speculators.training.run import train as run
 
-    def tell(record: TrainingStep | Evaluation) -> None:
-        if isinstance(record, Evaluation):
-            shares = " ".join(map(_figure, record.by_position))
-            console.print(
-                f"step {record.step}: acceptance length {_figure(record.length)} held out ({shares})"
-            )
+    def tell(record: Started | TrainingStep | Evaluation) -> None:
+        if isinstance(record, Started):
+            say(f"train: {_beginning(record)}")
+        elif isinstance(record, Evaluation):
+            shares = " ".join(f"{share:.2f}" for share in record.by_position)
+            say(f"step {record.step}: acceptance length {record.length:.2f} held out ({shares})")
         else:
             rate = record.tokens / max(record.seconds, 1e-9)
             show(
@@ -113,9 +135,21 @@ def _train(job: Any) -> None:
             )
 
     with progress() as show:
-        final = run(job, show, tell)
-    console.print(f"train: {job.checkpoint}: acceptance length {_figure(final.length)} on held-out output")
+        final = run(job, show, tell, fresh=fresh, replace=replace)
+    say(f"train: {job.checkpoint}: acceptance length {final.length:.2f} on held-out output")
 
 
-def _figure(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.2f}"
+def _next(spec: DeploymentSpec, spec_path: Path, checkpoint: Path) -> str:
+    serve = f"drafthouse serve {spec_path}"
+    if checkpoint == drafter_source(spec.speculation):
+        return serve
+    key = "checkpoint" if hasattr(spec.speculation, "checkpoint") else "model"
+    return f"put {key}: {checkpoint} under speculation in {spec_path}, then {serve}"
+
+
+def _beginning(record: Any) -> str:
+    if record.step == record.steps:
+        return f"{record.run} had ended with step {record.steps:,}"
+    if record.step:
+        return f"{record.run} goes on after step {record.step:,} of {record.steps:,}"
+    return f"{record.run} begins, {record.steps:,} steps"

@@ -100,8 +100,9 @@ class Eagle3Trainee(Trainee):
             model.norm.weight.copy_(final_norm * _CONFIDENCE)
             model.lm_head.weight.copy_(target.lm_head[self._kept])
             model.fc.weight.copy_(self._regression(examples, final_norm.cpu()))
-            for name, values in vocabulary_maps(self._kept.numpy(), target.vocab_size).items():
-                getattr(model, name).copy_(torch_tensor(values))
+            if model.config.has_vocabulary_map:
+                for name, values in vocabulary_maps(self._kept.numpy(), target.vocab_size).items():
+                    getattr(model, name).copy_(torch_tensor(values))
 
     def _regression(self, examples: Sequence[torch.Tensor], final_norm: torch.Tensor) -> torch.Tensor:
         """``[H, F H]``: the linear map from scaled features to the next final state without the norm's weight."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -96,12 +97,11 @@ def _mlp_speculator(given: Ingredients) -> Trainee:
 
 
 def _draft_model(given: Ingredients) -> Trainee:
-    training, last = given.training, given.target.num_layers - 1
-    layers = training.keep_layers or tuple(dict.fromkeys((0, min(1, last), last)))
+    training = given.training
     return DraftTrainee(
         given.target,
         given.kept,
-        layers,
+        _kept_layers(training, given.target.num_layers),
         depth=training.depth,
         soft=_soft(training),
         embedding=training.save_embedding,
@@ -110,6 +110,30 @@ def _draft_model(given: Ingredients) -> Trainee:
 
 def _soft(training: TrainingSpec) -> bool:
     return training.labels == "soft"
+
+
+def own_settings(method: str, training: TrainingSpec, num_layers: int) -> dict[str, Any]:
+    """What a method's trainee reads of the section beside what all read, as it is used.
+
+    Raises:
+        TrainingError: a layer is none of the target's.
+    """
+    if method == "eagle3":
+        unroll = min(training.unroll, training.depth)
+        return {"unroll": unroll, "layers": list(layers_read(training, num_layers))}
+    if method == "medusa":
+        return {"medusa_blocks": training.medusa_blocks}
+    if method == "mlp_speculator":
+        return {"inputs": training.inputs}
+    return {
+        "keep_layers": list(_kept_layers(training, num_layers)),
+        "save_embedding": training.save_embedding,
+    }
+
+
+def _kept_layers(training: TrainingSpec, num_layers: int) -> tuple[int, ...]:
+    last = num_layers - 1
+    return training.keep_layers or tuple(dict.fromkeys((0, min(1, last), last)))
 
 
 FAMILIES: Mapping[str, Callable[[Ingredients], Trainee]] = {

@@ -26,8 +26,9 @@ from speculators.data.samples import Sample
 from speculators.training.acceptance import Acceptance, mean_chain
 from speculators.training.errors import TrainingError
 from speculators.training.features import Batch, FeatureSource, collate
+from speculators.training.identity import latest_state
 from speculators.training.optimizers import OPTIMIZERS
-from speculators.training.records import Evaluation, Records, TrainingStep
+from speculators.training.records import Evaluation, Records, Started, TrainingStep
 from speculators.training.schedule import Schedule, learning_rate, lengths_of
 from speculators.training.trainee import Trainee
 
@@ -110,7 +111,7 @@ class TrainingRun:
         self._module, *self._optimizers = self._accelerator.prepare(trainee, *optimizers)
         self._records = Records(directory, tensorboard=settings.tensorboard)
 
-    def train(self, report: Callable[[TrainingStep | Evaluation], None]) -> Evaluation:
+    def train(self, report: Callable[[Started | TrainingStep | Evaluation], None]) -> Evaluation:
         """Train from where the directory says to the end; returns the last evaluation.
 
         Raises:
@@ -118,6 +119,8 @@ class TrainingRun:
         """
         step = self._resume()
         self._records.forget_after(step)
+        if self._accelerator.is_main_process:
+            report(Started(self._directory.name, step, self.steps))
         while step < self.steps:
             record = self._step(step)
             step += 1
@@ -132,6 +135,11 @@ class TrainingRun:
         if self._accelerator.is_main_process:
             self._records.draw()
         return final
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all steps so far."""
+        return self._records.seconds()
 
     def trained(self) -> Trainee:
         """The trainee with its present weights, on the CPU."""
@@ -220,23 +228,26 @@ class TrainingRun:
         )
 
     def _tell(
-        self, record: TrainingStep | Evaluation, report: Callable[[TrainingStep | Evaluation], None]
+        self,
+        record: TrainingStep | Evaluation,
+        report: Callable[[Started | TrainingStep | Evaluation], None],
     ) -> None:
         if self._accelerator.is_main_process:
             self._records.append(record)
             report(record)
 
     def _resume(self) -> int:
-        states = sorted(self._directory.glob(f"{_STATE}????????"))
-        if not states:
+        found = latest_state(self._directory)
+        if found is None:
             return 0
+        state, step = found
         try:
-            self._accelerator.load_state(str(states[-1]))
+            self._accelerator.load_state(str(state))
         except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
             raise TrainingError(
-                f"{states[-1]}: the saved state does not fit this run or is damaged ({error}); remove it to begin anew"
+                f"{state}: the saved state does not fit this run or is damaged ({error}); remove it to begin anew"
             ) from error
-        return int(states[-1].name.removeprefix(_STATE))
+        return step
 
     def _save(self, step: int) -> None:
         """Save the state beside its place, rename it, and remove older ones."""

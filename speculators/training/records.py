@@ -15,6 +15,21 @@ _RECORDS, _CURVES = "records.jsonl", "curves.png"
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """Where a run begins.
+
+    Attributes:
+        run: its name.
+        step: steps that are done already.
+        steps: number of the last step.
+    """
+
+    run: str
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingStep:
     """One step of the optimiser.
 
@@ -100,6 +115,10 @@ class Records:
         for line in (self._directory / _RECORDS).read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):
                 yield json.loads(line)
+
+    def seconds(self) -> float:
+        """Wall time of all steps, however often the run was stopped."""
+        return float(sum(record.get("seconds", 0.0) for record in self.read()))
 
     def draw(self) -> Path:
         """Draw loss, accuracy by position and acceptance length over tokens; returns the picture's path."""

@@ -1,16 +1,15 @@
 """`drafthouse train`: data, hidden states, training, checkpoint; whatever is there already is taken up.
 
-runs/training/
+runs/training/smollm2-135m/
     samples.jsonl        conversations whose answers the target wrote
-    target.json          which target that was
+    target.json          which target that was, and how it was asked
     features/            its hidden states
-    eagle3/              one run a method: records.jsonl, curves.png, state-00000400/
+    mine-outputs/        a stage of the deployment `mine`: run.json, records.jsonl, curves.png, state-00000400/
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -20,19 +19,29 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
+from deployments.content import file_sha256
 from deployments.training import TrainingSpec
 from speculators.data.errors import DataError
 from speculators.data.prompts import Prompt, read_prompts
-from speculators.data.samples import Sample, SampleFile, read_samples
+from speculators.data.samples import Sample, SampleFile, content_hash, read_samples
 from speculators.data.self_written import Author
 from speculators.data.writing import Task, Writer
 from speculators.formats.files import replace_directory, replace_file
 from speculators.training.errors import TrainingError
-from speculators.training.families import FAMILIES, Ingredients, layers_read
+from speculators.training.families import FAMILIES, Ingredients, layers_read, own_settings
 from speculators.training.features import CachedFeatures, FeatureSource, OnlineFeatures
+from speculators.training.identity import (
+    begin_run,
+    begun_run,
+    check_checkpoint,
+    check_run,
+    latest_state,
+    run_id,
+    settings_used,
+)
 from speculators.training.loop import LoopSettings, TrainingData, TrainingRun
 from speculators.training.provenance import PROVENANCE_FILE, describe_data, target_hash, write_provenance
-from speculators.training.records import Evaluation, TrainingStep
+from speculators.training.records import Evaluation, Started, TrainingStep
 from speculators.training.target import FrozenTarget
 from speculators.training.trainee import Trainee
 from speculators.training.vocabulary import coverage, draft_vocabulary
@@ -43,7 +52,7 @@ _MOST_HELD_OUT = 256
 _FEWEST_SAMPLES = 8
 
 Report = Callable[[str, float | None], None]
-StepReport = Callable[[TrainingStep | Evaluation], None]
+StepReport = Callable[[Started | TrainingStep | Evaluation], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +60,14 @@ class Job:
     """What is trained.
 
     Attributes:
+        name: of the deployment, which its runs carry.
         method: as the spec names it.
         target: the target's directory.
         checkpoint: where the trained speculator goes.
         training: the spec's section.
     """
 
+    name: str
     method: str
     target: Path
     checkpoint: Path
@@ -70,7 +81,7 @@ def gather(job: Job, author: Author, writer: Writer, report: Report) -> int:
         DataError: the prompts or the samples cannot be read, or the samples are another target's.
     """
     directory, wanted = job.training.directory, job.training.data
-    _claim(directory, job.target)
+    _claim(job)
     file = SampleFile(directory / _SAMPLES)
     prompts = read_prompts(wanted.path) if wanted.path else None
     numbers: Iterable[int] = count() if prompts is None else range(len(prompts))
@@ -85,20 +96,52 @@ def gather(job: Job, author: Author, writer: Writer, report: Report) -> int:
     return file.num_written
 
 
-def train(job: Job, report: Report, tell: StepReport) -> Evaluation:
+def check_places(job: Job, *, fresh: bool = False, replace: bool = False) -> None:
+    """Find out before anything is computed whether the result could be written.
+
+    Raises:
+        TrainingError, ForeignDirectoryError: as `speculators.training.identity.check_checkpoint`.
+    """
+    if job.method not in FAMILIES:
+        raise TrainingError(
+            f"speculation.method {job.method} has nothing to train; these have: {', '.join(FAMILIES)}"
+        )
+    runs = [] if fresh else [begun_run(job.training.directory / name) for name, _ in _stages(job)]
+    check_checkpoint(job.checkpoint, runs, replace=replace)
+
+
+def kept(job: Job) -> str:
+    """What of the job is on disk, for whoever has stopped it."""
+    states = {
+        name: found for name, _ in _stages(job) if (found := latest_state(job.training.directory / name))
+    }
+    samples = job.training.directory / _SAMPLES
+    parts = [f"the state of {name} after step {step}" for name, (_, step) in states.items()]
+    if samples.is_file():
+        parts.insert(0, f"{SampleFile(samples).num_written:,} response tokens in {samples}")
+    return f"kept are {' and '.join(parts)}" if parts else "nothing was kept"
+
+
+def train(
+    job: Job, report: Report, tell: StepReport, *, fresh: bool = False, replace: bool = False
+) -> Evaluation:
     """Train on the samples that are there, and write the checkpoint.
+
+    Args:
+        job: what is trained.
+        report: gets what is done and the share that is done.
+        tell: gets where each stage begins, its steps, and its evaluations.
+        fresh: set a run of other settings aside and begin anew.
+        replace: the checkpoint of another run may be replaced.
 
     Raises:
         DataError: the samples cannot be read, are too few, or are another target's.
         TrainingError: see its message.
     """
-    started, training = time.time(), job.training
-    if job.method not in FAMILIES:
-        raise TrainingError(
-            f"speculation.method {job.method} has nothing to train; these have: {', '.join(FAMILIES)}"
-        )
+    training = job.training
+    check_places(job, fresh=fresh, replace=replace)
     state = PartialState(cpu=training.device == "cpu")
-    _check_claim(training.directory, job.target)
+    _check_claim(job)
     usable = usable_samples(training)
     samples, held_out = _split(training, usable)
     report("loading the target", None)
@@ -106,27 +149,31 @@ def train(job: Job, report: Report, tell: StepReport) -> Evaluation:
     _check_tokens(training.directory / _SAMPLES, usable, target.vocab_size)
     source = _features(job, target, usable, report)
     kept = draft_vocabulary(samples, min(training.draft_vocab_size, target.vocab_size), target.vocab_size)
+    identity = _identity(job, target, samples, len(kept), state.num_processes)
+    _begin(job, identity, state, fresh=fresh)
     set_seed(training.seed)
     trainee = FAMILIES[job.method](Ingredients(target, kept, samples, source, training))
     data = TrainingData(samples, held_out, source)
-    for name, settings in _stages(job.method, training):
+    done = {}
+    for name, settings in _stages(job):
         run = TrainingRun(trainee, data, settings, training.directory / name, cpu=training.device == "cpu")
         final = run.train(tell)
         trainee = run.trained()
+        done[name] = {"steps": run.steps, "seconds": round(run.seconds)}
     if state.is_main_process:
         content = {
-            "method": job.method,
-            "target": {"name": job.target.name, "sha256": target_hash(job.target)},
-            "training": training.model_dump(mode="json"),
+            "run": run_id(identity),
+            **identity,
+            "stages_done": done,
             "data": {
                 **describe_data(samples, held_out),
+                "written": json.loads((training.directory / _TARGET).read_text(encoding="utf-8")).get("data"),
                 "coverage": coverage(held_out, kept, target.vocab_size),
             },
-            "processes": state.num_processes,
             "device": str(state.device),
-            "seconds_of_last_start": round(time.time() - started),
             "held_out": asdict(final),
         }
+        check_checkpoint(job.checkpoint, [run_id(identity)], replace=replace)
         _write(job.checkpoint, trainee, content)
     state.wait_for_everyone()
     return final
@@ -141,7 +188,7 @@ def is_gathered(job: Job) -> bool:
     directory = job.training.directory
     if not (directory / _SAMPLES).is_file():
         return False
-    _check_claim(directory, job.target)
+    _check_claim(job)
     return SampleFile(directory / _SAMPLES).num_written >= job.training.data.response_tokens
 
 
@@ -154,21 +201,31 @@ def _task(author: Author, prompts: Sequence[Prompt] | None, number: int) -> Task
     return author.answered(number, prompt.category, list(prompt.turns))
 
 
-def _claim(directory: Path, target: Path) -> None:
-    """Note whose samples the directory holds."""
+def _claim(job: Job) -> None:
+    """Note whose samples the directory holds, and how they are written."""
+    directory = job.training.directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not (directory / _TARGET).is_file():
+            owner = {"name": job.target.name, "sha256": target_hash(job.target), "data": _asked(job.training)}
             with replace_file(directory / _TARGET) as path:
-                path.write_text(
-                    json.dumps({"name": target.name, "sha256": target_hash(target)}), encoding="utf-8"
-                )
+                path.write_text(json.dumps(owner), encoding="utf-8")
     except OSError as error:
         raise DataError(f"{directory} cannot be written: {error.strerror}") from error
-    _check_claim(directory, target)
+    _check_claim(job)
 
 
-def _check_claim(directory: Path, target: Path) -> None:
+def _asked(training: TrainingSpec) -> dict[str, Any]:
+    """What decides the samples but for their number."""
+    asked = training.data.model_dump(mode="json", include={"max_response_tokens", "greedy", "temperature"})
+    path = training.data.path
+    prompts = f"{path.name} {file_sha256(path)[:12]}" if path is not None and path.is_file() else "its own"
+    held_out = sorted(path.name for path in training.data.held_out)
+    return {"prompts": prompts, **asked, "seed": training.seed, "held_out": held_out}
+
+
+def _check_claim(job: Job) -> None:
+    directory = job.training.directory
     try:
         owner = json.loads((directory / _TARGET).read_text(encoding="utf-8"))
         name, digest = owner["name"], owner["sha256"]
@@ -176,10 +233,17 @@ def _check_claim(directory: Path, target: Path) -> None:
         raise DataError(
             f"{directory / _TARGET} is missing or damaged; it says which target wrote the samples"
         ) from None
-    if digest != target_hash(target):
+    if digest != target_hash(job.target):
         raise DataError(
-            f"the samples in {directory} were written by {name}, which is not the model in {target}; name another "
+            f"the samples in {directory} were written by {name}, which is not the model in {job.target}; name another "
             "training.directory"
+        )
+    asked = _asked(job.training)
+    changed = [key for key, value in owner.get("data", asked).items() if asked.get(key) != value]
+    if changed:
+        told = ", ".join(f"{key} {owner['data'][key]}, not {asked.get(key)}" for key in changed)
+        raise DataError(
+            f"the samples in {directory} were written with {told}; name another training.directory, or change it back"
         )
 
 
@@ -232,8 +296,9 @@ def _features(job: Job, target: FrozenTarget, samples: Sequence[Sample], report:
     return cache
 
 
-def _stages(method: str, training: TrainingSpec) -> list[tuple[str, LoopSettings]]:
-    """Name and settings of each run."""
+def _stages(job: Job) -> list[tuple[str, LoopSettings]]:
+    """Directory name and settings of each stage."""
+    training = job.training
     shared: dict[str, Any] = {
         key: getattr(training, key)
         for key in (
@@ -241,12 +306,38 @@ def _stages(method: str, training: TrainingSpec) -> list[tuple[str, LoopSettings
             *("save_every", "evaluate_every", "mixed_precision", "tensorboard"),
         )
     }
-    name = method if training.inputs == "both" else f"{method}-{training.inputs}"
     first, second = training.epochs_of("inputs"), training.epochs_of("outputs")
-    inputs = (f"{name}-inputs", LoopSettings(**shared, epochs=first, everything=True))
-    outputs = (f"{name}-outputs", LoopSettings(**shared, epochs=second))
-    recipe = "both" if method == "mlp_speculator" else "outputs"
+    inputs = (f"{job.name}-inputs", LoopSettings(**shared, epochs=first, everything=True))
+    outputs = (f"{job.name}-outputs", LoopSettings(**shared, epochs=second))
+    recipe = "both" if job.method == "mlp_speculator" else "outputs"
     return {"both": [inputs, outputs], "inputs": [inputs], "outputs": [outputs]}[training.stages or recipe]
+
+
+def _identity(
+    job: Job, target: FrozenTarget, samples: Sequence[Sample], vocabulary: int, processes: int
+) -> dict[str, Any]:
+    """Everything that decides the weights."""
+    own = own_settings(job.method, job.training, target.num_layers)
+    return {
+        "method": job.method,
+        "target": {"name": job.target.name, "sha256": target_hash(job.target)},
+        "samples": {"count": len(samples), "sha256": content_hash(samples)},
+        "settings": settings_used(job.training, {"draft_vocab_size": vocabulary, **own}),
+        "epochs": {name.removeprefix(f"{job.name}-"): loop.epochs for name, loop in _stages(job)},
+        "processes": processes,
+    }
+
+
+def _begin(job: Job, identity: dict[str, Any], state: PartialState, *, fresh: bool) -> None:
+    """Take up the run of this identity, or begin it; every process looks, one writes."""
+    directories = [job.training.directory / name for name, _ in _stages(job)]
+    for directory in directories:
+        check_run(directory, identity, fresh=fresh)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        for directory in directories:
+            begin_run(directory, identity, fresh=fresh)
+    state.wait_for_everyone()
 
 
 def _write(checkpoint: Path, trainee: Trainee, content: dict[str, Any]) -> None:

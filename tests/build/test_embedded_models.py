@@ -92,6 +92,11 @@ def drop_a_tensor() -> None:
     save_file(tensors, TARGET / "model.safetensors")
 
 
+def heads_of_another() -> None:
+    shutil.rmtree(HEAD)
+    write_medusa(HEAD, 32)
+
+
 def swap_two_tokens() -> None:
     shutil.copytree(TARGET, "models/draft")
     path = Path("models/draft/tokenizer.json")
@@ -151,7 +156,7 @@ CASES = [
     Case("checkpoint-unusable", lambda: cut(HEAD / "medusa_lm_head.safetensors"), {}, "damaged"),
     Case(
         "checkpoint-unusable",
-        lambda: (shutil.rmtree(HEAD), write_medusa(HEAD, 32)),
+        heads_of_another,
         {},
         "is of another target",
     ),
@@ -195,7 +200,7 @@ def test_what_is_found_is_what_building_refuses(case: Case, monkeypatch: pytest.
     if case.name == "memory":
         monkeypatch.setattr(embedded_memory, "machine_bytes", lambda: 2**30)
     if case.name == "disk":
-        monkeypatch.setattr(embedded_memory.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     before = files()
     assert errors_of(**case.sections) == [case.name]
     for arguments in (["--check"], []):

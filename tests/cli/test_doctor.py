@@ -1,5 +1,6 @@
 """`drafthouse doctor` with programs that are there, fail, or are missing, and its verdicts."""
 
+import importlib.util
 import socket
 from pathlib import Path
 
@@ -94,9 +95,7 @@ def test_a_taken_port_is_in_the_way_of_the_demo_alone(monkeypatch: pytest.Monkey
 
 
 def test_without_pytorch_nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = machine.importlib.util.find_spec
-    monkeypatch.setattr(
-        machine.importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)
-    )
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else found(name))
     answer, why = verdict(doctor(), "train a speculator")
     assert answer == "no" and "not installed: torch" in why and "make setup-dev" in why

@@ -109,3 +109,11 @@ def test_mistakes_are_named_with_what_would_be_right(
 ) -> None:
     with pytest.raises(SpecError, match=told):
         _load(tmp_path, **sections)
+
+
+@pytest.mark.parametrize("path", _EXAMPLES, ids=lambda path: path.name)
+def test_training_an_example_leaves_the_shipped_weights_alone(path: Path) -> None:
+    spec = load_spec(path)
+    drafter = getattr(spec.speculation, "checkpoint", None) or getattr(spec.speculation, "model", None)
+    if drafter is not None and drafter.is_relative_to("speculators"):
+        assert spec.training.checkpoint == Path("runs/checkpoints", spec.name)

@@ -29,11 +29,11 @@ from planner.bench.peers.processes import run
 from planner.bench.trainers.judge import Judgement, judge
 from speculators.data.samples import Sample
 from speculators.formats.config import CONFIG_FILE
-from speculators.formats.files import replace_directory
+from speculators.formats.files import check_replaceable, replace_directory
 from speculators.training.families import FAMILIES, Ingredients, layers_read
 from speculators.training.features import OnlineFeatures
 from speculators.training.loop import LoopSettings, TrainingData, TrainingRun
-from speculators.training.records import Evaluation, TrainingStep
+from speculators.training.records import Evaluation, Started, TrainingStep
 from speculators.training.run import split_samples, usable_samples
 from speculators.training.schedule import Schedule, learning_rate, lengths_of
 from speculators.training.target import FrozenTarget
@@ -76,6 +76,7 @@ class Comparison:
 
     def ours(self) -> TrainerResult:
         """Train with the kit, from the start: what an earlier comparison left would be taken up."""
+        check_replaceable(self.directory / "ours", "records.jsonl")
         shutil.rmtree(self.directory / "ours", ignore_errors=True)
         source = OnlineFeatures(self.target, self.layers)
         set_seed(self.settings.seed)
@@ -84,7 +85,7 @@ class Comparison:
         run_ = TrainingRun(FAMILIES["eagle3"](given), data, self.settings, self.directory / "ours", cpu=True)
         steps: list[TrainingStep] = []
 
-        def tell(record: TrainingStep | Evaluation) -> None:
+        def tell(record: Started | TrainingStep | Evaluation) -> None:
             if isinstance(record, TrainingStep):
                 steps.append(record)
 

@@ -55,6 +55,7 @@ def make_job(tmp_path: Path, tiny_source: Path, tiny_samples: list[Sample]) -> M
             "mixed_precision": False,
             **settings,
         }
-        return Job(method, tiny_source, tmp_path / f"{name}-checkpoint", TrainingSpec.model_validate(values))
+        spec = TrainingSpec.model_validate(values)
+        return Job(method, method, tiny_source, tmp_path / f"{name}-checkpoint", spec)
 
     return make

@@ -31,7 +31,7 @@ from deployments.training import TrainingSpec
 from speculators.training.run import Job, train
 torch.set_num_threads(1)
 settings = TrainingSpec.model_validate_json(sys.argv[1])
-job = Job("eagle3", Path(sys.argv[2]), Path(sys.argv[3]), settings)
+job = Job("eagle3", "eagle3", Path(sys.argv[2]), Path(sys.argv[3]), settings)
 train(job, lambda *_: None, lambda record: print(record.step, flush=True))
 """
 
@@ -85,8 +85,7 @@ def test_another_seed_gives_other_weights(make_job: Any) -> None:
     train(job, ignore, ignore)
     first = load_file(job.checkpoint / "medusa_lm_head.safetensors")
     other = make_job("medusa", epochs=1, seed=1)
-    (job.training.directory / "medusa-outputs").rename(job.training.directory / "first")
-    train(other, ignore, ignore)
+    train(other, ignore, ignore, fresh=True, replace=True)
     second = load_file(job.checkpoint / "medusa_lm_head.safetensors")
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
