@@ -10,7 +10,7 @@ from urllib.request import urlopen
 
 import typer
 
-from cli.common import SpecArgument, console, progress, read_spec, told
+from cli.common import SpecArgument, console, for_programs, progress, read_spec, say, told
 from cli.peers import peer_model
 from cli.prepare import build_deployment
 from cli.serve import watched_server
@@ -24,10 +24,11 @@ from planner.bench.peers.arms import openvino_genai_arms
 from planner.bench.peers.environments import REQUIREMENTS, Unavailable, prepare_environment
 from planner.bench.peers.process import PeerError, PeerProcess
 from planner.bench.table import step_table, throughput_table
+from speculators.formats.files import replace_file
 
 _PROMPT = "Tell me a long story about a ship and its crew. " * 20
 _TOKENS = 96
-_RECORDS = Path("runs/bench.json")
+_RECORDS = Path("runs/bench")
 
 
 def bench(
@@ -39,30 +40,34 @@ def bench(
     ] = True,
 ) -> None:
     """Measure step costs in process, next to the memory bound, Triton and openvino-genai."""
-    with told():
+    with told() as stop:
         spec = read_spec(spec_path)
+        folder = _RECORDS / spec.name
+        stop.kept = f"nothing was measured to the end; {folder} is as it was"
         build_deployment(spec)
         with ExitStack() as running:
             others: dict[str, Subject] = {}
             if served:
                 others |= running.enter_context(_behind_triton(spec))
             if peer:
-                others |= _openvino_genai(spec, running)
+                others |= _openvino_genai(spec, running, folder)
             with progress() as show:
+                show("bench: loading the engine", None)
                 result = run_bench(
                     spec.engine_directory,
                     others=others,
                     rounds=rounds,
                     engine=spec.embedded,
                     provenance=collect(),
-                    report=lambda line: show(f"bench: {line}", None),
+                    report=lambda line, share: show(f"bench: {line}", share),
                 )
-        _RECORDS.parent.mkdir(parents=True, exist_ok=True)
-        _RECORDS.write_text(result.to_json() + "\n", encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        with replace_file(folder / "bench.json") as path:
+            path.write_text(result.to_json() + "\n", encoding="utf-8")
         console.print(step_table(result))
         console.print(throughput_table(result))
-        console.print(f"raw figures: {_RECORDS}")
-        print(result.to_json(), flush=True)
+        say(f"raw figures: {folder / 'bench.json'}")
+        for_programs(result.to_json())
 
 
 @contextmanager
@@ -95,20 +100,22 @@ def _responded(url: str) -> float:
     return (_TOKENS - 1) / (seconds(_TOKENS) - seconds(1))
 
 
-def _openvino_genai(spec: DeploymentSpec, running: ExitStack) -> dict[str, Subject]:
+def _openvino_genai(spec: DeploymentSpec, running: ExitStack, folder: Path) -> dict[str, Subject]:
     """The other engine, if it can be had; the reason is told if not."""
     try:
         arm = next(openvino_genai_arms(peer_model(spec, None)))
         with progress() as show:
-            show("environment of openvino-genai", None)
+            show("installing openvino-genai into an environment of its own, if it is not there", None)
             environment = prepare_environment(
                 REQUIREMENTS / "openvino_genai.txt", cache_directory() / "peers"
             )
-            log = _RECORDS.with_name("openvino-genai.log")
+            show("loading openvino-genai", None)
+            folder.mkdir(parents=True, exist_ok=True)
+            log = folder / "openvino-genai.log"
             process = PeerProcess(arm, environment.python, log, environment.variables())
             running.enter_context(process).wait_until_ready()
     except (SpecError, Unavailable, PeerError) as error:
-        console.print(f"measured without openvino-genai: {error}", markup=False, soft_wrap=True)
+        say(f"measured without openvino-genai: {error}")
         return {}
     prompt = list(TextCodec(spec.target.model).encode(_PROMPT))
     return {"openvino-genai, batch 1, tokens/s": lambda: _answered(process, prompt)}

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.text import Text
 
 from build.identity import identity
 from build.interrupts import terminate_is_interrupt
@@ -132,19 +133,17 @@ def read_spec(path: Path, host: str | None = None) -> DeploymentSpec:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, float | None], None]]:
-    """Show on standard error what goes on; the function it gives takes a message and the share done (None: unknown).
+    """Show what goes on; the function it gives takes a message and the share done (None: unknown).
 
-    A bar with the time that is left, or where there is no terminal a line every ten seconds.
+    A bar with the time that is left: on standard output, so that what is printed goes above it, or on standard error
+    where the output goes elsewhere. Where neither is a terminal, a line every ten seconds.
     """
-    if not errors.is_terminal:
+    shown = console if console.is_terminal else errors
+    if not shown.is_terminal:
         yield _lines()
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=16))
-    timer = (TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
-    # What is printed meanwhile goes above the bar, unless standard output is somewhere else.
-    with Progress(
-        *columns, *timer, console=errors, transient=True, redirect_stdout=sys.stdout.isatty()
-    ) as bar:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=12), _Clock())
+    with Progress(*columns, console=shown, transient=True, redirect_stdout=shown is console) as bar:
         task = bar.add_task("", total=None, left="")
         left = TimeLeft()
 
@@ -158,6 +157,13 @@ def progress() -> Iterator[Callable[[str, float | None], None]]:
             )
 
         yield show
+
+
+class _Clock(ProgressColumn):
+    """How long it takes yet, or where that is not known how long it has taken."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["left"] or f"{task.elapsed or 0:.0f} s")
 
 
 def _lines() -> Callable[[str, float | None], None]:

@@ -2,7 +2,7 @@
 
 import typer
 
-from cli import bench, doctor, measure, peers, prepare, profile, serve, train, verify
+from cli import bench, doctor, measure, peers, prepare, profile, serve, spec, train, verify
 
 app = typer.Typer(
     help="Speculative decoding on Triton Inference Server: train, build, serve, measure, prove.",
@@ -12,7 +12,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 for command in (
-    *(doctor.doctor, prepare.model, train.train, prepare.build),
+    *(doctor.doctor, prepare.model, spec.spec, train.train, prepare.build),
     *(serve.serve, serve.generate, verify.verify),
     *(measure.loadtest, bench.bench, peers.peers, profile.profile, measure.demo),
 ):

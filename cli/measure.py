@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from cli.common import HostOption, SpecArgument, console, errors, read_spec, told, who_is
+from cli.common import HostOption, SpecArgument, console, errors, for_programs, read_spec, say, told
 from cli.prepare import build_deployment
 from cli.serve import watched_server
 from client import ChatTemplate, DrafthouseClient
@@ -56,18 +56,22 @@ def loadtest(
     host: HostOption = None,
 ) -> None:
     """Measure the running server: every load, with speculation off and on, and write the report."""
-    with told():
+    with told() as stop:
         spec = read_spec(spec_path, host)
         users = concurrency.split(",") if concurrency else None
         changes = {"prompts": prompts, "concurrency": users, "requests": requests, "max_tokens": max_tokens}
-        spec = with_loadtest(spec, {**changes, "rounds": rounds, "cache": cache, "report": report})
+        spec = with_loadtest(spec, {**changes, "rounds": rounds, "report": report})
+        stop.kept = f"what is finished is kept in {spec.loadtest.report}; the same command measures the rest"
         _sweep(spec, _others(spec, beside, host), protocol, processes, fresh=fresh)
 
 
 def demo(spec_path: SpecArgument, beside: BesideOption = None) -> None:
     """The whole journey: model, engine, Triton, a request, the load sweep, the report."""
-    with told(), ExitStack() as servers:
+    with told() as stop, ExitStack() as servers:
         spec = read_spec(spec_path)
+        stop.kept = (
+            "what was built is kept; the same command measures anew, and sets what it had measured aside"
+        )
         others = _others(spec, beside)
         for each in (spec, *others):
             build_deployment(each)
@@ -128,11 +132,8 @@ def _sweep(
     with Progress(settings, errors) as progress:
         result = run_sweep(settings, directory, progress)
     console.print(result_table(result.report))
-    for doubt in result.report.doubts:
-        console.print(f"[yellow]doubt[/]: {escape(doubt)}")
-    console.print(f"report: {directory / 'report.html'}, {directory / 'report.json'}")
-    # The last line is for programs.
-    print(result.report.model_dump_json(), flush=True)
+    say(f"report: {directory / 'report.html'}, {directory / 'report.json'}")
+    for_programs(result.report.model_dump_json())
     if result.interrupted:
         raise KeyboardInterrupt
 

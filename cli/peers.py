@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from cli.common import SpecArgument, console, progress, read_spec, told
-from cli.prepare import build_deployment
+from cli.common import SpecArgument, console, for_programs, progress, read_spec, say, told
+from cli.prepare import build_engines
+from client import ChatTemplate
 from deployments.cache import cache_directory
 from deployments.spec import DeploymentSpec, SpecError, with_loadtest
 from deployments.speculation import NoSpeculation
@@ -49,41 +50,36 @@ def peers(
     rounds: Annotated[int, typer.Option(min=1, help="How often each arm gets each prompt.")] = 1,
     others: Annotated[bool, typer.Option(help="Measure the other engines, too.")] = True,
     draft: Annotated[Path | None, typer.Option(help="GGUF file of a draft model, for llama.cpp.")] = None,
-    chain: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=31, help="Check against vLLM: the spec's method as chains of so many tokens."
-        ),
+    output: Annotated[
+        Path | None, typer.Option(help="Directory of records and result, instead of runs/peers/NAME.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Directory of records and result.")] = Path("runs/peers"),
 ) -> None:
     """Measure our engine and others on the same prompts, one request at a time, each with its best speculation."""
-    with told():
+    with told() as stop:
         spec = with_loadtest(read_spec(spec_path), {"prompts": prompts, "max_tokens": max_tokens})
-        if chain is not None:
-            spec = _as_chains(spec, chain)
-        build_deployment(spec)
-        model, vllm = peer_model(spec, draft), _vllm_model(spec, chain is not None, output)
+        folder = output or Path("runs/peers") / spec.name
+        build_engines(spec)
+        model = peer_model(spec, draft)
         chosen = _prompts(spec, count)
-        wanted = {VLLM: _OUTSIDE[VLLM]} if chain is not None else _OUTSIDE
-        environments, missing = _environments(wanted if others else {})
-        arms = [arm for arm in _arms(spec, model, vllm, chain) if arm.engine in environments]
+        environments, missing = _environments(_OUTSIDE if others else {})
+        arms = [arm for arm in _arms(spec, model) if arm.engine in environments]
+        stop.kept = f"records of what was asked are in {folder}; the same command begins again"
         with progress() as show:
             started = run_peers(
-                arms, environments, chosen, output,
+                arms, environments, chosen, folder,
                 max_tokens=spec.loadtest.max_tokens, rounds=rounds, report=show,
             )  # fmt: skip
-        summaries = summarise(read_records(output / "records.jsonl"))
+        summaries = summarise(read_records(folder / "records.jsonl"))
         console.print(peers_table(summaries))
         console.print(category_table(summaries))
         if chain is not None:
             console.print(position_table(summaries))
         for name, reason in {**missing, **started.missing}.items():
-            console.print(f"measured without {name}: {reason}", markup=False, soft_wrap=True)
-        document = _document(spec, model, vllm, summaries, started, missing)
-        (output / "result.json").write_text(document + "\n", encoding="utf-8")
-        console.print(f"records and result: {output}")
-        print(document, flush=True)
+            say(f"measured without {name}: {reason}")
+        document = _document(spec, model, summaries, started, missing)
+        (folder / "result.json").write_text(document + "\n", encoding="utf-8")
+        say(f"records and result: {folder}")
+        for_programs(document)
 
 
 def peer_model(spec: DeploymentSpec, draft: Path | None) -> PeerModel:
@@ -170,7 +166,7 @@ def _environments(outside: Mapping[str, str]) -> tuple[dict[str, Environment], d
     found, missing = {OURS: Environment(Path(sys.prefix))}, {}
     for engine, name in outside.items():
         with progress() as show:
-            show(f"environment of {engine}", None)
+            show(f"installing {engine} into an environment of its own, if it is not there", None)
             try:
                 found[engine] = prepare_environment(REQUIREMENTS / f"{name}.txt", cache_directory() / "peers")
             except Unavailable as error:

@@ -1,6 +1,7 @@
 """`drafthouse profile`: what speculation accepts on given prompts, and what drafting and verification cost."""
 
 import json
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,11 +9,21 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from cli.common import SpecArgument, console, progress, read_spec, tokenized_prompts, told
-from cli.prepare import build_deployment
+from cli.common import (
+    SpecArgument,
+    console,
+    for_programs,
+    progress,
+    read_spec,
+    say,
+    tokenized_prompts,
+    told,
+)
+from cli.prepare import build_engines
 from loadtest.provenance import collect
 from planner.profile.records import RequestRecord
 from planner.profile.run import ProfileSettings, run_profile
+from speculators.formats.files import replace_file
 
 _RECORDS = Path("runs/profile")
 
@@ -29,41 +40,45 @@ def profile(
     rounds: Annotated[int, typer.Option(help="Alternating rounds of the costs; 0: acceptance only.")] = 5,
 ) -> None:
     """Measure acceptance by category, position and rank, and the costs of drafting and verification."""
-    with told():
+    with told() as stop:
         spec = read_spec(spec_path)
         settings = ProfileSettings(max_tokens=max_tokens, temperatures=tuple(temperatures), rounds=rounds)
-        build_deployment(spec)
+        build_engines(spec)
         chosen = tokenized_prompts(spec, prompts or spec.loadtest.prompts, count, max_tokens)
-        records: list[RequestRecord] = []
-        with progress() as show:
-            found = run_profile(
-                spec,
-                chosen,
-                settings,
-                records.append,
-                lambda line: show(f"profile: {line}", None),
-            )
+        folder = _RECORDS / spec.name
+        folder.mkdir(parents=True, exist_ok=True)
+        raw = folder / "records.partial.jsonl"
+        stop.kept = f"what had been answered is kept in {raw}; the same command begins again"
+        with progress() as show, raw.open("w", encoding="utf-8") as file:
+
+            def record(item: RequestRecord) -> None:
+                file.write(json.dumps(asdict(item)) + "\n")
+                file.flush()
+
+            def report(line: str, share: float | None) -> None:
+                show(f"profile: {line}", share)
+
+            found = run_profile(spec, chosen, settings, record, report)
+        raw.rename(folder / "records.jsonl")
         found["provenance"] = collect()
-        _save(spec.name, records, found)
+        _save(folder, found)
         console.print(_table(found))
-        print(json.dumps(found), flush=True)
+        for kind, title in (("verify", "verifying so many tokens"), ("draft", "drafting so many tokens")):
+            if found["cost"].get(kind):
+                console.print(_cost_table(found["cost"][kind], title))
+        say(f"records, figures and picture: {folder}")
+        for_programs(json.dumps(found))
 
 
-def _save(name: str, records: list[RequestRecord], found: dict[str, Any]) -> None:
-    """Raw records, figures and picture, each written beside its place and renamed."""
+def _save(folder: Path, found: dict[str, Any]) -> None:
+    """Figures and picture."""
     # Matplotlib takes a second to import.
     from planner.profile.plot import plot_profile
 
-    folder = _RECORDS / name
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
-    for file, content in (("records.jsonl", lines), ("profile.json", json.dumps(found, indent=1) + "\n")):
-        partial = folder / f".{file}.partial"
-        partial.write_text(content, encoding="utf-8")
-        partial.rename(folder / file)
-    plot_profile(found, folder / ".profile.png.partial")
-    (folder / ".profile.png.partial").rename(folder / "profile.png")
-    console.print(f"records, figures and picture: {folder}")
+    with replace_file(folder / "profile.json") as path:
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    with replace_file(folder / "profile.png") as path:
+        plot_profile(found, path)
 
 
 def _table(found: dict[str, Any]) -> Table:
@@ -80,4 +95,16 @@ def _table(found: dict[str, Any]) -> Table:
             interval = f"  [{length['low']:.2f}, {length['high']:.2f}]" if known else ""
             cells.append("undefined" if length["value"] is None else f"{length['value']:.2f}{interval}")
         table.add_row(name, *(cell.replace("[", r"\[") for cell in cells))
+    return table
+
+
+def _cost_table(rows: list[dict[str, Any]], title: str) -> Table:
+    """Medians by batch size and tokens of a request."""
+    table = Table("batch", header_style="bold", title=f"milliseconds (median) of {title}, for each request")
+    counts = sorted({row["tokens"] for row in rows})
+    for count in counts:
+        table.add_column(str(count), justify="right")
+    medians = {(row["batch"], row["tokens"]): statistics.median(row["ms"]) for row in rows}
+    for batch in sorted({row["batch"] for row in rows}):
+        table.add_row(str(batch), *(f"{medians[batch, count]:.2f}" for count in counts))
     return table

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cli.common import HostOption, SpecArgument, console, errors, progress, read_spec, told
+from cli.common import HostOption, SpecArgument, console, errors, progress, read_spec, say, told
 from cli.prepare import build_deployment
 from cli.serving import serve_until_ended
 from cli.trtllm import serve_trtllm
@@ -23,14 +23,19 @@ _LOGS = Path("runs")
 
 def serve(spec_path: SpecArgument, host: HostOption = None) -> None:
     """Build what is missing, start Triton, and serve until Ctrl-C."""
-    with told():
+    with told() as stop:
         spec = read_spec(spec_path, host)
+        stop.kept = "the server has ended; what was built is kept"
         if not isinstance(spec.engine, EmbeddedEngine):
             serve_trtllm(spec, spec_path, _log(spec))
             return
+        _server(spec).check_ports()  # before anything is replaced that whoever listens there may be serving
         build_deployment(spec)
-        console.print(f"serving {spec.name}: stop with Ctrl-C")
-        serve_until_ended(lambda: running_server(spec), spec, _log(spec))
+        with running_server(spec) as server:
+            say(f"serving {spec.name}: stop with Ctrl-C")
+            say(f'try: drafthouse generate {spec_path} "Why is the sky blue?" --chat')
+            status = server.wait()
+        say(f"tritonserver ended with status {status}; its log is {_log(spec)}")
 
 
 def generate(
@@ -52,7 +57,8 @@ def generate(
     protocol: Annotated[Literal["grpc", "http"], typer.Option(help="How to talk to the server.")] = "grpc",
 ) -> None:
     """Stream one request from the running server."""
-    with told():
+    with told() as stop:
+        stop.kept = "the request has been cancelled"
         spec = read_spec(spec_path)
         options: SamplingOptions = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k}
         options |= {"top_p": top_p, "seed": seed, "num_draft_tokens": draft_tokens}
@@ -87,8 +93,19 @@ def _about(result: GenerationResult) -> list[str]:
 @contextmanager
 def running_server(spec: DeploymentSpec) -> Iterator[TritonServer]:
     """Triton on the deployment's repository, ready; stopped at the end."""
+    server, serving = _server(spec), spec.serving
+    with server:
+        with progress() as show:
+            show(f"starting Triton with {spec.name}", None)
+            server.wait_until_ready()
+        ports = f"gRPC {serving.grpc_port}, HTTP {serving.http_port}, metrics {serving.metrics_port}"
+        say(f"Triton is ready on {serving.host}: {ports}")
+        yield server
+
+
+def _server(spec: DeploymentSpec) -> TritonServer:
     serving = spec.serving
-    server = TritonServer(
+    return TritonServer(
         serving.repository,
         http_port=serving.http_port,
         grpc_port=serving.grpc_port,
@@ -97,13 +114,6 @@ def running_server(spec: DeploymentSpec) -> Iterator[TritonServer]:
         log=_log(spec),
         stop_seconds=serving.stop_seconds,
     )
-    with server:
-        with progress() as show:
-            show("starting Triton", None)
-            server.wait_until_ready()
-        ports = f"gRPC {serving.grpc_port}, HTTP {serving.http_port}, metrics {serving.metrics_port}"
-        console.print(f"Triton is ready on {serving.host}: {ports}")
-        yield server
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def train(
         _gather(spec, job)
         if only is None:
             _train(job, fresh=fresh, replace=replace)
-            say(f"next: {_next(spec, spec_path, job.checkpoint)}")
+            say(f"next: {_next(spec, job.checkpoint)}drafthouse serve {spec_path}")
 
 
 def _job(spec: DeploymentSpec) -> Any:
@@ -139,12 +139,12 @@ def _train(job: Any, *, fresh: bool, replace: bool) -> None:
     say(f"train: {job.checkpoint}: acceptance length {final.length:.2f} on held-out output")
 
 
-def _next(spec: DeploymentSpec, spec_path: Path, checkpoint: Path) -> str:
-    serve = f"drafthouse serve {spec_path}"
+def _next(spec: DeploymentSpec, checkpoint: Path) -> str:
+    """What has to be changed in the spec before it is served with the new checkpoint."""
     if checkpoint == drafter_source(spec.speculation):
-        return serve
+        return ""
     key = "checkpoint" if hasattr(spec.speculation, "checkpoint") else "model"
-    return f"put {key}: {checkpoint} under speculation in {spec_path}, then {serve}"
+    return f"speculation.{key}: {checkpoint} in the spec, then\n      "
 
 
 def _beginning(record: Any) -> str:

@@ -76,16 +76,20 @@ class KvCache(Section):
         0.9, gt=0, lt=1, description="Share of the memory left after the weights; divided among the models."
     )
     block_reuse: bool = Field(True, description="Keep prompts' blocks for later requests.")
-    dtype: Literal["auto", "fp8"] = "auto"
+    dtype: Literal["auto", "fp8"] = Field(
+        "auto", description="Type of the rows; auto: that of the activations."
+    )
     host_memory_gib: float | None = Field(None, gt=0, description="Host memory that blocks are moved to.")
 
 
 class DraftEngine(Section):
     """What a second engine (draft model, windowed self-drafting) has of its own; the rest is the target's."""
 
-    quantization: Literal["none", "fp8", "int4_awq"] | None = None
-    tensor_parallel: PositiveInt | None = None
-    gpu_device_ids: tuple[int, ...] | None = None
+    quantization: Literal["none", "fp8", "int4_awq"] | None = Field(
+        None, description="Of its weights; none: as the target's."
+    )
+    tensor_parallel: PositiveInt | None = Field(None, description="GPUs that share it; none: as the target.")
+    gpu_device_ids: tuple[int, ...] | None = Field(None, description="Its GPUs; none: the target's.")
 
 
 class Launch(Section):
@@ -122,16 +126,20 @@ class TensorRtLlmEngine(Section):
     runtime: Literal["engines", "llm_api"] | None = Field(
         None, description="Compiled engines (line A) or the LLM API; none: what the method has on the line."
     )
-    dtype: Literal["float16", "bfloat16"] = "bfloat16"
-    quantization: Literal["none", "fp8", "int4_awq"] = "none"
-    tensor_parallel: PositiveInt = 1
-    pipeline_parallel: PositiveInt = 1
-    max_batch_size: int = Field(64, ge=1, le=2048)
+    dtype: Literal["float16", "bfloat16"] = Field(
+        "bfloat16", description="Type of activations, and of weights that are not quantised."
+    )
+    quantization: Literal["none", "fp8", "int4_awq"] = Field("none", description="Of the target's weights.")
+    tensor_parallel: PositiveInt = Field(1, description="GPUs that share every layer.")
+    pipeline_parallel: PositiveInt = Field(1, description="Groups of GPUs that take layers in turn.")
+    max_batch_size: int = Field(64, ge=1, le=2048, description="Requests that run at once.")
     max_input_length: PositiveInt = Field(4096, description="Tokens of a prompt.")
     max_sequence_length: PositiveInt = Field(8192, description="Prompt and output of one request, in tokens.")
     max_num_tokens: PositiveInt = Field(8192, description="Tokens of a step, all requests together.")
     max_queue_size: int = Field(0, ge=0, description="Requests that wait in Triton; 0: no limit.")
-    guided_decoding: Literal["xgrammar"] | None = None
+    guided_decoding: Literal["xgrammar"] | None = Field(
+        None, description="What keeps output to a grammar or JSON schema that a request gives."
+    )
     gpu_memory_gib: float | None = Field(
         None, gt=0, description="Memory of one GPU, for the estimate before building; none: asked of the GPU."
     )

@@ -55,9 +55,11 @@ class ServingSpec(Section):
         description="Where `drafthouse build` assembles the model repository; {name} is the deployment's.",
     )
     host: str = Field("127.0.0.1", description="Address that the server binds to.")
-    http_port: int = Field(8000, ge=1, le=65535)
-    grpc_port: int = Field(8001, ge=1, le=65535)
-    metrics_port: int = Field(8002, ge=1, le=65535)
+    http_port: int = Field(8000, ge=1, le=65535, description="KServe over HTTP.")
+    grpc_port: int = Field(
+        8001, ge=1, le=65535, description="KServe over gRPC, which the kit's client speaks."
+    )
+    metrics_port: int = Field(8002, ge=1, le=65535, description="Prometheus metrics.")
     exclude_input_in_output: bool = Field(
         True, description="Answer without the prompt unless a request says otherwise."
     )
@@ -120,7 +122,7 @@ class DeploymentSpec(Section):
     """The whole file."""
 
     name: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Names the compiled engine and the report."
+        pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Names repository, reports and runs of training."
     )
     target: TargetSpec
     engine: AnyEngine = EmbeddedEngine()

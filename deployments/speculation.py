@@ -10,6 +10,9 @@ from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from deployments.section import Section
 
+_LENGTH = "Most tokens drafted in a row."
+_CHECKPOINT = "Directory of the drafter's weights, in the method's published layout."
+
 Choices = tuple[tuple[Annotated[int, Field(ge=0)], ...], ...]
 
 
@@ -101,7 +104,7 @@ class PromptLookup(Speculation):
     """TensorRT-LLM's `NGram`: the continuation of an earlier occurrence of the last tokens."""
 
     method: Literal["prompt_lookup"]
-    draft_length: int = Field(5, ge=1, le=31)
+    draft_length: int = Field(5, ge=1, le=31, description=_LENGTH)
     ngram: int = Field(3, ge=1, le=16, description="Longest suffix that is looked up.")
     keep_all: bool = Field(True, description="Keep every continuation of an n-gram, not just one.")
     use_oldest: bool = Field(True, description="Draft the oldest continuation, not the newest.")
@@ -112,7 +115,7 @@ class SuffixAutomaton(Speculation):
     """TensorRT-LLM's `SA`: the longest suffix that occurred before."""
 
     method: Literal["suffix_automaton"]
-    draft_length: int = Field(5, ge=1, le=31)
+    draft_length: int = Field(5, ge=1, le=31, description=_LENGTH)
     ngram: int = Field(-1, ge=-1, le=64, description="Longest suffix that is looked up; -1: any.")
     global_pool: bool = Field(False, description="TensorRT-LLM: search other requests as well.")
     global_pool_size: PositiveInt | None = Field(None, description="Requests in the global pool.")
@@ -138,7 +141,7 @@ class DraftModel(Speculation):
 
     method: Literal["draft_model"]
     model: Path = Field(description="The draft in Hugging Face layout (or, for TensorRT-LLM, a hub id).")
-    draft_length: int = Field(5, ge=1, le=31)
+    draft_length: int = Field(5, ge=1, le=31, description=_LENGTH)
     precision: Literal["int8", "fp32"] | None = Field(
         None, description="Embedded engine: weights of the draft; none: those of the target."
     )
@@ -152,7 +155,7 @@ class Medusa(Speculation):
 
     method: Literal["medusa"]
     checkpoint: Path = Field(description="The heads, in the layout of the Medusa repository.")
-    num_heads: int = Field(4, ge=1, le=16)
+    num_heads: int = Field(4, ge=1, le=16, description="Heads that are used, so tokens of a path.")
     choices: Choices | None = Field(
         None, description="Paths of the token tree, by ranks; none: the likeliest four nodes for each head."
     )
@@ -162,7 +165,7 @@ class Eagle(Speculation):
     """EAGLE-1, and with a dynamic tree EAGLE-2: autoregression on features. Its engines decode greedily."""
 
     method: Literal["eagle"]
-    checkpoint: Path
+    checkpoint: Path = Field(description=_CHECKPOINT)
     depth: int = Field(4, ge=1, le=16, description="Depth of the tree (`num_eagle_layers`).")
     max_draft_tokens: int = Field(63, ge=1, le=256, description="Nodes of the tree, at most.")
     max_non_leaves: PositiveInt = Field(10, description="Nodes of one level that are expanded, at most.")
@@ -180,13 +183,15 @@ class Eagle3(Speculation):
     """EAGLE-3: autoregression on fused features of three layers."""
 
     method: Literal["eagle3"]
-    checkpoint: Path
-    draft_length: int = Field(3, ge=1, le=31)
+    checkpoint: Path = Field(description=_CHECKPOINT)
+    draft_length: int = Field(3, ge=1, le=31, description=_LENGTH)
     dynamic_tree: DynamicTree | None = None
     layers_to_capture: tuple[int, ...] | None = Field(
         None, description="Layers whose outputs are fused; none: those that the checkpoint names."
     )
-    architecture: Literal["llama3", "mistral_large3"] = "llama3"
+    architecture: Literal["llama3", "mistral_large3"] = Field(
+        "llama3", description="TensorRT-LLM: what the checkpoint's layer looks like."
+    )
     suffix_automaton: SelfLookupEnhancer | None = None
 
     @model_validator(mode="after")
@@ -205,8 +210,8 @@ class Redrafter(Speculation):
     """ReDrafter: a recurrent head with beam search."""
 
     method: Literal["redrafter"]
-    checkpoint: Path
-    num_beams: int = Field(5, ge=1, le=32)
+    checkpoint: Path = Field(description=_CHECKPOINT)
+    num_beams: int = Field(5, ge=1, le=32, description="Beams of the search.")
     draft_length: int = Field(5, ge=1, le=31, description="Draft tokens of a beam.")
     greedy_search: bool = Field(True, description="Take the likeliest token; off: sampling.")
 
@@ -229,7 +234,7 @@ class WindowedSelfDrafting(Speculation):
     """MagicDec: the target drafts for itself with a window of its KV cache."""
 
     method: Literal["windowed"]
-    draft_length: int = Field(4, ge=1, le=31)
+    draft_length: int = Field(4, ge=1, le=31, description=_LENGTH)
     window: PositiveInt = Field(512, description="Tokens that the draft attends to.")
     sink_tokens: int | None = Field(
         None,
@@ -243,7 +248,7 @@ class Mtp(Speculation):
     """Multi-token prediction layers that the target was trained with."""
 
     method: Literal["mtp"]
-    draft_length: int = Field(1, ge=1, le=31)
+    draft_length: int = Field(1, ge=1, le=31, description=_LENGTH)
     suffix_automaton: SelfLookupEnhancer | None = None
 
 
@@ -251,9 +256,13 @@ class Pard(Speculation):
     """PARD: a parallel draft model."""
 
     method: Literal["pard"]
-    model: Path
-    draft_length: int = Field(4, ge=1, le=31)
-    mask_token_id: int | None = Field(None, ge=0)
+    model: Path = Field(description="The drafter: a directory in Hugging Face layout, or a hub id.")
+    draft_length: int = Field(4, ge=1, le=31, description=_LENGTH)
+    mask_token_id: int | None = Field(
+        None,
+        ge=0,
+        description="Token that stands for what is to be drafted; none: the one that the checkpoint names.",
+    )
     suffix_automaton: SelfLookupEnhancer | None = None
 
 
@@ -261,18 +270,24 @@ class DFlash(Speculation):
     """DFlash: block diffusion drafting."""
 
     method: Literal["dflash"]
-    model: Path
-    draft_length: int = Field(8, ge=1, le=31)
-    mask_token_id: int | None = Field(None, ge=0)
-    target_layer_ids: tuple[int, ...] | None = None
+    model: Path = Field(description="The drafter: a directory in Hugging Face layout, or a hub id.")
+    draft_length: int = Field(8, ge=1, le=31, description=_LENGTH)
+    mask_token_id: int | None = Field(
+        None,
+        ge=0,
+        description="Token that stands for what is to be drafted; none: the one that the checkpoint names.",
+    )
+    target_layer_ids: tuple[int, ...] | None = Field(
+        None, description="Layers of the target that are read; none: those that the checkpoint names."
+    )
 
 
 class MlpSpeculator(Speculation):
     """Multi-stage head that sees the target's hidden state and the tokens drafted so far."""
 
     method: Literal["mlp_speculator"]
-    checkpoint: Path
-    draft_length: int = Field(3, ge=1, le=31)
+    checkpoint: Path = Field(description=_CHECKPOINT)
+    draft_length: int = Field(3, ge=1, le=31, description=_LENGTH)
     candidates: int = Field(
         1,
         ge=1,

@@ -35,7 +35,9 @@ from speculators.tree import TokenTree
 CONTEXT = 256  # tokens in the cache before a measured step
 TOKENS = (1, 2, 4, 8, 16)
 BATCHES = (1, 2, 4, 8, 16)
-_REPEATS = 8  # steps of one subject in one round
+_REPEATS = 8  # steps of one subject in one round,
+_SECONDS = 2.0  # or as many as fit in this, of large models
+_MOST_TOKENS = 32  # of a request in a measured step
 _GENERATED = 96  # tokens of one generation in one round
 _ENGINE = EmbeddedEngine()
 
@@ -90,7 +92,7 @@ def run_bench(
     rounds: int,
     engine: EmbeddedEngine = _ENGINE,
     provenance: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[str, float], None] = lambda line, share: None,
 ) -> BenchResult:
     """Measure the engine in a directory, alternating with other subjects.
 
@@ -100,7 +102,7 @@ def run_bench(
         rounds: how often each subject is measured; one more round warms up.
         engine: what runs it, and on how many threads.
         provenance: what to write beside the figures: command, commit, machine.
-        report: gets a line a round.
+        report: gets what is measured, and the share of all that is done.
 
     Raises:
         EngineError: the engine cannot be loaded.
@@ -115,8 +117,9 @@ def run_bench(
     }
     figures: dict[str, list[float]] = {name: [] for name in subjects}
     for number in range(rounds + 1):
-        report("warming up" if number == 0 else f"round {number} of {rounds}")
-        for name, subject in subjects.items():
+        title = "warming up" if number == 0 else f"round {number} of {rounds}"
+        for place, (name, subject) in enumerate(subjects.items()):
+            report(f"{title}, {name}", (number + place / len(subjects)) / (rounds + 1))
             figure = subject()
             if number:
                 figures[name].append(figure)
@@ -131,6 +134,7 @@ def run_bench(
 
 def _steps(runner: CompiledRunner) -> dict[str, Subject]:
     """Verification steps: one request with so many tokens, and so many requests with one."""
+    fill_cache(runner, BATCHES[-1])
     subjects: dict[str, Subject] = {}
     for count in TOKENS:
         subjects[f"{count} token" + "s" * (count > 1)] = VerificationStep(runner, 1, count)
@@ -139,35 +143,50 @@ def _steps(runner: CompiledRunner) -> dict[str, Subject]:
     return subjects
 
 
+def fill_cache(runner: CompiledRunner, batch: int) -> None:
+    """Read a prompt into the rows that steps of so many requests look at.
+
+    Once is enough: an untouched cache is one shared page of zeros and costs nothing to read, and what the rows hold
+    does not matter.
+    """
+    prompt = [token % runner.vocab_size for token in range(CONTEXT)]
+    for row in range(batch):
+        runner.forward([SequenceInput(prompt, 0, _blocks(runner, row), is_prompt=True, logits_from=CONTEXT)])
+
+
+def _blocks(runner: CompiledRunner, row: int) -> range:
+    count = -(-(CONTEXT + _MOST_TOKENS) // runner.block_size)
+    return range(row * count, (row + 1) * count)
+
+
+def repeated(measure: Callable[[], float], repeats: int) -> float:
+    """Median of so many measurements in milliseconds, or of two and as many more as take two seconds."""
+    end = time.perf_counter() + _SECONDS
+    times = [measure(), measure()]
+    while len(times) < repeats and time.perf_counter() < end:
+        times.append(measure())
+    return statistics.median(times)
+
+
 class VerificationStep:
-    """Median milliseconds of a step: forward pass and greedy verification."""
+    """Median milliseconds of a step: forward pass and greedy verification, on a cache that `fill_cache` has filled."""
 
     def __init__(self, runner: CompiledRunner, batch: int, tokens: int) -> None:
-        blocks = -(-(CONTEXT + tokens) // runner.block_size)
         drafted = list(range(100, 100 + tokens))
         self._runner = runner
         self._tree = TokenTree.chain(drafted[1:])
-        self._batch = [
-            SequenceInput(drafted, CONTEXT, range(row * blocks, (row + 1) * blocks)) for row in range(batch)
-        ]
+        self._batch = [SequenceInput(drafted, CONTEXT, _blocks(runner, row)) for row in range(batch)]
 
     def __call__(self) -> float:
-        self._fill_cache()
-        times = []
-        for _ in range(_REPEATS):
-            started = time.perf_counter()
-            logits = self._runner.forward(self._batch)
-            for row in range(len(self._batch)):
-                rows = logits[row * (len(self._tree) + 1) : (row + 1) * (len(self._tree) + 1)]
-                verify_greedy(self._tree, rows, row)
-            times.append((time.perf_counter() - started) * 1e3)
-        return statistics.median(times)
+        return repeated(self._step, _REPEATS)
 
-    def _fill_cache(self) -> None:
-        """Read a prompt per row: an untouched cache is one shared page of zeros and costs nothing to read."""
-        prompt = [token % self._runner.vocab_size for token in range(CONTEXT)]
-        for item in self._batch:
-            self._runner.forward([SequenceInput(prompt, 0, item.blocks, is_prompt=True, logits_from=CONTEXT)])
+    def _step(self) -> float:
+        started = time.perf_counter()
+        logits = self._runner.forward(self._batch)
+        for row in range(len(self._batch)):
+            rows = logits[row * (len(self._tree) + 1) : (row + 1) * (len(self._tree) + 1)]
+            verify_greedy(self._tree, rows, row)
+        return (time.perf_counter() - started) * 1e3
 
 
 def _generations(runner: CompiledRunner) -> dict[str, Subject]:

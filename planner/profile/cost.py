@@ -2,47 +2,51 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from engine.compiled_runner import CompiledRunner
-from planner.bench.measure import CONTEXT, VerificationStep
+from planner.bench.measure import CONTEXT, VerificationStep, fill_cache, repeated
 from speculators.base import Speculator
 from speculators.graphs import DrafterRows
 
 _REPEATS = 4  # drafts of one subject in one round
 
+Report = Callable[[str, float], None]
 
-class DraftStep:
-    """Median milliseconds of drafting so many nodes for each of so many requests, after `CONTEXT` tokens."""
 
-    def __init__(
-        self, speculator: Speculator, hidden_size: int, block_size: int, batch: int, nodes: int
-    ) -> None:
-        self._speculator, self._batch, self._nodes = speculator, batch, nodes
+class Drafting:
+    """Requests of a batch that have read `CONTEXT` tokens, and what a draft for all of them costs."""
+
+    def __init__(self, speculator: Speculator, hidden_size: int, batch: int) -> None:
+        self._speculator, self._batch = speculator, batch
         self._random = np.random.default_rng(0)
         self._width = hidden_size
         self._blocks = -(-(CONTEXT + 2 * (_REPEATS + 1) + nodes) // block_size)
 
-    def __call__(self) -> float:
-        requests = range(self._batch)
-        for request in requests:
-            rows = DrafterRows(range(request * self._blocks, (request + 1) * self._blocks))
-            self._speculator.start(request, [7 + row % 50 for row in range(CONTEXT)], rows)
+    def start(self) -> None:
+        """Begin the requests; their prompts are read by the first draft."""
+        for request in range(self._batch):
+            self._speculator.start(request, [7 + row % 50 for row in range(CONTEXT)])
             self._speculator.observe(request, [7], self._hidden(CONTEXT))
-        self._propose()  # reads what is left of the prompts
-        times = [self._propose() for _ in range(_REPEATS)]
-        for request in requests:
-            self._speculator.finish(request)
-        return statistics.median(times)
+        self._propose(1)
 
-    def _propose(self) -> float:
+    def finish(self) -> None:
+        """End them."""
+        for request in range(self._batch):
+            self._speculator.finish(request)
+
+    def milliseconds(self, nodes: int) -> float:
+        """Median of a draft of so many nodes for each request."""
+        return repeated(lambda: self._propose(nodes), _REPEATS)
+
+    def _propose(self, nodes: int) -> float:
         started = time.perf_counter()
-        trees = self._speculator.propose(range(self._batch), [self._nodes] * self._batch)
+        trees = self._speculator.propose(range(self._batch), [nodes] * self._batch)
         elapsed = (time.perf_counter() - started) * 1e3
         for request, tree in enumerate(trees):
             emitted = [*tree.tokens[:1], 9]  # one accepted token and the target's own
@@ -54,6 +58,16 @@ class DraftStep:
         return self._random.standard_normal((rows, layers, self._width), np.float32) if layers else None
 
 
+@contextmanager
+def _drafting(speculator: Speculator, hidden_size: int, batch: int) -> Iterator[Drafting]:
+    requests = Drafting(speculator, hidden_size, batch)
+    requests.start()
+    try:
+        yield requests
+    finally:
+        requests.finish()
+
+
 def measure_costs(
     runner: CompiledRunner,
     speculator: Speculator,
@@ -61,9 +75,12 @@ def measure_costs(
     batches: Sequence[int],
     tokens: Sequence[int],
     rounds: int,
-    report: Callable[[str], None] = lambda line: None,
+    report: Report = lambda line, share: None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Milliseconds a step, raw, one figure a round.
+
+    Drafts of all lengths are measured on the same requests, one after the other, so the last one's context is some
+    dozen tokens longer than the first one's: prompts are read once a round, and they take longer than all drafts.
 
     Args:
         runner: the target; its cache must hold the largest batch.
@@ -71,27 +88,38 @@ def measure_costs(
         batches: requests of a step.
         tokens: of verification, tokens of a request in a step; one less are drafted.
         rounds: how often each is measured; one more round warms up.
-        report: gets a line a round.
+        report: gets what is measured, and the share of all that is done.
 
     Returns:
         `verify` and `draft`: `batch`, `tokens` (of drafts: nodes) and `ms`.
     """
-    subjects: list[tuple[str, int, int, Callable[[], float]]] = []
     most = speculator.max_draft_length
-    for batch in batches:
-        subjects += [("verify", batch, count, VerificationStep(runner, batch, count)) for count in tokens]
-        drafts = sorted({min(count, most) for count in (1, *(value - 1 for value in tokens)) if count > 0})
-        for nodes in drafts if most else ():
-            step = DraftStep(speculator, runner.manifest.hidden_size, runner.block_size, batch, nodes)
-            subjects.append(("draft", batch, nodes, step))
-    figures: list[list[float]] = [[] for _ in subjects]
+    nodes = sorted({min(count, most) for count in (1, *(value - 1 for value in tokens)) if count > 0})
+    drafts = nodes if most else []
+    verify = {(batch, count): VerificationStep(runner, batch, count) for batch in batches for count in tokens}
+    figures: dict[tuple[str, int, int], list[float]] = {
+        **{("verify", *key): [] for key in verify},
+        **{("draft", batch, count): [] for batch in batches for count in drafts},
+    }
+    # What is still to come is weighed by the tokens that pass through: a batch of 16 takes longer than one of 1.
+    whole, done = (rounds + 1) * sum(batches), 0
+    fill_cache(runner, max(batches))
     for number in range(rounds + 1):
-        report("costs: warming up" if number == 0 else f"costs: round {number} of {rounds}")
-        for row, (_, _, _, subject) in zip(figures, subjects, strict=True):
-            value = subject()
-            if number:
-                row.append(round(value, 4))
-    found: dict[str, list[dict[str, Any]]] = {"verify": [], "draft": []}
-    for (kind, batch, count, _), row in zip(subjects, figures, strict=True):
-        found[kind].append({"batch": batch, "tokens": count, "ms": row})
-    return found
+        title = "warming up" if number == 0 else f"round {number} of {rounds}"
+        for batch in batches:
+            report(f"costs: {title}, batch {batch}", done / whole)
+            found = {("verify", batch, count): verify[batch, count]() for count in tokens}
+            if drafts:
+                with _drafting(speculator, runner.manifest.hidden_size, batch) as requests:
+                    found |= {("draft", batch, count): requests.milliseconds(count) for count in drafts}
+            for key, value in found.items() if number else ():
+                figures[key].append(round(value, 4))
+            done += batch
+    return {
+        kind: [
+            {"batch": batch, "tokens": count, "ms": row}
+            for (name, batch, count), row in figures.items()
+            if name == kind
+        ]
+        for kind in ("verify", "draft")
+    }

@@ -24,6 +24,7 @@ from planner.profile.cost import measure_costs
 from planner.profile.records import RecordingSpeculator, RequestRecord
 from speculators.base import Speculator
 
+Report = Callable[[str, float | None], None]
 Prompts = Mapping[tuple[str, str], Sequence[int]]
 """Token ids by category and name."""
 
@@ -61,7 +62,7 @@ def run_profile(
     prompts: Prompts,
     settings: ProfileSettings,
     record: Callable[[RequestRecord], None],
-    report: Callable[[str], None] = lambda line: None,
+    report: Report = lambda line, share: None,
 ) -> dict[str, Any]:
     """Profile a deployment that has been built.
 
@@ -72,7 +73,7 @@ def run_profile(
         prompts: what to generate from.
         settings: what to measure.
         record: gets the raw record of each request when it has ended.
-        report: gets a line of progress.
+        report: gets what goes on, and the share of it that is done.
 
     Raises:
         EngineError: the engine is missing or does not fit.
@@ -83,6 +84,7 @@ def run_profile(
         watched.append(RecordingSpeculator(speculator))
         return watched[-1]
 
+    report("loading the engine", None)
     engine, runner = open_engine(
         _at_full_length(spec), spec.engine_directory, spec.speculator_directory, watch=watch
     )
@@ -132,7 +134,7 @@ def _generate(
     engine: Engine,
     watched: RecordingSpeculator,
     requests: Mapping[tuple[str, str], GenerationRequest],
-    report: Callable[[str], None],
+    report: Report,
 ) -> list[RequestRecord]:
     """Run all requests, as many at once as the engine takes."""
     records: list[RequestRecord] = []
@@ -147,7 +149,8 @@ def _generate(
         records.append(
             RequestRecord(name, category, temperature, metrics.num_output_tokens, metrics.steps, drafts)
         )
-        report(f"temperature {temperature:g}: {len(records)} of {len(requests)} prompts")
+        done = len(records)
+        report(f"temperature {temperature:g}: {done} of {len(requests)} prompts", done / len(requests))
 
     waiting = list(requests.items())
     while waiting or not engine.idle:
@@ -163,7 +166,7 @@ def _costs(
     speculator: Speculator,
     settings: ProfileSettings,
     limits: EngineLimits,
-    report: Callable[[str], None],
+    report: Report,
 ) -> dict[str, Any]:
     tokens = [count for count in settings.tokens if CONTEXT + count <= limits.max_sequence_length]
     batches = [batch for batch in settings.batches if batch <= limits.max_batch_size]

@@ -31,7 +31,9 @@ class FrozenTarget:
     def __init__(self, directory: Path, device: torch.device) -> None:
         # Transformers takes seconds to import, and only training needs it.
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
         except (OSError, ValueError) as error:

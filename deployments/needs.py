@@ -1,0 +1,98 @@
+"""What each method of speculation needs before it drafts: weights, training, memory.
+
+Times and sizes under "trained here" are those of `speculators/weights`: SmolLM2-135M, two CPU cores, 520,565 answer
+tokens that the target wrote in 20 minutes, hidden states in 22. Published recipes are those of the methods' papers and
+repositories, for targets of 7 to 70 billion parameters.
+"""
+
+from dataclasses import dataclass
+
+BOTH, EMBEDDED, TENSORRT_LLM = "both engines", "the embedded engine", "TensorRT-LLM"
+_DATA = "0.5M answer tokens that the target writes (20 min), hidden states (22 min)"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """One method.
+
+    Attributes:
+        weights: what has to be there.
+        training: data and time; empty if there is nothing to train.
+        memory: beside the target's.
+        engines: that run it.
+    """
+
+    weights: str
+    training: str = ""
+    memory: str = ""
+    engines: str = BOTH
+
+
+NEEDS = {
+    "none": Needs("nothing"),
+    "anpd": Needs("nothing", memory="tables of the request's n-grams, on the host"),
+    "prompt_lookup": Needs("nothing", memory="tables of n-grams of all requests, on the host"),
+    "suffix_automaton": Needs(
+        "nothing", memory="an automaton of the request's text, on the host", engines=TENSORRT_LLM
+    ),
+    "lookahead": Needs(
+        "nothing",
+        memory="none; a step computes about (window + verification_set) x (ngram - 1) tokens more",
+        engines=TENSORRT_LLM,
+    ),
+    "windowed": Needs(
+        "nothing: the target drafts",
+        memory="a second engine of the target, a cache of `window` tokens",
+        engines=TENSORRT_LLM,
+    ),
+    "draft_model": Needs(
+        "a small model with the target's tokenizer",
+        f"published ones: none. Trained here, cut out of the target: {_DATA}, then 20 min",
+        "its weights (20 MiB trained here), and the KV cache of its layers",
+    ),
+    "medusa": Needs(
+        "heads trained for this target",
+        f"trained here: {_DATA}, then 5 min. Published: ShareGPT answered by the target, 1 to 2 passes",
+        "for each head a matrix hidden x draft vocabulary (6 MiB trained here); no cache",
+    ),
+    "mlp_speculator": Needs(
+        "stages trained for this target",
+        f"trained here: {_DATA}, then 14 min. Published: a few days",
+        "for each stage two matrices of its width x draft vocabulary (19 MiB trained here); no cache",
+        engines=EMBEDDED,
+    ),
+    "eagle": Needs(
+        "a layer trained for this target, which the kit does not train",
+        "published: 68,000 dialogues; 1 to 2 days on four A100-40G for a target of 70 billion parameters",
+        "one decoder layer, and its KV cache; on the embedded engine copies of embedding and output matrix",
+    ),
+    "eagle3": Needs(
+        "a layer trained for this target",
+        f"trained here: {_DATA}, then 48 min. Published: 532,000 dialogues answered by the target",
+        "one decoder layer, a matrix 3 hidden x hidden, an output matrix of the draft vocabulary (19 MiB trained "
+        "here), and the KV cache of one layer; on the embedded engine a copy of the target's embedding",
+    ),
+    "redrafter": Needs(
+        "a head trained for this target, which the kit does not train",
+        "published: ShareGPT, 2 passes; 1.5 h on eight H100 for Vicuna-7B",
+        "one head of 2 hidden x vocabulary; no cache",
+        engines=TENSORRT_LLM,
+    ),
+    "mtp": Needs(
+        "layers that the target was trained with",
+        memory="these layers, and their KV cache",
+        engines=TENSORRT_LLM,
+    ),
+    "pard": Needs(
+        "a draft model with mask tokens, one for a family of targets, which the kit does not train",
+        "published: a small model trained further for 4 passes",
+        "its weights, and the KV cache of its layers",
+        engines=TENSORRT_LLM,
+    ),
+    "dflash": Needs(
+        "a block drafter trained for this target, which the kit does not train",
+        "published: 800,000 samples answered by the target",
+        "5 to 8 layers, and their KV cache",
+        engines=TENSORRT_LLM,
+    ),
+}
