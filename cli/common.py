@@ -182,18 +182,19 @@ def _lines() -> Callable[[str, float | None], None]:
 class TimeLeft:
     """Says how long something takes yet, from the shares done of it; a share that falls begins something new."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._begun: tuple[float, float] | None = None
+        self._last = 0.0
 
     def __call__(self, share: float | None) -> str:
         """The text; empty while it cannot be told."""
-        now = self._clock()
+        now = time.monotonic()
         if share is None:
             self._begun = None
             return ""
-        if self._begun is None or share < self._begun[1]:
+        if self._begun is None or share < self._last:
             self._begun = now, share
+        self._last = share
         since, first = self._begun
         if share - first <= 0 or now - since < 2:
             return ""

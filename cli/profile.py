@@ -62,10 +62,10 @@ def profile(
         raw.rename(folder / "records.jsonl")
         found["provenance"] = collect()
         _save(folder, found)
-        console.print(_table(found))
-        for kind, title in (("verify", "verifying so many tokens"), ("draft", "drafting so many tokens")):
+        console.print(length_table(found["acceptance"]))
+        for kind, title in (("verify", "verifying so many tokens"), ("draft", "drafting as many")):
             if found["cost"].get(kind):
-                console.print(_cost_table(found["cost"][kind], title))
+                console.print(cost_table(found["cost"][kind], title))
         say(f"records, figures and picture: {folder}")
         for_programs(json.dumps(found))
 
@@ -81,29 +81,29 @@ def _save(folder: Path, found: dict[str, Any]) -> None:
         plot_profile(found, path)
 
 
-def _table(found: dict[str, Any]) -> Table:
+def length_table(acceptance: dict[str, Any]) -> Table:
     """Acceptance length by category, with its confidence interval."""
-    table = Table("prompts", header_style="bold", title="acceptance length (tokens per target step)")
-    for temperature in found["acceptance"]:
-        table.add_column(f"temperature {temperature}")
-    names = sorted({name for figures in found["acceptance"].values() for name in figures["by_category"]})
+    table = Table("tokens a target step, 95 %", header_style="bold")
+    for temperature in acceptance:
+        table.add_column(f"temperature {temperature}", justify="right", no_wrap=True)
+    names = sorted({name for figures in acceptance.values() for name in figures["by_category"]})
     for name in ["all", *names]:
         cells = []
-        for figures in found["acceptance"].values():
+        for figures in acceptance.values():
             length = (figures if name == "all" else figures["by_category"][name])["acceptance_length"]
             known = length["low"] is not None
-            interval = f"  [{length['low']:.2f}, {length['high']:.2f}]" if known else ""
-            cells.append("undefined" if length["value"] is None else f"{length['value']:.2f}{interval}")
-        table.add_row(name, *(cell.replace("[", r"\[") for cell in cells))
+            interval = f" ({length['low']:.2f} to {length['high']:.2f})" if known else ""
+            cells.append(f"{length['value']:.2f}{interval}")
+        table.add_row(name, *cells)
     return table
 
 
-def _cost_table(rows: list[dict[str, Any]], title: str) -> Table:
+def cost_table(rows: list[dict[str, Any]], title: str) -> Table:
     """Medians by batch size and tokens of a request."""
-    table = Table("batch", header_style="bold", title=f"milliseconds (median) of {title}, for each request")
+    table = Table("batch", header_style="bold", title=f"ms of {title} for each request")
     counts = sorted({row["tokens"] for row in rows})
     for count in counts:
-        table.add_column(str(count), justify="right")
+        table.add_column(str(count), justify="right", no_wrap=True)
     medians = {(row["batch"], row["tokens"]): statistics.median(row["ms"]) for row in rows}
     for batch in sorted({row["batch"] for row in rows}):
         table.add_row(str(batch), *(f"{medians[batch, count]:.2f}" for count in counts))

@@ -1,4 +1,4 @@
-"""The comparison for the terminal."""
+"""The comparison for the terminal, no wider than 80 columns."""
 
 from collections.abc import Sequence
 
@@ -7,46 +7,45 @@ from rich.table import Table
 from planner.bench.peers.arms import BASE
 from planner.bench.peers.summary import ArmSummary, best_of_each
 
-_FIGURES = (
-    *("tokens/s", "with prompt", "speed-up (95 %)", "to our plain", "acceptance length", "equal to plain"),
-)
+_FIGURES = ("tokens/s", "speed-up, 95 %", "to ours", "accepted", "equal")
 
 
 def peers_table(summaries: Sequence[ArmSummary]) -> Table:
-    """One row an arm; each engine's fastest is set in bold. The speed is that of decoding, after the first token."""
-    table = Table(header_style="bold")
-    for heading in ("engine", "speculation"):
-        table.add_column(heading, no_wrap=True)
+    """One row an arm, numbered; each engine's fastest is set in bold.
+
+    The speed is that of decoding, after the first token; `speed-up` is over the engine's own plain decoding, `to ours`
+    over this engine's; `accepted` is the acceptance length, `equal` counts answers that are those of plain decoding.
+    """
+    table = Table("", "arm", header_style="bold", box=None, padding=(0, 1, 0, 0))
     for heading in _FIGURES:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     best = best_of_each(summaries)
     for number, item in enumerate(summaries):
-        if number and summaries[number - 1].engine != item.engine:
-            table.add_section()
+        if not number or summaries[number - 1].engine != item.engine:
+            table.add_row("", f"[bold]{item.engine}[/]")
         interval = f" ({item.interval[0]:.2f} to {item.interval[1]:.2f})" if item.interval else ""
         length = "not told" if item.acceptance_length is None else f"{item.acceptance_length:.2f}"
         table.add_row(
-            item.engine,
+            str(number + 1),
             item.method,
             f"{item.decode_rate:.1f}",
-            f"{item.whole_rate:.1f}",
             f"{item.speedup:.2f}{interval}",
             f"{item.to_ours:.2f}",
             length,
-            f"{item.equal} of {item.compared}",
+            f"{item.equal}/{item.compared}",
             style="bold" if item in best else None,
         )
     return table
 
 
 def category_table(summaries: Sequence[ArmSummary]) -> Table:
-    """One row a category: the speed-up of each way of speculating over the same engine's plain decoding."""
-    arms = [item for item in summaries if item.method != BASE]
-    table = Table("speed-up", header_style="bold")
-    for item in arms:
-        table.add_column(f"{item.engine} {item.method}", justify="right")
-    for category in sorted({name for item in arms for name in item.by_category}):
-        table.add_row(category, *(f"{item.by_category[category]:.2f}" for item in arms))
+    """One row a category: the speed-up of each way of speculating over its engine's plain decoding, by number."""
+    arms = [(number, item) for number, item in enumerate(summaries, 1) if item.method != BASE]
+    table = Table("speed-up of arm", header_style="bold", box=None, padding=(0, 1, 0, 0))
+    for number, _ in arms:
+        table.add_column(str(number), justify="right", no_wrap=True)
+    for category in sorted({name for _, item in arms for name in item.by_category}):
+        table.add_row(category, *(f"{item.by_category[category]:.2f}" for _, item in arms))
     return table
 
 

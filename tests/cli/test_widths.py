@@ -1,0 +1,88 @@
+"""Tables fit a terminal of 80 columns: nothing is cut off, and no figure or interval is broken."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from cli.profile import cost_table, length_table
+from planner.bench.measure import BATCHES, TOKENS, BenchResult
+from planner.bench.peers.summary import ArmSummary
+from planner.bench.peers.table import category_table, peers_table
+from planner.bench.table import step_table, throughput_table
+
+CATEGORIES = ("writing", "math_reasoning", "summarization")
+INTERVAL = {"value": 2.31, "low": 2.24, "high": 12.39, "count": 99}
+
+
+def bench() -> BenchResult:
+    """Figures as of a slow machine."""
+    names = [f"{count} token" + "s" * (count > 1) for count in TOKENS]
+    names += [f"batch {batch}" for batch in BATCHES[1:]]
+    rates = ("engine, batch 1", "through Triton, one chunk a token, batch 1", "openvino-genai, batch 1")
+    rounds = {name: [100.0, 1234.5, 99999.9] for name in names}
+    rounds |= {f"{name}, tokens/s": [1234.5, 1000.1, 9999.9] for name in rates}
+    return BenchResult("e", 10**9, rounds | {"bandwidth GB/s": [12.3] * 3})
+
+
+def peers() -> list[ArmSummary]:
+    arm = ArmSummary(
+        engine="openvino-genai",
+        method="none",
+        decode_rate=1234.56,
+        whole_rate=1000.0,
+        speedup=1.0,
+        by_category=dict.fromkeys(CATEGORIES, 1.23),
+        interval=(1.23, 12.34),
+        to_ours=0.82,
+        acceptance_length=None,
+        equal=120,
+        compared=120,
+    )
+    methods = ("none", "prompt lookup 10", "EAGLE-3 and lookup", "ngram-map-k4v", "ngram-simple")
+    return [
+        replace(arm, engine=engine, method=method)
+        for engine in ("drafthouse", "llama.cpp")
+        for method in methods
+    ]
+
+
+def profile() -> dict[str, dict[str, object]]:
+    figures = {
+        "acceptance_length": INTERVAL,
+        "by_category": {name: {"acceptance_length": INTERVAL} for name in CATEGORIES},
+    }
+    return {"0": figures, "1": figures}
+
+
+COSTS = [
+    {"batch": batch, "tokens": count, "ms": [1234.5]} for batch in BATCHES for count in (1, 2, 4, 6, 8, 16)
+]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        step_table(bench()),
+        throughput_table(bench()),
+        peers_table(peers()),
+        category_table(peers()),
+        length_table(profile()),
+        cost_table(COSTS, "verifying so many tokens"),
+    ],
+    ids=lambda table: str(table.columns[0].header or table.columns[1].header),
+)
+def test_a_table_fits_80_columns(table: Table) -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    cells = [str(cell) for column in table.columns[1:] for cell in column._cells]
+    assert [
+        cell
+        for cell in cells
+        if cell.removeprefix("[bold]").removesuffix("[/]").replace("\\[", "[") not in text
+    ] == []
