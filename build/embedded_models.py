@@ -10,7 +10,7 @@ from build.draft_graphs import plan_graphs, read_drafter
 from build.drafters import check_same_tokenizer, completed_draft
 from build.embedded_memory import disk_findings, memory_findings
 from build.findings import Finding
-from build.model_config import REPOSITORY_MARK
+from build.model_config import repository_place_findings
 from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
 from build.targets.prepare import check_source, check_target
@@ -21,7 +21,6 @@ from deployments.speculation import DraftModel, Eagle, Eagle3, Medusa, MlpSpecul
 from engine.drafters import check_vocabularies
 from engine.manifest import EngineError
 from speculators.formats.errors import CheckpointError
-from speculators.formats.files import ForeignDirectoryError, check_replaceable
 
 _REFUSALS = (TargetError, CheckpointError, EngineError, OSError)
 
@@ -33,7 +32,7 @@ def model_findings(spec: DeploymentSpec) -> Iterator[Finding]:
     if target is not None:
         yield from memory_findings(spec, target)
         yield from disk_findings(spec, target)
-    yield from _repository(spec)
+    yield from repository_place_findings(spec.serving.repository)
 
 
 def _target(spec: DeploymentSpec) -> Generator[Finding, None, Architecture | None]:
@@ -117,19 +116,6 @@ def _positions(spec: DeploymentSpec, model: Architecture, key: str) -> Iterator[
             "error",
             f"engine.max_sequence_length {longest} is beyond the {known} positions of {key}",
             f"max_sequence_length: {known}",
-        )
-
-
-def _repository(spec: DeploymentSpec) -> Iterator[Finding]:
-    repository = spec.serving.repository
-    try:
-        check_replaceable(repository, REPOSITORY_MARK)
-    except ForeignDirectoryError as error:
-        yield Finding(
-            "not-the-kit-s-own",
-            "error",
-            f"serving.repository: {error}",
-            "a directory that is new, or that drafthouse build has made",
         )
 
 

@@ -23,8 +23,9 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from build.findings import Finding
 from build.targets.files import writing_errors
-from speculators.formats.files import replace_directory
+from speculators.formats.files import ForeignDirectoryError, check_replaceable, replace_directory
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "model_repo"
@@ -101,6 +102,15 @@ def staged(repository: Path) -> Iterator[Path]:
         yield staging
         # Triton reads the directories in a repository, and no file beside them.
         (staging / REPOSITORY_MARK).write_text('{"made_by": "drafthouse build"}\n', encoding="utf-8")
+
+
+def repository_place_findings(repository: Path) -> Iterator[Finding]:
+    """An error if what lies where the repository would go is none of the kit's."""
+    try:
+        check_replaceable(repository, REPOSITORY_MARK)
+    except ForeignDirectoryError as error:
+        right = "a directory that is new, or that drafthouse build has made"
+        yield Finding("not-the-kit-s-own", "error", f"serving.repository: {error}", right)
 
 
 def write_model(repository: Path, config: Any, files: Mapping[str, Path | str]) -> None:

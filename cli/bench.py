@@ -13,7 +13,7 @@ import typer
 from cli.common import SpecArgument, console, for_programs, progress, read_spec, say, told
 from cli.peers import peer_model
 from cli.prepare import build_deployment
-from cli.serve import watched_server
+from cli.serve import running_server, server_of
 from client import DrafthouseClient
 from deployments.cache import cache_directory
 from deployments.spec import DeploymentSpec, SpecError
@@ -44,6 +44,8 @@ def bench(
         spec = read_spec(spec_path)
         folder = _RECORDS / spec.name
         stop.kept = f"nothing was measured to the end; {folder} is as it was"
+        if served:
+            server_of(spec).check_ports()
         build_deployment(spec)
         with ExitStack() as running:
             others: dict[str, Subject] = {}

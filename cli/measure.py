@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from cli.common import HostOption, SpecArgument, console, errors, for_programs, read_spec, say, told
 from cli.prepare import build_deployment
-from cli.serve import watched_server
+from cli.serve import running_server, server_of
 from client import ChatTemplate, DrafthouseClient
 from deployments.spec import DeploymentSpec, SpecError, with_loadtest
 from loadtest.progress import Progress
@@ -73,6 +73,8 @@ def demo(spec_path: SpecArgument, beside: BesideOption = None) -> None:
             "what was built is kept; the same command measures anew, and sets what it had measured aside"
         )
         others = _others(spec, beside)
+        for each in (spec, *others):
+            server_of(each).check_ports()
         for each in (spec, *others):
             build_deployment(each)
         for each in (spec, *others):

@@ -29,7 +29,7 @@ def serve(spec_path: SpecArgument, host: HostOption = None) -> None:
         if not isinstance(spec.engine, EmbeddedEngine):
             serve_trtllm(spec, spec_path, _log(spec))
             return
-        _server(spec).check_ports()  # before anything is replaced that whoever listens there may be serving
+        server_of(spec).check_ports()  # before anything is replaced that whoever listens there may be serving
         build_deployment(spec)
         with running_server(spec) as server:
             say(f"serving {spec.name}: stop with Ctrl-C")
@@ -93,7 +93,7 @@ def _about(result: GenerationResult) -> list[str]:
 @contextmanager
 def running_server(spec: DeploymentSpec) -> Iterator[TritonServer]:
     """Triton on the deployment's repository, ready; stopped at the end."""
-    server, serving = _server(spec), spec.serving
+    server, serving = server_of(spec), spec.serving
     with server:
         with progress() as show:
             show(f"starting Triton with {spec.name}", None)
@@ -103,7 +103,8 @@ def running_server(spec: DeploymentSpec) -> Iterator[TritonServer]:
         yield server
 
 
-def _server(spec: DeploymentSpec) -> TritonServer:
+def server_of(spec: DeploymentSpec) -> TritonServer:
+    """The deployment's server, not yet started."""
     serving = spec.serving
     return TritonServer(
         serving.repository,

@@ -45,7 +45,8 @@ def train(
 
         if only is None:
             check_places(job, fresh=fresh, replace=replace)
-        stop.kept = lambda: f"{kept(job)}; the same command goes on there"
+        same = "the same command" + " without --fresh" * fresh
+        stop.kept = lambda: f"{kept(job)}; {same} goes on there"
         fetch_target(spec)
         _gather(spec, job)
         if only is None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from build.findings import Finding
-from build.trtllm.cells import unchecked
+from build.model_config import repository_place_findings
+from build.trtllm.cells import resolve
 from build.trtllm.checks.commands import command_findings
 from build.trtllm.checks.existing import engine_findings, repository_findings
 from build.trtllm.checks.models import model_findings
@@ -78,6 +79,7 @@ def _findings(resolved: Resolved, stage: Stage) -> Iterator[Finding]:
     yield from model_findings(resolved)
     yield from parallelism_findings(resolved.spec, resolved.cell)
     yield from memory_findings(resolved)
+    yield from repository_place_findings(resolved.spec.serving.repository)
     if stage == "serve":
         yield from engine_findings(resolved)
         return

@@ -81,7 +81,7 @@ def check_replaceable(path: Path, mark: str) -> None:
     if any(path.iterdir()) and not (path / mark).is_file():
         raise ForeignDirectoryError(
             f"{path} holds files and no {mark}, so it was not made by drafthouse and is not replaced; name another "
-            "directory, or remove this one"
+            "directory"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -254,3 +255,18 @@ def test_models_of_one_directory_name_do_not_undo_each_other() -> None:
     for model in (TARGET, Path("elsewhere/tiny")):
         assert run(target={"model": str(model)}, speculation={"method": "none"}).exit_code == 0
     assert len(list(Path("runs/engines").iterdir())) == 2
+
+
+@pytest.mark.parametrize("command", ["serve", "bench"])
+def test_ports_are_looked_for_before_anything_is_replaced(command: str) -> None:
+    """Whoever listens there may be serving that very repository."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        taken = listening.getsockname()[1]
+        serving = {**content()["serving"], "grpc_port": taken}
+        Path("spec.yaml").write_text(yaml.safe_dump(content(serving=serving)))
+        result = CliRunner().invoke(app, [command, "spec.yaml"])
+    assert result.exit_code == 2
+    assert f"serving.grpc_port {taken} on 127.0.0.1 cannot be used" in " ".join(result.stderr.split())
+    assert not list(Path().glob("runs/*/*"))

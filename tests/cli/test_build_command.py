@@ -169,3 +169,14 @@ def test_what_the_embedded_engine_cannot_do_is_refused(speculation: dict[str, An
         assert result.exit_code == 2
         assert f"error: {name}" in result.output
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--check"], []])
+def test_a_directory_of_somebody_else_s_is_no_place_for_a_repository(arguments: list[str]) -> None:
+    precious = Path("precious")
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    result = drafthouse("build", *arguments, changed(EAGLE3, serving={"repository": "precious"}))
+    assert result.exit_code == 2
+    assert "error: not-the-kit-s-own" in result.stderr
+    assert [path.name for path in precious.iterdir()] == ["thesis.txt"]

@@ -7,7 +7,7 @@ checkpoints are judged by the kit's estimator on the same held-out samples. The 
 
     python -m planner.bench.trainers.compare deployments/smollm2-eagle3.yaml --samples 600
 
-Step records and checkpoints go to `runs/trainers`; the last line is one JSON document.
+Step records, checkpoints and the result as JSON go to `runs/trainers`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from planner.bench.peers.processes import run
 from planner.bench.trainers.judge import Judgement, judge
 from speculators.data.samples import Sample
 from speculators.formats.config import CONFIG_FILE
-from speculators.formats.files import check_replaceable, replace_directory
+from speculators.formats.files import check_replaceable, replace_directory, replace_file
 from speculators.training.families import FAMILIES, Ingredients, layers_read
 from speculators.training.features import OnlineFeatures
 from speculators.training.loop import LoopSettings, TrainingData, TrainingRun
@@ -183,7 +183,9 @@ def main() -> None:
         "host": platform.platform(),
         "threads": torch.get_num_threads(),
     }
-    print(json.dumps(document), flush=True)
+    with replace_file(given.output / "result.json") as path:
+        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(f"result: {given.output / 'result.json'}", flush=True)
 
 
 if __name__ == "__main__":
