@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from build.compile import compile_engine
 from build.targets.architecture import Architecture
+from deployments.places import target_directory
 from deployments.spec import DeploymentSpec
 from deployments.speculation import Anpd, AnySpeculation
 from engine.vllm.speculation import speculative_config
@@ -34,7 +35,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("peers")
     config = tiny_config("llama", head_dim=32, max_position_embeddings=64)
     source = write_huggingface(root / "tiny", config, random_weights(Architecture.from_config(config)))
-    compile_engine(source, root / "runs/engines/tiny-int8", precision="int8", max_sequence_length=64)
+    compile_engine(
+        source, root / target_directory(source, "int8", 64), precision="int8", max_sequence_length=64
+    )
     return root
 
 
