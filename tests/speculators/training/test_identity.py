@@ -37,6 +37,7 @@ def tree(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+SHORT = {"epochs": 1, "batch_tokens": 2048}  # some steps
 CHANGES = [
     ({"learning_rate": 0.01}, r"learning_rate 0\.001, not 0\.01"),
     ({"epochs": 2}, "epochs.outputs 1, not 2"),
@@ -45,32 +46,32 @@ CHANGES = [
     ({"medusa_blocks": 2}, "medusa_blocks 1, not 2"),
     ({"depth": 2}, "depth 3, not 2"),
     ({"draft_vocab_size": 100}, "draft_vocab_size 200, not 100"),
-    ({"batch_tokens": 512}, "batch_tokens 256, not 512"),
+    ({"batch_tokens": 512}, "batch_tokens 2048, not 512"),
     ({"optimizer": "muon"}, "optimizer adamw, not muon"),
-    ({"data": {"max_sample_tokens": 31}}, None),
+    ({"data": {"max_sample_tokens": 31}}, "samples"),
 ]
 
 
-@pytest.mark.parametrize(("change", "told"), CHANGES, ids=lambda value: str(value))
-def test_changed_settings_are_refused(make_job: Any, change: dict[str, Any], told: str | None) -> None:
-    job = make_job("medusa", epochs=1)
+def test_changed_settings_are_refused(make_job: Any) -> None:
+    job = make_job("medusa", **SHORT)
     run(job)
     before = tree(job.checkpoint.parent)
-    with pytest.raises((TrainingError, DataError), match=told or "samples"):
-        run(make_job("medusa", **{"epochs": 1, **change}))
-    assert tree(job.checkpoint.parent) == before
+    for change, told in CHANGES:
+        with pytest.raises((TrainingError, DataError), match=told):
+            run(make_job("medusa", **{**SHORT, **change}))
+        assert tree(job.checkpoint.parent) == before
 
 
 def test_settings_that_decide_nothing_may_change(make_job: Any) -> None:
-    job = make_job("medusa", epochs=1, save_every=10)
+    job = make_job("medusa", **SHORT, save_every=10)
     (first,) = run(job)
-    again = make_job("medusa", epochs=1, save_every=7, evaluate_every=3, unroll=1, keep_layers=[0])
+    again = make_job("medusa", **SHORT, save_every=7, evaluate_every=3, unroll=1, keep_layers=[0])
     (second,) = run(again)
     assert (first.step, second.step, second.steps) == (0, first.steps, first.steps)
 
 
 def test_more_samples_begin_anew(make_job: Any) -> None:
-    job = make_job("medusa", epochs=1, features="online")
+    job = make_job("medusa", **SHORT, features="online")
     path = job.training.directory / "samples.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-20]))
@@ -83,10 +84,10 @@ def test_more_samples_begin_anew(make_job: Any) -> None:
 
 
 def test_a_fresh_run_keeps_the_earlier_one(make_job: Any) -> None:
-    job = make_job("medusa", epochs=1)
+    job = make_job("medusa", **SHORT)
     run(job)
     records = (job.training.directory / "medusa-outputs" / "records.jsonl").read_bytes()
-    other = make_job("medusa", epochs=1, learning_rate=0.01)
+    other = make_job("medusa", **SHORT, learning_rate=0.01)
     with pytest.raises(TrainingError, match="holds a checkpoint of another run"):
         run(other, fresh=True)
     (started,) = run(other, fresh=True, replace=True)
@@ -117,7 +118,7 @@ def test_the_step_that_a_run_resumes_from_is_told(make_job: Any) -> None:
 @pytest.mark.parametrize("replace", [False, True])
 def test_another_run_s_checkpoint_is_replaced_only_when_asked(make_job: Any, replace: bool) -> None:
     """As when an example's weights are trained again: the place holds somebody's work."""
-    theirs, ours = make_job("medusa", "theirs", epochs=1), make_job("medusa", "ours", epochs=1, seed=4)
+    theirs, ours = make_job("medusa", "theirs", **SHORT), make_job("medusa", "ours", **SHORT, seed=4)
     run(theirs)
     shutil.copytree(theirs.checkpoint, ours.checkpoint)
     before = tree(ours.checkpoint)
@@ -135,7 +136,7 @@ def test_another_run_s_checkpoint_is_replaced_only_when_asked(make_job: Any, rep
 
 @pytest.mark.parametrize("replace", [False, True])
 def test_what_no_run_has_made_is_never_replaced(make_job: Any, replace: bool) -> None:
-    job = make_job("medusa", epochs=1)
+    job = make_job("medusa", **SHORT)
     job.checkpoint.mkdir()
     (job.checkpoint / "thesis.txt").write_text("years of work")
     with pytest.raises(ForeignDirectoryError, match=r"holds files and no training\.json"):
@@ -146,7 +147,7 @@ def test_what_no_run_has_made_is_never_replaced(make_job: Any, replace: bool) ->
 
 
 def test_the_record_claims_what_was_done(make_job: Any) -> None:
-    job = make_job("eagle3", epochs=2, unroll=9, draft_vocab_size=9999, keep_layers=[0])
+    job = make_job("eagle3", epochs=2, batch_tokens=2048, unroll=9, draft_vocab_size=9999, keep_layers=[0])
     (started,) = run(job)
     found = claims(job)
     assert found["settings"]["unroll"] == 3  # no more depths than are measured
@@ -160,7 +161,7 @@ def test_the_record_claims_what_was_done(make_job: Any) -> None:
 
 
 def test_samples_that_were_asked_for_otherwise_are_refused(make_job: Any) -> None:
-    job = make_job("medusa", epochs=1)
+    job = make_job("medusa", **SHORT)
     target = job.training.directory / "target.json"
     owner = json.loads(target.read_text())
     target.write_text(json.dumps({**owner, "data": {"greedy": 0.1, "temperature": 0.8}}))
