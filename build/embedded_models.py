@@ -32,7 +32,7 @@ def model_findings(spec: DeploymentSpec) -> Iterator[Finding]:
     if target is not None:
         yield from memory_findings(spec, target)
         yield from disk_findings(spec, target)
-    yield from repository_place_findings(spec.serving.repository)
+    yield from repository_place_findings(spec)
 
 
 def _target(spec: DeploymentSpec) -> Generator[Finding, None, Architecture | None]:

@@ -25,6 +25,8 @@ from tritonclient.grpc import model_config_pb2
 
 from build.findings import Finding
 from build.targets.files import writing_errors
+from deployments.places import ENGINES, drafter_source
+from deployments.spec import DeploymentSpec
 from speculators.formats.files import ForeignDirectoryError, check_replaceable, replace_directory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +34,7 @@ MODELS = ROOT / "model_repo"
 REPOSITORY_MARK = "drafthouse.json"
 """The file by which the kit knows a repository for its own, and thus for one that it may replace."""
 Tensor = Mapping[str, Any]
+_RIGHT_PLACE = "a directory that is new, or that drafthouse build has made"
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,38 @@ def staged(repository: Path) -> Iterator[Path]:
         (staging / REPOSITORY_MARK).write_text('{"made_by": "drafthouse build"}\n', encoding="utf-8")
 
 
-def repository_place_findings(repository: Path) -> Iterator[Finding]:
-    """An error if what lies where the repository would go is none of the kit's."""
+def repository_place_findings(spec: DeploymentSpec) -> Iterator[Finding]:
+    """An error if what lies where the repository would go is none of the kit's, or something else has a place there."""
+    repository = spec.serving.repository
     try:
         check_replaceable(repository, REPOSITORY_MARK)
     except ForeignDirectoryError as error:
-        right = "a directory that is new, or that drafthouse build has made"
-        yield Finding("not-the-kit-s-own", "error", f"serving.repository: {error}", right)
+        yield Finding("not-the-kit-s-own", "error", f"serving.repository: {error}", _RIGHT_PLACE)
+        return
+    place = repository.resolve()
+    for key, other in _other_places(spec):
+        there = other.resolve()
+        if place == there or place in there.parents or there in place.parents:
+            yield Finding(
+                "places-overlap",
+                "error",
+                f"serving.repository {repository} and {key} {other} lie in each other; the repository is replaced as a "
+                "whole",
+                _RIGHT_PLACE,
+            )
+
+
+def _other_places(spec: DeploymentSpec) -> Iterator[tuple[str, Path]]:
+    """What else has a place in the deployment."""
+    yield "target.model", spec.target.model
+    source = drafter_source(spec.speculation)
+    if source is not None:
+        yield "the drafter", source
+    yield "loadtest.report", spec.loadtest.report
+    yield "training.directory", spec.training.directory
+    if spec.training.checkpoint is not None:
+        yield "training.checkpoint", spec.training.checkpoint
+    yield "the compiled engines", ENGINES
 
 
 def write_model(repository: Path, config: Any, files: Mapping[str, Path | str]) -> None:

@@ -17,6 +17,7 @@ from deploy.triton import TritonServer
 from deploy.watch import watched
 from deployments.engines import EmbeddedEngine
 from deployments.spec import DeploymentSpec
+from speculators.formats.files import in_use
 
 _LOGS = Path("runs")
 
@@ -94,7 +95,7 @@ def _about(result: GenerationResult) -> list[str]:
 def running_server(spec: DeploymentSpec) -> Iterator[TritonServer]:
     """Triton on the deployment's repository, ready; stopped at the end."""
     server, serving = server_of(spec), spec.serving
-    with server:
+    with in_use(serving.repository, spec.engine_directory, spec.speculator_directory), server:
         with progress() as show:
             show(f"starting Triton with {spec.name}", None)
             server.wait_until_ready()

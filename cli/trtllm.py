@@ -21,6 +21,7 @@ from deploy.server import TritonError
 from deploy.trtllm_launch import Launch, hosts_from
 from deploy.trtllm_server import START_SECONDS, TensorRtLlmServer, compose_command, tensorrt_llm_triton
 from deployments.spec import DeploymentSpec, SpecError
+from speculators.formats.files import in_use
 
 RunnerName = Literal["local", "compose"]
 
@@ -70,22 +71,15 @@ def serve_trtllm(spec: DeploymentSpec, spec_path: Path, log: Path) -> None:
         _serve_in_container(spec_path, checked(spec, "print"))
         return
     resolved = checked(spec, "serve")
+    steps = plan_steps(resolved, spec_path)
     run_plan(
-        [
-            step for step in plan_steps(resolved, spec_path) if not step.image
-        ],  # those take seconds; no engine is built
+        [step for step in steps if not step.image],  # those take seconds; no engine is built
         plan_directory(resolved),
         LocalRunner(),
         report=lambda line: say(f"serve: {line}"),
     )
-    serve_until_ended(lambda: _running(resolved, log), spec, log)
-
-
-@contextmanager
-def _running(resolved: Resolved, log: Path) -> Iterator[TensorRtLlmServer]:
-    """The server, ready; stopped at the end."""
-    name = resolved.spec.name
-    with TensorRtLlmServer(_launch(resolved), log=log) as server:
+    read = [output for step in steps for output in step.outputs]
+    with in_use(*read), TensorRtLlmServer(_launch(resolved), log=log) as server:
         with progress() as show:
             show(f"starting Triton with {name}; its log is {log}", None)
             _wait_until_ready(server, log)

@@ -15,7 +15,7 @@ from deployments.speculation import AnySpeculation, Speculation
 
 ENGINE_FORMAT = 4
 """Of compiled networks; another one for every change of what the compiler writes."""
-_ENGINES = Path("runs/engines")
+ENGINES = Path("runs/engines")
 _DIGITS = 12
 # What decides how drafts are used, or is told apart by the content of what it names.
 _NOT_COMPILED = {
@@ -69,4 +69,4 @@ def filled_in(path: Path, words: Mapping[str, str]) -> Path:
 
 def _named(parts: list[str], *contents: Any) -> Path:
     digest = hashlib.sha256(json.dumps([ENGINE_FORMAT, parts, contents]).encode()).hexdigest()
-    return _ENGINES / "-".join([*parts, digest[:_DIGITS]])
+    return ENGINES / "-".join([*parts, digest[:_DIGITS]])

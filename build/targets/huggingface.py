@@ -5,17 +5,17 @@ expect but the source lacks is filled in: generation_config.json, special_tokens
 templates inside tokenizer_config.json, where newer Transformers leave them in files of their own.
 """
 
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from build.targets.architecture import Architecture
 from build.targets.download import Progress
 from build.targets.errors import TargetError
-from build.targets.files import link_or_copy
+from build.targets.files import copy_new, link_or_copy
 from build.targets.layout import read_json, write_json
 from build.targets.weights import INDEX_FILE, SINGLE_FILE, load_weights, weight_files
+from speculators.formats.errors import CheckpointError
+from speculators.formats.shards import check_inside
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _LEGAL_PATTERNS = ("LICENSE*", "NOTICE*")
@@ -41,6 +41,10 @@ def check_huggingface(source: Path) -> None:
             f'{source} has no tokenizer.json; write it with Transformers: python -c "from transformers '
             f"import AutoTokenizer as T; T.from_pretrained('{source}').save_pretrained('{source}')\""
         )
+    try:
+        check_inside(source, source_files(source))
+    except CheckpointError as error:
+        raise TargetError(str(error)) from None
     load_weights(source)
 
 
@@ -66,7 +70,7 @@ def copy_huggingface(source: Path, directory: Path, progress: Progress) -> None:
         link_or_copy(path, directory / path.name)
     for path in source_files(source):
         if path not in weights and path.suffix != ".jinja":
-            shutil.copyfile(path, directory / path.name)
+            copy_new(path, directory / path.name)
     _complete_generation_config(directory)
     _complete_tokenizer_config(source, directory)
     _complete_special_tokens(directory)

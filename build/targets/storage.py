@@ -50,7 +50,7 @@ def write_safetensors(path: Path, plans: Iterable[TensorPlan], on_written: Calla
         planned type. OSError: the file cannot be written.
     """
     plans = list(plans)
-    with path.open("wb") as file:
+    with path.open("xb") as file:
         file.write(_header(plans))
         for plan in plans:
             file.write(_stored(plan).tobytes())

@@ -23,6 +23,8 @@ from build.targets.architecture import Architecture
 from build.targets.errors import TargetError, UnsupportedModelError
 from build.targets.layout import read_json
 from build.targets.storage import STORAGE_TYPES
+from speculators.formats.errors import CheckpointError
+from speculators.formats.shards import shard_files
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -75,7 +77,7 @@ def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a model directory, in order of name.
 
     Raises:
-        TargetError: there are none, or the index is damaged or names a file that is missing.
+        TargetError: there are none, or the index is damaged or names a file that is missing or lies elsewhere.
     """
     if (directory / SINGLE_FILE).is_file():
         return [directory / SINGLE_FILE]
@@ -86,7 +88,10 @@ def weight_files(directory: Path) -> list[Path]:
         raise TargetError(
             f"{directory / INDEX_FILE}: weight_map is missing or empty; it maps tensors to files"
         )
-    files = [directory / name for name in sorted(set(weight_map.values()))]
+    try:
+        files = shard_files(directory / INDEX_FILE, weight_map.values())
+    except CheckpointError as error:
+        raise TargetError(str(error)) from None
     missing = [path.name for path in files if not path.is_file()]
     if missing:
         raise TargetError(f"{directory}: {INDEX_FILE} names files that are missing: {_listed(missing)}")

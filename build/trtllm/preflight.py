@@ -79,7 +79,7 @@ def _findings(resolved: Resolved, stage: Stage) -> Iterator[Finding]:
     yield from model_findings(resolved)
     yield from parallelism_findings(resolved.spec, resolved.cell)
     yield from memory_findings(resolved)
-    yield from repository_place_findings(resolved.spec.serving.repository)
+    yield from repository_place_findings(resolved.spec)
     if stage == "serve":
         yield from engine_findings(resolved)
         return

@@ -28,7 +28,7 @@ from build.trtllm.digests import Digests
 from build.trtllm.failures import explain
 from build.trtllm.runners import Runner
 from build.trtllm.steps import Step
-from speculators.formats.files import exchange
+from speculators.formats.files import take_place
 
 _LAST_LINES = 12
 
@@ -107,7 +107,7 @@ class _Plan:
                     f"log: {self._log(step)}"
                 )
             for output, place in zip(step.outputs, staged.outputs, strict=True):
-                exchange(place, output)
+                take_place(place, output)
         content = {"step": fingerprint, "outputs": _present(step.outputs, hashes)}
         hashes.save()
         partial = record.with_suffix(".partial")

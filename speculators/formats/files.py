@@ -7,19 +7,30 @@ import errno
 import fcntl
 import filecmp
 import glob
+import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+INVENTORY = ".drafthouse-files"
+"""In every directory that `replace_directory` has written: the names of its files, as a JSON object's `files`."""
 _OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY)
+# A writer holds a directory for as long as one renaming takes; a server for as long as it runs.
+_PATIENCE_SECONDS = 2.0
+_NAMES_SHOWN = 3
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 class ForeignDirectoryError(OSError):
-    """A directory would be replaced that the kit has not made."""
+    """A directory would be replaced that the kit has not made, or that holds what the kit has not put there."""
+
+
+class DirectoryInUseError(OSError):
+    """A directory would be replaced that a running server reads."""
 
 
 @contextmanager
@@ -47,11 +58,12 @@ def replace_directory(path: Path, mark: str) -> Iterator[Path]:
 
     Args:
         path: the directory.
-        mark: name of a file by which the kit knows its own. An existing directory that holds other files and not this
-            one is never replaced.
+        mark: name of a file that the block writes, by which the kit knows its own. An existing directory that holds
+            other files and not this one, or any that no such call has written, is never replaced.
 
     Raises:
         ForeignDirectoryError: `path` is such a directory, or a file.
+        DirectoryInUseError: a server reads it (`in_use`), and it would change.
         OSError: the directory cannot be made or renamed.
     """
     place = Path(os.path.realpath(path))
@@ -61,15 +73,19 @@ def replace_directory(path: Path, mark: str) -> Iterator[Path]:
     partial, handle = _new_partial(place)
     try:
         yield partial
+        (partial / INVENTORY).write_text(
+            json.dumps({"files": _names(partial)}, indent=0) + "\n", encoding="utf-8"
+        )
         if not _is_same(partial, place):
-            _take_place(partial, place, mark)
+            take_place(partial, place, mark)
+            _unlock(handle)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         os.close(handle)
 
 
 def check_replaceable(path: Path, mark: str) -> None:
-    """Do nothing if `path` is free, empty, or the kit's own by `mark`.
+    """Do nothing if `path` is free, empty, or the kit's own: by `mark`, and with no file that the kit has not written.
 
     Raises:
         ForeignDirectoryError: it is something else.
@@ -78,14 +94,97 @@ def check_replaceable(path: Path, mark: str) -> None:
         return
     if not path.is_dir():
         raise ForeignDirectoryError(f"{path} is a file; name another directory")
-    if any(path.iterdir()) and not (path / mark).is_file():
+    if not any(path.iterdir()):
+        return
+    written = _inventory(path, mark)
+    if written is None:
         raise ForeignDirectoryError(
-            f"{path} holds files and no {mark}, so it was not made by drafthouse and is not replaced; name another "
-            "directory"
+            f"{path} holds files and no {mark} of drafthouse's, so it was not made by drafthouse and is not replaced; "
+            "name another directory"
+        )
+    others = [name for name in _names(path) if name not in {mark, INVENTORY, *written}]
+    if others:
+        more = f" and {len(others) - _NAMES_SHOWN} more" if len(others) > _NAMES_SHOWN else ""
+        raise ForeignDirectoryError(
+            f"{path} holds {', '.join(others[:_NAMES_SHOWN])}{more}, which drafthouse has not put there and does not "
+            "delete; move that elsewhere, or name another directory"
         )
 
 
-def exchange(new: Path, place: Path) -> None:
+@contextmanager
+def in_use(*directories: Path) -> Iterator[None]:
+    """Keep directories, as far as they are there, from being replaced by other processes while the block runs."""
+    with ExitStack() as held:
+        for directory in directories:
+            with suppress(FileNotFoundError):
+                _hold(directory, held)
+        yield
+
+
+def take_place(new: Path, place: Path, mark: str | None = None) -> None:
+    """Exchange, also while another process does the same with a directory or file of its own.
+
+    Args:
+        new: gets the name `place`, and has what was there afterwards.
+        place: where it goes.
+        mark: as of `replace_directory`; None where what is there is known to be the kit's.
+
+    Raises:
+        ForeignDirectoryError, DirectoryInUseError, OSError: as `replace_directory`.
+    """
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        if mark is not None:
+            check_replaceable(place, mark)
+        try:
+            with _claimed(place) as free:
+                if free:
+                    _exchange(new, place)
+                    return
+        except OSError as error:
+            if error.errno not in _OCCUPIED:
+                raise
+        if time.monotonic() > end:
+            raise DirectoryInUseError(
+                f"{place} is read by a running server and would change; stop the server first, or name another place"
+            )
+        time.sleep(0.01)
+
+
+@contextmanager
+def _claimed(place: Path) -> Iterator[bool]:
+    """Whether nobody else uses what is at `place`, which nobody else can begin to while the block runs."""
+    try:
+        handle = os.open(place, os.O_RDONLY)
+    except FileNotFoundError:
+        yield True
+        return
+    try:
+        yield _lock(handle) is not False and _is_at(handle, place)
+    finally:
+        os.close(handle)
+
+
+def _hold(directory: Path, held: ExitStack) -> None:
+    """Open and lock what is at a place now, together with others that do."""
+    while True:
+        handle = os.open(directory, os.O_RDONLY)
+        held.callback(os.close, handle)
+        with suppress(OSError):  # NFS
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        if _is_at(handle, directory):
+            return
+
+
+def _is_at(handle: int, place: Path) -> bool:
+    """Whether an open directory has not lost its place to another one meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(handle), place.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _exchange(new: Path, place: Path) -> None:
     """Give `new` the name `place`; what was there is called `new` afterwards, if there was anything.
 
     One step where kernel and file system can (Linux, renameat2(2) with RENAME_EXCHANGE), otherwise two.
@@ -113,18 +212,6 @@ def exchange(new: Path, place: Path) -> None:
         raise
     if old.exists():
         old.rename(new)
-
-
-def _take_place(new: Path, place: Path, mark: str) -> None:
-    """Exchange, also while another process does the same with a directory of its own."""
-    while True:
-        check_replaceable(place, mark)
-        try:
-            exchange(new, place)
-            return
-        except OSError as error:
-            if error.errno not in _OCCUPIED:
-                raise
 
 
 def _exchanged(first: Path, second: Path) -> bool:
@@ -174,11 +261,37 @@ def _lock(handle: int) -> bool | None:
     return True
 
 
+def _unlock(handle: int) -> None:
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_UN)
+
+
 def _is_same(first: Path, second: Path) -> bool:
     """Whether two directories have the same files with the same content."""
-    files, others = _files(first), _files(second)
-    return files == others and all(filecmp.cmp(first / name, second / name, shallow=False) for name in files)
+    names = _names(first)
+    return names == _names(second) and all(
+        filecmp.cmp(first / name, second / name, shallow=False) for name in names
+    )
 
 
-def _files(directory: Path) -> set[Path]:
-    return {path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir()}
+def _names(directory: Path) -> list[str]:
+    """All files in a directory and those below it, but what Python keeps of modules that were imported from it."""
+    found = (path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(
+        str(path.relative_to(directory))
+        for path in found
+        if not (path.suffix == ".pyc" and path.parent.name == "__pycache__")
+    )
+
+
+def _inventory(directory: Path, mark: str) -> set[str] | None:
+    """The files that the kit has written into a directory; None if it is not the kit's. A mark may list them, too."""
+    if not (directory / mark).is_file():
+        return None
+    for name in (INVENTORY, mark):
+        try:
+            content = json.loads((directory / name).read_text(encoding="utf-8"))
+            return {str(file) for file in content["files"]}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return None

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from speculators.formats.config import read_json_object
 from speculators.formats.errors import CheckpointError
 from speculators.formats.files import replace_file
+from speculators.formats.shards import shard_files
 
 Array = NDArray[Any]
 Tensors = dict[str, Array]
@@ -156,10 +157,9 @@ def _read_shards(index: Path, keep: Callable[[str], bool]) -> Tensors:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing or empty; it maps tensors to files")
-    files = sorted({file for name, file in weight_map.items() if keep(name)})
     tensors: Tensors = {}
-    for file in files:
-        tensors.update(read_tensors(index.parent / file, keep))
+    for file in shard_files(index, [file for name, file in weight_map.items() if keep(name)]):
+        tensors.update(read_tensors(file, keep))
     return tensors
 
 

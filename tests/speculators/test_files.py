@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from speculators.formats import files
-from speculators.formats.files import ForeignDirectoryError, replace_directory
+from speculators.formats.files import (
+    INVENTORY,
+    DirectoryInUseError,
+    ForeignDirectoryError,
+    in_use,
+    replace_directory,
+    take_place,
+)
 
 ROOT = Path(__file__).parents[2]
 MARK = "mark.json"
@@ -25,7 +33,9 @@ def write(path: Path, text: str) -> None:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the kit's lists of its own."""
+    found = [path for path in folder.rglob("*") if path.is_file() and path.name != INVENTORY]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -56,6 +66,58 @@ def test_what_is_not_the_kit_s_own_is_never_touched(content: dict[str, str], tmp
     with pytest.raises(ForeignDirectoryError, match=r"holds files and no mark\.json"):
         write(tmp_path / "home", "new")
     assert tree(tmp_path) == before
+
+
+def test_a_mark_of_somebody_else_is_none(tmp_path: Path) -> None:
+    """Names such as training.json are taken by other programs, too."""
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / MARK).write_text('{"mine": true}')
+    with pytest.raises(ForeignDirectoryError, match="was not made by drafthouse"):
+        write(tmp_path / "engine", "new")
+    assert tree(tmp_path) == {f"engine/{MARK}": b'{"mine": true}'}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "my_model/config.pbtxt", "link", "__pycache__/notes.txt"])
+def test_what_somebody_has_put_into_the_kit_s_own_is_kept(name: str, tmp_path: Path) -> None:
+    write(tmp_path / "engine", "old")
+    theirs = tmp_path / "engine" / name
+    theirs.parent.mkdir(exist_ok=True)
+    if name == "link":
+        theirs.symlink_to(tmp_path)
+    else:
+        theirs.write_text("years of work")
+    before = tree(tmp_path)
+    with pytest.raises(ForeignDirectoryError, match=f"holds {name}, which drafthouse has not put there"):
+        write(tmp_path / "engine", "new")
+    assert tree(tmp_path) == before and os.path.lexists(theirs)
+
+
+def test_what_python_keeps_of_modules_is_no_change(tmp_path: Path) -> None:
+    """Triton's Python backend leaves it in every repository that it has served."""
+    write(tmp_path / "engine", "old")
+    cache = tmp_path / "engine" / "__pycache__"
+    cache.mkdir()
+    (cache / "model.cpython-311.pyc").write_text("x")
+    before = (tmp_path / "engine").stat().st_ino
+    write(tmp_path / "engine", "old")
+    assert (tmp_path / "engine").stat().st_ino == before
+    write(tmp_path / "engine", "new")
+    assert tree(tmp_path) == {f"engine/{MARK}": b"{}", "engine/weights": b"new"}
+
+
+def test_what_is_in_use_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_PATIENCE_SECONDS", 0.05)
+    write(tmp_path / "engine", "old")
+    with in_use(tmp_path / "engine", tmp_path / "not-there"), in_use(tmp_path / "engine"):
+        write(tmp_path / "engine", "old")  # the same again is no change
+        with pytest.raises(DirectoryInUseError, match="is read by a running server"):
+            write(tmp_path / "engine", "new")
+        (tmp_path / "other").mkdir()
+        with pytest.raises(DirectoryInUseError):
+            take_place(tmp_path / "other", tmp_path / "engine")
+    assert tree(tmp_path) == {f"engine/{MARK}": b"{}", "engine/weights": b"old"}
+    write(tmp_path / "engine", "new")
+    assert (tmp_path / "engine" / "weights").read_text() == "new"
 
 
 def test_a_file_is_no_place(tmp_path: Path) -> None:
@@ -125,8 +187,8 @@ def test_a_kill_at_any_moment_leaves_old_or_new(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        assert len({path.read_text() for path in engine.iterdir() if path.name != MARK}) == 1
-        assert len(list(engine.iterdir())) == 21
+        assert len({path.read_text() for path in engine.iterdir() if path.name not in (MARK, INVENTORY)}) == 1
+        assert len(list(engine.iterdir())) == 22
     write(engine, "tidy")
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from speculators.formats.files import ForeignDirectoryError
+
 
 @dataclass(frozen=True, slots=True)
 class PeerPrompt:
@@ -31,6 +33,26 @@ class PeerRecord:
     steps: int | None
     drafted: tuple[int, ...] | None = None
     accepted: tuple[int, ...] | None = None
+
+
+def begin_records(path: Path) -> None:
+    """An empty file of records; one of an earlier comparison is emptied.
+
+    Raises:
+        ForeignDirectoryError: the file is something else, or it is not there and its directory holds other files.
+        OSError: it cannot be written.
+    """
+    try:
+        others = not read_records(path) and path.stat().st_size > 0
+    except FileNotFoundError:
+        others = any(path.parent.iterdir())
+    except (ValueError, KeyError, TypeError):
+        others = True
+    if others:
+        raise ForeignDirectoryError(
+            f"{path.parent} holds something else than the records of a comparison; name another directory"
+        )
+    path.write_text("", encoding="utf-8")
 
 
 def append_record(path: Path, record: PeerRecord) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from planner.bench.peers.arms import OURS, Arm
 from planner.bench.peers.environments import Environment
 from planner.bench.peers.process import PeerError, PeerProcess
-from planner.bench.peers.records import PeerPrompt, PeerRecord, append_record
+from planner.bench.peers.records import PeerPrompt, PeerRecord, append_record, begin_records
 
 _WARM_UP_TOKENS = 8
 
@@ -51,10 +51,11 @@ def run_peers(
 
     Raises:
         PeerError: an engine fails, or ours does not start.
+        ForeignDirectoryError: the directory holds something else.
     """
     directory.mkdir(parents=True, exist_ok=True)
     records = directory / "records.jsonl"
-    records.write_text("", encoding="utf-8")
+    begin_records(records)
     with ExitStack() as stack:
         started = _start(stack, arms, environments, directory, report)
         done, all_ = 0, rounds * len(prompts) * len(started.running)

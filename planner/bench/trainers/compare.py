@@ -13,7 +13,6 @@ Step records, checkpoints and the result as JSON go to `runs/trainers`.
 import argparse
 import json
 import platform
-import shutil
 import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -29,7 +28,7 @@ from planner.bench.peers.processes import run
 from planner.bench.trainers.judge import Judgement, judge
 from speculators.data.samples import Sample
 from speculators.formats.config import CONFIG_FILE
-from speculators.formats.files import check_replaceable, replace_directory, replace_file
+from speculators.formats.files import replace_directory, replace_file
 from speculators.training.families import FAMILIES, Ingredients, layers_read
 from speculators.training.features import OnlineFeatures
 from speculators.training.loop import LoopSettings, TrainingData, TrainingRun
@@ -76,20 +75,19 @@ class Comparison:
 
     def ours(self) -> TrainerResult:
         """Train with the kit, from the start: what an earlier comparison left would be taken up."""
-        check_replaceable(self.directory / "ours", "records.jsonl")
-        shutil.rmtree(self.directory / "ours", ignore_errors=True)
         source = OnlineFeatures(self.target, self.layers)
         set_seed(self.settings.seed)
         given = Ingredients(self.target, self.kept, self.samples, source, self.spec.training)
         data = TrainingData(self.samples, self.held_out, source)
-        run_ = TrainingRun(FAMILIES["eagle3"](given), data, self.settings, self.directory / "ours", cpu=True)
         steps: list[TrainingStep] = []
 
         def tell(record: Started | TrainingStep | Evaluation) -> None:
             if isinstance(record, TrainingStep):
                 steps.append(record)
 
-        run_.train(tell)
+        with replace_directory(self.directory / "ours", "records.jsonl") as partial:
+            run_ = TrainingRun(FAMILIES["eagle3"](given), data, self.settings, partial, cpu=True)
+            run_.train(tell)
         checkpoint = self.directory / "ours-checkpoint"
         with replace_directory(checkpoint, CONFIG_FILE) as partial:
             run_.trained().save(partial)

@@ -60,15 +60,6 @@ def test_weights_are_linked_and_outlive_their_source(tmp_path: Path) -> None:
     assert len(load_weights(target)) == len(WEIGHTS)
 
 
-def test_weights_behind_symbolic_links_are_followed(tmp_path: Path) -> None:
-    blob = write_huggingface(tmp_path / "source", CONFIG, WEIGHTS) / "model.safetensors"
-    blob.rename(tmp_path / "blob")
-    blob.symlink_to(tmp_path / "blob")
-    target = prepare_target(str(tmp_path / "source"), tmp_path / "target").directory
-    assert not (target / "model.safetensors").is_symlink()
-    assert len(load_weights(target)) == len(WEIGHTS)
-
-
 def test_what_later_steps_expect_is_filled_in(tmp_path: Path) -> None:
     source = write_huggingface(tmp_path / "source", CONFIG, WEIGHTS)
     target = prepare_target(str(source), tmp_path / "target").directory

@@ -12,7 +12,7 @@ from build.targets.files import require_space, writing_errors
 from build.targets.prepare import PROVENANCE_FILE, prepare_target
 from build.targets.weights import load_weights
 from deployments.content import file_sha256
-from speculators.formats.files import replace_directory
+from speculators.formats.files import INVENTORY, replace_directory
 from tests.build.targets.tiny_models import tiny_gguf
 
 
@@ -26,6 +26,7 @@ def test_a_gguf_file_becomes_a_complete_directory(tmp_path: Path) -> None:
     assert {file.name for file in summary.directory.iterdir()} == {
         "config.json",
         "drafthouse_target.json",
+        ".drafthouse-files",
         "generation_config.json",
         "model.safetensors",
         "special_tokens_map.json",
@@ -46,7 +47,7 @@ def test_provenance_names_source_versions_and_every_file(tmp_path: Path) -> None
     assert provenance["source_kind"] == "gguf"
     assert provenance["source_sha256"] == file_sha256(path)
     assert set(provenance["versions"]) == {"python", "gguf", "numpy", "safetensors", "tokenizers"}
-    others = [file for file in target.iterdir() if file.name != PROVENANCE_FILE]
+    others = [file for file in target.iterdir() if file.name not in (PROVENANCE_FILE, INVENTORY)]
     assert provenance["files"] == {
         file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in others
     }

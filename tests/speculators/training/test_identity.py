@@ -38,7 +38,7 @@ def tree(folder: Path) -> dict[Path, bytes]:
 
 
 SHORT = {"epochs": 1, "batch_tokens": 2048}  # some steps
-CHANGES = [
+CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"learning_rate": 0.01}, r"learning_rate 0\.001, not 0\.01"),
     ({"epochs": 2}, "epochs.outputs 1, not 2"),
     ({"seed": 1}, "seed 0, not 1"),
