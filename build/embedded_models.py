@@ -15,6 +15,7 @@ from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
 from build.targets.prepare import check_source, check_target
 from build.targets.weights import load_weights
+from build.trtllm.places import suggestion
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
 from deployments.speculation import DraftModel, Eagle, Eagle3, Medusa, MlpSpeculator
@@ -53,7 +54,7 @@ def _fetched(directory: Path, source: str | None) -> Iterator[Finding]:
         yield Finding(
             "model-missing",
             "error",
-            f"target.model: {directory} does not exist",
+            f"target.model: {directory} does not exist{suggestion(directory)}",
             f"drafthouse model SOURCE {directory}, or target.source, from which build makes it",
         )
     elif not (yield from _refused("source-unusable", "target.source", lambda: check_source(source))):
@@ -71,7 +72,11 @@ def _drafter(spec: DeploymentSpec, target: Architecture | None) -> Iterator[Find
         return
     key = "speculation.model" if isinstance(speculation, DraftModel) else "speculation.checkpoint"
     if not source.exists():
-        yield Finding("model-missing", "error", f"{key}: {source} does not exist", f"the drafter in {source}")
+        trained = "" if isinstance(speculation, DraftModel) else ", or drafthouse train, which makes one"
+        right = f"a directory with a drafter for {speculation.method}{trained}"
+        yield Finding("model-missing", "error", f"{key}: {source} does not exist{suggestion(source)}", right)
+    elif not source.is_dir():
+        yield Finding("checkpoint-unusable", "error", f"{key}: {source} is a file; a directory is meant")
     elif isinstance(speculation, DraftModel):
         yield from _draft_model(spec, speculation.model, target)
     elif isinstance(speculation, (MlpSpeculator, Medusa, Eagle, Eagle3)):
