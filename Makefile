@@ -5,7 +5,7 @@ NEXT := printf '%s\n' 'Everything is in .venv. Next:' '    . $(BIN)/activate' \
 	'    drafthouse doctor    \# what works on this machine' '    make demo            \# the whole journey, some minutes'
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-outside check lock setup setup-dev clean
+.PHONY: demo test test-outside check lock setup setup-dev kernel clean
 
 demo: .venv/.run  ## the whole journey on one CPU: model, engine, real Triton, load sweep, report
 	$(BIN)/drafthouse demo deployments/smollm2-anpd.yaml --beside deployments/smollm2-eagle3-lookup.yaml
@@ -21,11 +21,14 @@ check: .venv/.dev  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
 
-setup: .venv/.run  ## what serving and measuring need
+setup: kernel  ## what serving and measuring need
 	@$(NEXT)
 
-setup-dev: .venv/.dev  ## what training and the tests need, too: PyTorch
+setup-dev: kernel .venv/.dev  ## what training and the tests need, too: PyTorch
 	@$(NEXT)
+
+kernel: .venv/.run  ## the attention kernel, where there is a C++ compiler; without one OpenVINO's serves
+	$(BIN)/python -m engine.native.build
 
 # --no-deps: the lock is complete, and nvidia-pytriton's own pins (see requirements/overrides.txt) would refuse it.
 .venv/.run: requirements/run.lock pyproject.toml

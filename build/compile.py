@@ -38,7 +38,10 @@ from speculators.formats.draft_vocabulary import read_draft_vocabulary
 from speculators.formats.files import replace_directory
 
 _WEIGHTS_NAME = "model.onnx.data"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    "chat_template.jinja",
+)
 
 
 def compile_engine(
@@ -71,7 +74,8 @@ def compile_engine(
             f"engine.max_sequence_length {max_sequence_length} is beyond that"
         )
     digest = content_hash(source)
-    existing = _existing(directory, (digest, precision, max_sequence_length))
+    vocab_size = vocab_size or architecture.vocab_size
+    existing = _existing(directory, (digest, precision, max_sequence_length, vocab_size))
     if existing is not None:
         report(f"{directory}: up to date")
         return existing

@@ -50,6 +50,47 @@ class DraftGraphs:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Target:
+    """The target that a speculator is compiled for."""
+
+    directory: Path
+    weights: Weights
+
+    @property
+    def vocab_size(self) -> int:
+        return self.weights.architecture.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self.weights.architecture.hidden_size
+
+    @property
+    def embedding(self) -> NDArray[np.float32]:
+        return self.weights["model.embed_tokens.weight"]
+
+    @property
+    def lm_head(self) -> NDArray[np.float32]:
+        architecture = self.weights.architecture
+        head = self.embedding if architecture.tie_word_embeddings else self.weights["lm_head.weight"]
+        return head / architecture.logits_divisor
+
+    def check(self, speculation: Trained, widths: Mapping[str, int], vocabulary: int | None) -> None:
+        """Refuse a checkpoint of another target; vocabularies may differ in padding."""
+        for name, width in widths.items():
+            if width != self.hidden_size:
+                raise CheckpointError(
+                    f"{speculation.checkpoint} is of another target: {name} is {width}, the target's hidden_size is "
+                    f"{self.hidden_size}"
+                )
+        if vocabulary in (None, self.vocab_size) or is_padding(self.directory, vocabulary, self.vocab_size):
+            return
+        raise CheckpointError(
+            f"{speculation.checkpoint} is of another target: it knows {vocabulary} tokens, the target "
+            f"{self.vocab_size}, and the target's tokenizer has tokens that only one of them has"
+        )
+
+
 def plan_graphs(
     speculation: Trained, target: Path, *, precision: str, max_sequence_length: int
 ) -> DraftGraphs:
@@ -60,7 +101,7 @@ def plan_graphs(
         TargetError: the target cannot be read.
         EngineError: the section's tree is none, or deeper than the checkpoint drafts.
     """
-    planned = _planned(speculation, load_weights(target), precision, max_sequence_length)
+    planned = _planned(speculation, _Target(target, load_weights(target)), precision, max_sequence_length)
     shape = tree_shape(speculation, planned.facts.get("top_k"))
     check_depth(shape, planned.facts.get("levels"), speculation.checkpoint.name)
     return planned
@@ -82,14 +123,14 @@ def read_drafter(speculation: Trained) -> None:
         eagle3.load_checkpoint(speculation.checkpoint)
 
 
-def _planned(speculation: Trained, weights: Weights, precision: str, max_sequence_length: int) -> DraftGraphs:
+def _planned(speculation: Trained, target: _Target, precision: str, max_sequence_length: int) -> DraftGraphs:
     if isinstance(speculation, MlpSpeculator):
-        return _mlp_speculator(speculation, about, precision)
+        return _mlp_speculator(speculation, target, precision)
     if isinstance(speculation, Medusa):
-        return _medusa(speculation, about, precision)
+        return _medusa(speculation, target, precision)
     if isinstance(speculation, Eagle):
-        return _eagle(speculation, about, precision, max_sequence_length)
-    return _eagle3(speculation, about, precision, max_sequence_length)
+        return _eagle(speculation, target, precision, max_sequence_length)
+    return _eagle3(speculation, target, precision, max_sequence_length)
 
 
 def _mlp_speculator(speculation: MlpSpeculator, target: _Target, precision: str) -> DraftGraphs:
@@ -103,7 +144,9 @@ def _mlp_speculator(speculation: MlpSpeculator, target: _Target, precision: str)
 
     def build() -> Mapping[str, onnx.ModelProto]:
         return {
-            f"stage.{stage}.onnx": build_mlp_stage(checkpoint, stage, kept, precision=precision, count=count)
+            f"stage.{stage}.onnx": build_mlp_stage(
+                checkpoint, stage, kept, precision=precision, count=count, read=target.vocab_size
+            )
             for stage in range(distinct)
         }
 
@@ -121,13 +164,13 @@ def _medusa(speculation: Medusa, target: _Target, precision: str) -> DraftGraphs
     every = medusa.load_checkpoint(speculation.checkpoint)
     checkpoint = medusa.first_heads(every, speculation.num_heads)
     width, vocabulary = medusa.hidden_size(checkpoint), medusa.vocab_size(checkpoint)
-    _check_target(speculation, weights, {"width of the heads": width}, vocabulary)
-    known = weights.architecture.vocab_size
-    kept = read_draft_vocabulary(speculation.checkpoint, known)
+    target.check(speculation, {"width of the heads": width}, vocabulary)
+    known = vocabulary or target.vocab_size
+    kept = _drafted(speculation, known, target)
     count = _candidates(speculation, None, known if kept is None else len(kept))
 
     def build() -> Mapping[str, onnx.ModelProto]:
-        lm_head = _lm_head(weights) if vocabulary is None else None
+        lm_head = target.lm_head if vocabulary is None else None
         return {"heads.onnx": build_medusa(checkpoint, lm_head, kept, precision=precision, count=count)}
 
     facts = {"candidates": count, "levels": speculation.num_heads, "widths": (width,)}
@@ -137,14 +180,15 @@ def _medusa(speculation: Medusa, target: _Target, precision: str) -> DraftGraphs
 def _eagle(speculation: Eagle, target: _Target, precision: str, max_sequence_length: int) -> DraftGraphs:
     checkpoint = eagle.load_checkpoint(speculation.checkpoint)
     config = checkpoint.config
-    _check_target(speculation, weights, {"hidden_size": config.hidden_size}, config.vocab_size)
-    count = _candidates(speculation, None, config.vocab_size)
+    target.check(speculation, {"hidden_size": config.hidden_size}, config.vocab_size)
+    embedding = _embedding(speculation, checkpoint, target, is_frozen=True)
+    count = _candidates(speculation, None, target.vocab_size)
 
     def build() -> Mapping[str, onnx.ModelProto]:
         graph = build_eagle(
             checkpoint,
-            weights["model.embed_tokens.weight"],
-            _lm_head(weights),
+            target.embedding if embedding is None else embedding,
+            target.lm_head,
             precision=precision,
             count=count,
             max_positions=max_sequence_length,
@@ -163,16 +207,16 @@ def _eagle(speculation: Eagle, target: _Target, precision: str, max_sequence_len
 def _eagle3(speculation: Eagle3, target: _Target, precision: str, max_sequence_length: int) -> DraftGraphs:
     checkpoint = eagle3.load_checkpoint(speculation.checkpoint)
     config = checkpoint.config
-    _check_target(speculation, weights, {"width of the features": config.feature_width}, config.vocab_size)
-    own = checkpoint.tensors.get(eagle.EMBEDDING)
-    if own is None:
-        _check_target(speculation, weights, {"hidden_size": config.hidden_size}, config.vocab_size)
-    count = _candidates(speculation, None, config.output_size)
+    target.check(speculation, {"width of the features": config.feature_width}, config.vocab_size)
+    output = _output(speculation, checkpoint, target)
+    embedding = _embedding(speculation, checkpoint, target, is_frozen=not config.embed_requires_grad)
+    count = _candidates(speculation, None, target.vocab_size if output is None else len(output))
 
     def build() -> Mapping[str, onnx.ModelProto]:
+        head = target.lm_head if output is None else output
         graph = build_eagle3(
-            checkpoint,
-            weights["model.embed_tokens.weight"] if own is None else own,
+            Checkpoint(config, {**checkpoint.tensors, eagle3.OUTPUT: head}),
+            target.embedding if embedding is None else embedding,
             precision=precision,
             count=count,
             max_positions=max_sequence_length,
@@ -189,12 +233,12 @@ def _eagle3(speculation: Eagle3, target: _Target, precision: str, max_sequence_l
     return DraftGraphs(build, ("drafter.onnx", "fusion.onnx"), facts)
 
 
-def _output(speculation: Eagle3, checkpoint: Eagle3Checkpoint, target: _Target) -> Array:
-    """The drafter's output matrix, or the target's where it has none; without rows that the target has not."""
+def _output(speculation: Eagle3, checkpoint: Eagle3Checkpoint, target: _Target) -> Array | None:
+    """The drafter's output matrix without rows that the target has not; None: it has none, and takes the target's."""
     config, own = checkpoint.config, checkpoint.tensors.get(eagle3.OUTPUT)
     if own is None:
         target.check(speculation, {"hidden_size": config.hidden_size}, None)
-        return target.lm_head
+        return None
     highest = int(eagle3.target_ids(checkpoint).max())
     if config.has_vocabulary_map and highest >= target.vocab_size:
         raise CheckpointError(
@@ -210,8 +254,8 @@ def _embedding(
     target: _Target,
     *,
     is_frozen: bool,
-) -> NDArray[np.float32]:
-    """The token embedding that the drafter reads: its own, or the target's where it stores none.
+) -> NDArray[np.float32] | None:
+    """The token embedding that the drafter stores, as long as the target's; None: it has none, and reads the target's.
 
     One that is as wide as the target's and was frozen in training is the target's, maybe in another precision, or the
     checkpoint is another target's.
@@ -219,7 +263,7 @@ def _embedding(
     config, own = checkpoint.config, checkpoint.tensors.get(eagle.EMBEDDING)
     if own is None:
         target.check(speculation, {"hidden_size": config.hidden_size}, None)
-        return target.embedding
+        return None
     own = own.astype(np.float32)
     if config.hidden_size == target.hidden_size and is_frozen:
         share = _foreign_share(own, target.embedding)

@@ -15,7 +15,7 @@ Example::
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -26,9 +26,10 @@ import openvino as ov
 
 from build.compile import compile_engine, hash_files
 from build.draft_graphs import DraftGraphs, plan_graphs
+from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
 from build.targets.files import writing_errors
-from build.targets.layout import read_json
+from build.vocabulary import is_padding
 from deployments.content import content_hash
 from deployments.places import graph_settings
 from deployments.speculation import AnySpeculation, DraftModel, Eagle, Eagle3, Medusa, MlpSpeculator
@@ -94,7 +95,7 @@ def _compile_draft(
     report: Callable[[str], None],
 ) -> None:
     with completed_draft(draft, target) as source:
-        check_same_tokenizer(source, target)
+        vocab_size = check_draft(source, target)
         compile_engine(
             source,
             directory,
@@ -121,6 +122,22 @@ def completed_draft(draft: Path, target: Path) -> Iterator[Path]:
         complete_draft(draft, target, whole)
         shutil.copyfile(draft / VOCABULARY_FILE, whole / VOCABULARY_FILE)
         yield whole
+
+
+def check_draft(draft: Path, target: Path) -> int:
+    """The size of the target's vocabulary, which the draft model must have, too, padding aside.
+
+    Raises:
+        TargetError: the two have different tokenizers, or one of them lacks tokens of it; a file is missing.
+    """
+    check_same_tokenizer(draft, target)
+    ours, theirs = (Architecture.from_directory(model).vocab_size for model in (draft, target))
+    if ours != theirs and not is_padding(target, ours, theirs):
+        raise TargetError(
+            f"{draft} has {ours} tokens, {target} has {theirs}, and their tokenizer has tokens that only one of them "
+            "has; a draft model must have all of the tokenizer's"
+        )
+    return theirs
 
 
 def check_same_tokenizer(draft: Path, target: Path) -> None:

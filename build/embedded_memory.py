@@ -106,7 +106,7 @@ def _drafter_bytes(spec: DeploymentSpec) -> int:
     source = drafter_source(spec.speculation)
     if source is None or not source.is_dir():
         return 0
-    kinds = (".safetensors", ".bin", ".pt")
+    kinds = (".safetensors", ".bin", ".pt", ".pth")
     stored = sum(path.stat().st_size for path in source.iterdir() if path.suffix in kinds)
     return stored // 2 if spec.speculator_precision == "int8" else stored * 2
 

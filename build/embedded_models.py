@@ -1,13 +1,14 @@
 """What the files of a deployment tell before anything is compiled: all that the embedded engine would refuse later.
 
-Only headers are read of the target, so this takes a second for any size; drafters, which are small, are read whole.
+Only headers are read of the target, and its embedding where a drafter brings one that must be the same; so this takes
+seconds for any size. Drafters, which are small, are read whole.
 """
 
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from build.draft_graphs import plan_graphs, read_drafter
-from build.drafters import check_same_tokenizer, completed_draft
+from build.drafters import check_draft, completed_draft
 from build.embedded_memory import disk_findings, memory_findings
 from build.findings import Finding
 from build.model_config import repository_place_findings
@@ -19,7 +20,6 @@ from build.trtllm.places import suggestion
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
 from deployments.speculation import DraftModel, Eagle, Eagle3, Medusa, MlpSpeculator
-from engine.drafters import check_vocabularies
 from engine.manifest import EngineError
 from speculators.formats.errors import CheckpointError
 
@@ -100,10 +100,8 @@ def _draft_model(spec: DeploymentSpec, draft: Path, target: Architecture | None)
 
     def check() -> None:
         with completed_draft(draft, spec.target.model) as whole:
-            check_same_tokenizer(whole, spec.target.model)
-            drafting = load_weights(whole).architecture
-            if target is not None:
-                check_vocabularies(drafting.vocab_size, str(draft), target.vocab_size, "the target")
+            check_draft(whole, spec.target.model)
+            load_weights(whole)
 
     if target is None:
         yield from _refused("checkpoint-unusable", key, lambda: Architecture.from_directory(draft))

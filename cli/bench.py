@@ -13,7 +13,7 @@ import typer
 from cli.common import SpecArgument, console, for_programs, progress, read_spec, say, told
 from cli.peers import peer_model
 from cli.prepare import build_deployment
-from cli.serve import running_server, server_of
+from cli.serve import server_of, watched_server
 from client import DrafthouseClient
 from deployments.cache import cache_directory
 from deployments.spec import DeploymentSpec, SpecError

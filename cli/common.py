@@ -3,15 +3,16 @@
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.segment import Segment
 from rich.text import Text
 
 from build.identity import identity
@@ -48,8 +49,8 @@ class _Terminal(Console):
 
 
 # Tables keep their columns in a pipe or a log file, where no terminal gives a width.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-errors = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+console = _Terminal(highlight=False, width=None if sys.stdout.isatty() else 120)
+errors = _Terminal(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
 _SECONDS_BETWEEN_LINES = 10.0  # of progress, where it is no bar
 
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="Deployment spec, a YAML file.")]
@@ -200,6 +201,12 @@ class TimeLeft:
             return ""
         seconds = (now - since) * (1 - share) / (share - first)
         return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
+
+
+def who_is(spec: DeploymentSpec) -> Deployment:
+    """Who has to answer when this deployment is asked."""
+    found = identity(spec)
+    return Deployment(name=found.deployment, spec=found.spec, weights=found.weights)
 
 
 def _escaped(text: str) -> str:

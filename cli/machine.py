@@ -13,7 +13,8 @@ from pathlib import Path
 
 from build.embedded_memory import GIB, machine_bytes
 from build.findings import Finding
-from build.trtllm.lines import installed_version, line_of_version
+from build.trtllm.installed import installed_version
+from build.trtllm.lines import line_of_version
 from deploy.server import TritonError, check_port
 from deploy.triton import check_installation
 from deployments.spec import DeploymentSpec, SpecError

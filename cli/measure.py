@@ -8,9 +8,19 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from cli.common import HostOption, SpecArgument, console, errors, for_programs, read_spec, say, told
+from cli.common import (
+    HostOption,
+    SpecArgument,
+    console,
+    errors,
+    for_programs,
+    read_spec,
+    say,
+    told,
+    who_is,
+)
 from cli.prepare import build_deployment
-from cli.serve import running_server, server_of
+from cli.serve import server_of, watched_server
 from client import ChatTemplate, DrafthouseClient
 from deployments.spec import DeploymentSpec, SpecError, with_loadtest
 from loadtest.progress import Progress
@@ -60,7 +70,7 @@ def loadtest(
         spec = read_spec(spec_path, host)
         users = concurrency.split(",") if concurrency else None
         changes = {"prompts": prompts, "concurrency": users, "requests": requests, "max_tokens": max_tokens}
-        spec = with_loadtest(spec, {**changes, "rounds": rounds, "report": report})
+        spec = with_loadtest(spec, {**changes, "rounds": rounds, "cache": cache, "report": report})
         stop.kept = f"what is finished is kept in {spec.loadtest.report}; the same command measures the rest"
         _sweep(spec, _others(spec, beside, host), protocol, processes, fresh=fresh)
 
@@ -134,6 +144,8 @@ def _sweep(
     with Progress(settings, errors) as progress:
         result = run_sweep(settings, directory, progress)
     console.print(result_table(result.report))
+    for doubt in result.report.doubts:
+        console.print(f"[yellow]doubt[/]: {escape(doubt)}")
     say(f"report: {directory / 'report.html'}, {directory / 'report.json'}")
     for_programs(result.report.model_dump_json())
     if result.interrupted:

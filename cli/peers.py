@@ -11,7 +11,6 @@ import typer
 
 from cli.common import SpecArgument, console, for_programs, progress, read_spec, say, told
 from cli.prepare import build_engines
-from client import ChatTemplate
 from deployments.cache import cache_directory
 from deployments.spec import DeploymentSpec, SpecError, with_loadtest
 from deployments.speculation import NoSpeculation
@@ -50,6 +49,12 @@ def peers(
     rounds: Annotated[int, typer.Option(min=1, help="How often each arm gets each prompt.")] = 1,
     others: Annotated[bool, typer.Option(help="Measure the other engines, too.")] = True,
     draft: Annotated[Path | None, typer.Option(help="GGUF file of a draft model, for llama.cpp.")] = None,
+    chain: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=31, help="Check against vLLM: the spec's method as chains of so many tokens."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Directory of records and result, instead of runs/peers/NAME.")
     ] = None,
@@ -57,12 +62,15 @@ def peers(
     """Measure our engine and others on the same prompts, one request at a time, each with its best speculation."""
     with told() as stop:
         spec = with_loadtest(read_spec(spec_path), {"prompts": prompts, "max_tokens": max_tokens})
+        if chain is not None:
+            spec = _as_chains(spec, chain)
         folder = output or Path("runs/peers") / spec.name
         build_engines(spec)
-        model = peer_model(spec, draft)
+        model, vllm = peer_model(spec, draft), _vllm_model(spec, chain is not None, folder)
         chosen = _prompts(spec, count)
-        environments, missing = _environments(_OUTSIDE if others else {})
-        arms = [arm for arm in _arms(spec, model) if arm.engine in environments]
+        wanted = {VLLM: _OUTSIDE[VLLM]} if chain is not None else _OUTSIDE
+        environments, missing = _environments(wanted if others else {})
+        arms = [arm for arm in _arms(spec, model, vllm, chain) if arm.engine in environments]
         stop.kept = f"records of what was asked are in {folder}; the same command begins again"
         with progress() as show:
             started = run_peers(
@@ -76,7 +84,7 @@ def peers(
             console.print(position_table(summaries))
         for name, reason in {**missing, **started.missing}.items():
             say(f"measured without {name}: {reason}")
-        document = _document(spec, model, summaries, started, missing)
+        document = _document(spec, model, vllm, summaries, started, missing)
         (folder / "result.json").write_text(document + "\n", encoding="utf-8")
         say(f"records and result: {folder}")
         for_programs(document)

@@ -79,7 +79,7 @@ def _print_plan(spec: DeploymentSpec, spec_path: Path, runner: RunnerName | None
 
 
 def build_deployment(spec: DeploymentSpec) -> None:
-    """Model (if the spec says where from), engine, speculator, repository; what is up to date is left alone."""
+    """Model (if the spec says where from), speculator, engine, repository; what is up to date is left alone."""
     build_engines(spec)
     repository = assemble_repository(spec, spec.engine_directory, spec.serving.repository)
     say(f"build: model repository in {repository}")
@@ -95,18 +95,19 @@ def build_engines(spec: DeploymentSpec) -> None:
             show(line, None)
 
         show(f"reading {spec.target.model}", None)
-        compile_engine(
-            spec.target.model,
-            spec.engine_directory,
-            precision=spec.embedded.precision,
-            max_sequence_length=spec.embedded.max_sequence_length,
-            report=report,
-        )
+        # The speculator comes first: one that does not fit the target is refused before anything is built.
         compile_speculator(
             spec.speculation,
             spec.speculator_directory,
             target=spec.target.model,
             precision=spec.speculator_precision,
+            max_sequence_length=spec.embedded.max_sequence_length,
+            report=report,
+        )
+        compile_engine(
+            spec.target.model,
+            spec.engine_directory,
+            precision=spec.embedded.precision,
             max_sequence_length=spec.embedded.max_sequence_length,
             report=report,
         )

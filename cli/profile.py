@@ -93,7 +93,7 @@ def length_table(acceptance: dict[str, Any]) -> Table:
             length = (figures if name == "all" else figures["by_category"][name])["acceptance_length"]
             known = length["low"] is not None
             interval = f" ({length['low']:.2f} to {length['high']:.2f})" if known else ""
-            cells.append(f"{length['value']:.2f}{interval}")
+            cells.append("undefined" if length["value"] is None else f"{length['value']:.2f}{interval}")
         table.add_row(name, *cells)
     return table
 

@@ -32,11 +32,7 @@ def serve(spec_path: SpecArgument, host: HostOption = None) -> None:
             return
         server_of(spec).check_ports()  # before anything is replaced that whoever listens there may be serving
         build_deployment(spec)
-        with running_server(spec) as server:
-            say(f"serving {spec.name}: stop with Ctrl-C")
-            say(f'try: drafthouse generate {spec_path} "Why is the sky blue?" --chat')
-            status = server.wait()
-        say(f"tritonserver ended with status {status}; its log is {_log(spec)}")
+        serve_until_ended(lambda: _serving(spec, spec_path), spec, _log(spec))
 
 
 def generate(
@@ -89,6 +85,14 @@ def _about(result: GenerationResult) -> list[str]:
     if acceptance.length is not None:
         about.append(f"acceptance length {acceptance.length:.2f}")
     return [*about, "nothing drafted" if acceptance.rate is None else f"rate {acceptance.rate:.2f}"]
+
+
+@contextmanager
+def _serving(spec: DeploymentSpec, spec_path: Path) -> Iterator[TritonServer]:
+    with running_server(spec) as server:
+        say(f"serving {spec.name}: stop with Ctrl-C")
+        say(f'try: drafthouse generate {spec_path} "Why is the sky blue?" --chat')
+        yield server
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """`drafthouse train`: data that the target writes, its hidden states, and the speculator that the spec names."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -125,8 +126,8 @@ def _train(job: Any, *, fresh: bool, replace: bool) -> None:
         if isinstance(record, Started):
             say(f"train: {_beginning(record)}")
         elif isinstance(record, Evaluation):
-            shares = " ".join(f"{share:.2f}" for share in record.by_position)
-            say(f"step {record.step}: acceptance length {record.length:.2f} held out ({shares})")
+            shares = " ".join(map(_figure, record.by_position))
+            say(f"step {record.step}: acceptance length {_figure(record.length)} held out ({shares})")
         else:
             rate = record.tokens / max(record.seconds, 1e-9)
             show(
@@ -137,7 +138,7 @@ def _train(job: Any, *, fresh: bool, replace: bool) -> None:
 
     with progress() as show:
         final = run(job, show, tell, fresh=fresh, replace=replace)
-    say(f"train: {job.checkpoint}: acceptance length {final.length:.2f} on held-out output")
+    say(f"train: {job.checkpoint}: acceptance length {_figure(final.length)} on held-out output")
 
 
 def _next(spec: DeploymentSpec, checkpoint: Path) -> str:
@@ -154,3 +155,7 @@ def _beginning(record: Any) -> str:
     if record.step:
         return f"{record.run} goes on after step {record.step:,} of {record.steps:,}"
     return f"{record.run} begins, {record.steps:,} steps"
+
+
+def _figure(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +16,10 @@ from build.trtllm.preflight import Stage, preflight
 from build.trtllm.resolved import Resolved
 from build.trtllm.run_plan import run_plan, script
 from build.trtllm.runners import ComposeRunner, LocalRunner, Runner
-from build.trtllm.topology import topology_of
+from build.trtllm.topology import python_path, topology_of
 from cli.common import progress, say
 from cli.findings import tell
+from cli.serving import serve_until_ended
 from deploy.server import TritonError
 from deploy.trtllm_launch import Launch, hosts_from
 from deploy.trtllm_server import START_SECONDS, TensorRtLlmServer, compose_command, tensorrt_llm_triton
@@ -79,13 +82,19 @@ def serve_trtllm(spec: DeploymentSpec, spec_path: Path, log: Path) -> None:
         report=lambda line: say(f"serve: {line}"),
     )
     read = [output for step in steps for output in step.outputs]
+    serve_until_ended(lambda: _running(resolved, read, log), spec, log)
+
+
+@contextmanager
+def _running(resolved: Resolved, read: Sequence[Path], log: Path) -> Iterator[TensorRtLlmServer]:
+    """The server, ready, and what it reads kept from being replaced; stopped at the end."""
+    name = resolved.spec.name
     with in_use(*read), TensorRtLlmServer(_launch(resolved), log=log) as server:
         with progress() as show:
             show(f"starting Triton with {name}; its log is {log}", None)
             _wait_until_ready(server, log)
-        say(f"Triton serves {spec.name} on {server.host}: gRPC {server.grpc_port}, HTTP {server.http_port}")
-        status = server.wait()
-    say(f"tritonserver ended with status {status}; its log is {log}")
+        say(f"Triton serves {name} on {server.host}: gRPC {server.grpc_port}, HTTP {server.http_port}")
+        yield server
 
 
 def _serve_in_container(spec_path: Path, resolved: Resolved) -> None:

@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from cli.common import SpecArgument, console, progress, read_spec, tokenized_prompts, told, who_is
+from cli.common import (
+    SpecArgument,
+    console,
+    for_programs,
+    progress,
+    read_spec,
+    say,
+    tokenized_prompts,
+    told,
+    who_is,
+)
 from client import DrafthouseClient
 from deployments.spec import DeploymentSpec
 from engine.deployment import open_runner
@@ -52,7 +62,7 @@ def verify(
                     console.print(found.details, markup=False)
         report = summary(checks)
         _save(spec, outputs, report)
-        print(json.dumps(report), flush=True)
+        for_programs(json.dumps(report))
         if not report["passed"]:
             raise SystemExit(1)
 
@@ -85,4 +95,4 @@ def _save(spec: DeploymentSpec, outputs: list[Output], report: dict[str, object]
         partial = folder / f".{name}.partial"
         partial.write_text(content, encoding="utf-8")
         partial.rename(folder / name)
-    console.print(f"raw answers and report: {folder}")
+    say(f"raw answers and report: {folder}")

@@ -118,8 +118,6 @@ class ServerProcess:
             TritonError: a part is missing, a port is taken, or there is no room; says which and what to do.
         """
         self.check_ports()
-        command, environment = self._command()
-        output = self._log.open("wb") if self._log else None
         try:
             self._place = Place.take()
             command, environment = self._command(self._place)
@@ -232,9 +230,6 @@ class ServerProcess:
     def check_ports(self) -> None:
         """Find out whether the server could listen.
 
-    def check_ports(self) -> None:
-        """Find out whether the server could listen.
-
         Raises:
             TritonError: a port is taken; says which.
         """
@@ -247,23 +242,6 @@ class ServerProcess:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         told = [line for line in lines if "rror" in line or line.startswith("E")] or lines
         return f"; the log {self.log} ends:\n" + "\n".join(told[-8:])
-
-
-def check_port(host: str, name: str, port: int) -> None:
-    """Find out whether a server could listen.
-
-    Raises:
-        TritonError: it could not.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise TritonError(
-                f"serving.{name} {port} on {host} cannot be used ({error.strerror}); stop what listens there or choose "
-                "another port in the spec"
-            ) from None
 
 
 def check_port(host: str, name: str, port: int) -> None:

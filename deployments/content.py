@@ -9,7 +9,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-_KINDS = (".json", ".jinja", ".model", ".safetensors", ".bin", ".pt")
+_KINDS = (".json", ".jinja", ".model", ".safetensors", ".bin", ".pt", ".pth")
 # How a directory came about, which changes nothing that is computed from it.
 _HISTORY = ("drafthouse_target.json", "training.json")
 _BLOCK_BYTES = 1 << 20

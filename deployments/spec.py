@@ -11,6 +11,7 @@ Example::
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from deployments.engines import AnyEngine, EmbeddedEngine, TensorRtLlmEngine
 from deployments.places import filled_in, speculator_directory, target_directory
+from deployments.printable import control_characters
 from deployments.section import Section
 from deployments.speculation import AnySpeculation, DraftModel, NoSpeculation
 from deployments.training import TrainingSpec

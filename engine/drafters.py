@@ -199,21 +199,12 @@ def _check_shape(shape: TreeShape, manifest: SpeculatorManifest, directory: Path
         )
 
 
-def check_vocabularies(draft_size: int, draft: str, target_size: int, target: str) -> None:
-    """Refuse a draft model that knows other tokens than its target.
-
-    Raises:
-        EngineError: it does.
-    """
-    if draft_size != target_size:
-        raise EngineError(
-            f"{draft} knows {draft_size} tokens, {target} knows {target_size}; a draft model must have the target's "
-            "tokenizer"
-        )
-
-
 def _check_draft(draft: EngineManifest, directory: Path, target: EngineManifest, length: int) -> None:
-    check_vocabularies(draft.vocab_size, str(directory), target.vocab_size, target.source)
+    if draft.vocab_size != target.vocab_size:
+        raise EngineError(
+            f"{directory} knows {draft.vocab_size} tokens, {target.source} knows {target.vocab_size}; a draft model "
+            "must have the target's tokenizer"
+        )
     if draft.max_sequence_length < length:
         raise EngineError(
             f"{directory} was compiled for {draft.max_sequence_length} tokens, the spec asks for {length}; "

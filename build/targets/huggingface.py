@@ -5,6 +5,7 @@ expect but the source lacks is filled in: generation_config.json, special_tokens
 templates inside tokenizer_config.json, where newer Transformers leave them in files of their own.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from build.findings import Finding
 from build.model_config import repository_place_findings
-from build.trtllm.cells import resolve
+from build.trtllm.cells import unchecked
 from build.trtllm.checks.commands import command_findings
 from build.trtllm.checks.existing import engine_findings, repository_findings
 from build.trtllm.checks.models import model_findings

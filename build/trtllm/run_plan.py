@@ -28,6 +28,7 @@ from build.trtllm.digests import Digests
 from build.trtllm.failures import explain
 from build.trtllm.runners import Runner
 from build.trtllm.steps import Step
+from deployments.printable import one_line
 from speculators.formats.files import take_place
 
 _LAST_LINES = 12

@@ -37,7 +37,7 @@ TOKENS = (1, 2, 4, 8, 16)
 BATCHES = (1, 2, 4, 8, 16)
 _REPEATS = 8  # steps of one subject in one round,
 _SECONDS = 2.0  # or as many as fit in this, of large models
-_MOST_TOKENS = 32  # of a request in a measured step
+MOST_TOKENS = 32  # of a request in a measured step
 _GENERATED = 96  # tokens of one generation in one round
 _ENGINE = EmbeddedEngine()
 
@@ -155,7 +155,7 @@ def fill_cache(runner: CompiledRunner, batch: int) -> None:
 
 
 def _blocks(runner: CompiledRunner, row: int) -> range:
-    count = -(-(CONTEXT + _MOST_TOKENS) // runner.block_size)
+    count = -(-(CONTEXT + MOST_TOKENS) // runner.block_size)
     return range(row * count, (row + 1) * count)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine.compiled_runner import CompiledRunner
-from planner.bench.measure import CONTEXT, VerificationStep, fill_cache, repeated
+from planner.bench.measure import CONTEXT, MOST_TOKENS, VerificationStep, fill_cache, repeated
 from speculators.base import Speculator
 from speculators.graphs import DrafterRows
 
@@ -19,21 +19,37 @@ _REPEATS = 4  # drafts of one subject in one round
 Report = Callable[[str, float], None]
 
 
-class Drafting:
-    """Requests of a batch that have read `CONTEXT` tokens, and what a draft for all of them costs."""
+def longest_request(tokens: int) -> int:
+    """Tokens that there must be room for in each request while steps with so many are measured."""
+    return CONTEXT + max(tokens + 2 * _REPEATS, MOST_TOKENS)
 
-    def __init__(self, speculator: Speculator, hidden_size: int, batch: int) -> None:
-        self._speculator, self._batch = speculator, batch
+
+class Drafting:
+    """Requests of a batch that have read `CONTEXT` tokens, and what a draft for all of them costs.
+
+    Args:
+        speculator: what drafts.
+        hidden_size: of the target.
+        blocks: cache blocks of each request.
+        batch: requests.
+    """
+
+    def __init__(self, speculator: Speculator, hidden_size: int, blocks: int, batch: int) -> None:
+        self._speculator, self._batch, self._blocks = speculator, batch, blocks
         self._random = np.random.default_rng(0)
         self._width = hidden_size
-        self._blocks = -(-(CONTEXT + 2 * (_REPEATS + 1) + nodes) // block_size)
 
     def start(self) -> None:
-        """Begin the requests; their prompts are read by the first draft."""
-        for request in range(self._batch):
-            self._speculator.start(request, [7 + row % 50 for row in range(CONTEXT)])
-            self._speculator.observe(request, [7], self._hidden(CONTEXT))
+        """Begin the requests and read their prompts."""
+        self._begin(read=0)
         self._propose(1)
+
+    def _begin(self, read: int) -> None:
+        """Start each request with so many rows of its prompt in place, and give the states of the others."""
+        for request in range(self._batch):
+            rows = DrafterRows(range(request * self._blocks, (request + 1) * self._blocks), read)
+            self._speculator.start(request, [7 + row % 50 for row in range(CONTEXT)], rows)
+            self._speculator.observe(request, [7], self._hidden(CONTEXT - read))
 
     def finish(self) -> None:
         """End them."""
@@ -41,7 +57,9 @@ class Drafting:
             self._speculator.finish(request)
 
     def milliseconds(self, nodes: int) -> float:
-        """Median of a draft of so many nodes for each request."""
+        """Median of a draft of so many nodes for each request, behind its prompt."""
+        self.finish()
+        self._begin(read=CONTEXT - 1)
         return repeated(lambda: self._propose(nodes), _REPEATS)
 
     def _propose(self, nodes: int) -> float:
@@ -59,8 +77,8 @@ class Drafting:
 
 
 @contextmanager
-def _drafting(speculator: Speculator, hidden_size: int, batch: int) -> Iterator[Drafting]:
-    requests = Drafting(speculator, hidden_size, batch)
+def _drafting(speculator: Speculator, hidden_size: int, blocks: int, batch: int) -> Iterator[Drafting]:
+    requests = Drafting(speculator, hidden_size, blocks, batch)
     requests.start()
     try:
         yield requests
@@ -79,8 +97,8 @@ def measure_costs(
 ) -> dict[str, list[dict[str, Any]]]:
     """Milliseconds a step, raw, one figure a round.
 
-    Drafts of all lengths are measured on the same requests, one after the other, so the last one's context is some
-    dozen tokens longer than the first one's: prompts are read once a round, and they take longer than all drafts.
+    Drafts of all lengths are measured behind the same prompts, which are read once a round: that takes longer than
+    all drafts.
 
     Args:
         runner: the target; its cache must hold the largest batch.
@@ -96,6 +114,7 @@ def measure_costs(
     most = speculator.max_draft_length
     nodes = sorted({min(count, most) for count in (1, *(value - 1 for value in tokens)) if count > 0})
     drafts = nodes if most else []
+    blocks = -(-longest_request(max(tokens, default=1)) // runner.block_size)
     verify = {(batch, count): VerificationStep(runner, batch, count) for batch in batches for count in tokens}
     figures: dict[tuple[str, int, int], list[float]] = {
         **{("verify", *key): [] for key in verify},
@@ -110,7 +129,7 @@ def measure_costs(
             report(f"costs: {title}, batch {batch}", done / whole)
             found = {("verify", batch, count): verify[batch, count]() for count in tokens}
             if drafts:
-                with _drafting(speculator, runner.manifest.hidden_size, batch) as requests:
+                with _drafting(speculator, runner.manifest.hidden_size, blocks, batch) as requests:
                     found |= {("draft", batch, count): requests.milliseconds(count) for count in drafts}
             for key, value in found.items() if number else ():
                 figures[key].append(round(value, 4))

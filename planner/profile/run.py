@@ -20,7 +20,7 @@ from engine.events import Event
 from engine.request import GenerationRequest, SamplingParams
 from planner.bench.measure import CONTEXT
 from planner.profile.acceptance import summarise
-from planner.profile.cost import measure_costs
+from planner.profile.cost import longest_request, measure_costs
 from planner.profile.records import RecordingSpeculator, RequestRecord
 from speculators.base import Speculator
 
@@ -168,7 +168,9 @@ def _costs(
     limits: EngineLimits,
     report: Report,
 ) -> dict[str, Any]:
-    tokens = [count for count in settings.tokens if CONTEXT + count <= limits.max_sequence_length]
+    tokens = [count for count in settings.tokens if longest_request(count) <= limits.max_sequence_length]
+    if not tokens:
+        return {}
     batches = [batch for batch in settings.batches if batch <= limits.max_batch_size]
     found = measure_costs(
         runner, speculator, batches=batches, tokens=tokens, rounds=settings.rounds, report=report

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replace_directory(path: Path, mark: str) -> Iterator[Path]:
+def replace_directory(path: Path, mark: str, unlisted: Collection[str] = ()) -> Iterator[Path]:
     """Give a new directory beside `path`; it takes the name when the block ends without an error.
 
     What was there is removed then, unless it is the same, file by file: that is left alone. Whatever ends the block
@@ -60,6 +60,7 @@ def replace_directory(path: Path, mark: str) -> Iterator[Path]:
         path: the directory.
         mark: name of a file that the block writes, by which the kit knows its own. An existing directory that holds
             other files and not this one, or any that no such call has written, is never replaced.
+        unlisted: files that the kit is known to have put into the directory that is there, should it hold no list.
 
     Raises:
         ForeignDirectoryError: `path` is such a directory, or a file.
@@ -67,7 +68,7 @@ def replace_directory(path: Path, mark: str) -> Iterator[Path]:
         OSError: the directory cannot be made or renamed.
     """
     place = Path(os.path.realpath(path))
-    check_replaceable(path, mark)
+    check_replaceable(path, mark, unlisted)
     place.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(place)
     partial, handle = _new_partial(place)
@@ -77,15 +78,17 @@ def replace_directory(path: Path, mark: str) -> Iterator[Path]:
             json.dumps({"files": _names(partial)}, indent=0) + "\n", encoding="utf-8"
         )
         if not _is_same(partial, place):
-            take_place(partial, place, mark)
+            take_place(partial, place, mark, unlisted)
             _unlock(handle)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         os.close(handle)
 
 
-def check_replaceable(path: Path, mark: str) -> None:
+def check_replaceable(path: Path, mark: str, unlisted: Collection[str] = ()) -> None:
     """Do nothing if `path` is free, empty, or the kit's own: by `mark`, and with no file that the kit has not written.
+
+    Arguments are those of `replace_directory`.
 
     Raises:
         ForeignDirectoryError: it is something else.
@@ -97,6 +100,8 @@ def check_replaceable(path: Path, mark: str) -> None:
     if not any(path.iterdir()):
         return
     written = _inventory(path, mark)
+    if written is None and unlisted:
+        written = set(unlisted)
     if written is None:
         raise ForeignDirectoryError(
             f"{path} holds files and no {mark} of drafthouse's, so it was not made by drafthouse and is not replaced; "
@@ -121,13 +126,13 @@ def in_use(*directories: Path) -> Iterator[None]:
         yield
 
 
-def take_place(new: Path, place: Path, mark: str | None = None) -> None:
+def take_place(new: Path, place: Path, mark: str | None = None, unlisted: Collection[str] = ()) -> None:
     """Exchange, also while another process does the same with a directory or file of its own.
 
     Args:
         new: gets the name `place`, and has what was there afterwards.
         place: where it goes.
-        mark: as of `replace_directory`; None where what is there is known to be the kit's.
+        mark, unlisted: as of `replace_directory`; None where what is there is known to be the kit's.
 
     Raises:
         ForeignDirectoryError, DirectoryInUseError, OSError: as `replace_directory`.
@@ -135,7 +140,7 @@ def take_place(new: Path, place: Path, mark: str | None = None) -> None:
     end = time.monotonic() + _PATIENCE_SECONDS
     while True:
         if mark is not None:
-            check_replaceable(place, mark)
+            check_replaceable(place, mark, unlisted)
         try:
             with _claimed(place) as free:
                 if free:

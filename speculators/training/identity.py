@@ -13,12 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from deployments.training import TrainingSpec
+from speculators.formats.draft_vocabulary import VOCABULARY_FILE
 from speculators.formats.files import check_replaceable, replace_file
 from speculators.training.errors import TrainingError
 from speculators.training.provenance import PROVENANCE_FILE
 
 RUN_FILE = "run.json"
 _STATES = "state-????????"
+# All that the writers of checkpoints and the drawing of curves have written before they listed it, and what such
+# checkpoints say of themselves.
+_UNLISTED = (
+    *(PROVENANCE_FILE, "config.json", "model.safetensors", "medusa_lm_head.safetensors", VOCABULARY_FILE),
+    *(
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "generation_config.json",
+        "curves.png",
+    ),
+)
+_TOLD = ("method", "target", "training", "data", "processes", "held_out", "versions", "machine")
 _COMMON = (
     *("depth", "labels", "batch_tokens", "accumulation", "optimizer", "learning_rate", "seed"),
     "mixed_precision",
@@ -93,7 +107,7 @@ def check_checkpoint(checkpoint: Path, runs: Collection[str | None], *, replace:
         ForeignDirectoryError: something is there that no training has made.
         TrainingError: the checkpoint of another run is there, and `replace` is off.
     """
-    check_replaceable(checkpoint, PROVENANCE_FILE)
+    check_replaceable(checkpoint, PROVENANCE_FILE, unlisted_files(checkpoint))
     if replace or not (checkpoint / PROVENANCE_FILE).is_file():
         return
     made = _read(checkpoint / PROVENANCE_FILE) or {}
@@ -105,6 +119,12 @@ def check_checkpoint(checkpoint: Path, runs: Collection[str | None], *, replace:
         f"{checkpoint} holds a checkpoint of another run ({made.get('method', 'unknown method')}{about}); name another "
         "directory under training.checkpoint, or give --replace"
     )
+
+
+def unlisted_files(checkpoint: Path) -> Collection[str]:
+    """Files of a checkpoint that was trained before the kit listed them; none if it is not such a one."""
+    made = _read(checkpoint / PROVENANCE_FILE) or {}
+    return _UNLISTED if all(key in made for key in _TOLD) and "run" not in made else ()
 
 
 def latest_state(directory: Path) -> tuple[Path, int] | None:

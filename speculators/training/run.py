@@ -38,6 +38,7 @@ from speculators.training.identity import (
     latest_state,
     run_id,
     settings_used,
+    unlisted_files,
 )
 from speculators.training.loop import LoopSettings, TrainingData, TrainingRun
 from speculators.training.provenance import PROVENANCE_FILE, describe_data, target_hash, write_provenance
@@ -342,7 +343,7 @@ def _begin(job: Job, identity: dict[str, Any], state: PartialState, *, fresh: bo
 
 def _write(checkpoint: Path, trainee: Trainee, content: dict[str, Any]) -> None:
     try:
-        with replace_directory(checkpoint, PROVENANCE_FILE) as partial:
+        with replace_directory(checkpoint, PROVENANCE_FILE, unlisted_files(checkpoint)) as partial:
             trainee.save(partial)
             write_provenance(partial, content)
     except OSError as error:

@@ -23,7 +23,10 @@ from cli.main import app
 from deploy.server import free_ports
 from deployments.spec import DeploymentSpec
 from speculators.draft_model.checkpoint import EMBEDDING, save_draft
-from speculators.formats.tensors import read_tensors
+from speculators.eagle import checkpoint as eagle
+from speculators.eagle.config import EagleConfig
+from speculators.formats.checkpoint import Checkpoint
+from speculators.formats.tensors import Array, read_tensors
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
 
 Content = dict[str, Any]
@@ -55,6 +58,19 @@ def write_medusa(directory: Path, width: int) -> None:
         tensors[f"{head}.0.linear.bias"] = np.zeros(width, np.float32)
         tensors[f"{head}.1.weight"] = np.zeros((265, width), np.float32)
     save_file(tensors, directory / "medusa_lm_head.safetensors")
+
+
+def write_eagle(directory: Path, embedding: Callable[[Array], Array]) -> None:
+    """A drafter of zeros with an embedding of its own, made of the target's."""
+    keys = {"vocab_size": 265, "hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 256}
+    config = EagleConfig.parse({**keys, "num_attention_heads": 2, "num_key_value_heads": 1}, "tiny")
+    shapes = eagle.tensor_shapes(config, with_embedding=False)
+    tensors: dict[str, Array] = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    theirs = read_tensors(TARGET / "model.safetensors")[f"model.{eagle.EMBEDDING}"]
+    directory.mkdir(parents=True)
+    eagle.save_checkpoint(
+        Checkpoint(config, {**tensors, eagle.EMBEDDING: embedding(theirs.astype(np.float32))}), directory
+    )
 
 
 def content(**sections: Any) -> Content:
@@ -138,6 +154,7 @@ class Case(NamedTuple):
 
 
 DRAFT = {"speculation": {"method": "draft_model", "model": "models/draft"}}
+EAGLE = {"speculation": {"method": "eagle", "checkpoint": "models/eagle"}}
 CASES = [
     Case("model-missing", lambda: shutil.rmtree(TARGET), {}, "models/tiny does not exist"),
     Case(
@@ -177,9 +194,15 @@ CASES = [
     Case("checkpoint-unusable", swap_two_tokens, DRAFT, "different tokenizers"),
     Case(
         "checkpoint-unusable",
-        lambda: write_model(Path("models/draft"), vocab_size=300),
+        lambda: write_model(Path("models/draft"), vocab_size=200),
         DRAFT,
-        "knows 300 tokens",
+        "has 200 tokens",
+    ),
+    Case(
+        "checkpoint-unusable",
+        lambda: write_eagle(Path("models/eagle"), lambda theirs: theirs[::-1].copy()),
+        EAGLE,
+        "embed_tokens.weight is not the target's",
     ),
     Case("checkpoint-unusable", distilled_from_another, DRAFT, "it was cut out of another model"),
     Case(
@@ -219,6 +242,21 @@ def test_what_is_good_is_checked_and_built() -> None:
     assert not Path("runs").exists()
     assert run().exit_code == 0
     assert Path("runs/model_repo/x/ensemble/config.pbtxt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("write", "sections"),
+    [
+        (lambda: write_model(Path("models/draft"), vocab_size=300), DRAFT),
+        (lambda: write_eagle(Path("models/eagle"), lambda theirs: theirs), EAGLE),
+    ],
+    ids=["a draft model that is padded otherwise", "the target's embedding"],
+)
+def test_a_drafter_that_fits_is_checked_and_built(write: Callable[[], None], sections: Content) -> None:
+    write()
+    for arguments in (["--check"], []):
+        result = run(*arguments, **sections)
+        assert result.exit_code == 0, result.output
 
 
 def test_all_findings_come_at_once() -> None:

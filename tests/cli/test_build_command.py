@@ -129,12 +129,17 @@ def test_the_llm_api_s_repository_is_built_and_not_built_again() -> None:
     eagle3_models(Path("models"), eagle_config={"eagle_aux_hidden_state_layer_ids": [0, 3, 7]})
     first = drafthouse("build", EAGLE3)
     assert first.exit_code == 0, first.output
-    assert "1/1 collect: done" in first.output
-    arguments = yaml.safe_load(
+    assert "1/2 convert-eagle3: done" in first.output and "2/2 collect: done" in first.output
+    config = yaml.safe_load(
         Path("runs/model_repo/llama3-8b-eagle3-trtllm/tensorrt_llm/1/model.yaml").read_text()
-    )
-    assert arguments["speculative_config"]["decoding_type"] == "Eagle"
-    assert "1/1 collect: up to date" in drafthouse("build", EAGLE3).output
+    )["speculative_config"]
+    assert (config["decoding_type"], config["eagle3_layers_to_capture"]) == ("Eagle", [0, 3, 7])
+    converted = json.loads((Path(config["speculative_model_dir"]) / "config.json").read_text())
+    assert converted["architectures"] == [
+        "LlamaForCausalLM"
+    ]  # which 1.2.1 knows, as it does no EAGLE-3 drafter
+    again = drafthouse("build", EAGLE3).output
+    assert "1/2 convert-eagle3: up to date" in again and "2/2 collect: up to date" in again
     spec = changed(EAGLE3, speculation={"draft_length": 5})
     assert "2/2 collect: done" in drafthouse("build", spec).output
 

@@ -10,8 +10,9 @@ from rich.table import Table
 from cli.profile import cost_table, length_table
 from planner.bench.measure import BATCHES, TOKENS, BenchResult
 from planner.bench.peers.summary import ArmSummary
-from planner.bench.peers.table import category_table, peers_table
+from planner.bench.peers.table import category_table, peers_table, position_table
 from planner.bench.table import step_table, throughput_table
+from planner.profile.acceptance import Figure
 
 CATEGORIES = ("writing", "math_reasoning", "summarization")
 INTERVAL = {"value": 2.31, "low": 2.24, "high": 12.39, "count": 99}
@@ -40,6 +41,7 @@ def peers() -> list[ArmSummary]:
         acceptance_length=None,
         equal=120,
         compared=120,
+        by_position=[Figure(0.123, 0.101, 0.145, 12345)] * 31,
     )
     methods = ("none", "prompt lookup 10", "EAGLE-3 and lookup", "ngram-map-k4v", "ngram-simple")
     return [
@@ -69,6 +71,7 @@ COSTS = [
         throughput_table(bench()),
         peers_table(peers()),
         category_table(peers()),
+        position_table([replace(peers()[0], method="draft_model"), replace(peers()[-1], engine="vllm")]),
         length_table(profile()),
         cost_table(COSTS, "verifying so many tokens"),
     ],

@@ -104,8 +104,8 @@ def test_workers_on_other_hosts_find_the_drafter() -> None:
     """And nobody's packages are hidden by the kit's: its drafter comes last, and only where it is used."""
     nodes = {"launch": {"mode": "multi_node", "hosts": ["a", "b"]}, "tensor_parallel": 4}
     for method, inherited, expected in (
-        ("anpd", "/site", f"/site:{Path.cwd()}/runs/model_repo/tensorrt_llm/1"),
-        ("anpd", "", f"{Path.cwd()}/runs/model_repo/tensorrt_llm/1"),
+        ("anpd", "/site", f"/site:{Path.cwd()}/runs/model_repo/example/tensorrt_llm/1"),
+        ("anpd", "", f"{Path.cwd()}/runs/model_repo/example/tensorrt_llm/1"),
         ("mtp", "/site", "/site"),
         ("mtp", "", ""),
     ):

@@ -76,7 +76,14 @@ def test_settings_of_the_drafter_s_graphs_move_the_drafter_alone() -> None:
 
 @pytest.mark.parametrize(
     ("path", "target_moves"),
-    [("a/tiny/model.safetensors", True), ("a/tiny/config.json", True), ("head/model.safetensors", False)],
+    [
+        *(
+            ("a/tiny/model.safetensors", True),
+            ("a/tiny/config.json", True),
+            ("a/tiny/added_tokens.json", True),
+        ),
+        *(("head/model.safetensors", False), ("head/shard.pth", False)),
+    ],
 )
 def test_changed_content_lies_elsewhere(path: str, target_moves: bool) -> None:
     target, speculator = places(spec())

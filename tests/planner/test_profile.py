@@ -15,6 +15,7 @@ from deployments.spec import DeploymentSpec
 from deployments.speculation import Anpd, AnySpeculation
 from engine.deployment import open_engine
 from engine.request import GenerationRequest
+from planner.profile import cost
 from planner.profile.acceptance import ratio, summarise
 from planner.profile.plot import plot_profile
 from planner.profile.records import RequestRecord, StepRecord, follow
@@ -156,3 +157,31 @@ def test_costs_are_measured_for_every_batch_and_length(
         for row in rows
     )
     json.dumps(found)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["draft_model, chain", "eagle, tree", "eagle3, chain"])
+def test_costs_of_a_drafter_with_a_cache_fill_it_to_the_last_row(
+    name: str, tiny_drafters: TinyDrafters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All requests at once, each as long as the deployment takes; a step that would be longer is left out."""
+    monkeypatch.chdir(tmp_path)
+    context = MAX_LENGTH - 3 - 2 * cost._REPEATS
+    for module in ("planner.profile.run", "planner.profile.cost", "planner.bench.measure"):
+        monkeypatch.setattr(f"{module}.CONTEXT", context)
+    for module in ("planner.profile.cost", "planner.bench.measure"):
+        monkeypatch.setattr(f"{module}.MOST_TOKENS", MAX_LENGTH - context)
+    spec = deployment(tiny_drafters, tiny_drafters.speculation(name, "int8", planted=False))
+    settings = ProfileSettings(4, (0.0,), batches=(1, 3), tokens=(1, 2, 3, 4), rounds=1)
+    found = run_profile(spec, {("any", "1"): prompt_of(9)}, settings, lambda record: None)["cost"]
+    assert {row["tokens"] for row in found["verify"]} == {1, 2, 3}
+    assert [(row["batch"], row["tokens"]) for row in found["draft"]] == [(1, 1), (1, 2), (3, 1), (3, 2)]
+
+
+def test_a_deployment_too_short_for_costs_is_profiled_without(
+    tiny_drafters: TinyDrafters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = deployment(tiny_drafters, Anpd(method="anpd", draft_length=4))
+    settings = ProfileSettings(4, (0.0,), batches=(1,), tokens=(1, 3), rounds=1)
+    assert run_profile(spec, {("any", "1"): prompt_of(9)}, settings, lambda record: None)["cost"] == {}

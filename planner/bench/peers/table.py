@@ -6,6 +6,7 @@ from rich.table import Table
 
 from planner.bench.peers.arms import BASE
 from planner.bench.peers.summary import ArmSummary, best_of_each
+from planner.profile.acceptance import Figure
 
 _FIGURES = ("tokens/s", "speed-up, 95 %", "to ours", "accepted", "equal")
 
@@ -50,16 +51,18 @@ def category_table(summaries: Sequence[ArmSummary]) -> Table:
 
 
 def position_table(summaries: Sequence[ArmSummary]) -> Table:
-    """One row for each arm that tells its acceptance by position: the share with its interval, and of how many."""
+    """One row a position of the draft, one column an arm that tells: the share accepted so deep, and of how many."""
     arms = [item for item in summaries if item.by_position]
-    table = Table("accepted at position", header_style="bold")
-    for depth in range(max((len(item.by_position) for item in arms), default=0)):
-        table.add_column(str(depth + 1), justify="right")
+    table = Table("accepted at", header_style="bold", box=None, padding=(0, 1, 0, 0))
     for item in arms:
-        cells = []
-        for figure in item.by_position:
-            bounds = "" if figure.low is None else f" ({figure.low:.2f} to {figure.high:.2f})"
-            share = "none" if figure.value is None else f"{figure.value:.3f}{bounds}"
-            cells.append(f"{share} of {figure.count}")
-        table.add_row(f"{item.engine} {item.method}", *cells)
+        table.add_column(f"{item.engine} {item.method}", justify="right", no_wrap=True)
+    for depth in range(max((len(item.by_position) for item in arms), default=0)):
+        cells = (_share(item.by_position[depth]) if depth < len(item.by_position) else "" for item in arms)
+        table.add_row(str(depth + 1), *cells)
     return table
+
+
+def _share(figure: Figure) -> str:
+    bounds = "" if figure.low is None else f" ({figure.low:.2f} to {figure.high:.2f})"
+    share = "none" if figure.value is None else f"{figure.value:.3f}{bounds}"
+    return f"{share} of {figure.count}"

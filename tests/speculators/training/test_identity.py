@@ -37,6 +37,7 @@ def tree(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+SHIPPED = Path("speculators/weights/smollm2-135m").absolute()
 SHORT = {"epochs": 1, "batch_tokens": 2048}  # some steps
 CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"learning_rate": 0.01}, r"learning_rate 0\.001, not 0\.01"),
@@ -144,6 +145,29 @@ def test_what_no_run_has_made_is_never_replaced(make_job: Any, replace: bool) ->
     with pytest.raises(ForeignDirectoryError):
         run(job, replace=replace)
     assert [path.name for path in job.checkpoint.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("method", ["draft_model", "eagle3", "medusa", "mlp_speculator"])
+def test_a_checkpoint_that_was_trained_before_files_were_listed_is_the_kit_s(
+    make_job: Any, method: str
+) -> None:
+    """The repository's own are such; what somebody else has put beside one, or wrote in its place, is not touched."""
+    job = make_job("medusa", **SHORT)
+    shutil.copytree(SHIPPED / method, job.checkpoint)
+    with pytest.raises(TrainingError, match=rf"another run \({method}, acceptance length .*--replace"):
+        check_places(job)
+    (job.checkpoint / "notes.txt").write_text("years of work")
+    with pytest.raises(ForeignDirectoryError, match=r"holds notes\.txt, which drafthouse has not put there"):
+        check_places(job, replace=True)
+    (job.checkpoint / "notes.txt").unlink()
+    if method == "medusa":
+        run(job, replace=True)
+        assert "run" in claims(job) and not (job.checkpoint / "curves.png").exists()
+        return
+    check_places(job, replace=True)
+    (job.checkpoint / "training.json").write_text(json.dumps({"method": "mine", "versions": {}}))
+    with pytest.raises(ForeignDirectoryError, match="was not made by drafthouse"):
+        check_places(job, replace=True)
 
 
 def test_the_record_claims_what_was_done(make_job: Any) -> None:
