@@ -24,7 +24,10 @@ class PagedNetwork(Protocol):
 
     Attributes:
         attention: what runs it: `kernel`, `instructions`, `kv_cache_precision`.
+        one_kind_of_rows: see `engine.runner.Runner`.
     """
+
+    one_kind_of_rows: bool
 
     @property
     def attention(self) -> Mapping[str, str]: ...

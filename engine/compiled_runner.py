@@ -48,6 +48,7 @@ class CompiledRunner:
             num_blocks=num_blocks,
             branch_blocks=branch_blocks,
         )
+        self.one_kind_of_rows = self.graph.one_kind_of_rows
 
     def forward(self, batch: Sequence[SequenceInput]) -> NDArray[np.float32]:
         """One step; see `engine.runner.Runner.forward`."""

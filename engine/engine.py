@@ -88,6 +88,7 @@ class Engine:
             runner.block_size,
             reuse=limits.kv_cache_reuse,
             rows_ahead=speculator.rows_ahead,
+            one_kind_of_rows=runner.one_kind_of_rows,
         )
         self._waiting: deque[RunningRequest] = deque()
         self._running: list[RunningRequest] = []

@@ -130,6 +130,7 @@ class PagedGraph:
         how = {**how, "KV_CACHE_PRECISION": "f32" if kernel.precision == "fp32" else "f16"}
         core, model = _paged(path, outputs, kernel, fillers=True)
         self.kernel = kernel
+        self.one_kind_of_rows = kernel.name == "native"
         self._for_any = _Compiled(core, model, how)
         sizes = buckets_for(sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")))
         if sizes and kernel.spares_fillers(self._for_any.threads, sizes[0]):

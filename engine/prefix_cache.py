@@ -5,9 +5,11 @@ admission needs them, and no gauge counts them as used.
 
 Reuse is bit for bit. int8 engines quantise activations as they go, which turns a difference of 1e-7 in a row
 into another token sooner or later, so a row may only be taken over where computing it again would give the same
-bits. `engine.runner` promises two kinds of rows, each equal among themselves however they came about: rows of a
-*prompt*, read in chunks of two tokens or more, and rows of *decoded* tokens, each computed as a sequence of its
-own. For one and the same token the two kinds need not be equal. Hence:
+bits. With the kit's own attention kernel a row depends on its token and those before it alone, so whatever begins
+alike is taken over, an earlier answer included. OpenVINO's kernel makes two kinds of rows, each equal among
+themselves however they came about: rows of a *prompt*, read in chunks of two tokens or more, and rows of *decoded*
+tokens, each computed as a sequence of its own. For one and the same token the two kinds need not be equal. Hence,
+on that kernel:
 
  * a prompt's rows serve every later prompt that begins alike;
  * decoded rows serve only a continuation: a request that says how many of its tokens earlier calls have emitted
@@ -76,11 +78,25 @@ class PrefixCache:
     """The cache blocks of an engine: leased to running requests, kept for later ones."""
 
     def __init__(
-        self, num_blocks: int, block_size: int, *, reuse: bool, rows_ahead: int | None = None
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        reuse: bool,
+        rows_ahead: int | None = None,
+        one_kind_of_rows: bool = False,
     ) -> None:
-        """Own so many blocks; without `reuse` nothing is kept. `rows_ahead`: see `speculators.base.Speculator`."""
+        """Own so many blocks.
+
+        Args:
+            num_blocks: how many.
+            block_size: rows of a block.
+            reuse: whether anything is kept.
+            rows_ahead: see `speculators.base.Speculator`.
+            one_kind_of_rows: see `engine.runner.Runner`.
+        """
         self._pool = BlockPool(num_blocks, block_size)
-        self._reuse, self._ahead = reuse, rows_ahead
+        self._reuse, self._ahead, self._one_kind = reuse, rows_ahead, one_kind_of_rows
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # least recently used first
         self._of_prompt: dict[_Prompt, list[int]] = {}
         self._next_key = 0
@@ -219,7 +235,8 @@ class PrefixCache:
             same = whole * size
             if same >= prompt_length:
                 return same
-        rows = min(same, kept.prompt_length - (ahead or 0), prompt_length - 2 - (ahead or 0))
+        of_a_prompt = len(kept.tokens) if self._one_kind else kept.prompt_length
+        rows = min(same, of_a_prompt - (ahead or 0), prompt_length - 2 - (ahead or 0))
         return max(0, rows // size * size)
 
 

@@ -57,8 +57,13 @@ class SequenceInput:
 
 
 class Runner(Protocol):
-    """A compiled target with its KV cache."""
+    """A compiled target with its KV cache.
 
+    Attributes:
+        one_kind_of_rows: whether a row of a prompt equals, bit for bit, that of the same token decoded.
+    """
+
+    one_kind_of_rows: bool
     vocab_size: int
     block_size: int
     num_blocks: int

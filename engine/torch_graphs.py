@@ -75,6 +75,8 @@ class TorchPagedGraph:
     Logits of a token do depend on the shape of its step, in the last bits: cuBLAS picks its kernels by shape.
     """
 
+    one_kind_of_rows = False
+
     def __init__(
         self,
         path: Path,

@@ -283,6 +283,17 @@ def test_running_requests_share_a_prompt(cache: PrefixCache) -> None:
     assert cache.used == 2 + 3
 
 
+def test_rows_of_an_answer_serve_prompts_where_rows_are_of_one_kind() -> None:
+    text = list(range(20, 40))
+    for one_kind, found in ((False, 2 * SIZE), (True, 4 * SIZE)):
+        cache = PrefixCache(BLOCKS, SIZE, reuse=True, one_kind_of_rows=one_kind)
+        lease = cache.lease(text[:10], 10, 18)
+        assert lease is not None
+        cache.end(lease.blocks, text[:17], 10)
+        after = cache.lease(text, 20, 20)
+        assert after is not None and after.cached == found
+
+
 def test_requests_of_other_salts_share_nothing(cache: PrefixCache) -> None:
     lease = cache.lease(PROMPT, 10, 13, salt="one")
     assert lease is not None

@@ -106,6 +106,16 @@ def check_prompt_chunks(contexts: Contexts, cuts: Sequence[Sequence[int]]) -> No
         np.testing.assert_array_equal(found, after, err_msg=message)
 
 
+def check_kinds(contexts: Contexts) -> None:
+    """Rows of a prompt, in chunks of any length, are those of decoded tokens."""
+    decoded, read = contexts.add(), contexts.add()
+    contexts.prefill(decoded)
+    expected = contexts.decode(decoded, PROMPT, LENGTH)
+    for sizes in ([LENGTH], [2, 3, LENGTH - 5], [LENGTH - 33, 32, 1]):
+        last = contexts.prefill(read, sizes, decoded)
+        np.testing.assert_array_equal(last, expected[-1:], err_msg=f"cut into {sizes}")
+
+
 def check_neighbours(contexts: Contexts, batch_sizes: Sequence[int], steps: int) -> None:
     """One request's logits while others decode, verify chains, read prompts, join and leave."""
     alone = contexts.add()
@@ -199,7 +209,10 @@ def test_all_of_it_at_full_size_on_every_core(
     precision: str, kernel: KernelName, tiny_targets: TinyTargets
 ) -> None:
     engine = tiny_targets.engine(FULL_SIZE, precision)
-    contexts = Contexts(OpenVinoRunner(engine, num_blocks=64, attention=Attention(kernel)))
+    contexts = Contexts(OpenVinoRunner(engine, num_blocks=72, attention=Attention(kernel)))
     check_verified_chains(contexts, (2, 8, 16))
     check_prompt_chunks(contexts, [[2, 43], [32, 13]])
     check_neighbours(contexts, (1, 2, 8), steps=2)
+    assert contexts.runner.one_kind_of_rows == (kernel == "native")
+    if kernel == "native":
+        check_kinds(contexts)
