@@ -2,7 +2,7 @@
 
     weights   = numbers x bytes (int8: 1 and 4 for each row; fp32: 4) x copies
     copies    = 1 as read, 1 packed for steps of any size, 1 packed for each size of `engine.buckets`
-    KV cache  = 2 x layers x KV heads x head size x bytes (int8 engines: 2, fp32: 4) x tokens of all requests
+    KV cache  = 2 x layers x KV heads x (head size x bytes, and 4 for the scale in int8) x tokens of all requests
     the rest  = Triton and four Python processes
 
 Weights and copies were compared with the resident memory of a process that had opened SmolLM2-135M on OpenVINO: int8
@@ -18,9 +18,12 @@ from pathlib import Path
 
 from build.findings import Finding
 from build.targets.architecture import Architecture
+from deployments.engines import EmbeddedEngine
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
+from engine.attention_kernels import Attention, chosen_precision
 from engine.buckets import buckets_for
+from engine.native.library import row_bytes
 
 GIB = 2**30
 _REST_GIB = 1.0
@@ -36,7 +39,7 @@ def memory_findings(spec: DeploymentSpec, target: Architecture) -> Iterator[Find
     weights = compiled_bytes(target, engine.precision)
     copies = 2 + len(buckets_for(weights))
     slots, length = engine.max_batch_size, engine.max_sequence_length
-    token = _cache_bytes(target, engine.precision)
+    token = _cache_bytes(target, engine)
     drafter = _drafter_bytes(spec) * copies
     held = weights * copies + drafter + _REST_GIB * GIB
     total, here = held + token * slots * length, machine_bytes()
@@ -95,10 +98,11 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _cache_bytes(architecture: Architecture, precision: str) -> int:
+def _cache_bytes(architecture: Architecture, engine: EmbeddedEngine) -> int:
     """Of one token's keys and values."""
-    size = 2 if precision == "int8" else 4
-    return 2 * architecture.num_layers * architecture.num_kv_heads * architecture.head_dim * size
+    attention = Attention(engine.attention_kernel, engine.kv_cache_precision)
+    row = row_bytes(architecture.head_dim, chosen_precision(attention, engine.precision))
+    return 2 * architecture.num_layers * architecture.num_kv_heads * row
 
 
 def _drafter_bytes(spec: DeploymentSpec) -> int:

@@ -20,6 +20,7 @@ from build.trtllm.places import suggestion
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
 from deployments.speculation import DraftModel, Eagle, Eagle3, Medusa, MlpSpeculator
+from engine.attention_kernels import Attention, chosen_kernel
 from engine.manifest import EngineError
 from speculators.formats.errors import CheckpointError
 
@@ -28,12 +29,20 @@ _REFUSALS = (TargetError, CheckpointError, EngineError, OSError)
 
 def model_findings(spec: DeploymentSpec) -> Iterator[Finding]:
     """Target, drafter, memory, disk, and the place of the repository."""
+    if (yield from _refused("attention", "engine", lambda: _attention(spec))):
+        return
     target = yield from _target(spec)
     yield from _drafter(spec, target)
     if target is not None:
         yield from memory_findings(spec, target)
         yield from disk_findings(spec, target)
     yield from repository_place_findings(spec)
+
+
+def _attention(spec: DeploymentSpec) -> None:
+    engine = spec.embedded
+    if engine.backend == "openvino":
+        chosen_kernel(Attention(engine.attention_kernel, engine.kv_cache_precision))
 
 
 def _target(spec: DeploymentSpec) -> Generator[Finding, None, Architecture | None]:

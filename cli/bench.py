@@ -19,6 +19,7 @@ from deployments.cache import cache_directory
 from deployments.spec import DeploymentSpec, SpecError
 from engine.serving.text import TextCodec
 from loadtest.provenance import collect
+from planner.bench.contexts import context_table, measure_contexts
 from planner.bench.measure import Subject, run_bench
 from planner.bench.peers.arms import openvino_genai_arms
 from planner.bench.peers.environments import REQUIREMENTS, Unavailable, prepare_environment
@@ -38,8 +39,18 @@ def bench(
     peer: Annotated[
         bool, typer.Option(help="Measure openvino-genai beside it, on the target's GGUF file.")
     ] = True,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Measure steps on so many tokens of context instead, by batch and tokens; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Measure step costs in process, next to the memory bound, Triton and openvino-genai."""
+    if context:
+        _contexts(spec_path, context, rounds)
+        return
     with told() as stop:
         spec = read_spec(spec_path)
         folder = _RECORDS / spec.name
@@ -70,6 +81,30 @@ def bench(
         console.print(throughput_table(result))
         say(f"raw figures: {folder / 'bench.json'}")
         for_programs(result.to_json())
+
+
+def _contexts(spec_path: Path, contexts: list[int], rounds: int) -> None:
+    with told() as stop:
+        spec = read_spec(spec_path)
+        folder = _RECORDS / spec.name
+        stop.kept = f"nothing was measured to the end; {folder} is as it was"
+        build_deployment(spec)
+        with progress() as show:
+            show("bench: loading the engine", None)
+            costs = measure_contexts(
+                spec.engine_directory,
+                contexts=sorted(set(contexts)),
+                rounds=rounds,
+                engine=spec.embedded,
+                provenance=collect(),
+                report=lambda line, share: show(f"bench: {line}", share),
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with replace_file(folder / "contexts.json") as path:
+            path.write_text(costs.to_json() + "\n", encoding="utf-8")
+        console.print(context_table(costs))
+        say(f"raw figures: {folder / 'contexts.json'}")
+        for_programs(costs.to_json())
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from cli.machine import (
     tensorrt_llm_release,
 )
 from deploy.triton import python_library
+from engine.attention_kernels import WHY_NOT
+from engine.native.library import instructions
 
 _PACKAGES = ("openvino", "nvidia-pytriton", "tritonclient", "locust", "torch")
 
@@ -37,6 +39,8 @@ def _parts() -> Table:
     table.add_row("Python", platform.python_version())
     table.add_row("processor", f"{processor()}, {memory_told()}")
     table.add_row("shared libpython", str(python_library() or "missing"))
+    kernel = instructions()
+    table.add_row("attention kernel", f"native, {kernel}" if kernel else f"openvino: {WHY_NOT}")
     for package in _PACKAGES:
         table.add_row(package, package_version(package))
     table.add_row("tensorrt-llm", tensorrt_llm_release())

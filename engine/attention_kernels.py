@@ -327,9 +327,18 @@ def open_kernel(
     Raises:
         EngineError: it cannot be had.
     """
-    if chosen_kernel(how) == "native":
-        return NativeKernel(num_blocks, branch_blocks, how.cache_precision or _NATIVE_PRECISIONS[weights])
-    return OpenVinoKernel(num_blocks, branch_blocks, how.cache_precision or _OPENVINO_PRECISIONS[weights])
+    kernel = NativeKernel if chosen_kernel(how) == "native" else OpenVinoKernel
+    return kernel(num_blocks, branch_blocks, chosen_precision(how, weights))
+
+
+def chosen_precision(how: Attention, weights: WeightPrecision) -> CachePrecision:
+    """The precision of the cache.
+
+    Raises:
+        EngineError: see `chosen_kernel`.
+    """
+    native = chosen_kernel(how) == "native"
+    return how.cache_precision or (_NATIVE_PRECISIONS if native else _OPENVINO_PRECISIONS)[weights]
 
 
 def chosen_kernel(how: Attention) -> KernelName:

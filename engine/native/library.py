@@ -17,6 +17,15 @@ _PRECISIONS: Sequence[CachePrecision] = ("fp32", "fp16", "int8")
 Integers = NDArray[np.int32]
 
 
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+_SCALE_BYTES = 4
+
+
+def row_bytes(head_size: int, precision: str) -> int:
+    """Of a key or a value of one row and head, its scale in int8 included."""
+    return head_size * _BYTES[precision] + (_SCALE_BYTES if precision == "int8" else 0)
+
+
 class NativeError(Exception):
     """The kernel refuses a step."""
 

@@ -14,7 +14,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def run_bench(
     subjects: dict[str, Subject] = {
         **_steps(runner),
         **_generations(runner),
-        "bandwidth GB/s": _Bandwidth(weight_bytes, engine.threads or _cores()),
+        "bandwidth GB/s": Bandwidth(weight_bytes, engine.threads or cores()),
         **others,
     }
     figures: dict[str, list[float]] = {name: [] for name in subjects}
@@ -134,7 +134,7 @@ def run_bench(
 
 def _steps(runner: CompiledRunner) -> dict[str, Subject]:
     """Verification steps: one request with so many tokens, and so many requests with one."""
-    fill_cache(runner, BATCHES[-1])
+    fill_cache(runner, range(BATCHES[-1]))
     subjects: dict[str, Subject] = {}
     for count in TOKENS:
         subjects[f"{count} token" + "s" * (count > 1)] = VerificationStep(runner, 1, count)
@@ -143,19 +143,22 @@ def _steps(runner: CompiledRunner) -> dict[str, Subject]:
     return subjects
 
 
-def fill_cache(runner: CompiledRunner, batch: int) -> None:
-    """Read a prompt into the rows that steps of so many requests look at.
+def fill_cache(runner: CompiledRunner, requests: Iterable[int], context: int = CONTEXT) -> None:
+    """Read a prompt into the rows that steps of these requests look at.
 
     Once is enough: an untouched cache is one shared page of zeros and costs nothing to read, and what the rows hold
     does not matter.
     """
-    prompt = [token % runner.vocab_size for token in range(CONTEXT)]
-    for row in range(batch):
-        runner.forward([SequenceInput(prompt, 0, _blocks(runner, row), is_prompt=True, logits_from=CONTEXT)])
+    prompt = [token % runner.vocab_size for token in range(context)]
+    for row in requests:
+        for begin in range(0, context, CONTEXT):
+            part = prompt[begin : begin + CONTEXT]
+            blocks = _blocks(runner, row, context)
+            runner.forward([SequenceInput(part, begin, blocks, is_prompt=True, logits_from=len(part))])
 
 
-def _blocks(runner: CompiledRunner, row: int) -> range:
-    count = -(-(CONTEXT + MOST_TOKENS) // runner.block_size)
+def _blocks(runner: CompiledRunner, row: int, context: int) -> range:
+    count = -(-(context + MOST_TOKENS) // runner.block_size)
     return range(row * count, (row + 1) * count)
 
 
@@ -169,13 +172,29 @@ def repeated(measure: Callable[[], float], repeats: int) -> float:
 
 
 class VerificationStep:
-    """Median milliseconds of a step: forward pass and greedy verification, on a cache that `fill_cache` has filled."""
+    """Median milliseconds of a step: forward pass and greedy verification, on a cache that `fill_cache` has filled.
 
-    def __init__(self, runner: CompiledRunner, batch: int, tokens: int) -> None:
+    Args:
+        runner: what runs it.
+        batch: requests.
+        tokens: of each.
+        context: tokens of each that stand before.
+        filled: with how many `fill_cache` was called; the context or more.
+    """
+
+    def __init__(
+        self,
+        runner: CompiledRunner,
+        batch: int,
+        tokens: int,
+        context: int = CONTEXT,
+        filled: int | None = None,
+    ) -> None:
         drafted = list(range(100, 100 + tokens))
         self._runner = runner
         self._tree = TokenTree.chain(drafted[1:])
-        self._batch = [SequenceInput(drafted, CONTEXT, _blocks(runner, row)) for row in range(batch)]
+        blocks = [_blocks(runner, row, filled or context) for row in range(batch)]
+        self._batch = [SequenceInput(drafted, context, each) for each in blocks]
 
     def __call__(self) -> float:
         return repeated(self._step, _REPEATS)
@@ -210,7 +229,7 @@ def _generations(runner: CompiledRunner) -> dict[str, Subject]:
     return {f"engine, batch {batch}, tokens/s": lambda batch=batch: measure(batch) for batch in (1, 8)}  # type: ignore[misc]
 
 
-class _Bandwidth:
+class Bandwidth:
     """GB/s at which as many threads as the engine has read a buffer as large as the weights, again and again."""
 
     def __init__(self, size: int, threads: int) -> None:
@@ -229,5 +248,6 @@ class _Bandwidth:
         return sum(part.nbytes for part in self._parts) / statistics.median(times) / 1e9
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Of this machine."""
     return os.cpu_count() or 1

@@ -122,7 +122,7 @@ def measure_costs(
     }
     # What is still to come is weighed by the tokens that pass through: a batch of 16 takes longer than one of 1.
     whole, done = (rounds + 1) * sum(batches), 0
-    fill_cache(runner, max(batches))
+    fill_cache(runner, range(max(batches)))
     for number in range(rounds + 1):
         title = "warming up" if number == 0 else f"round {number} of {rounds}"
         for batch in batches:
