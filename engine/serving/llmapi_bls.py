@@ -89,17 +89,24 @@ class LlmApiBlsModel:
         self._life.end()
 
     def _serve(self, request: Any, sender: Any) -> None:
-        begun = False
+        begun = ended = False
         try:
-            for outputs in self._responses(request, sender):
-                sender.send(response(outputs, request.requested_output_names()))
+            names = request.requested_output_names()
+            for outputs, ended in self._responses(request, sender):
+                # An end of its own would not reach clients that have not asked for empty responses, and some of them
+                # wait for it (LlamaIndex's connector).
+                sender.send(response(outputs, names), flags=_FINAL if ended else 0)
                 begun = True
-            sender.send(flags=_FINAL)
+            if not ended:
+                sender.send(flags=_FINAL)
         except Exception as error:  # nobody else would tell the client
+            if ended:
+                raise
             refuse(sender, error, begun=begun)
 
-    def _responses(self, request: Any, sender: Any) -> Iterator[Arrays]:
-        inputs = tensors(request)
+    def _responses(self, request: Any, sender: Any) -> Iterator[tuple[Arrays, bool]]:
+        """The responses, and of each whether it is the last one."""
+        inputs, names = tensors(request), request.requested_output_names()
         if "stop" in inputs and inputs["stop"].any():
             self._stop(int(np.ravel(inputs["generation_handle"])[0]))
             return
@@ -107,9 +114,10 @@ class LlmApiBlsModel:
         refuse_unknown(request.parameters(), self._inputs)
         _refuse_unsupported(inputs)
         handle = secrets.randbits(64)
-        calls = [_Row(inputs, row, f"{handle:016x}-{row}") for row in range(len(inputs["text_input"]))]
+        calls = [_Row(inputs, row, secrets.token_hex(16)) for row in range(len(inputs["text_input"]))]
         exclude = bool(np.ravel(inputs.get("exclude_input_in_output", [self._exclude_input]))[0])
         self._rows[handle] = [call.identity for call in calls]
+        running = len(calls)
         try:
             for row, received in _side_by_side(calls, self._generation):
                 if sender.is_cancelled():
@@ -117,9 +125,10 @@ class LlmApiBlsModel:
                     continue
                 outputs = calls[row].outputs(received, exclude)
                 outputs["generation_handle"] = np.array([[handle]], np.uint64)
-                if "text_output" in request.requested_output_names():
+                if "text_output" in names:
                     outputs["text_output"] = _text(outputs)
-                yield outputs
+                running -= bool(outputs["is_final"].all())
+                yield outputs, not running
         finally:
             del self._rows[handle]
 

@@ -74,6 +74,17 @@ def test_an_unstreamed_answer_is_one_response(served: LlmApiServer, caller: Grpc
 
 
 @pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_last_response_says_that_it_is_the_last(caller: GrpcCaller, door: str, rows: int) -> None:
+    """Clients that have not asked for empty responses would never see an end of its own."""
+    stream = caller.open(door, text_inputs(*["Once"] * rows, max_tokens=20, stream=True))
+    answers = [message.infer_response for message in stream]
+    assert all(answer.outputs for answer in answers)
+    ends = [answer.parameters["triton_final_response"].bool_param for answer in answers]
+    assert ends == [False] * (len(answers) - 1) + [True]
+
+
+@pytest.mark.parametrize("door", DOORS)
 def test_rows_of_a_batch_stream_side_by_side(served: LlmApiServer, caller: GrpcCaller, door: str) -> None:
     lengths = np.array([[40], [7], [23]], np.int32)
     answers = caller.infer(door, text_inputs("a", "b", "c", max_tokens=lengths, stream=True))
