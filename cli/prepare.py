@@ -14,7 +14,8 @@ from build.targets.prepare import prepare_target
 from cli.common import SpecArgument, progress, read_spec, say, told
 from cli.findings import check_embedded, check_settings
 from cli.trtllm import RunnerName, checked, print_plan, run_build
-from deployments.engines import EmbeddedEngine
+from cli.vllm import build_vllm, check_vllm
+from deployments.engines import EmbeddedEngine, TensorRtLlmEngine, VllmEngine
 from deployments.spec import DeploymentSpec
 
 
@@ -54,6 +55,9 @@ def build(
             _print_plan(spec, spec_path, runner)
         elif isinstance(spec.engine, EmbeddedEngine):
             build_deployment(spec)
+        elif isinstance(spec.engine, VllmEngine):
+            fetch_target(spec)
+            build_vllm(spec)
         else:
             fetch_target(spec)
             run_build(spec, spec_path, runner)
@@ -62,6 +66,8 @@ def build(
 def _check(spec: DeploymentSpec) -> None:
     if isinstance(spec.engine, EmbeddedEngine):
         check_embedded(spec, everything=True)
+    elif isinstance(spec.engine, VllmEngine):
+        check_vllm(spec)
     else:
         checked(spec, "build")
     unmade = "" if spec.target.model.exists() else f", as far as can be told without {spec.target.model}"
@@ -69,10 +75,13 @@ def _check(spec: DeploymentSpec) -> None:
 
 
 def _print_plan(spec: DeploymentSpec, spec_path: Path, runner: RunnerName | None) -> None:
-    if not isinstance(spec.engine, EmbeddedEngine):
+    if isinstance(spec.engine, TensorRtLlmEngine):
         print_plan(spec, spec_path, runner)
         return
-    check_settings(spec)
+    if isinstance(spec.engine, VllmEngine):
+        check_vllm(spec)
+    else:
+        check_settings(spec)
     if spec.target.source is not None:
         print(shlex.join(["drafthouse", "model", spec.target.source, str(spec.target.model)]))
     print(shlex.join(["drafthouse", "build", str(spec_path)]))

@@ -8,14 +8,15 @@ from typing import Annotated, Literal
 import typer
 
 from cli.common import HostOption, SpecArgument, console, errors, progress, read_spec, say, told
-from cli.prepare import build_deployment
+from cli.prepare import build_deployment, fetch_target
 from cli.serving import serve_until_ended
 from cli.trtllm import serve_trtllm
+from cli.vllm import serve_vllm
 from client import ChatTemplate, DrafthouseClient, GenerationResult, SamplingOptions
 from deploy.server import ServerDied, TritonError
 from deploy.triton import TritonServer
 from deploy.watch import watched
-from deployments.engines import EmbeddedEngine
+from deployments.engines import EmbeddedEngine, VllmEngine
 from deployments.spec import DeploymentSpec
 from speculators.formats.files import in_use
 
@@ -27,6 +28,10 @@ def serve(spec_path: SpecArgument, host: HostOption = None) -> None:
     with told() as stop:
         spec = read_spec(spec_path, host)
         stop.kept = "the server has ended; what was built is kept"
+        if isinstance(spec.engine, VllmEngine):
+            fetch_target(spec)
+            serve_vllm(spec, _log(spec))
+            return
         if not isinstance(spec.engine, EmbeddedEngine):
             serve_trtllm(spec, spec_path, _log(spec))
             return

@@ -39,8 +39,13 @@ class TritonServer(ServerProcess):
         host: str = "127.0.0.1",
         log: Path | None = None,
         stop_seconds: float = STOP_SECONDS,
+        environment: Path | None = None,
     ) -> None:
-        """Prepare to serve `repository`; the rest as of `ServerProcess`."""
+        """Prepare to serve `repository`; the rest as of `ServerProcess`.
+
+        Args:
+            environment: the virtual environment that the models run in, of the same Python version; None: this one.
+        """
         super().__init__(
             host=host,
             http_port=http_port,
@@ -49,7 +54,7 @@ class TritonServer(ServerProcess):
             log=log,
             stop_seconds=stop_seconds,
         )
-        self._repository = repository
+        self._repository, self._environment = repository, environment
 
     def _command(self, place: Place) -> tuple[Sequence[str], Mapping[str, str]]:
         site = _site_packages()
@@ -70,7 +75,7 @@ class TritonServer(ServerProcess):
             # Request objects are not reused: 2.51 crashes now and then when one whose client had cancelled is.
             *("--grpc-infer-allocation-pool-size", "0"),
         ]
-        return command, _environment(site)
+        return command, _variables(site, self._environment)
 
 
 def python_library() -> Path | None:
@@ -127,11 +132,12 @@ def _backend_parts(site: Path) -> tuple[Path, Path]:
     return bundle / "backends" / "python", stub
 
 
-def _environment(site: Path) -> dict[str, str]:
+def _variables(site: Path, environment: Path | None) -> dict[str, str]:
     """What the server and its Python stub need.
 
     The stub embeds Python. From 3.11 on it does so in isolation: PYTHONPATH is ignored, and packages are those of
-    the `python3` that PATH finds first, hence this interpreter's environment. 3.10 goes by PYTHONPATH.
+    the `python3` that PATH finds first, hence this interpreter's environment, or the one that the models run in. 3.10
+    goes by PYTHONPATH, as do processes that models start.
     """
     library = python_library()
     libraries = [
@@ -139,10 +145,15 @@ def _environment(site: Path) -> dict[str, str]:
         str(library.parent) if library else "",
         os.environ.get("LD_LIBRARY_PATH", ""),
     ]
-    root = Path(__file__).resolve().parents[1]
+    if environment is None:
+        programs = Path(sys.executable).parent
+        packages = [Path(__file__).resolve().parents[1], site]
+    else:
+        programs = environment / "bin"
+        packages = list(environment.glob("lib/python*/site-packages"))
     return {
         **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PATH": os.pathsep.join([str(programs), os.environ.get("PATH", "")]),
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
-        "PYTHONPATH": os.pathsep.join(map(str, (root, site))),
+        "PYTHONPATH": os.pathsep.join(map(str, packages)),
     }

@@ -1,4 +1,4 @@
-"""The spec's `engine` section: the embedded engine, or TensorRT-LLM; chosen by the key `kind`."""
+"""The spec's `engine` section: the embedded engine, TensorRT-LLM or vLLM; chosen by the key `kind`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -176,11 +176,65 @@ class TensorRtLlmEngine(Section):
         return self.dtype if self.quantization == "none" else self.quantization
 
 
+class VllmEngine(Section):
+    """vLLM behind Triton's Python backend: in NVIDIA's image with vLLM, or on a CPU in an environment of its own."""
+
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {
+        "precision": "vLLM has dtype, and quantization by its own names",
+        "gpu_memory_utilization": "it is memory_fraction here",
+        "max_model_len": "it is max_sequence_length here",
+        "max_num_seqs": "it is max_batch_size here",
+    }
+
+    kind: Literal["vllm"]
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Weights and arithmetic; auto: what the model's files say."
+    )
+    quantization: str | None = Field(
+        None, description="vLLM's name of a quantisation; none: the model's own."
+    )
+    tensor_parallel: PositiveInt = Field(1, description="Devices that share each layer.")
+    pipeline_parallel: PositiveInt = Field(
+        1, description="Groups of devices that the layers are spread over."
+    )
+    max_batch_size: int = Field(64, ge=1, le=2048, description="Requests that run at once.")
+    max_sequence_length: PositiveInt = Field(2048, description="Prompt and output of one request, in tokens.")
+    max_num_tokens: PositiveInt | None = Field(
+        None, description="Tokens of a step, all requests together; none: vLLM's choice."
+    )
+    max_queue_size: int = Field(0, ge=0, description="Requests that wait in Triton; 0: no limit.")
+    memory_fraction: float = Field(
+        0.9, gt=0, le=1, description="Share of the device's memory for weights and KV cache."
+    )
+    kv_cache_gib: float | None = Field(
+        None, gt=0, description="Memory of the KV cache; none: what memory_fraction leaves."
+    )
+    kv_cache_reuse: bool = Field(
+        True, description="Keep the KV cache of prompts for later ones that begin alike."
+    )
+    enforce_eager: bool = Field(
+        False, description="Neither compile nor capture graphs: starts sooner, runs slower."
+    )
+    triton_parameters: dict[str, dict[str, str]] = Field(
+        {}, description="Parameters of config.pbtxt by model; they override what the kit sets."
+    )
+    arguments: dict[str, Any] = Field(
+        {}, description="More arguments of vLLM's AsyncEngineArgs, checked by the installed release."
+    )
+
+    @property
+    def precision(self) -> str:
+        """What the weights are in."""
+        return self.quantization or self.dtype
+
+
 def _kind(value: Any) -> str | None:
     return value.get("kind", "embedded") if isinstance(value, dict) else getattr(value, "kind", None)
 
 
 AnyEngine = Annotated[
-    Annotated[EmbeddedEngine, Tag("embedded")] | Annotated[TensorRtLlmEngine, Tag("tensorrt_llm")],
+    Annotated[EmbeddedEngine, Tag("embedded")]
+    | Annotated[TensorRtLlmEngine, Tag("tensorrt_llm")]
+    | Annotated[VllmEngine, Tag("vllm")],
     Discriminator(_kind),
 ]

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from deployments.engines import AnyEngine, EmbeddedEngine, TensorRtLlmEngine
+from deployments.engines import AnyEngine, EmbeddedEngine, TensorRtLlmEngine, VllmEngine
 from deployments.places import filled_in, speculator_directory, target_directory
 from deployments.printable import control_characters
 from deployments.section import Section
@@ -155,10 +155,12 @@ class DeploymentSpec(Section):
         """The `engine` section of a deployment on the embedded engine.
 
         Raises:
-            SpecError: the deployment is for TensorRT-LLM.
+            SpecError: the deployment is for another engine.
         """
         if not isinstance(self.engine, EmbeddedEngine):
-            raise SpecError(f"{self.name} is for TensorRT-LLM (engine.kind); this needs the embedded engine")
+            raise SpecError(
+                f"{self.name} is for {self._engine_name} (engine.kind); this needs the embedded engine"
+            )
         return self.engine
 
     @property
@@ -166,11 +168,27 @@ class DeploymentSpec(Section):
         """The `engine` section of a deployment on TensorRT-LLM.
 
         Raises:
-            SpecError: the deployment is for the embedded engine.
+            SpecError: the deployment is for another engine.
         """
         if not isinstance(self.engine, TensorRtLlmEngine):
-            raise SpecError(f"{self.name} is for the embedded engine (engine.kind); this needs TensorRT-LLM")
+            raise SpecError(f"{self.name} is for {self._engine_name} (engine.kind); this needs TensorRT-LLM")
         return self.engine
+
+    @property
+    def vllm(self) -> VllmEngine:
+        """The `engine` section of a deployment on vLLM.
+
+        Raises:
+            SpecError: the deployment is for another engine.
+        """
+        if not isinstance(self.engine, VllmEngine):
+            raise SpecError(f"{self.name} is for {self._engine_name} (engine.kind); this needs vLLM")
+        return self.engine
+
+    @property
+    def _engine_name(self) -> str:
+        names = {"embedded": "the embedded engine", "tensorrt_llm": "TensorRT-LLM", "vllm": "vLLM"}
+        return names[self.engine.kind]
 
     @property
     def engine_directory(self) -> Path:

@@ -43,7 +43,7 @@ from build.trtllm.text_models import (
 )
 from build.trtllm.triton_parameters import check_models, settings
 
-_ACCEPTANCE_SOURCE = {"name": "acceptance_source", "data_type": "TYPE_STRING", "dims": [1]}
+ACCEPTANCE_SOURCE = {"name": "acceptance_source", "data_type": "TYPE_STRING", "dims": [1]}
 # What the kit's `llmapi` model has beyond NVIDIA's.
 _LLMAPI_ADDED = Tensors(
     inputs=[
@@ -67,7 +67,7 @@ _LLMAPI_ADDED = Tensors(
         {"name": "is_final", "data_type": "TYPE_BOOL", "dims": [1]},
         {"name": "text_cut", "data_type": "TYPE_INT32", "dims": [1]},
         {"name": "error", "data_type": "TYPE_STRING", "dims": [1]},
-        _ACCEPTANCE_SOURCE,
+        ACCEPTANCE_SOURCE,
     ],
 )
 
@@ -199,7 +199,7 @@ def _llm_api_models(resolved: Resolved, root: Path) -> list[TritonModel]:
         "exclude_input_in_output": "true" if resolved.spec.serving.exclude_input_in_output else "false",
         "max_requests": waiting_requests(resolved),
     }
-    added = Tensors(inputs=[CACHE_SALT], outputs=[_ACCEPTANCE_SOURCE])
+    added = Tensors(inputs=[CACHE_SALT], outputs=[ACCEPTANCE_SOURCE])
     generation = {
         **python_files("model_repo/llmapi/tensorrt_llm/model.py"),
         "model.yaml": _model_yaml(resolved, root),
@@ -229,15 +229,19 @@ def _llmapi_config(resolved: Resolved) -> Any:
         parameters={"gpu_device_ids": ",".join(map(str, gpus)) if gpus else None},
         variables={},
     )
-    described = contract()["llmapi"]["tensorrt_llm"]
-    tensors = Tensors(described["inputs"], described["outputs"])
-    tensors = tensors.plus(_LLMAPI_ADDED.inputs, _LLMAPI_ADDED.outputs)
-    config = model_config("tensorrt_llm", tensors, max_batch_size=0)
+    config = model_config("tensorrt_llm", llmapi_tensors(), max_batch_size=0)
     config.backend = "python"
     set_parameters(config, filled.parameters)
     run_on_cpu(config, count=len(filled.parameters.get("gpu_device_ids", "").split(";")))
     config.model_transaction_policy.decoupled = True
     return config
+
+
+def llmapi_tensors() -> Tensors:
+    """Tensors of the kit's `llmapi` model: NVIDIA's and its own."""
+    described = contract()["llmapi"]["tensorrt_llm"]
+    tensors = Tensors(described["inputs"], described["outputs"])
+    return tensors.plus(_LLMAPI_ADDED.inputs, _LLMAPI_ADDED.outputs)
 
 
 def _model_yaml(resolved: Resolved, root: Path) -> str:

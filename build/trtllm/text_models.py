@@ -10,7 +10,7 @@ left, tells the BLS.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from build.model_config import (
     ROOT,
@@ -26,6 +26,25 @@ from build.trtllm.closure import module_files
 from build.trtllm.resolved import Resolved
 from build.trtllm.triton_parameters import ModelSettings, settings
 from engine.serving.wiring import GENERATION_OUTPUTS, GENERATION_TO_POSTPROCESSING
+
+
+class FrontedEngine(Protocol):
+    """What the models in front of an engine go by: a spec's `engine` section."""
+
+    @property
+    def max_batch_size(self) -> int: ...
+    @property
+    def max_queue_size(self) -> int: ...
+    @property
+    def triton_parameters(self) -> dict[str, dict[str, str]]: ...
+
+
+class Fronted(Protocol):
+    """A deployment whose text models stand in front of another engine than the embedded one."""
+
+    @property
+    def engine(self) -> FrontedEngine: ...
+
 
 _STEP_TENSORS = Tensors(
     inputs=[
@@ -74,9 +93,9 @@ def typed(tensors: Tensors, variables: Mapping[str, str]) -> Tensors:
     return Tensors([retyped(item) for item in tensors.inputs], [retyped(item) for item in tensors.outputs])
 
 
-def ensemble_config(resolved: Resolved, added: Tensors = _NOTHING) -> Any:
+def ensemble_config(fronted: Fronted, added: Tensors = _NOTHING) -> Any:
     """The `ensemble` model; `added` are tensors of the BLS that go beyond the kit's usual ones."""
-    filled = _settings(resolved, "ensemble", {}, {"logits_datatype": "TYPE_FP32"})
+    filled = _settings(fronted, "ensemble", {}, {"logits_datatype": "TYPE_FP32"})
     tensors = typed(kit_tensors("ensemble").plus(added.inputs, added.outputs), filled.variables)
     config = model_config("ensemble", tensors, max_batch_size=filled.number("triton_max_batch_size"))
     outputs = {name: name for name in (*GENERATION_OUTPUTS, *(item["name"] for item in added.outputs))}
@@ -91,10 +110,10 @@ def ensemble_config(resolved: Resolved, added: Tensors = _NOTHING) -> Any:
     return config
 
 
-def bls_config(resolved: Resolved, parameters: Mapping[str, str | None], added: Tensors = _NOTHING) -> Any:
+def bls_config(fronted: Fronted, parameters: Mapping[str, str | None], added: Tensors = _NOTHING) -> Any:
     """The `tensorrt_llm_bls` model."""
     filled = _settings(
-        resolved,
+        fronted,
         "tensorrt_llm_bls",
         parameters,
         {
@@ -135,10 +154,10 @@ def preprocessing_config(resolved: Resolved, tokenizer: Path, target_engine: Pat
     return config
 
 
-def postprocessing_config(resolved: Resolved, tokenizer: Path) -> Any:
+def postprocessing_config(fronted: Fronted, tokenizer: Path) -> Any:
     """The `postprocessing` model."""
     filled = _settings(
-        resolved,
+        fronted,
         "postprocessing",
         {
             "tokenizer_dir": str(tokenizer),
@@ -160,9 +179,9 @@ def set_queue(config: Any, filled: ModelSettings) -> None:
     batching.default_queue_policy.max_queue_size = filled.number("max_queue_size")
 
 
-def waiting_requests(resolved: Resolved) -> str:
+def waiting_requests(fronted: Fronted) -> str:
     """Threads of the BLS: one for each request that runs or waits."""
-    engine = resolved.engine
+    engine = fronted.engine
     return str(
         2 * engine.max_batch_size
         if engine.max_queue_size == 0
@@ -171,13 +190,13 @@ def waiting_requests(resolved: Resolved) -> str:
 
 
 def _settings(
-    resolved: Resolved, model: str, parameters: Mapping[str, str | None], variables: Mapping[str, str]
+    fronted: Fronted, model: str, parameters: Mapping[str, str | None], variables: Mapping[str, str]
 ) -> ModelSettings:
     return settings(
         model,
-        resolved.engine.triton_parameters,
+        fronted.engine.triton_parameters,
         parameters=parameters,
-        variables={"triton_max_batch_size": str(resolved.engine.max_batch_size), **variables},
+        variables={"triton_max_batch_size": str(fronted.engine.max_batch_size), **variables},
     )
 
 

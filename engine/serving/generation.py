@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import re
 import secrets
 from collections.abc import Mapping
 from functools import partial
@@ -14,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 from deployments.spec import DeploymentSpec
 from engine.deployment import open_engine
 from engine.events import Event
-from engine.request import RequestError, StoppedError
+from engine.request import StoppedError
 from engine.service import EngineService
 from engine.serving.backend import directory, input_names, parameters, refusal, refuse, response, tensors
 from engine.serving.contract import Answer, GenerationCall, Tensors, refuse_unsupported
@@ -22,10 +21,9 @@ from engine.serving.life import Life, SignOfLife, refuse_when_stopping
 from engine.serving.metrics import EngineMetrics
 from engine.serving.outbox import Outbox
 from engine.serving.request_names import refuse_unknown
+from engine.serving.stop_ids import check_stop_id
 from engine.serving.text import TextCodec
 
-# As `tensorrt_llm_bls` gives its calls, by which it stops them.
-_RANDOM_ID = re.compile(r"[0-9a-f]{32}")
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -98,15 +96,7 @@ class GenerationModel:
         request.get_response_sender().send(flags=_FINAL)
 
     def _of_id(self, identity: str) -> list["_Exchange"]:
-        if not identity:
-            raise RequestError(
-                "stop is set but the request has no id; give it that of the request to be stopped"
-            )
-        if not self._stop_by_id and not _RANDOM_ID.fullmatch(identity):
-            raise RequestError(
-                f"others could guess the id {identity!r}, so nothing is stopped by it; cancel the request, or give it "
-                "an id of 32 random hexadecimal digits, like uuid4().hex, or set serving.stop_by_id in the spec"
-            )
+        check_stop_id(identity, by_any=self._stop_by_id)
         return [exchange for exchange in self._open() if exchange.request_id == identity]
 
     def _open(self) -> list["_Exchange"]:

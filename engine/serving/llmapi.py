@@ -26,6 +26,7 @@ from engine.serving.llmapi_request import LlmApiRequest, read_request
 from engine.serving.llmapi_response import LlmApiAnswer, draft_length_of
 from engine.serving.llmapi_stop import StopView
 from engine.serving.request_names import refuse_unknown
+from engine.serving.stop_ids import check_stop_id
 from engine.serving.text import TextCodec
 from engine.stopping import StopWords
 
@@ -48,7 +49,7 @@ _MPI_SITE = ("PMIX_MCA_",)
 
 
 class LlmApiModel:
-    """Hands requests to an `LLM` that runs in an event loop of its own."""
+    """Hands requests to an `LLM` that runs in an event loop of its own; `engine.serving.vllm` has another engine."""
 
     @staticmethod
     def auto_complete_config(config: Any) -> Any:
@@ -69,18 +70,31 @@ class LlmApiModel:
         content = _read_yaml(directory)
         settings = content.pop(_TRITON_KEY)
         self._decoupled = bool(settings["decoupled"])
+        self._stop_by_id = bool(settings.get("stop_by_id", True))  # as NVIDIA's model does
         self._check_seconds = float(settings.get("cancellation_check_period_ms", 100)) / 1000
-        _prepare_process(parameters(arguments), arguments, directory if content.get(_KIT_KEY) else None)
-        self._draft_length = int(
-            (content.get(_KIT_KEY) or {}).get("draft_length") or draft_length_of(content)
-        )
+        self._prepare(content, arguments, directory)
         self._codec = _codec_of(content)
         self._running: dict[str, set[Any]] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llmapi", daemon=True)
         self._thread.start()
-        self._llm = self._in_loop(_load(content))
+        self._llm = self._in_loop(self._load(content))
         self._life = Life(arguments)
+
+    def _prepare(self, content: Mapping[str, Any], arguments: Mapping[str, str], directory: Path) -> None:
+        """Set what the engine's processes inherit, before it is loaded."""
+        _prepare_process(parameters(arguments), arguments, directory if content.get(_KIT_KEY) else None)
+        self._draft_length = int(
+            (content.get(_KIT_KEY) or {}).get("draft_length") or draft_length_of(content)
+        )
+
+    async def _load(self, content: dict[str, Any]) -> Any:
+        """The `LLM`, made in a thread so that its own event loop does not meet this one."""
+        return await asyncio.get_running_loop().run_in_executor(None, lambda: _make_llm(content))
+
+    def _make_answer(self, wanted: LlmApiRequest) -> LlmApiAnswer:
+        """What makes the responses of a generation."""
+        return LlmApiAnswer(wanted, self._draft_length)
 
     def execute(self, requests: list[Any]) -> None:
         """Start generations; their responses follow from the event loop."""
@@ -119,7 +133,7 @@ class LlmApiModel:
         self._running.setdefault(identity, set()).add(promise)
         watch = asyncio.create_task(_abort_when_cancelled(promise, sender, self._check_seconds))
         try:
-            answer = LlmApiAnswer(wanted, self._draft_length)
+            answer = self._make_answer(wanted)
             await _answer(promise, sender, answer, request.requested_output_names(), view)
         finally:
             watch.cancel()
@@ -157,10 +171,7 @@ class LlmApiModel:
 
     def _stop(self, identity: str) -> None:
         """End the generations of a request id; harmless if they have ended."""
-        if not identity:
-            raise RequestError(
-                "stop is set but the request has no id; give it that of the request to be stopped"
-            )
+        check_stop_id(identity, by_any=self._stop_by_id)
         for promise in self._running.get(identity, ()):
             promise.abort()
 
@@ -231,11 +242,6 @@ def _codec_of(content: Mapping[str, Any]) -> TextCodec | None:
     """The tokenizer, which knows where a stop word is met and how a prompt begins; None if it is no file at hand."""
     directory = Path(str(content.get("tokenizer") or content["model"]))
     return TextCodec(directory) if (directory / "tokenizer.json").is_file() else None
-
-
-async def _load(content: dict[str, Any]) -> Any:
-    """The `LLM`, made in a thread so that its own event loop does not meet this one."""
-    return await asyncio.get_running_loop().run_in_executor(None, lambda: _make_llm(content))
 
 
 def _make_llm(content: dict[str, Any]) -> Any:

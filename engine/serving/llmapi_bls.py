@@ -72,6 +72,7 @@ class LlmApiBlsModel:
         settings = parameters(arguments)
         self._generation = settings["tensorrt_llm_model_name"]
         self._exclude_input = settings["exclude_input_in_output"] == "true"
+        self._always_drafts = settings.get("always_drafts") == "true"
         self._inputs = input_names(arguments)
         self._pool = ThreadPoolExecutor(int(settings["max_requests"]), thread_name_prefix="bls")
         self._rows: dict[int, list[str]] = {}
@@ -113,6 +114,11 @@ class LlmApiBlsModel:
         refuse_when_stopping()
         refuse_unknown(request.parameters(), self._inputs)
         _refuse_unsupported(inputs)
+        if self._always_drafts and (np.ravel(inputs.get("num_draft_tokens", -1)) == 0).any():
+            raise RequestError(
+                "num_draft_tokens is 0, but this engine cannot leave speculation out for a single request; leave it "
+                "out, or ask a deployment without speculation"
+            )
         handle = secrets.randbits(64)
         calls = [_Row(inputs, row, secrets.token_hex(16)) for row in range(len(inputs["text_input"]))]
         exclude = bool(np.ravel(inputs.get("exclude_input_in_output", [self._exclude_input]))[0])

@@ -1,10 +1,9 @@
-"""Stop words as text on TensorRT-LLM's LLM API, which looks for the tokens of a word and nothing else.
+"""Stop words as text on TensorRT-LLM's LLM API, which looks for the tokens of a word and nothing else, and on vLLM.
 
 A generation that has stop words is streamed, so that a word is met when it comes, and is then aborted. What is answered
 is made from a view of its results that ends where the word begins.
 """
 
-from types import SimpleNamespace
 from typing import Any
 
 from engine.gate import Gate
@@ -47,19 +46,24 @@ class StopView:
         self._text += text[: len(text) - release.cut]
         self._tokens += release.tokens
         log_probs = log_probs_of(output)[: len(self._tokens)]
-        seen = SimpleNamespace(
+        seen = _Seen(
+            output,
             text=self._text,
             token_ids=list(self._tokens),
             logprobs=log_probs,
             finish_reason="stop" if self.stopped else output.finish_reason,
             stop_reason=self._gate.stop_word or output.stop_reason,
             cumulative_logprob=sum(log_probs) if log_probs else output.cumulative_logprob,
-            request_perf_metrics=getattr(output, "request_perf_metrics", None),
         )
-        return SimpleNamespace(
-            outputs=[seen],
-            prompt_token_ids=result.prompt_token_ids,
-            finished=finished,
-            avg_decoded_tokens_per_iter=getattr(result, "avg_decoded_tokens_per_iter", None),
-            text_cut=release.cut,
-        )
+        return _Seen(result, outputs=[seen], text_cut=release.cut)
+
+
+class _Seen:
+    """A result, or an output of one, of which some attributes are others."""
+
+    def __init__(self, whole: Any, **others: Any) -> None:
+        self._whole = whole
+        vars(self).update(others)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)

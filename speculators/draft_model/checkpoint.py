@@ -68,6 +68,15 @@ def complete_draft(draft: Path, target: Path, directory: Path) -> None:
     config.stored_as(dtype_of(tensors)).write(directory)
 
 
+def is_whole(draft: Path) -> bool:
+    """Whether a draft was kept with its embedding.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    return EMBEDDING in read_tensors(find_file(draft, WEIGHT_FILES), lambda name: name == EMBEDDING)
+
+
 def whole_model(draft: Path, target: Path, directory: Path) -> Path:
     """Where a draft is with all its weights: its own directory, or `directory`, in which it is completed.
 
@@ -75,7 +84,7 @@ def whole_model(draft: Path, target: Path, directory: Path) -> Path:
         CheckpointError: a file is damaged, or the draft was cut out of another model.
         OSError: the directory cannot be written.
     """
-    if EMBEDDING in read_tensors(find_file(draft, WEIGHT_FILES), lambda name: name == EMBEDDING):
+    if is_whole(draft):
         return draft
     directory.mkdir(parents=True, exist_ok=True)
     complete_draft(draft, target, directory)

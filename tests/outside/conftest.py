@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -17,7 +18,7 @@ from planner.bench.peers.environments import Environment, Unavailable
 from tests.conftest import SMOLLM2
 from tests.end_to_end.calls import http_generate
 from tests.end_to_end.deployment import Deployment, deployed, wait_until
-from tests.outside.environments import REQUIREMENTS, prepare_environment
+from tests.outside.environments import REQUIREMENTS, debian_library, prepare_environment
 
 MAX_SEQUENCE_LENGTH = 512
 Prepare = Callable[[str], Environment]
@@ -93,3 +94,21 @@ def greedy_answer(smollm2_served: Deployment) -> Answer:
         return text
 
     return answer
+
+
+@pytest.fixture(scope="session")
+def genai_perf(outside: Prepare) -> tuple[Environment, dict[str, str]]:
+    """The environment, and the variables with which perf_analyzer finds its libraries."""
+    try:
+        base64 = debian_library("libb64.so.0d", "libb64-0d")
+    except Unavailable as reason:
+        pytest.skip(f"perf_analyzer: {reason}")
+    environment = outside("genai_perf")
+    libraries = [str(environment.installed("nvidia/cuda_runtime/lib")), str(base64 or "")]
+    path = os.pathsep.join(filter(None, libraries))
+    return environment, environment.variables(LD_LIBRARY_PATH=path, HF_HUB_OFFLINE="1")
+
+
+@pytest.fixture(scope="session")
+def llama_index(outside: Prepare) -> Environment:
+    return outside("llama_index")

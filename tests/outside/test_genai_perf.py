@@ -7,36 +7,21 @@ computes its figures from the text that comes back.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from planner.bench.peers.environments import Environment, Unavailable
+from planner.bench.peers.environments import Environment
 from planner.bench.peers.processes import run
 from tests.end_to_end.deployment import Deployment
-from tests.outside.conftest import Answer, Prepare
-from tests.outside.environments import debian_library
+from tests.outside.conftest import Answer
 
 pytestmark = pytest.mark.outside
 CONCURRENCY = 2
 REQUESTS = 8
 INPUT_TOKENS = 40
 OUTPUT_TOKENS = 16
-
-
-@pytest.fixture(scope="session")
-def genai_perf(outside: Prepare) -> tuple[Environment, dict[str, str]]:
-    """The environment, and the variables with which perf_analyzer finds its libraries."""
-    try:
-        base64 = debian_library("libb64.so.0d", "libb64-0d")
-    except Unavailable as reason:
-        pytest.skip(f"perf_analyzer: {reason}")
-    environment = outside("genai_perf")
-    libraries = [str(environment.installed("nvidia/cuda_runtime/lib")), str(base64 or "")]
-    path = os.pathsep.join(filter(None, libraries))
-    return environment, environment.variables(LD_LIBRARY_PATH=path, HF_HUB_OFFLINE="1")
 
 
 def profile(served: Deployment, genai_perf: tuple[Environment, dict[str, str]], folder: Path) -> Path:

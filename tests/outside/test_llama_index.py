@@ -14,16 +14,11 @@ import pytest
 from planner.bench.peers.environments import Environment
 from planner.bench.peers.processes import run
 from tests.end_to_end.deployment import Deployment
-from tests.outside.conftest import MAX_SEQUENCE_LENGTH, Answer, Prepare
+from tests.outside.conftest import MAX_SEQUENCE_LENGTH, Answer
 
 pytestmark = pytest.mark.outside
 PROMPT = "The capital of France is"
 MAX_TOKENS = 24
-
-
-@pytest.fixture(scope="session")
-def llama_index(outside: Prepare) -> Environment:
-    return outside("llama_index")
 
 
 def test_complete_and_stream_complete(

@@ -65,13 +65,17 @@ def prepare_environment(requirements: Path, folder: Path) -> Environment:
     Raises:
         Unavailable: it cannot be installed.
     """
-    lock = requirements.read_text(encoding="utf-8")
-    directory = folder / f"{requirements.stem}-py{sys.version_info.major}.{sys.version_info.minor}"
-    environment = Environment(directory)
+    lock, environment = requirements.read_text(encoding="utf-8"), _environment(requirements, folder)
     if not _is_current(environment, lock):
-        with built_beside(directory) as staging:
+        with built_beside(environment.directory) as staging:
             _install(Environment(staging), lock)
     return environment
+
+
+def installed_environment(requirements: Path, folder: Path) -> Environment | None:
+    """The same, if it is there already."""
+    environment = _environment(requirements, folder)
+    return environment if _is_current(environment, requirements.read_text(encoding="utf-8")) else None
 
 
 @contextmanager
@@ -93,6 +97,10 @@ def built_beside(directory: Path) -> Iterator[Path]:
 def last_line(error: Exception) -> str:
     """The end of what an error says, which is where programs put the reason."""
     return str(error).strip().splitlines()[-1]
+
+
+def _environment(requirements: Path, folder: Path) -> Environment:
+    return Environment(folder / f"{requirements.stem}-py{sys.version_info.major}.{sys.version_info.minor}")
 
 
 def _is_current(environment: Environment, lock: str) -> bool:

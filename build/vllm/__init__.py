@@ -1,0 +1,1 @@
+"""Deployments on vLLM: what is checked, the arguments of its engine, and the Triton repository."""

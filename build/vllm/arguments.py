@@ -1,0 +1,75 @@
+"""Arguments of vLLM's engine (`AsyncEngineArgs`) for a deployment.
+
+Example::
+
+    engine_arguments(load_spec(Path("deployments/smollm2-eagle3-vllm.yaml")), Path.cwd())["max_num_seqs"]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from deployments.spec import DeploymentSpec
+from deployments.speculation import Anpd, DraftModel
+from engine.vllm.speculation import engine_settings
+from speculators.draft_model.checkpoint import is_whole
+
+_GIB = 2**30
+
+
+def engine_arguments(spec: DeploymentSpec, root: Path) -> dict[str, Any]:
+    """What the deployment sets, under `engine.arguments`, which repeats nothing of it (`build.vllm.checks`).
+
+    Args:
+        spec: a deployment whose engine is vLLM.
+        root: directory that the server resolves the spec's paths against.
+
+    Raises:
+        NotInVllm: vLLM does not do what the `speculation` section asks for.
+    """
+    engine = spec.vllm
+    arguments: dict[str, Any] = {
+        "model": located(spec.target.model, root),
+        "dtype": engine.dtype,
+        "quantization": engine.quantization,
+        "tensor_parallel_size": engine.tensor_parallel,
+        "pipeline_parallel_size": engine.pipeline_parallel,
+        "max_num_seqs": engine.max_batch_size,
+        "max_model_len": engine.max_sequence_length,
+        "max_num_batched_tokens": engine.max_num_tokens,
+        "gpu_memory_utilization": engine.memory_fraction,
+        "kv_cache_memory_bytes": None if engine.kv_cache_gib is None else int(engine.kv_cache_gib * _GIB),
+        "enable_prefix_caching": engine.kv_cache_reuse,
+        "enforce_eager": engine.enforce_eager or None,
+        **_speculation(spec, root),
+    }
+    return {key: value for key, value in arguments.items() if value is not None} | engine.arguments
+
+
+def draft_directory(spec: DeploymentSpec) -> Path:
+    """Where a draft model that was kept without its embedding is completed."""
+    return spec.serving.repository.with_name(f"{spec.serving.repository.name}-draft")
+
+
+def located(path: Path, root: Path) -> str:
+    """A model's directory as the server finds it; a hub id stays as it is."""
+    return str(root / path) if (root / path).exists() else str(path)
+
+
+def _is_completed(spec: DeploymentSpec) -> bool:
+    speculation = spec.speculation
+    if not isinstance(speculation, DraftModel) or not draft_directory(spec).is_dir():
+        return False
+    return speculation.model.is_dir() and not is_whole(speculation.model)
+
+
+def _speculation(spec: DeploymentSpec, root: Path) -> dict[str, Any]:
+    speculation = spec.speculation
+    settings = engine_settings(speculation, spec.vllm.max_batch_size)
+    config = settings.get("speculative_config", {})
+    if _is_completed(spec):
+        config["model"] = str(root / draft_directory(spec))
+    elif "model" in config and not isinstance(speculation, Anpd):
+        config["model"] = located(Path(config["model"]), root)
+    return settings

@@ -1,0 +1,146 @@
+"""What vLLM would not do of a deployment, found before it is started.
+
+Methods and settings are known to the kit, for the release that it is written for. Everything else is asked of the
+release that is installed, where one is: its own configuration classes take the arguments, or say why not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from build.findings import Finding
+from build.model_config import repository_place_findings
+from build.vllm.arguments import engine_arguments
+from deployments.spec import DeploymentSpec
+from deployments.speculation import Medusa, NoSpeculation
+from engine.vllm.speculation import RELEASE, refusals, speculative_config
+from planner.bench.peers.environments import Environment
+from planner.bench.peers.processes import ProgramError, run
+
+_CHECK_SECONDS = 180
+# Words in the path of a draft that vLLM takes for its method, whatever `method` says (SpeculativeConfig, 0.32.0).
+_TAKEN_FOR = {"eagle-": "eagle", "eagle3": "eagle3", "dflash": "dflash", "dspark": "dspark"}
+# The program runs in vLLM's environment; its last line of output is the answer.
+_ASK = """
+import json, sys
+from vllm.engine.arg_utils import AsyncEngineArgs
+answer = {}
+try:
+    arguments = json.loads(sys.argv[1])
+    unknown = sorted(set(arguments) - set(AsyncEngineArgs.__dataclass_fields__))
+    if unknown:
+        answer = {"unknown": unknown, "known": sorted(AsyncEngineArgs.__dataclass_fields__)}
+    else:
+        AsyncEngineArgs(**arguments).create_engine_config()
+except Exception as error:
+    answer = {"error": f"{type(error).__name__}: {error}"}
+print()
+print(json.dumps(answer))
+"""
+
+
+def vllm_findings(spec: DeploymentSpec) -> Iterator[Finding]:
+    """What the kit knows by itself."""
+    yield from repository_place_findings(spec)
+    told = list(refusals(spec.speculation))
+    for refusal in told:
+        yield Finding("not-in-vllm", "error", f"speculation: {refusal.reason}", refusal.nearest)
+    if not (spec.target.model / "tokenizer.json").is_file() and spec.target.model.is_dir():
+        yield Finding(
+            "no-tokenizer",
+            "error",
+            f"{spec.target.model} has no tokenizer.json, from which the kit reads prompts and writes text",
+            "a model with a fast tokenizer",
+        )
+    if told:
+        return
+    config = speculative_config(spec.speculation, spec.vllm.max_batch_size)
+    yield from _path_findings(config)
+    yield from _repeated(spec)
+    yield from _lengths(spec)
+
+
+def asked_of_vllm(spec: DeploymentSpec, environment: Environment) -> Iterator[Finding]:
+    """What the installed release says to the arguments; makes its real configuration of them, and loads no weights."""
+    arguments = engine_arguments(spec, Path.cwd())
+    here = environment.directory == Path(
+        sys.prefix
+    )  # in NVIDIA's image, whose libraries are on LD_LIBRARY_PATH
+    try:
+        said = run(
+            [environment.python, "-c", _ASK, json.dumps(arguments)],
+            seconds=_CHECK_SECONDS,
+            variables=None if here else environment.variables(VLLM_LOGGING_LEVEL="ERROR"),
+        )
+    except ProgramError as error:
+        yield Finding("vllm-not-asked", "warning", f"vLLM could not be asked: {error}", "")
+        return
+    answer: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
+    for name in answer.get("unknown", ()):
+        near = difflib.get_close_matches(name, answer["known"], n=1)
+        yield Finding(
+            "unknown-argument",
+            "error",
+            f"engine.arguments.{name}: the installed vLLM has no such argument",
+            near[0] if near else "an argument of `vllm serve`, with underscores",
+        )
+    if "error" in answer:
+        yield Finding(
+            "refused-by-vllm",
+            "error",
+            f"the installed vLLM refuses the deployment: {answer['error']}",
+            "what it says",
+        )
+
+
+def _path_findings(config: dict[str, Any] | None) -> Iterator[Finding]:
+    if config is None or config["method"] not in ("draft_model", "medusa"):
+        return
+    for word, method in _TAKEN_FOR.items():
+        if word in str(config["model"]).lower():
+            yield Finding(
+                "taken-for-another-method",
+                "error",
+                f"vLLM {RELEASE} takes a draft in {config['model']} for {method}, since its path has {word!r} in it",
+                "a directory without that word",
+            )
+
+
+def _repeated(spec: DeploymentSpec) -> Iterator[Finding]:
+    own = engine_arguments(
+        spec.model_copy(update={"engine": spec.vllm.model_copy(update={"arguments": {}})}), Path.cwd()
+    )
+    for name in spec.vllm.arguments:
+        if name in own or name in (
+            "speculative_config",
+            "additional_config",
+            "per_request_spec_decode_metrics",
+        ):
+            yield Finding(
+                "argument-set-twice",
+                "error",
+                f"engine.arguments.{name}: the kit sets it" + (f" to {own[name]!r}" if name in own else ""),
+                f"no {name} in engine.arguments; the spec has a key of its own for it",
+            )
+
+
+def _lengths(spec: DeploymentSpec) -> Iterator[Finding]:
+    speculation = spec.speculation
+    if isinstance(speculation, NoSpeculation):
+        return
+    path = getattr(speculation, "checkpoint", None)
+    if isinstance(speculation, Medusa) and path is not None and (path / "config.json").is_file():
+        heads = json.loads((path / "config.json").read_text(encoding="utf-8")).get("medusa_num_heads")
+        if isinstance(heads, int) and speculation.num_heads > heads:
+            yield Finding(
+                "too-few-heads",
+                "error",
+                f"speculation.num_heads is {speculation.num_heads}; {path} has {heads}, and vLLM would draft with "
+                "heads that were never loaded",
+                f"num_heads: {heads} or fewer",
+            )

@@ -1,0 +1,102 @@
+"""Building and serving deployments on vLLM: its environment, what it says to the deployment, the server."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from build.findings import Finding
+from build.vllm.checks import asked_of_vllm, vllm_findings
+from build.vllm.repository import assemble_vllm_repository
+from cli.common import console, progress
+from cli.findings import tell
+from cli.serving import serve_until_ended
+from deploy.server import ServerProcess, TritonError
+from deploy.triton import TritonServer
+from deploy.trtllm_launch import Launch
+from deploy.trtllm_server import TensorRtLlmServer, tensorrt_llm_triton
+from deployments.cache import cache_directory
+from deployments.spec import DeploymentSpec
+from planner.bench.peers.environments import (
+    REQUIREMENTS,
+    Environment,
+    Unavailable,
+    installed_environment,
+    prepare_environment,
+)
+
+_LOCK = REQUIREMENTS / "vllm.txt"
+START_SECONDS = 600.0
+
+
+def check_vllm(spec: DeploymentSpec) -> None:
+    """Tell everything that speaks against the deployment; errors end the command."""
+    findings = list(vllm_findings(spec))
+    if not any(item.severity == "error" for item in findings):
+        environment = _present()
+        if environment is None:
+            what = "vLLM is not installed here, so its own configuration was not asked"
+            findings.append(Finding("vllm-not-asked", "note", what))
+        else:
+            with progress() as show:
+                show("asking vLLM", None)
+                findings += asked_of_vllm(spec, environment)
+    tell(findings)
+    if any(item.severity == "error" for item in findings):
+        raise SystemExit(2)
+
+
+def build_vllm(spec: DeploymentSpec) -> None:
+    """Check, and write the model repository; vLLM reads models as they are."""
+    check_vllm(spec)
+    console.print(f"build: model repository in {assemble_vllm_repository(spec)}")
+
+
+def serve_vllm(spec: DeploymentSpec, log: Path) -> None:
+    """Serve until Ctrl-C, with vLLM in this environment or in one of its own, which is installed if need be."""
+    environment = _present() or _installed()
+    _server(spec, environment, log).check_ports()  # before anything is replaced that is being served
+    build_vllm(spec)
+    serve_until_ended(lambda: _running(spec, environment, log), spec, log)
+
+
+@contextmanager
+def _running(spec: DeploymentSpec, environment: Environment, log: Path) -> Iterator[ServerProcess]:
+    """The server, ready; stopped at the end."""
+    with _server(spec, environment, log) as server:
+        with progress() as show:
+            show(f"starting Triton with {spec.name}; its log is {log}", None)
+            server.wait_until_ready(START_SECONDS)
+        console.print(
+            f"Triton serves {spec.name} on {server.host}: gRPC {server.grpc_port}, HTTP {server.http_port}"
+        )
+        yield server
+
+
+def _server(spec: DeploymentSpec, environment: Environment, log: Path) -> ServerProcess:
+    """NVIDIA's tritonserver where it is installed, as in its image with vLLM; else that of the wheel."""
+    serving = spec.serving
+    names = ("host", "http_port", "grpc_port", "metrics_port", "stop_seconds")
+    places = {name: getattr(serving, name) for name in names}
+    program = tensorrt_llm_triton()
+    if program is not None:
+        return TensorRtLlmServer(Launch(serving.repository, program=program, **places), log=log)
+    return TritonServer(serving.repository, log=log, environment=environment.directory, **places)
+
+
+def _present() -> Environment | None:
+    """Where vLLM is: here, or in the environment that the kit has made for it."""
+    found = importlib.util.find_spec("vllm")
+    if found is not None and found.origin is not None:  # without: just a folder of that name on the path
+        return Environment(Path(sys.prefix))
+    return installed_environment(_LOCK, cache_directory() / "peers")
+
+
+def _installed() -> Environment:
+    with progress() as show:
+        show("installing vLLM's CPU build in an environment of its own", None)
+        try:
+            return prepare_environment(_LOCK, cache_directory() / "peers")
+        except Unavailable as error:
+            raise TritonError(f"vLLM is not installed here, and: {error}") from None

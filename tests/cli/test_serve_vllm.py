@@ -1,0 +1,81 @@
+"""Where `drafthouse serve` finds vLLM and the server to put it behind."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli import vllm
+from deploy.place import Place, remove
+from deploy.triton import TritonServer
+from deploy.trtllm_server import TensorRtLlmServer
+from deployments.spec import DeploymentSpec
+from planner.bench.peers.environments import Environment
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> DeploymentSpec:
+    return DeploymentSpec.model_validate(
+        {
+            "name": "x",
+            "target": {"model": "m"},
+            "engine": {"kind": "vllm"},
+            "serving": {
+                "repository": tmp_path / "repository",
+                "http_port": 1,
+                "grpc_port": 2,
+                "metrics_port": 3,
+            },
+        }
+    )
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    taken = Place.take()
+    yield taken
+    remove(taken.name)
+    taken.give_up()
+
+
+def test_nvidias_server_serves_where_it_is_installed(
+    spec: DeploymentSpec, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "tritonserver"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    server = vllm._server(spec, Environment(tmp_path), tmp_path / "log")
+    assert isinstance(server, TensorRtLlmServer)
+    arguments, _ = server._command(place)
+    assert arguments[0] == str(program) and str(spec.serving.repository) in " ".join(arguments)
+
+
+def test_the_wheels_server_gets_the_environment_of_the_models(
+    spec: DeploymentSpec, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin")
+    packages = tmp_path / "lib" / "python3.11" / "site-packages"
+    packages.mkdir(parents=True)
+    server = vllm._server(spec, Environment(tmp_path), tmp_path / "log")
+    assert isinstance(server, TritonServer)
+    _, variables = server._command(place)
+    assert variables["PATH"].split(":")[0] == str(tmp_path / "bin")
+    assert variables["PYTHONPATH"] == str(packages), "nothing of the kit's own environment"
+
+
+def test_vllm_is_taken_from_here_before_anywhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRAFTHOUSE_CACHE", str(tmp_path))
+    (tmp_path / "vllm").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert vllm._present() is None, "a folder of that name is no package"
+    (tmp_path / "vllm" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert vllm._present() == Environment(Path(sys.prefix))
