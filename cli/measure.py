@@ -22,6 +22,7 @@ from cli.common import (
 from cli.prepare import build_deployment
 from cli.serve import server_of, watched_server
 from client import ChatTemplate, DrafthouseClient
+from deployments.engines import VllmEngine
 from deployments.spec import DeploymentSpec, SpecError, with_loadtest
 from loadtest.progress import Progress
 from loadtest.settings import Arm, SweepSettings
@@ -159,9 +160,7 @@ def _settings(
     processes: int,
 ) -> SweepSettings:
     load = spec.loadtest
-    arms: tuple[Arm, ...] = (Arm(name="none", num_draft_tokens=0),)
-    if spec.speculation.method != "none":
-        arms += (Arm(name=spec.speculation.method),)
+    arms = _own_arms(spec)
     for other in others:
         taken = {arm.name for arm in arms}
         name = other.name if other.speculation.method in taken else other.speculation.method
@@ -199,6 +198,22 @@ def _settings(
             },
         },
     )
+
+
+def _own_arms(spec: DeploymentSpec) -> tuple[Arm, ...]:
+    """Without speculation, and as the deployment speculates: on the same server, where requests can do without.
+
+    Raises:
+        SpecError: they cannot, so there is no baseline.
+    """
+    if spec.speculation.method == "none":
+        return (Arm(name="none"),)
+    if isinstance(spec.engine, VllmEngine):
+        raise SpecError(
+            f"{spec.name} cannot be its own baseline: vLLM does not leave speculation out for a single request; "
+            "serve a deployment without speculation as well, name it here, and this one with --beside"
+        )
+    return Arm(name="none", num_draft_tokens=0), Arm(name=spec.speculation.method)
 
 
 def _address(spec: DeploymentSpec, protocol: Literal["grpc", "http"]) -> str:

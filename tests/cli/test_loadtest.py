@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from build.identity import identity
 from cli.main import app
-from deployments.spec import DeploymentSpec
+from cli.measure import _settings
+from deployments.spec import DeploymentSpec, load_spec
 from tests.client.triton_server import free_ports
 from tests.end_to_end.tiny_tokenizers import write_tokenizer
 from tests.loadtest.conftest import start_triton
@@ -136,3 +137,19 @@ def test_a_missing_server_beside_is_told_before_the_first_request(
     assert code == 2
     assert f"c: no Triton server answers grpc at 127.0.0.1:{ports['grpc_port']}" in output
     assert not (tmp_path / "report" / "cells").exists()
+
+
+def test_vllm_needs_a_server_of_its_own_for_the_baseline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    examples = Path(__file__).parents[2] / "deployments"
+    speculative, plain = (examples / f"smollm2-{name}-vllm.yaml" for name in ("eagle3", "plain"))
+    result = CliRunner().invoke(app, ["loadtest", str(speculative)])
+    assert result.exit_code == 2
+    assert "name it here, and this one with --beside" in " ".join(result.output.split())
+    settings = _settings(load_spec(plain), [load_spec(speculative)], "grpc", 1)
+    assert [(arm.name, arm.num_draft_tokens, arm.host) for arm in settings.arms] == [
+        ("none", None, None),
+        ("eagle3", None, "127.0.0.1:8001"),
+    ]
