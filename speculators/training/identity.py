@@ -23,7 +23,8 @@ _STATES = "state-????????"
 # All that the writers of checkpoints and the drawing of curves have written before they listed it, and what such
 # checkpoints say of themselves.
 _UNLISTED = (
-    *(PROVENANCE_FILE, "config.json", "model.safetensors", "medusa_lm_head.safetensors", VOCABULARY_FILE),
+    *(PROVENANCE_FILE, "config.json", "model.safetensors", "model.safetensors.index.json", VOCABULARY_FILE),
+    "medusa_lm_head.safetensors",
     *(
         "tokenizer.json",
         "tokenizer_config.json",
