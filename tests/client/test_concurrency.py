@@ -108,7 +108,7 @@ import os, sys
 from client import DrafthouseClient
 address, protocol = sys.argv[1:]
 client = DrafthouseClient(address, protocol=protocol, model="words")
-for chunk in client.stream("endless x", max_tokens=1_000_000, request_id=f"vanished {protocol}"):
+for chunk in client.stream("endless x", max_tokens=20_000, request_id=f"vanished {protocol}"):
     os._exit(0)
 """
 
