@@ -143,12 +143,13 @@ def _steps(runner: CompiledRunner) -> dict[str, Subject]:
     return subjects
 
 
-def fill_cache(runner: CompiledRunner, requests: Iterable[int], context: int = CONTEXT) -> None:
+def fill_cache(runner: CompiledRunner, requests: Iterable[int], context: int | None = None) -> None:
     """Read a prompt into the rows that steps of these requests look at.
 
     Once is enough: an untouched cache is one shared page of zeros and costs nothing to read, and what the rows hold
     does not matter.
     """
+    context = context or CONTEXT
     prompt = [token % runner.vocab_size for token in range(context)]
     for row in requests:
         for begin in range(0, context, CONTEXT):
@@ -178,7 +179,7 @@ class VerificationStep:
         runner: what runs it.
         batch: requests.
         tokens: of each.
-        context: tokens of each that stand before.
+        context: tokens of each that stand before; None: CONTEXT.
         filled: with how many `fill_cache` was called; the context or more.
     """
 
@@ -187,9 +188,10 @@ class VerificationStep:
         runner: CompiledRunner,
         batch: int,
         tokens: int,
-        context: int = CONTEXT,
+        context: int | None = None,
         filled: int | None = None,
     ) -> None:
+        context = context or CONTEXT
         drafted = list(range(100, 100 + tokens))
         self._runner = runner
         self._tree = TokenTree.chain(drafted[1:])
