@@ -17,7 +17,6 @@ from tests.chaos.blows import Blows
 from tests.chaos.traffic import Traffic, ask_fixed
 from tests.deploy.serving import Service, served
 
-BACK_SECONDS = 30.0
 _DISK_MIB = 192
 _INSIDE = "DRAFTHOUSE_CHAOS_DISK"
 
@@ -27,6 +26,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--blows", type=int, default=20, help="how many (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the dice (%(default)s)")
+    parser.add_argument(
+        "--back",
+        type=float,
+        default=30.0,
+        help="seconds to be back within; a request has twice as long (%(default)s)",
+    )
     options = parser.parse_args()
     disk = os.environ.get(_INSIDE)
     if disk is None and _can_mount():
@@ -36,16 +41,16 @@ def main() -> int:
     folder = Path(disk or tempfile.mkdtemp(prefix="chaos-"))
     try:
         with served(folder, on_failure="restart", silence_seconds=15) as service:
-            return _run(service, options.blows, options.seed, disk=bool(disk))
+            return _run(service, options.blows, options.seed, options.back, disk=bool(disk))
     finally:
         if not disk:
             shutil.rmtree(folder)
 
 
-def _run(service: Service, blows: int, seed: int, *, disk: bool) -> int:
+def _run(service: Service, blows: int, seed: int, back: float, *, disk: bool) -> int:
     expected = ask_fixed(service.http_port)
     assert expected, "the service does not answer at all"
-    traffic = Traffic(service.http_port, expected, seed=seed)
+    traffic = Traffic(service.http_port, expected, seed=seed, limit=2 * back)
     chance = random.Random(seed)
     dice = Blows(service, traffic, chance, disk=disk)
     complaints, longest = [], 0.0
@@ -53,12 +58,12 @@ def _run(service: Service, blows: int, seed: int, *, disk: bool) -> int:
         time.sleep(chance.uniform(0.5, 2.0))
         begun = time.monotonic()
         what = dice.deal()
-        seconds = _back_after(service, begun)
-        answer = ask_fixed(service.http_port, BACK_SECONDS)
+        seconds = _back_after(service, begun, back)
+        answer = ask_fixed(service.http_port, back)
         longest = max(longest, seconds)
         print(f"{number:4} {what:45} back after {seconds:5.1f} s", flush=True)
-        if seconds >= BACK_SECONDS:
-            complaints.append(f"{what}: not back within {BACK_SECONDS:g} s")
+        if seconds >= back:
+            complaints.append(f"{what}: not back within {back:g} s")
         if answer is not None and answer != expected:
             complaints.append(f"{what}: the fixed prompt is answered otherwise")
     traffic.end()
@@ -76,10 +81,10 @@ def _run(service: Service, blows: int, seed: int, *, disk: bool) -> int:
     return 1 if complaints else 0
 
 
-def _back_after(service: Service, begun: float) -> float:
+def _back_after(service: Service, begun: float, back: float) -> float:
     """Seconds from then until the service answers twice, a moment apart: a blow may take a while to be felt."""
     answered = 0.0
-    while time.monotonic() - begun < BACK_SECONDS:
+    while time.monotonic() - begun < back:
         if ask_fixed(service.http_port) is None:
             answered = 0.0
         elif answered and time.monotonic() - answered > 1.0:

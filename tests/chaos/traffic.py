@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-LIMIT_SECONDS = 60.0
 """A request that has not ended by itself by then waits for a dead server."""
 FIXED = {"text_input": "one two three four", "max_tokens": 32}
 _PROMPTS = ("one two three", "a b a b a b a b", "the", "x " * 500)
@@ -45,12 +44,12 @@ class Traffic:
     """Threads that ask all the time, and processes that can be hit."""
 
     def __init__(
-        self, port: int, expected: str, *, threads: int = 6, victims: int = 2, seed: int = 0
+        self, port: int, expected: str, *, limit: float, threads: int = 6, victims: int = 2, seed: int = 0
     ) -> None:
-        """`expected`: the answer to FIXED."""
+        """`expected`: the answer to FIXED; `limit`: seconds of a request."""
         self.tally = Tally()
         self.victims = [_victim(port) for _ in range(victims)]
-        self._port, self._expected = port, expected
+        self._port, self._expected, self._limit = port, expected, limit
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._threads = [
@@ -81,7 +80,8 @@ class Traffic:
             begun = time.monotonic()
             told, text = "", None
             try:
-                text = _ask(self._port, fields, stream=stream, leave=stream and chance.random() < 0.3)
+                leave = stream and chance.random() < 0.3
+                text = _ask(self._port, fields, stream=stream, leave=leave, seconds=self._limit)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 told = f"{type(error).__name__}: {error}"
             seconds = time.monotonic() - begun
@@ -93,7 +93,7 @@ class Traffic:
     def _count(self, fields: dict[str, Any], text: str | None, told: str, seconds: float) -> None:
         tally = self.tally
         tally.slowest = max(tally.slowest, seconds)
-        if seconds >= LIMIT_SECONDS:
+        if seconds >= self._limit:
             tally.late.append(f"{fields} after {seconds:.0f} s: {told}")
         if text is None:
             tally.failed += 1
@@ -127,9 +127,7 @@ def _question(chance: random.Random) -> tuple[dict[str, Any], bool]:
     return fields | chance.choice(more), stream
 
 
-def _ask(
-    port: int, fields: dict[str, Any], *, stream: bool, leave: bool, seconds: float = LIMIT_SECONDS
-) -> str:
+def _ask(port: int, fields: dict[str, Any], *, stream: bool, leave: bool, seconds: float) -> str:
     """The text of the answer; of the first event only if the client is to leave then."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
     try:

@@ -1,4 +1,4 @@
-"""Twenty blows to a running service; `python -m tests.chaos` deals more."""
+"""Twenty blows to a running service; `python -m tests.chaos` deals more, and asks for the times that are promised."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.outside, pytest.mark.triton]
 
 def test_twenty_blows() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.chaos", "--blows", "20"],
+        [sys.executable, "-m", "tests.chaos", "--blows", "20", "--back", "180"],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
