@@ -2,13 +2,14 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 from urllib.request import urlopen
 
 import typer
+from rich.table import Table
 
 from cli.common import SpecArgument, console, for_programs, progress, read_spec, say, told
 from cli.peers import peer_model
@@ -19,8 +20,8 @@ from deployments.cache import cache_directory
 from deployments.spec import DeploymentSpec, SpecError
 from engine.serving.text import TextCodec
 from loadtest.provenance import collect
-from planner.bench.contexts import context_table, measure_contexts
-from planner.bench.measure import Subject, run_bench
+from planner.bench.contexts import ContextCosts, context_table, measure_contexts
+from planner.bench.measure import BenchResult, Subject, run_bench
 from planner.bench.peers.arms import openvino_genai_arms
 from planner.bench.peers.environments import REQUIREMENTS, Unavailable, prepare_environment
 from planner.bench.peers.process import PeerError, PeerProcess
@@ -48,63 +49,61 @@ def bench(
     ] = None,
 ) -> None:
     """Measure step costs in process, next to the memory bound, Triton and openvino-genai."""
-    if context:
-        _contexts(spec_path, context, rounds)
-        return
     with told() as stop:
         spec = read_spec(spec_path)
         folder = _RECORDS / spec.name
         stop.kept = f"nothing was measured to the end; {folder} is as it was"
-        if served:
+        if served and not context:
             server_of(spec).check_ports()
         build_deployment(spec)
-        with ExitStack() as running:
-            others: dict[str, Subject] = {}
-            if served:
-                others |= running.enter_context(_behind_triton(spec))
-            if peer:
-                others |= _openvino_genai(spec, running, folder)
-            with progress() as show:
-                show("bench: loading the engine", None)
-                result = run_bench(
-                    spec.engine_directory,
-                    others=others,
-                    rounds=rounds,
-                    engine=spec.embedded,
-                    provenance=collect(),
-                    report=lambda line, share: show(f"bench: {line}", share),
-                )
-        folder.mkdir(parents=True, exist_ok=True)
-        with replace_file(folder / "bench.json") as path:
-            path.write_text(result.to_json() + "\n", encoding="utf-8")
-        console.print(step_table(result))
-        console.print(throughput_table(result))
-        say(f"raw figures: {folder / 'bench.json'}")
-        for_programs(result.to_json())
+        if context:
+            costs = _contexts(spec, sorted(set(context)), rounds)
+            _tell(folder / "contexts.json", costs.to_json(), context_table(costs))
+        else:
+            result = _steps(spec, rounds, folder, served=served, peer=peer)
+            _tell(folder / "bench.json", result.to_json(), step_table(result), throughput_table(result))
 
 
-def _contexts(spec_path: Path, contexts: list[int], rounds: int) -> None:
-    with told() as stop:
-        spec = read_spec(spec_path)
-        folder = _RECORDS / spec.name
-        stop.kept = f"nothing was measured to the end; {folder} is as it was"
-        build_deployment(spec)
+def _steps(spec: DeploymentSpec, rounds: int, folder: Path, *, served: bool, peer: bool) -> BenchResult:
+    with ExitStack() as running:
+        others: dict[str, Subject] = {}
+        if served:
+            others |= running.enter_context(_behind_triton(spec))
+        if peer:
+            others |= _openvino_genai(spec, running, folder)
         with progress() as show:
             show("bench: loading the engine", None)
-            costs = measure_contexts(
+            return run_bench(
                 spec.engine_directory,
-                contexts=sorted(set(contexts)),
+                others=others,
                 rounds=rounds,
                 engine=spec.embedded,
                 provenance=collect(),
                 report=lambda line, share: show(f"bench: {line}", share),
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        with replace_file(folder / "contexts.json") as path:
-            path.write_text(costs.to_json() + "\n", encoding="utf-8")
-        console.print(context_table(costs))
-        say(f"raw figures: {folder / 'contexts.json'}")
-        for_programs(costs.to_json())
+
+
+def _contexts(spec: DeploymentSpec, contexts: Sequence[int], rounds: int) -> ContextCosts:
+    with progress() as show:
+        show("bench: loading the engine", None)
+        return measure_contexts(
+            spec.engine_directory,
+            contexts=contexts,
+            rounds=rounds,
+            engine=spec.embedded,
+            provenance=collect(),
+            report=lambda line, share: show(f"bench: {line}", share),
+        )
+
+
+def _tell(path: Path, document: str, *tables: Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as written:
+        written.write_text(document + "\n", encoding="utf-8")
+    for table in tables:
+        console.print(table)
+    say(f"raw figures: {path}")
+    for_programs(document)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 A kernel owns the KV cache of a network, puts its operator into the graph, and turns a step into the graph's inputs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal, Protocol
@@ -114,9 +114,6 @@ class AttentionKernel(Protocol):
     def commit(self, index: int, kept: Sequence[int]) -> None:
         """Keep the accepted path; see `engine.runner.Runner.commit`."""
 
-    def poison(self, blocks: Iterable[int]) -> None:
-        """Fill blocks with what nobody may ever read."""
-
 
 class NativeKernel:
     """The kit's own kernel: reads each cache block once for all rows of a request; see `engine/native/attention.hpp`.
@@ -199,10 +196,6 @@ class NativeKernel:
         item = self._batch[index]
         places = [(item.past + token, item.past + row) for row, token in enumerate(kept) if token != row]
         self.cache.move_rows([(*_place(item, source), *_place(item, target)) for source, target in places])
-
-    def poison(self, blocks: Iterable[int]) -> None:
-        """See `AttentionKernel`: bytes of all ones are NaN, or -1 with a scale of NaN."""
-        self.cache.memory[:, list(blocks)] = 0xFF
 
     def _with_room(self, batch: Sequence[SequenceInput]) -> Sequence[SequenceInput]:
         private = iter(self._private_blocks)
@@ -304,10 +297,6 @@ class OpenVinoKernel:
                 np.array(places).T for places in zip(*moves, strict=True)
             )
             self.caches[:, to_blocks, :, to_rows] = self.caches[:, from_blocks, :, from_rows]
-
-    def poison(self, blocks: Iterable[int]) -> None:
-        """See `AttentionKernel`."""
-        self.caches[:, list(blocks)] = np.nan
 
     def _new_layout(self) -> Layout:
         return Layout(BLOCK_SIZE, self._private_blocks, filler_block=self._num_blocks)

@@ -168,11 +168,6 @@ class Layout:
         self._blocks.extend(blocks[: -(-(past + length) // self._block_size)])
         self._block_begins.append(len(self._blocks))
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that were added."""
-        return len(self._tokens)
-
     def tensors(self, rows: int, sequences: int) -> dict[str, NDArray[np.generic]]:
         """The inputs by name, for all that was added.
 

@@ -1,6 +1,8 @@
 // The functions that Python calls (see engine/native/library.py); they throw nothing and return what is wrong as text.
 #include "library.hpp"
 
+#include <cpuid.h>
+
 #include <map>
 #include <memory>
 #include <mutex>
@@ -24,12 +26,17 @@ struct Kernel {
   const char* name;
 };
 
+bool converts_halves() {  // f16c, which clang's __builtin_cpu_supports does not know
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
 Kernel choose() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
     return {avx512::attend, "avx512"};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_halves())
     return {avx2::attend, "avx2"};
   return {nullptr, ""};
 }

@@ -26,7 +26,7 @@ def row_bytes(head_size: int, precision: str) -> int:
     return head_size * _BYTES[precision] + (_SCALE_BYTES if precision == "int8" else 0)
 
 
-class NativeError(Exception):
+class NativeError(ValueError):
     """The kernel refuses a step."""
 
 

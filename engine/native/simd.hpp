@@ -10,8 +10,12 @@
 #include <cstddef>
 #include <cstdint>
 
-// Before a loop over registers: without it, GCC keeps arrays of registers in memory.
+// Before a loop over registers: without it, compilers keep arrays of registers in memory.
+#if defined(__clang__)
+#define UNROLLED _Pragma("unroll")
+#else
 #define UNROLLED _Pragma("GCC unroll 16")
+#endif
 
 namespace drafthouse::SIMD_NAMESPACE {
 
@@ -73,7 +77,6 @@ inline Integers all(int32_t value) { return _mm512_set1_epi32(value); }
 inline Integers add_products(Integers sums, Integers plain, Integers with_sign) {
   return _mm512_dpbusd_epi32(sums.raw(), plain.raw(), with_sign.raw());
 }
-inline Integers operator+(Integers a, Integers b) { return _mm512_add_epi32(a.raw(), b.raw()); }
 inline Integers rounded(Floats a) { return _mm512_cvtps_epi32(a.v); }
 inline Floats floats(Integers a) { return {_mm512_cvtepi32_ps(a.raw())}; }
 // The low byte of each lane.
@@ -151,9 +154,6 @@ inline void store(int32_t* to, Integers a) {
 }
 inline Integers load_bytes(const void* from) { return load(static_cast<const int32_t*>(from)); }
 inline Integers all(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
-inline Integers operator+(Integers a, Integers b) {
-  return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
-}
 inline Integers add_products(Integers sums, Integers plain, Integers with_sign) {
   auto eight = [](__m256i sum, __m256i a, __m256i b) {  // in 16 bits, which the products of bytes need
     __m256i even = _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi16(0xff)),

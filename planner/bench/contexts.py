@@ -17,13 +17,16 @@ from rich.table import Table
 
 from deployments.engines import EmbeddedEngine
 from engine.deployment import open_runner
-from engine.manifest import MODEL_NAME
+from engine.manifest import MODEL_NAME, EngineError, load_manifest
 from engine.native.library import row_bytes
-from planner.bench.measure import MOST_TOKENS, Bandwidth, VerificationStep, cores, fill_cache
+from engine.runner import BLOCK_SIZE
+from planner.bench.measure import MOST_TOKENS, Bandwidth, VerificationStep, alternate, cores, fill_cache
 
 BATCHES = (1, 4, 8)
 TOKENS = (1, 2, 4, 8)
 _ENGINE = EmbeddedEngine()
+_BANDWIDTH = "bandwidth GB/s"
+_READING = 0.3  # about the share of all that filling the cache takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,50 +102,52 @@ def measure_contexts(
         report: gets what is measured, and the share of all that is done.
 
     Raises:
-        EngineError: the engine cannot be loaded.
-        ValueError: a context does not fit it.
+        EngineError: the engine cannot be loaded, or a context does not fit it.
     """
-    longest = max(contexts)
-    blocks = -(-(longest + MOST_TOKENS) // 32)
-    runner = open_runner(engine, engine_directory, num_blocks=blocks * BATCHES[-1])
-    most = runner.max_sequence_length - MOST_TOKENS
+    manifest, longest = load_manifest(engine_directory), max(contexts)
+    most = manifest.max_sequence_length - MOST_TOKENS
     if not 1 <= min(contexts) <= longest <= most:
-        raise ValueError(
-            f"contexts must be 1 to {most} tokens; {engine_directory} was compiled for {runner.max_sequence_length} "
+        raise EngineError(
+            f"contexts must be 1 to {most} tokens; {engine_directory} was compiled for {manifest.max_sequence_length} "
             "(engine.max_sequence_length)"
         )
+    blocks = -(-(longest + MOST_TOKENS) // BLOCK_SIZE)
+    runner = open_runner(engine, engine_directory, num_blocks=blocks * BATCHES[-1])
     for row in range(BATCHES[-1]):
-        report(f"reading {longest} tokens into request {row + 1} of {BATCHES[-1]}", 0.3 * row / BATCHES[-1])
+        report(
+            f"reading {longest} tokens into request {row + 1} of {BATCHES[-1]}",
+            _READING * row / BATCHES[-1],
+        )
         fill_cache(runner, [row], longest)
     weight_bytes = (engine_directory / f"{MODEL_NAME}.data").stat().st_size
-    bandwidth = Bandwidth(weight_bytes, engine.threads or cores())
-    steps = {
-        (context, batch, tokens): VerificationStep(runner, batch, tokens, context, longest)
+    names = {
+        (context, batch, tokens): f"{context} tokens of context, batch {batch}, {tokens} each"
         for context in contexts
         for batch in BATCHES
         for tokens in TOKENS
     }
-    speeds: list[float] = []
-    found: dict[tuple[int, int, int], list[float]] = {key: [] for key in steps}
-    for number in range(rounds + 1):
-        title = "warming up" if number == 0 else f"round {number} of {rounds}"
-        speed = bandwidth()
-        for place, (key, step) in enumerate(steps.items()):
-            context, batch, tokens = key
-            share = 0.3 + 0.7 * (number + place / len(steps)) / (rounds + 1)
-            report(f"{title}, {context} tokens of context, batch {batch}, {tokens} each", share)
-            figure = step()
-            if number:
-                found[key].append(figure)
-        if number:
-            speeds.append(speed)
+    steps = {
+        name: VerificationStep(runner, batch, tokens, context, longest)
+        for (context, batch, tokens), name in names.items()
+    }
+    bandwidth = Bandwidth(weight_bytes, engine.threads or cores())
+    figures = alternate(
+        {_BANDWIDTH: bandwidth, **steps},
+        rounds,
+        lambda line, share: report(line, _READING + (1 - _READING) * share),
+    )
     attention = runner.graph.attention
-    environment = {**(provenance or {}), "engine_versions": runner.manifest.versions}
-    manifest = runner.manifest
+    environment = {**(provenance or {}), "engine_versions": manifest.versions}
     token_bytes = row_bytes(manifest.head_dim, attention["kv_cache_precision"])
     token_bytes *= 2 * manifest.num_layers * manifest.num_kv_heads
     return ContextCosts(
-        engine_directory.name, weight_bytes, token_bytes, speeds, found, attention, environment
+        engine_directory.name,
+        weight_bytes,
+        token_bytes,
+        figures[_BANDWIDTH],
+        {key: figures[name] for key, name in names.items()},
+        attention,
+        environment,
     )
 
 

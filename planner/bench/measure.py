@@ -115,6 +115,20 @@ def run_bench(
         "bandwidth GB/s": Bandwidth(weight_bytes, engine.threads or cores()),
         **others,
     }
+    figures = alternate(subjects, rounds, report)
+    environment = {
+        **(provenance or {}),
+        "backend": engine.backend,
+        "engine_versions": runner.manifest.versions,
+        "context": CONTEXT,
+    }
+    return BenchResult(engine_directory.name, weight_bytes, figures, environment)
+
+
+def alternate(
+    subjects: Mapping[str, Subject], rounds: int, report: Callable[[str, float], None]
+) -> dict[str, list[float]]:
+    """What each subject measures in each round, after one round that warms up; see `run_bench` for the rest."""
     figures: dict[str, list[float]] = {name: [] for name in subjects}
     for number in range(rounds + 1):
         title = "warming up" if number == 0 else f"round {number} of {rounds}"
@@ -123,13 +137,7 @@ def run_bench(
             figure = subject()
             if number:
                 figures[name].append(figure)
-    environment = {
-        **(provenance or {}),
-        "backend": engine.backend,
-        "engine_versions": runner.manifest.versions,
-        "context": CONTEXT,
-    }
-    return BenchResult(engine_directory.name, weight_bytes, figures, environment)
+    return figures
 
 
 def _steps(runner: CompiledRunner) -> dict[str, Subject]:

@@ -1,7 +1,8 @@
-"""What a cache holds of one row: bytes that are equal if keys and values are."""
+"""What a cache holds, whichever kernel it belongs to."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ from engine.runner import BLOCK_SIZE
 
 
 def cache_row(kernel: Any, block: int, row: int) -> NDArray[np.generic]:
-    """Keys and values of all layers and heads; of the kit's own kernel as `engine/native/cache.hpp` lays them out."""
+    """Bytes that are equal if keys and values are, of all layers and heads.
+
+    Those of the kit's own kernel lie as `engine/native/cache.hpp` says.
+    """
     if not isinstance(kernel, NativeKernel):
         values: NDArray[np.generic] = kernel.caches[:, block, :, row]
         return values
@@ -28,3 +32,11 @@ def cache_row(kernel: Any, block: int, row: int) -> NDArray[np.generic]:
         values = values.reshape(-1, BLOCK_SIZE // 4, size, 4)[:, row // 4, :, row % 4]
     scales = scales.reshape(len(parts), -1, BLOCK_SIZE, 4)[:, :, row]  # of keys and values, in int8
     return np.concatenate([part.reshape(len(parts), -1) for part in (keys, values, scales)], axis=1)
+
+
+def poison(kernel: Any, blocks: Iterable[int]) -> None:
+    """Fill blocks with what nobody may ever read: NaN, in int8 -1 with a scale of NaN."""
+    if isinstance(kernel, NativeKernel):
+        kernel.cache.memory[:, list(blocks)] = 0xFF  # bytes of all ones
+    else:
+        kernel.caches[:, list(blocks)] = np.nan

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from engine.attention_kernels import Attention, KernelName
 from engine.openvino_runner import OpenVinoRunner
 from engine.runner import SequenceInput
+from tests.engine.cache_rows import poison
 from tests.tiny import FULL_SIZE, KERNELS, TinyTargets
 
 Logits = NDArray[np.float32]
@@ -198,7 +199,7 @@ def test_nothing_is_read_from_unwritten_rows(contexts: Contexts) -> None:
     first = contexts.prefill(request)
     after = contexts.decode(request, PROMPT, PROMPT + 3)
     graph: Any = contexts.runner.graph
-    graph.kernel.poison(range(_BLOCKS_EACH * again, _BLOCKS_EACH * (again + 1)))
+    poison(graph.kernel, range(_BLOCKS_EACH * again, _BLOCKS_EACH * (again + 1)))
     np.testing.assert_array_equal(contexts.prefill(again, [20, 25], request), first)
     np.testing.assert_array_equal(contexts.run(contexts.part(again, PROMPT, PROMPT + 3, request)), after)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from engine.manifest import EngineError
 from planner.bench.contexts import BATCHES, TOKENS, ContextCosts, context_table, measure_contexts
 from tests.tiny import TinyTargets
 
@@ -38,7 +39,7 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 
 def test_contexts_that_do_not_fit_are_refused(tiny_targets: TinyTargets) -> None:
-    with pytest.raises(ValueError, match=r"contexts must be 1 to 224 tokens; .* was compiled for 256"):
+    with pytest.raises(EngineError, match=r"contexts must be 1 to 224 tokens; .* was compiled for 256"):
         measure_contexts(tiny_targets.engine("llama", "int8"), contexts=(40, 225), rounds=1)
 
 

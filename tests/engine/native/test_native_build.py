@@ -29,6 +29,21 @@ def test_nothing_is_found_by_address_and_undefined_behaviour_sanitizers(tmp_path
     assert "heap-buffer-overflow" in control.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "quiet"),
+    # GCC 12 takes what its own headers leave undefined on purpose for a mistake.
+    [("g++", ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]), ("clang++", [])],
+)
+def test_compilers_have_nothing_to_say(
+    name: str, quiet: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which(name) is None:
+        pytest.skip(f"there is no {name}")
+    monkeypatch.setenv("CXX", name)
+    build(tmp_path / "library.so", ["-O1", "-Wall", "-Wextra", "-Werror", *quiet])
+    assert (tmp_path / "library.so").is_file()
+
+
 def exercise(library: Path, *more: str) -> subprocess.CompletedProcess[str]:
     runtimes = [
         subprocess.run(
