@@ -74,9 +74,10 @@ class Layout:
         first, length = len(self._tokens), len(item.tokens)
         self._logit_rows.extend(range(first + item.logits_from, first + length))
         self._tokens.extend(item.tokens)
-        self._positions.extend(item.positions)
+        positions = item.positions
+        self._positions.extend(positions)
         if item.parents is not None:
-            self._add_tree(item, item.parents, first)
+            self._add_tree(item, item.parents, [position - positions[0] for position in positions], first)
             return
         self._own.extend(range(len(self._entered), len(self._entered) + length))
         self._entered.extend(range(first, first + length))
@@ -96,13 +97,13 @@ class Layout:
         pairs = ((places[token], target) for token, target in zip(kept, own, strict=True))
         return [(source, target) for source, target in pairs if source != target]
 
-    def _add_tree(self, item: SequenceInput, parents: Sequence[int], first: int) -> None:
-        depths: list[int] = []
+    def _add_tree(
+        self, item: SequenceInput, parents: Sequence[int], depths: Sequence[int], first: int
+    ) -> None:
         chains: list[_Chain] = []
         chain_of: list[int] = []
         places: list[Place] = []
         for token, parent in enumerate(parents):
-            depths.append(depths[parent] + 1 if token else 0)
             row = item.past + depths[token]
             if token == 0:
                 chains.append(_Chain(list(item.blocks), row + 1))

@@ -200,7 +200,15 @@ class BlsModel:
             for request in call.requests:
                 self._settings.check_length(len(request.prompt), request.max_tokens)
         return [
-            _Task(row, self._of_row(inputs, row), call, length, by_logits, self._stop_words(inputs, row))
+            # Rows that are drafted for find their stop words in `call`.
+            _Task(
+                row,
+                self._of_row(inputs, row),
+                call,
+                length,
+                by_logits,
+                None if call and length else self._stop_words(inputs, row),
+            )
             for row, length in enumerate(lengths)
         ]
 
@@ -300,8 +308,14 @@ class BlsModel:
         stopped = StoppedAnswers(words.watch(), streaming=streaming, prefix=prefix)
         row = {"batch_index": np.array([[task.row]], np.int32)}
         given: list[int] = []
+        # The sum is made again from the tokens that are kept; what the client does not want, the exchange leaves out.
+        summed = ["output_log_probs"] if "cum_log_probs" in wanted else []
         answers = self._caller.call(
-            self._settings.target, streamed(task.inputs), wanted, exchange.gone, stopped.enough
+            self._settings.target,
+            streamed(task.inputs),
+            dict.fromkeys([*wanted, *summed]),
+            exchange.gone,
+            stopped.enough,
         )
         for answer in answers:
             if outputs := stopped.add(answer):

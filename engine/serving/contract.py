@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from engine.events import Event, RequestMetrics
 from engine.request import GenerationRequest, RequestError, SamplingParams, check_words
 from engine.serving.distribution import sampling_params
-from engine.serving.text import decode_words
+from engine.serving.text import decode_prompt, decode_words
 from engine.stopping import StopWords, Text
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -265,13 +265,7 @@ def read_text(tensors: Tensors, name: str, row: int = 0) -> str:
         RequestError: it is not UTF-8.
     """
     values = np.ravel(tensors.get(name, np.array([], np.object_)))
-    if not values.size:
-        return ""
-    value = values[min(row, values.size - 1)]
-    try:
-        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{name} is not valid UTF-8 at byte {error.start}; send text as UTF-8") from None
+    return decode_prompt(values[min(row, values.size - 1)], name) if values.size else ""
 
 
 def _given_draft(tensors: Tensors, row: int) -> tuple[int, ...]:

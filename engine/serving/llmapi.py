@@ -21,6 +21,7 @@ import yaml
 
 from engine.request import RequestError
 from engine.serving.backend import input_names, parameters, refuse, response, tensors, told
+from engine.serving.bounded_text import BoundedCodec
 from engine.serving.life import Life
 from engine.serving.llmapi_request import LlmApiRequest, read_request
 from engine.serving.llmapi_response import LlmApiAnswer, draft_length_of
@@ -241,7 +242,10 @@ def _prepare_process(settings: Mapping[str, str], arguments: Mapping[str, str], 
 def _codec_of(content: Mapping[str, Any]) -> TextCodec | None:
     """The tokenizer, which knows where a stop word is met and how a prompt begins; None if it is no file at hand."""
     directory = Path(str(content.get("tokenizer") or content["model"]))
-    return TextCodec(directory) if (directory / "tokenizer.json").is_file() else None
+    if not (directory / "tokenizer.json").is_file():
+        return None
+    longest = content.get("max_model_len") or content.get("max_seq_len")  # vLLM's name and TensorRT-LLM's
+    return BoundedCodec(directory, most_tokens=longest if isinstance(longest, int) else 0)
 
 
 def _make_llm(content: dict[str, Any]) -> Any:

@@ -27,6 +27,8 @@ def streamed(inputs: Tensors) -> Arrays:
 class StoppedAnswers:
     """Makes the responses of one row from those of the engine.
 
+    The engine's responses have `output_log_probs` where they have `cum_log_probs`.
+
     Args:
         watch: looks for the stop words.
         streaming: whether the client wants tokens as they come; if not, there is one response at the end.
@@ -88,6 +90,7 @@ class StoppedAnswers:
             arrays["total_accepted_draft_tokens"] = arrays["total_accepted_draft_tokens"].clip(max=most)
         if self._log_probs:
             arrays["output_log_probs"] = np.array([[self._log_probs]], np.float32)
+        if "cum_log_probs" in arrays:  # the engine's own counts what was dropped, too
             arrays["cum_log_probs"] = np.array([[self._sum]], np.float32)
         self._tokens.clear()
         self._log_probs.clear()

@@ -22,6 +22,7 @@ from engine.stopping import Piece
 
 _REPLACEMENT = "�"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_BEGINNING = 1024  # characters; what a tokenizer puts before a text is a few special tokens
 _WINDOW = 8  # tokens decoded again before a chunk; one is enough unless a decoder looks at neighbours
 
 
@@ -58,8 +59,8 @@ class TextCodec:
         return [token for token, added in marked if not added]
 
     def is_formatted(self, text: str) -> bool:
-        """Whether a prompt spells what the tokenizer would put before it."""
-        return _begins_twice(self._tokenizer.encode(text))
+        """Whether a prompt spells what the tokenizer would put before it, which its beginning tells."""
+        return _begins_twice(self._tokenizer.encode(text[:_BEGINNING]))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a whole output."""

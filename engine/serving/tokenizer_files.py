@@ -85,7 +85,7 @@ def _vocabulary(path: Path, size: int, modified_ns: int) -> Mapping[str, int]:
         if isinstance(tokens, list):  # Unigram: pieces and scores, in the order of their ids
             tokens = {piece: index for index, (piece, _) in enumerate(tokens)}
         return {**tokens, **{entry["content"]: entry["id"] for entry in content.get("added_tokens") or []}}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path.name} cannot be read: {error}") from error
 
 
@@ -148,6 +148,6 @@ def _named(config: Mapping[str, Any]) -> Iterator[Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     return content if isinstance(content, dict) else {}

@@ -20,6 +20,7 @@ from speculators.formats.tensors import Array, Tensors, read_tensors, write_safe
 VOCABULARY_FILE = "draft_vocabulary.safetensors"
 
 TOKEN_MAP = "token_map"
+_EARLIER_NAME = "kept"  # what the kit wrote before it took vLLM's name
 TARGET_OUTPUT = "lm_head.weight"
 
 
@@ -32,8 +33,8 @@ def read_draft_vocabulary(directory: Path, vocab_size: int) -> Array | None:
     path = directory / VOCABULARY_FILE
     if not path.is_file():
         return None
-    tensors = read_tensors(path, lambda name: name == TOKEN_MAP)
-    kept = tensors.get(TOKEN_MAP)
+    tensors = read_tensors(path, lambda name: name in (TOKEN_MAP, _EARLIER_NAME))
+    kept = tensors.get(TOKEN_MAP, tensors.get(_EARLIER_NAME))
     if kept is None or kept.ndim != 1 or kept.dtype != np.int64 or not kept.size:
         raise CheckpointError(f"{path}: expected one list of int64 ids named {TOKEN_MAP!r}")
     if kept[0] < 0 or kept[-1] >= vocab_size or (np.diff(kept) <= 0).any():

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from deployments.training import TrainingSpec
+from speculators.formats.config import read_json_object
 from speculators.formats.draft_vocabulary import VOCABULARY_FILE
+from speculators.formats.errors import CheckpointError
 from speculators.formats.files import check_replaceable, replace_file
 from speculators.training.errors import TrainingError
 from speculators.training.provenance import PROVENANCE_FILE
@@ -165,7 +167,6 @@ def _flat(identity: Identity) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(path)
+    except CheckpointError:
         return None
-    return content if isinstance(content, dict) else None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,21 @@ _BLOCK = 1 << 20
 
 
 def target_hash(directory: Path) -> str:
-    """SHA-256 over configuration, tokenizer and weights of a model in Hugging Face layout."""
+    """SHA-256 over configuration, tokenizer and weights of a model in Hugging Face layout; remembered."""
+    paths = sorted((*(directory / name for name in _IDENTITY), *directory.glob("*.safetensors")))
+    return _hash(tuple((path, *_stamp(path)) for path in paths))
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Another one for other content."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=4)
+def _hash(files: tuple[tuple[Path, int, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for path in sorted((*(directory / name for name in _IDENTITY), *directory.glob("*.safetensors"))):
+    for path, *_ in files:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             while block := file.read(_BLOCK):

@@ -12,7 +12,7 @@ from tests.build.trtllm.checkpoints import checkpoint
 _ENGINES = {"embedded": "{kind: embedded}", "tensorrt_llm": "{kind: tensorrt_llm, line: A, runtime: engines}"}
 
 
-@pytest.mark.parametrize("content", [None, "{"])
+@pytest.mark.parametrize("content", [None, "{", "[" * 100_000])
 @pytest.mark.parametrize("kind", _ENGINES)
 def test_verify_ends_with_two(
     kind: str, content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,6 +5,7 @@ token with and without speculation.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -217,3 +218,18 @@ def test_all_of_it_at_full_size_on_every_core(
     assert contexts.runner.one_kind_of_rows == (kernel == "native")
     if kernel == "native":
         check_kinds(contexts)
+
+
+def test_a_window_of_blocks_is_read_alike_by_both_kernels(tiny_targets: TinyTargets) -> None:
+    """A token that sees its first and its last block alone, at its own position."""
+    found = []
+    for kernel in KERNELS:
+        runner = tiny_targets.runner("llama", "fp32", kernel)
+        text = np.random.default_rng(3).integers(0, runner.vocab_size, 97).tolist()
+        runner.forward([SequenceInput(text[:96], 0, range(4), is_prompt=True, logits_from=96)])
+        window = SequenceInput(text[96:], 64, (0, 2, 3), position=96)
+        found.append(runner.forward([window]).copy())
+        other = runner.forward([replace(window, position=None)])
+        assert np.abs(found[-1] - other).max() > 1e-3, "the position tells"
+    for logits in found[1:]:
+        np.testing.assert_allclose(logits, found[0], atol=1e-4)

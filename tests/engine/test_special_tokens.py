@@ -156,7 +156,8 @@ def test_a_word_of_the_vocabulary_has_an_id_in_every_kind_of_model(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "content", ["{", '{"added_tokens_decoder": ["<s>"]}', '{"added_tokens_decoder": {"first": "<s>"}}']
+    "content",
+    ["{", "[" * 100_000, '{"added_tokens_decoder": ["<s>"]}', '{"added_tokens_decoder": {"first": "<s>"}}'],
 )
 def test_a_damaged_configuration_is_told_with_its_place(content: str, tmp_path: Path) -> None:
     folder_of(tmp_path)

@@ -15,9 +15,11 @@ from tests.end_to_end.calls import (
     GrpcCaller,
     ServerRefusal,
     http_generate,
+    responses,
     text_inputs,
     whole_text,
     whole_tokens,
+    write_message,
 )
 from tests.end_to_end.deployment import wait_until
 from tests.end_to_end.tiny_tokenizers import END_ID
@@ -123,6 +125,22 @@ def test_stop_words_are_text(
         assert int(answers[-1]["num_output_tokens"].ravel()[0]) == len(kept)
         wait_until(partial(has_ended, served, before), "the backend has ended")
         assert sum("inputs" in entry for entry in served.journal()[before:]) < 90, "no call after the word"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("outputs", [("cum_log_probs",), ("output_log_probs", "cum_log_probs")])
+def test_the_sum_of_log_probs_is_that_of_the_tokens_before_a_stop_word(
+    served: EngineServer, caller: GrpcCaller, stream: bool, outputs: tuple[str, ...]
+) -> None:
+    word = "ses, "
+    inputs = text_inputs("Once:", max_tokens=60, stop_words=[word], num_draft_tokens=0, stream=stream)
+    wanted = ("text_output", "output_ids", "sequence_length", *outputs)
+    message = write_message("tensorrt_llm_bls", {**inputs, "return_log_probs": np.array([[True]])})
+    for name in wanted:
+        message.outputs.add(name=name)
+    answers = list(responses(caller.send(message)))
+    assert whole_text(answers) == served.text(60)[: served.text(60).index(word)]
+    assert answers[-1]["cum_log_probs"].ravel().tolist() == [-len(whole_tokens(answers))]
 
 
 def has_ended(served: EngineServer, before: int) -> bool:

@@ -157,6 +157,9 @@ class TritonPythonModel:
             arrays["num_input_tokens"] = np.array([[given]], np.int32)
         if np.ravel(inputs.get("return_num_output_tokens", False))[0]:
             arrays["num_output_tokens"] = np.array([[made]], np.int32)
+        if np.ravel(inputs.get("return_log_probs", False))[0]:  # of all tokens so far, streamed or not
+            arrays["output_log_probs"] = np.full((1, 1, made), -1.0, np.float32)
+            arrays["cum_log_probs"] = np.array([[-made]], np.float32)
         if np.ravel(inputs.get("return_perf_metrics", False))[0] and finished:
             arrays["acceptance_rate"] = np.array([[0.5]], np.float32)
             arrays["total_accepted_draft_tokens"] = np.array([[7]], np.int32)
