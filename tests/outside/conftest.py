@@ -13,7 +13,9 @@ from build.targets.errors import TargetError
 from build.targets.prepare import prepare_target
 from deploy.server import free_ports
 from deploy.triton import TritonServer
+from deployments.cache import cache_directory
 from deployments.spec import DeploymentSpec
+from planner.bench.peers import environments as peers
 from planner.bench.peers.environments import Environment, Unavailable
 from tests.conftest import SMOLLM2
 from tests.end_to_end.calls import http_generate
@@ -23,6 +25,15 @@ from tests.outside.environments import REQUIREMENTS, debian_library, prepare_env
 MAX_SEQUENCE_LENGTH = 512
 Prepare = Callable[[str], Environment]
 Answer = Callable[[str, int], str]
+
+
+@pytest.fixture(scope="session")
+def vllm_environment() -> Environment:
+    """The CPU build of vLLM, where `drafthouse peers` and `serve` have it."""
+    try:
+        return peers.prepare_environment(peers.REQUIREMENTS / "vllm.txt", cache_directory() / "peers")
+    except Unavailable as reason:
+        pytest.skip(f"vllm: {reason}")
 
 
 @pytest.fixture(scope="session")

@@ -17,13 +17,12 @@ from pydantic import TypeAdapter
 from build.compile import compile_engine
 from build.drafters import compile_speculator
 from client import ChatTemplate
-from deployments.cache import cache_directory
 from deployments.spec import DeploymentSpec
 from deployments.speculation import AnySpeculation, NoSpeculation
 from engine.serving.text import TextCodec
 from loadtest import prompts as prompt_files
 from planner.bench.peers.arms import OURS, Arm, embedded_arms
-from planner.bench.peers.environments import REQUIREMENTS, Environment, Unavailable, prepare_environment
+from planner.bench.peers.environments import Environment
 from planner.bench.peers.records import PeerPrompt, PeerRecord, read_records
 from planner.bench.peers.run import run_peers
 from planner.bench.peers.vllm_arms import VLLM, VllmModel, as_chain
@@ -49,14 +48,6 @@ SHIPPED: dict[str, dict[str, Any]] = {
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the engines are compiled; vLLM takes what stands in a path for a method (`eagle3`), so none does."""
     return tmp_path_factory.mktemp("both")
-
-
-@pytest.fixture(scope="module")
-def vllm_environment() -> Environment:
-    try:
-        return prepare_environment(REQUIREMENTS / "vllm.txt", cache_directory() / "peers")
-    except Unavailable as reason:
-        pytest.skip(f"vllm: {reason}")
 
 
 @pytest.fixture(scope="module")

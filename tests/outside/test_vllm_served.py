@@ -20,9 +20,8 @@ from build.vllm.repository import assemble_vllm_repository
 from client import DrafthouseClient
 from deploy.server import free_ports
 from deploy.triton import TritonServer
-from deployments.cache import cache_directory
 from deployments.spec import DeploymentSpec, load_spec
-from planner.bench.peers.environments import REQUIREMENTS, Environment, Unavailable, prepare_environment
+from planner.bench.peers.environments import Environment
 from planner.bench.peers.processes import run
 from tests.end_to_end.calls import (
     GrpcCaller,
@@ -43,14 +42,6 @@ WEIGHTS = ROOT / "speculators" / "weights" / "smollm2-135m"
 DOORS = ("ensemble", "tensorrt_llm_bls")
 PROMPT = "one two three one two three one two three one two"
 START_SECONDS = 300.0
-
-
-@pytest.fixture(scope="module")
-def environment() -> Environment:
-    try:
-        return prepare_environment(REQUIREMENTS / "vllm.txt", cache_directory() / "peers")
-    except Unavailable as reason:
-        pytest.skip(f"vllm: {reason}")
 
 
 def deployment(smollm2: Path, folder: Path, speculation: dict[str, Any], **engine: Any) -> DeploymentSpec:
@@ -80,24 +71,24 @@ def deployment(smollm2: Path, folder: Path, speculation: dict[str, Any], **engin
 
 
 @contextmanager
-def serving(spec: DeploymentSpec, environment: Environment, folder: Path) -> Iterator[Deployment]:
+def serving(spec: DeploymentSpec, vllm_environment: Environment, folder: Path) -> Iterator[Deployment]:
     repository, log = assemble_vllm_repository(spec), folder / "triton.log"
     ports = {name: getattr(spec.serving, name) for name in ("http_port", "grpc_port", "metrics_port")}
     with MonkeyPatch.context() as patched:
         patched.setenv("VLLM_CPU_OMP_THREADS_BIND", "0,1")
-        with TritonServer(repository, **ports, log=log, environment=environment.directory) as server:
+        with TritonServer(repository, **ports, log=log, environment=vllm_environment.directory) as server:
             server.wait_until_ready(START_SECONDS)
             yield Deployment(server, spec, spec.target.model, folder, repository, log)
 
 
 @pytest.fixture(scope="module")
 def served(
-    smollm2: Path, environment: Environment, tmp_path_factory: pytest.TempPathFactory
+    smollm2: Path, vllm_environment: Environment, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
     """The kit's EAGLE-3 weights."""
     folder = tmp_path_factory.mktemp("served")
     speculation = {"method": "eagle3", "checkpoint": WEIGHTS / "eagle3", "draft_length": 3}
-    with serving(deployment(smollm2, folder, speculation), environment, folder) as running:
+    with serving(deployment(smollm2, folder, speculation), vllm_environment, folder) as running:
         yield running
 
 
@@ -339,34 +330,34 @@ def test_llama_index(served: Deployment, caller: GrpcCaller, llama_index: Enviro
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("deployments/*-vllm.yaml")), ids=lambda path: path.stem)
 def test_the_release_takes_an_example_as_it_is(
-    path: Path, environment: Environment, monkeypatch: pytest.MonkeyPatch
+    path: Path, vllm_environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    assert not list(asked_of_vllm(load_spec(path), environment))
+    assert not list(asked_of_vllm(load_spec(path), vllm_environment))
 
 
 def test_the_release_itself_says_what_is_wrong_with_an_argument(
-    smollm2: Path, environment: Environment, tmp_path: Path
+    smollm2: Path, vllm_environment: Environment, tmp_path: Path
 ) -> None:
     wrong = {"max_number_of_sequences": 3}
     (finding,) = asked_of_vllm(
-        deployment(smollm2, tmp_path, {"method": "none"}, arguments=wrong), environment
+        deployment(smollm2, tmp_path, {"method": "none"}, arguments=wrong), vllm_environment
     )
     assert "max_number_of_sequences" in finding.what
     (finding,) = asked_of_vllm(
-        deployment(smollm2, tmp_path, {"method": "none"}, arguments={"block_size": -1}), environment
+        deployment(smollm2, tmp_path, {"method": "none"}, arguments={"block_size": -1}), vllm_environment
     )
     assert finding.name == "refused-by-vllm" and "block_size" in finding.what
 
 
 def test_a_schedule_is_followed_by_batch_size(
-    smollm2: Path, environment: Environment, tmp_path: Path
+    smollm2: Path, vllm_environment: Environment, tmp_path: Path
 ) -> None:
     """ANPD drafts for one request, and nothing while two run."""
     speculation = {"method": "anpd", "draft_length": 4, "draft_length_schedule": {1: 4}}
     drafted, steps = "trtllm_spec_decode_num_draft_tokens_total", "drafthouse_spec_steps_total/vllm"
     spec = deployment(smollm2, tmp_path, speculation)
-    with serving(spec, environment, tmp_path) as running, GrpcCaller(running.grpc) as caller:
+    with serving(spec, vllm_environment, tmp_path) as running, GrpcCaller(running.grpc) as caller:
         alone = whole_text(caller.infer("ensemble", text_inputs(PROMPT, max_tokens=24)))
         wait_until(lambda: running.metrics()[drafted] > 0, "one request is drafted for")
         before = running.metrics()
