@@ -10,10 +10,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: .venv/.run  ## the whole journey on one CPU: model, engine, real Triton, load sweep, report
 	$(BIN)/drafthouse demo deployments/smollm2-anpd.yaml --beside deployments/smollm2-eagle3-lookup.yaml
 
-test: .venv/.dev  ## all tests but the heavy outside clients
+test: kernel .venv/.dev  ## all tests but the heavy outside clients
 	$(BIN)/python -m pytest -m "not outside"
 
-test-outside: .venv/.dev  ## outside clients and engines, Docker Compose, Prometheus, Kubernetes: each fetched into a place of its own
+test-outside: kernel .venv/.dev  ## outside clients and engines, Docker Compose, Prometheus, Kubernetes: each fetched into a place of its own
 	$(BIN)/python -m pytest -m outside -rs
 
 check: .venv/.dev  ## format, lint, types

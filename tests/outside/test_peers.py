@@ -6,11 +6,11 @@ lookup departs from its own plain decoding on a prompt as short as the one here.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
+from build.targets.architecture import Architecture
 from deployments.cache import cache_directory
 from engine.serving.text import TextCodec
 from planner.bench.peers.arms import PeerModel, llama_cpp_arms, openvino_genai_arms
@@ -43,8 +43,7 @@ def test_each_way_of_speculating_answers_and_tells_its_steps(
     gguf = next(smollm2.glob("*.gguf"), None)
     if gguf is None:
         pytest.skip(f"{smollm2} has no GGUF file")
-    end_id = json.loads((smollm2 / "generation_config.json").read_text())["eos_token_id"]
-    model = PeerModel(gguf, gguf, [end_id], 256, threads=2)
+    model = PeerModel(gguf, gguf, Architecture.from_directory(smollm2).eos_token_ids, 256, threads=2)
     arms = {"openvino-genai": openvino_genai_arms, "llama.cpp": llama_cpp_arms}[engine](model)
     started = run_peers(list(arms), environments, [prompt], tmp_path, max_tokens=TOKENS, rounds=1)
     assert not started.missing

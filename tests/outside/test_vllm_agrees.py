@@ -6,7 +6,6 @@ are added in other orders, so a step may differ where two tokens are nearly as l
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pydantic import TypeAdapter
 
 from build.compile import compile_engine
 from build.drafters import compile_speculator
+from build.targets.architecture import Architecture
 from client import ChatTemplate
 from deployments.spec import DeploymentSpec
 from deployments.speculation import AnySpeculation, NoSpeculation
@@ -52,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vllm_model(smollm2: Path, place: Path) -> VllmModel:
-    end_ids = (json.loads((smollm2 / "generation_config.json").read_text())["eos_token_id"],)
+    end_ids = Architecture.from_directory(smollm2).eos_token_ids
     return VllmModel(smollm2, "float32", end_ids, LENGTH, threads=2, scratch=place)
 
 

@@ -112,6 +112,8 @@ def test_an_engine_that_cannot_start_is_left_out_and_ours_is_needed(arms: list[A
     assert str(tmp_path / "other-none.log") in started.missing["other none"]
     with pytest.raises(PeerError, match="drafthouse none has ended"):
         run_peers([replace(broken, engine=OURS)], environments, PROMPTS, tmp_path, max_tokens=2, rounds=1)
+    with pytest.raises(PeerError, match="nothing could be started: other none has ended"):
+        run_peers([broken], environments, PROMPTS, tmp_path, max_tokens=2, rounds=1)
 
 
 def test_an_engine_that_fails_later_ends_the_run_with_its_reason(arms: list[Arm], tmp_path: Path) -> None:

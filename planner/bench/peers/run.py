@@ -50,7 +50,7 @@ def run_peers(
         report: gets what is done and the share that is done.
 
     Raises:
-        PeerError: an engine fails, or ours does not start.
+        PeerError: an engine fails, or ours does not start, or none does.
         ForeignDirectoryError: the directory holds something else.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -58,6 +58,10 @@ def run_peers(
     begin_records(records)
     with ExitStack() as stack:
         started = _start(stack, arms, environments, directory, report)
+        if not started.running:
+            raise PeerError(
+                f"nothing could be started: {'; '.join(started.missing.values()) or 'no engine is chosen'}"
+            )
         done, all_ = 0, rounds * len(prompts) * len(started.running)
         for number in range(rounds):
             for position, prompt in enumerate(prompts):
