@@ -1,7 +1,8 @@
 """What the files of a deployment tell before anything is compiled: all that the embedded engine would refuse later.
 
-Only headers are read of the target, and its embedding where a drafter brings one that must be the same; so this takes
-seconds for any size. Drafters, which are small, are read whole.
+The target's files are read once, for the hash that names the compiled engine; of its tensors only embedding and output
+matrix are looked at, where they must be the same or a drafter takes them. Drafters, which are small, are read whole,
+draft models that come from elsewhere by their headers.
 """
 
 from collections.abc import Callable, Generator, Iterator

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployments.engines import EmbeddedEngine
+from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec, SpecError
 from engine.manifest import MANIFEST_NAME, SPECULATOR_MANIFEST_NAME
 
@@ -58,7 +59,7 @@ def _compiled(spec: DeploymentSpec, engine_directory: Path | None) -> str | None
     try:
         engine = engine_directory or spec.engine_directory
         directories = [engine]
-        if _drafter(spec) is not None:
+        if drafter_source(spec.speculation) is not None:
             directories.append(engine.with_name(spec.speculator_directory.name))
     except SpecError:  # the model is not here
         return None
@@ -77,15 +78,10 @@ def _source(directory: Path) -> str | None:
     return None
 
 
-def _drafter(spec: DeploymentSpec) -> Path | None:
-    """Where the drafter's weights come from; None for methods without."""
-    found = (getattr(spec.speculation, name, None) for name in ("checkpoint", "model"))
-    return next((path for path in found if path is not None), None)
-
-
 def _checkpoints(spec: DeploymentSpec) -> str | None:
     """By samples of the checkpoints, which may have hundreds of gigabytes; None if one of them is not here."""
-    directories = [path for path in (spec.target.model, _drafter(spec)) if path is not None]
+    named = spec.target.model, drafter_source(spec.speculation)
+    directories = [path for path in named if path is not None]
     if not all(directory.is_dir() for directory in directories):
         return None
     return _short("\n".join(line for directory in directories for line in _sampled(directory)))

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cli.common import SpecArgument, console, for_programs, progress, read_spec, say, told
 from cli.peers import peer_model
-from cli.prepare import build_deployment
+from cli.prepare import build_deployment, build_engines
 from cli.serve import server_of, watched_server
 from client import DrafthouseClient
 from deployments.cache import cache_directory
@@ -55,7 +55,9 @@ def bench(
         stop.kept = f"nothing was measured to the end; {folder} is as it was"
         if served and not context:
             server_of(spec).check_ports()
-        build_deployment(spec)
+            build_deployment(spec)
+        else:
+            build_engines(spec)
         if context:
             costs = _contexts(spec, sorted(set(context)), rounds)
             _tell(folder / "contexts.json", costs.to_json(), context_table(costs))

@@ -26,7 +26,7 @@ def tell(findings: Sequence[Finding]) -> None:
 
 def check_settings(spec: DeploymentSpec) -> None:
     """End the command if the embedded engine cannot do what the spec says; no file is read."""
-    _end_on_errors([*embedded_findings(spec)])
+    end_on_errors([*embedded_findings(spec)])
 
 
 def check_embedded(spec: DeploymentSpec, *, everything: bool = False) -> None:
@@ -34,10 +34,11 @@ def check_embedded(spec: DeploymentSpec, *, everything: bool = False) -> None:
     found = [*embedded_findings(spec), *model_findings(spec)]
     if everything:
         found += server_findings(spec)
-    _end_on_errors([item for item in found if everything or item.severity == "error"])
+    end_on_errors([item for item in found if everything or item.severity == "error"])
 
 
-def _end_on_errors(findings: Sequence[Finding]) -> None:
+def end_on_errors(findings: Sequence[Finding]) -> None:
+    """Tell findings, and end the command if there is an error among them."""
     tell(findings)
     if any(item.severity == "error" for item in findings):
         raise SystemExit(2)

@@ -1,5 +1,6 @@
 """What is on this machine, and what it can be used for."""
 
+import functools
 import importlib.util
 import os
 import platform
@@ -103,9 +104,9 @@ def tensorrt_llm_release() -> str:
         return str(error)
 
 
-def gpus() -> list[str]:
+def gpus() -> Sequence[str]:
     """Name and memory of each."""
-    return output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader") or []
+    return output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader") or ()
 
 
 def compose_version() -> str | None:
@@ -114,16 +115,19 @@ def compose_version() -> str | None:
     return said[0] if said else None
 
 
-def output(name: str, *arguments: str) -> list[str] | None:
-    """The lines that a program says; None if it is not there, fails, or takes ten seconds."""
+def output(name: str, *arguments: str) -> Sequence[str] | None:
+    """The lines that a program says; None if it is not there, fails, or takes ten seconds. It is asked once."""
     path = shutil.which(name)
-    if path is None:
-        return None
+    return None if path is None else _said(path, arguments)
+
+
+@functools.cache
+def _said(path: str, arguments: tuple[str, ...]) -> tuple[str, ...] | None:
     try:
         found = subprocess.run([path, *arguments], capture_output=True, text=True, check=False, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.splitlines() if found.returncode == 0 else None
+    return tuple(found.stdout.splitlines()) if found.returncode == 0 else None
 
 
 def _embedded() -> Iterator[str]:

@@ -66,7 +66,7 @@ def peers(
             spec = _as_chains(spec, chain)
         folder = output or Path("runs/peers") / spec.name
         build_engines(spec)
-        model, vllm = peer_model(spec, draft), _vllm_model(spec, chain is not None, folder)
+        model, vllm = peer_model(spec, draft), _vllm_model(spec, chain is not None)
         chosen = _prompts(spec, count)
         wanted = {VLLM: _OUTSIDE[VLLM]} if chain is not None else _OUTSIDE
         environments, missing = _environments(wanted if others else {})
@@ -132,7 +132,7 @@ def _as_chains(spec: DeploymentSpec, length: int) -> DeploymentSpec:
     return spec.model_copy(update={"speculation": speculation, "engine": engine})
 
 
-def _vllm_model(spec: DeploymentSpec, checks: bool, output: Path) -> VllmModel:
+def _vllm_model(spec: DeploymentSpec, checks: bool) -> VllmModel:
     """What vLLM is given: float32 to check against it, and else what the model's files say."""
     return VllmModel(
         target=spec.target.model,
@@ -140,7 +140,7 @@ def _vllm_model(spec: DeploymentSpec, checks: bool, output: Path) -> VllmModel:
         end_ids=tuple(load_manifest(spec.engine_directory).end_ids),
         max_sequence_length=spec.embedded.max_sequence_length,
         threads=spec.embedded.threads or default_threads(),
-        scratch=output,
+        scratch=cache_directory() / "peers" / spec.name,
     )
 
 

@@ -20,5 +20,5 @@ def spec(
     with told():
         print(
             markdown_page() if markdown else terminal_page(section, width=min(console.width, 100)),
-            end="\n"[markdown:],
+            end="" if markdown else "\n",
         )

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from build.findings import Finding
+from build.vllm.arguments import draft_directory
 from build.vllm.checks import asked_of_vllm, vllm_findings
 from build.vllm.repository import assemble_vllm_repository
-from cli.common import console, progress
-from cli.findings import tell
+from cli.common import progress, say
+from cli.findings import end_on_errors
 from cli.serving import serve_until_ended
 from deploy.server import ServerProcess, TritonError
 from deploy.triton import TritonServer
@@ -25,6 +26,7 @@ from planner.bench.peers.environments import (
     installed_environment,
     prepare_environment,
 )
+from speculators.formats.files import in_use
 
 _LOCK = REQUIREMENTS / "vllm.txt"
 START_SECONDS = 600.0
@@ -42,15 +44,13 @@ def check_vllm(spec: DeploymentSpec) -> None:
             with progress() as show:
                 show("asking vLLM", None)
                 findings += asked_of_vllm(spec, environment)
-    tell(findings)
-    if any(item.severity == "error" for item in findings):
-        raise SystemExit(2)
+    end_on_errors(findings)
 
 
 def build_vllm(spec: DeploymentSpec) -> None:
     """Check, and write the model repository; vLLM reads models as they are."""
     check_vllm(spec)
-    console.print(f"build: model repository in {assemble_vllm_repository(spec)}")
+    say(f"build: model repository in {assemble_vllm_repository(spec)}")
 
 
 def serve_vllm(spec: DeploymentSpec, log: Path) -> None:
@@ -63,14 +63,13 @@ def serve_vllm(spec: DeploymentSpec, log: Path) -> None:
 
 @contextmanager
 def _running(spec: DeploymentSpec, environment: Environment, log: Path) -> Iterator[ServerProcess]:
-    """The server, ready; stopped at the end."""
-    with _server(spec, environment, log) as server:
+    """The server, ready, and what it reads kept from being replaced; stopped at the end."""
+    read = spec.serving.repository, draft_directory(spec)
+    with in_use(*read), _server(spec, environment, log) as server:
         with progress() as show:
             show(f"starting Triton with {spec.name}; its log is {log}", None)
             server.wait_until_ready(START_SECONDS)
-        console.print(
-            f"Triton serves {spec.name} on {server.host}: gRPC {server.grpc_port}, HTTP {server.http_port}"
-        )
+        say(f"Triton serves {spec.name} on {server.host}: gRPC {server.grpc_port}, HTTP {server.http_port}")
         yield server
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from build.trtllm.choices import MEDUSA_NODES
+from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
 from deployments.speculation import (
     AnySpeculation,
@@ -38,5 +39,4 @@ def drafter_directory(spec: DeploymentSpec) -> Path | None:
     """Where the weights lie that draft; None if there are none besides the target's."""
     if isinstance(spec.speculation, WindowedSelfDrafting):
         return spec.target.model
-    place = getattr(spec.speculation, "model", None) or getattr(spec.speculation, "checkpoint", None)
-    return place if isinstance(place, Path) else None
+    return drafter_source(spec.speculation)

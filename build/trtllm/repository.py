@@ -136,7 +136,7 @@ def _engine_models(resolved: Resolved, root: Path, tokenizer_info: Path | None) 
         "gpt_model_path": str(target),
         "tensorrt_llm_model_name": "tensorrt_llm",
         "tensorrt_llm_draft_model_name": None,
-        "max_requests": waiting_requests(resolved),
+        "max_requests": waiting_requests(resolved.engine),
         "max_sequence_length": str(resolved.engine.max_sequence_length),
         "decoding_mode": resolved.cell.decoding_mode,
         "use_draft_logits": "true" if draft_logits(resolved) else None,
@@ -145,16 +145,16 @@ def _engine_models(resolved: Resolved, root: Path, tokenizer_info: Path | None) 
         **(drafting_parameters(resolved.spec.speculation) if drafts else {}),
     }
     models = [
-        TritonModel(ensemble_config(resolved), {}),
-        TritonModel(preprocessing_config(resolved, tokenizer, target), _files("preprocessing")),
+        TritonModel(ensemble_config(resolved.engine), {}),
+        TritonModel(preprocessing_config(resolved.engine, tokenizer, target), _files("preprocessing")),
         TritonModel(
             _backend_config(
                 resolved, "tensorrt_llm", target_parameters(resolved, target, tokenizer, tokenizer_info)
             ),
             {},
         ),
-        TritonModel(postprocessing_config(resolved, tokenizer), _files("postprocessing")),
-        TritonModel(bls_config(resolved, bls), _files("tensorrt_llm_bls")),
+        TritonModel(postprocessing_config(resolved.engine, tokenizer), _files("postprocessing")),
+        TritonModel(bls_config(resolved.engine, bls), _files("tensorrt_llm_bls")),
     ]
     if draft:
         models.append(
@@ -197,7 +197,7 @@ def _llm_api_models(resolved: Resolved, root: Path) -> list[TritonModel]:
     bls = {
         "tensorrt_llm_model_name": "tensorrt_llm",
         "exclude_input_in_output": "true" if resolved.spec.serving.exclude_input_in_output else "false",
-        "max_requests": waiting_requests(resolved),
+        "max_requests": waiting_requests(resolved.engine),
     }
     added = Tensors(inputs=[CACHE_SALT], outputs=[ACCEPTANCE_SOURCE])
     generation = {
@@ -205,11 +205,11 @@ def _llm_api_models(resolved: Resolved, root: Path) -> list[TritonModel]:
         "model.yaml": _model_yaml(resolved, root),
     }
     return [
-        TritonModel(ensemble_config(resolved, added), {}),
+        TritonModel(ensemble_config(resolved.engine, added), {}),
         TritonModel(_llmapi_config(resolved), generation),
-        TritonModel(postprocessing_config(resolved, tokenizer), _files("postprocessing")),
+        TritonModel(postprocessing_config(resolved.engine, tokenizer), _files("postprocessing")),
         TritonModel(
-            bls_config(resolved, bls, added),
+            bls_config(resolved.engine, bls, added),
             python_files("model_repo/llmapi/tensorrt_llm_bls/model.py"),
         ),
     ]

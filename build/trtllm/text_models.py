@@ -23,7 +23,6 @@ from build.model_config import (
 )
 from build.repository import kit_tensors
 from build.trtllm.closure import module_files
-from build.trtllm.resolved import Resolved
 from build.trtllm.triton_parameters import ModelSettings, settings
 from engine.serving.wiring import GENERATION_OUTPUTS, GENERATION_TO_POSTPROCESSING
 
@@ -37,13 +36,6 @@ class FrontedEngine(Protocol):
     def max_queue_size(self) -> int: ...
     @property
     def triton_parameters(self) -> dict[str, dict[str, str]]: ...
-
-
-class Fronted(Protocol):
-    """A deployment whose text models stand in front of another engine than the embedded one."""
-
-    @property
-    def engine(self) -> FrontedEngine: ...
 
 
 _STEP_TENSORS = Tensors(
@@ -93,9 +85,9 @@ def typed(tensors: Tensors, variables: Mapping[str, str]) -> Tensors:
     return Tensors([retyped(item) for item in tensors.inputs], [retyped(item) for item in tensors.outputs])
 
 
-def ensemble_config(fronted: Fronted, added: Tensors = _NOTHING) -> Any:
+def ensemble_config(engine: FrontedEngine, added: Tensors = _NOTHING) -> Any:
     """The `ensemble` model; `added` are tensors of the BLS that go beyond the kit's usual ones."""
-    filled = _settings(fronted, "ensemble", {}, {"logits_datatype": "TYPE_FP32"})
+    filled = _settings(engine, "ensemble", {}, {"logits_datatype": "TYPE_FP32"})
     tensors = typed(kit_tensors("ensemble").plus(added.inputs, added.outputs), filled.variables)
     config = model_config("ensemble", tensors, max_batch_size=filled.number("triton_max_batch_size"))
     outputs = {name: name for name in (*GENERATION_OUTPUTS, *(item["name"] for item in added.outputs))}
@@ -110,10 +102,10 @@ def ensemble_config(fronted: Fronted, added: Tensors = _NOTHING) -> Any:
     return config
 
 
-def bls_config(fronted: Fronted, parameters: Mapping[str, str | None], added: Tensors = _NOTHING) -> Any:
+def bls_config(engine: FrontedEngine, parameters: Mapping[str, str | None], added: Tensors = _NOTHING) -> Any:
     """The `tensorrt_llm_bls` model."""
     filled = _settings(
-        fronted,
+        engine,
         "tensorrt_llm_bls",
         parameters,
         {
@@ -131,10 +123,10 @@ def bls_config(fronted: Fronted, parameters: Mapping[str, str | None], added: Te
     return config
 
 
-def preprocessing_config(resolved: Resolved, tokenizer: Path, target_engine: Path) -> Any:
+def preprocessing_config(engine: FrontedEngine, tokenizer: Path, target_engine: Path) -> Any:
     """The `preprocessing` model in front of engines; it takes the vocabulary's size from the target engine."""
     filled = _settings(
-        resolved,
+        engine,
         "preprocessing",
         {
             "tokenizer_dir": str(tokenizer),
@@ -145,7 +137,7 @@ def preprocessing_config(resolved: Resolved, tokenizer: Path, target_engine: Pat
         {
             "preprocessing_instance_count": "1",
             "max_queue_delay_microseconds": "0",
-            "max_queue_size": str(resolved.engine.max_queue_size),
+            "max_queue_size": str(engine.max_queue_size),
         },
     )
     config = _python_config("preprocessing", kit_tensors("preprocessing"), filled)
@@ -154,10 +146,10 @@ def preprocessing_config(resolved: Resolved, tokenizer: Path, target_engine: Pat
     return config
 
 
-def postprocessing_config(fronted: Fronted, tokenizer: Path) -> Any:
+def postprocessing_config(engine: FrontedEngine, tokenizer: Path) -> Any:
     """The `postprocessing` model."""
     filled = _settings(
-        fronted,
+        engine,
         "postprocessing",
         {
             "tokenizer_dir": str(tokenizer),
@@ -179,9 +171,8 @@ def set_queue(config: Any, filled: ModelSettings) -> None:
     batching.default_queue_policy.max_queue_size = filled.number("max_queue_size")
 
 
-def waiting_requests(fronted: Fronted) -> str:
+def waiting_requests(engine: FrontedEngine) -> str:
     """Threads of the BLS: one for each request that runs or waits."""
-    engine = fronted.engine
     return str(
         2 * engine.max_batch_size
         if engine.max_queue_size == 0
@@ -190,13 +181,13 @@ def waiting_requests(fronted: Fronted) -> str:
 
 
 def _settings(
-    fronted: Fronted, model: str, parameters: Mapping[str, str | None], variables: Mapping[str, str]
+    engine: FrontedEngine, model: str, parameters: Mapping[str, str | None], variables: Mapping[str, str]
 ) -> ModelSettings:
     return settings(
         model,
-        fronted.engine.triton_parameters,
+        engine.triton_parameters,
         parameters=parameters,
-        variables={"triton_max_batch_size": str(fronted.engine.max_batch_size), **variables},
+        variables={"triton_max_batch_size": str(engine.max_batch_size), **variables},
     )
 
 

@@ -48,8 +48,8 @@ def engine_arguments(spec: DeploymentSpec, root: Path) -> dict[str, Any]:
 
 
 def draft_directory(spec: DeploymentSpec) -> Path:
-    """Where a draft model that was kept without its embedding is completed."""
-    return spec.serving.repository.with_name(f"{spec.serving.repository.name}-draft")
+    """Where a draft model that was kept without its embedding is completed; no deployment has such a name."""
+    return spec.serving.repository.with_name(f"{spec.serving.repository.name}+draft")
 
 
 def located(path: Path, root: Path) -> str:
@@ -57,19 +57,13 @@ def located(path: Path, root: Path) -> str:
     return str(root / path) if (root / path).exists() else str(path)
 
 
-def _is_completed(spec: DeploymentSpec) -> bool:
-    speculation = spec.speculation
-    if not isinstance(speculation, DraftModel) or not draft_directory(spec).is_dir():
-        return False
-    return speculation.model.is_dir() and not is_whole(speculation.model)
-
-
 def _speculation(spec: DeploymentSpec, root: Path) -> dict[str, Any]:
     speculation = spec.speculation
     settings = engine_settings(speculation, spec.vllm.max_batch_size)
     config = settings.get("speculative_config", {})
-    if _is_completed(spec):
-        config["model"] = str(root / draft_directory(spec))
+    completed = draft_directory(spec)
+    if isinstance(speculation, DraftModel) and not is_whole(speculation.model) and completed.is_dir():
+        config["model"] = str(root / completed)
     elif "model" in config and not isinstance(speculation, Anpd):
         config["model"] = located(Path(config["model"]), root)
     return settings

@@ -17,15 +17,19 @@ from build.findings import Finding
 from build.model_config import repository_place_findings
 from build.vllm.arguments import engine_arguments
 from deployments.spec import DeploymentSpec
-from deployments.speculation import Medusa, NoSpeculation
+from deployments.speculation import Medusa
 from engine.vllm.speculation import RELEASE, refusals, speculative_config
 from planner.bench.peers.environments import Environment
 from planner.bench.peers.processes import ProgramError, run
+from speculators.formats.config import CONFIG_FILE, read_json_object
+from speculators.formats.errors import CheckpointError
 
 _CHECK_SECONDS = 180
+_SHOWN = 2000  # characters of what it says instead of an answer
 # Words in the path of a draft that vLLM takes for its method, whatever `method` says (SpeculativeConfig, 0.32.0).
 _TAKEN_FOR = {"eagle-": "eagle", "eagle3": "eagle3", "dflash": "dflash", "dspark": "dspark"}
-# The program runs in vLLM's environment; its last line of output is the answer.
+# The program runs in vLLM's environment, where others print as well, also after it; this begins the line of the answer.
+_ANSWER = "drafthouse-answer "
 _ASK = """
 import json, sys
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -40,7 +44,7 @@ try:
 except Exception as error:
     answer = {"error": f"{type(error).__name__}: {error}"}
 print()
-print(json.dumps(answer))
+print(sys.argv[2] + json.dumps(answer))
 """
 
 
@@ -68,19 +72,22 @@ def vllm_findings(spec: DeploymentSpec) -> Iterator[Finding]:
 def asked_of_vllm(spec: DeploymentSpec, environment: Environment) -> Iterator[Finding]:
     """What the installed release says to the arguments; makes its real configuration of them, and loads no weights."""
     arguments = engine_arguments(spec, Path.cwd())
-    here = environment.directory == Path(
-        sys.prefix
-    )  # in NVIDIA's image, whose libraries are on LD_LIBRARY_PATH
+    # In NVIDIA's image, whose libraries are on LD_LIBRARY_PATH.
+    here = environment.directory == Path(sys.prefix)
     try:
         said = run(
-            [environment.python, "-c", _ASK, json.dumps(arguments)],
+            [environment.python, "-c", _ASK, json.dumps(arguments), _ANSWER],
             seconds=_CHECK_SECONDS,
             variables=None if here else environment.variables(VLLM_LOGGING_LEVEL="ERROR"),
         )
     except ProgramError as error:
-        yield Finding("vllm-not-asked", "warning", f"vLLM could not be asked: {error}", "")
+        yield _not_asked(str(error))
         return
-    answer: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
+    answers = [line for line in said.splitlines() if line.startswith(_ANSWER)]
+    if not answers:
+        yield _not_asked(f"it has ended without an answer:\n{said.strip()[-_SHOWN:]}")
+        return
+    answer: dict[str, Any] = json.loads(answers[-1].removeprefix(_ANSWER))
     for name in answer.get("unknown", ()):
         near = difflib.get_close_matches(name, answer["known"], n=1)
         yield Finding(
@@ -96,6 +103,10 @@ def asked_of_vllm(spec: DeploymentSpec, environment: Environment) -> Iterator[Fi
             f"the installed vLLM refuses the deployment: {answer['error']}",
             "what it says",
         )
+
+
+def _not_asked(reason: str) -> Finding:
+    return Finding("vllm-not-asked", "warning", f"vLLM could not be asked: {reason}")
 
 
 def _path_findings(config: dict[str, Any] | None) -> Iterator[Finding]:
@@ -131,16 +142,26 @@ def _repeated(spec: DeploymentSpec) -> Iterator[Finding]:
 
 def _lengths(spec: DeploymentSpec) -> Iterator[Finding]:
     speculation = spec.speculation
-    if isinstance(speculation, NoSpeculation):
+    if not isinstance(speculation, Medusa):
         return
-    path = getattr(speculation, "checkpoint", None)
-    if isinstance(speculation, Medusa) and path is not None and (path / "config.json").is_file():
-        heads = json.loads((path / "config.json").read_text(encoding="utf-8")).get("medusa_num_heads")
-        if isinstance(heads, int) and speculation.num_heads > heads:
-            yield Finding(
-                "too-few-heads",
-                "error",
-                f"speculation.num_heads is {speculation.num_heads}; {path} has {heads}, and vLLM would draft with "
-                "heads that were never loaded",
-                f"num_heads: {heads} or fewer",
-            )
+    path = speculation.checkpoint
+    if not (path / CONFIG_FILE).is_file():
+        return
+    try:
+        heads = read_json_object(path / CONFIG_FILE).get("medusa_num_heads")
+    except CheckpointError as error:
+        yield Finding(
+            "checkpoint-unusable",
+            "error",
+            f"speculation.checkpoint: {error}",
+            "the checkpoint, fetched or trained again",
+        )
+        return
+    if isinstance(heads, int) and speculation.num_heads > heads:
+        yield Finding(
+            "too-few-heads",
+            "error",
+            f"speculation.num_heads is {speculation.num_heads}; {path} has {heads}, and vLLM would draft with "
+            "heads that were never loaded",
+            f"num_heads: {heads} or fewer",
+        )

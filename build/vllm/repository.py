@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from build.identity import identity
@@ -33,14 +32,11 @@ from build.trtllm.text_models import (
 )
 from build.trtllm.triton_parameters import check_models
 from build.vllm.arguments import draft_directory, engine_arguments
-from deployments.engines import VllmEngine
 from deployments.spec import DeploymentSpec
 from deployments.speculation import DraftModel
 from engine.vllm.plugin import ENTRY_POINT
-from speculators.draft_model.checkpoint import complete_draft, is_whole
-from speculators.formats.files import replace_directory
+from speculators.draft_model.checkpoint import whole_model
 
-_DRAFT_MARK = "drafthouse.json"
 # What vLLM imports by name, in processes of its own.
 _IMPORTED = ("engine/vllm/proposer.py", "engine/vllm/plugin.py")
 _PLUGIN = {
@@ -48,11 +44,6 @@ _PLUGIN = {
     "drafthouse_vllm-0.dist-info/entry_points.txt": ENTRY_POINT,
 }
 """An installed package to Python, by which vLLM finds the kit's plugin."""
-
-
-@dataclass(frozen=True)
-class _Fronted:
-    engine: VllmEngine
 
 
 def assemble_vllm_repository(spec: DeploymentSpec, *, root: Path | None = None) -> Path:
@@ -77,25 +68,25 @@ def assemble_vllm_repository(spec: DeploymentSpec, *, root: Path | None = None) 
 
 
 def _models(spec: DeploymentSpec, base: Path) -> list[TritonModel]:
-    fronted, tokenizer = _Fronted(spec.vllm), base / spec.target.model
+    engine, tokenizer = spec.vllm, base / spec.target.model
     bls = {
         "tensorrt_llm_model_name": "tensorrt_llm",
         "exclude_input_in_output": str(spec.serving.exclude_input_in_output).lower(),
-        "max_requests": waiting_requests(fronted),
+        "max_requests": waiting_requests(engine),
         "always_drafts": str(spec.speculation.method != "none").lower(),
     }
     added = Tensors(inputs=[CACHE_SALT], outputs=[ACCEPTANCE_SOURCE])
     text_models = [
-        TritonModel(ensemble_config(fronted, added), {}),
+        TritonModel(ensemble_config(engine, added), {}),
         TritonModel(
-            postprocessing_config(fronted, tokenizer), python_files("model_repo/postprocessing/model.py")
+            postprocessing_config(engine, tokenizer), python_files("model_repo/postprocessing/model.py")
         ),
         TritonModel(
-            bls_config(fronted, bls, added), python_files("model_repo/llmapi/tensorrt_llm_bls/model.py")
+            bls_config(engine, bls, added), python_files("model_repo/llmapi/tensorrt_llm_bls/model.py")
         ),
     ]
     # `tensorrt_llm` takes no parameters: what it goes by is in its YAML.
-    check_models(spec.vllm.triton_parameters, [model.config.name for model in text_models])
+    check_models(engine.triton_parameters, [model.config.name for model in text_models])
     return [*text_models, _generation(spec, base)]
 
 
@@ -121,10 +112,6 @@ def _generation(spec: DeploymentSpec, base: Path) -> TritonModel:
 
 def _complete_draft(spec: DeploymentSpec) -> None:
     directory, speculation = draft_directory(spec), spec.speculation
-    if not (isinstance(speculation, DraftModel) and speculation.model.is_dir()):
-        return
-    if is_whole(speculation.model):
-        return
-    with writing_errors(directory), replace_directory(directory, _DRAFT_MARK) as staging:
-        complete_draft(speculation.model, spec.target.model, staging)
-        (staging / _DRAFT_MARK).write_text('{"made_by": "drafthouse build"}\n', encoding="utf-8")
+    if isinstance(speculation, DraftModel):
+        with writing_errors(directory):
+            whole_model(speculation.model, spec.target.model, directory)

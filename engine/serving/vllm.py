@@ -31,7 +31,7 @@ SOURCE = "vllm"
 UNCOUNTED = "none"
 # Arguments of the `llmapi` model's sampling that vLLM calls otherwise, or has no use for.
 _RENAMED = {"bad": "bad_words"}
-_DROPPED = ("return_perf_metrics", "end_id")
+_DROPPED = ("return_perf_metrics", "end_id", "best_of", "exclude_input_from_output")
 
 
 class VllmModel(LlmApiModel):
@@ -204,8 +204,6 @@ def _sampling_params(wanted: LlmApiRequest) -> Any:
         raise RequestError(
             "sampling_param_exclude_input_from_output is false; on vLLM the output is all there is"
         )
-    for name in ("best_of", "exclude_input_from_output"):
-        given.pop(name, None)
     if "end_id" in wanted.sampling:
         given |= {"stop_token_ids": [wanted.sampling["end_id"]], "ignore_eos": True}
     if "temperature" not in given:

@@ -18,6 +18,7 @@ Example::
     )
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ class AnpdProposer:
         self._ngram = int((vllm_config.additional_config or {}).get(KIT_KEY, {}).get("ngram", _NGRAM))
         self._draft_length = int(speculation.num_speculative_tokens)
         self._max_length = int(vllm_config.model_config.max_model_len)
-        self._texts: list[_Text] = []
+        self._texts: list[_Text | None] = []  # of the last step, one a row; None where it emitted nothing
         self._schedule: list[int] | None = None
         if speculation.num_speculative_tokens_per_batch_size:
             from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
@@ -79,6 +80,7 @@ class AnpdProposer:
         for row, emitted in enumerate(sampled_token_ids):
             if not emitted:
                 drafts.append([])
+                self._texts.append(None)
                 continue
             tokens = token_ids_cpu[row, : int(num_tokens_no_spec[row])]
             text = _taken(known, tokens, row) or _Text(self._ngram)
@@ -107,13 +109,15 @@ class _Text:
         self.tokens = tokens.copy()
 
 
-def _taken(known: list[_Text], tokens: Tokens, row: int) -> _Text | None:
-    """The counted text that these tokens continue, taken out of those that are known; None: there is none.
+def _taken(known: list[_Text | None], tokens: Tokens, row: int) -> _Text | None:
+    """The counted text that these tokens continue, None being left in its place; None: there is none.
 
     Rows mostly stay where they are, so the text of this row's last step is looked at first. A text of which only a part
     has been counted is as good as one that has been counted further: the rest is counted then.
     """
-    for index in sorted(range(len(known)), key=lambda place: abs(place - row)):
-        if known[index].begins(tokens):
-            return known.pop(index)
+    for place in itertools.chain(range(row, len(known)), range(min(row, len(known)))):
+        text = known[place]
+        if text is not None and text.begins(tokens):
+            known[place] = None
+            return text
     return None

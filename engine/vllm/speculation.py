@@ -11,7 +11,6 @@ Example:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ from deployments.speculation import (
     Speculation,
     SuffixAutomaton,
 )
+from speculators.formats.config import CONFIG_FILE, read_json_object
+from speculators.formats.errors import CheckpointError
 
 RELEASE = "0.32.0"
 """Of vLLM, for which this is written."""
@@ -97,9 +98,9 @@ def engine_settings(speculation: AnySpeculation, max_batch_size: int) -> dict[st
 
 def _has_draft_vocabulary(checkpoint: Path) -> bool:
     try:
-        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        config = read_json_object(checkpoint / CONFIG_FILE)
         return bool(config.get("truncated_vocab_size", config["vocab_size"]) < config["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (CheckpointError, KeyError, TypeError):
         return False  # not here, or not the kit's: vLLM says what it thinks of it
 
 

@@ -18,13 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from speculators.formats.config import PublishedConfig, read_json_object
-from speculators.formats.draft_vocabulary import write_draft_vocabulary
+from speculators.formats.draft_vocabulary import VOCABULARY_FILE, write_draft_vocabulary
 from speculators.formats.errors import CheckpointError
-from speculators.formats.files import replace_file
-from speculators.formats.tensors import Array, Tensors, dtype_of, find_file, read_tensors, write_safetensors
+from speculators.formats.files import replace_directory, replace_file
+from speculators.formats.tensors import (
+    Array,
+    Tensors,
+    dtype_of,
+    find_file,
+    read_tensors,
+    tensor_names,
+    write_safetensors,
+)
 
 WEIGHT_FILES = ("model.safetensors",)
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+_COMPLETED_MARK = "drafthouse.json"
 
 
 def save_draft(config: Mapping[str, Any], tensors: Tensors, kept: Array, directory: Path) -> None:
@@ -69,25 +78,28 @@ def complete_draft(draft: Path, target: Path, directory: Path) -> None:
 
 
 def is_whole(draft: Path) -> bool:
-    """Whether a draft was kept with its embedding.
+    """Whether a draft has its embedding. One that `save_draft` has not written does, under whatever name.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    return EMBEDDING in read_tensors(find_file(draft, WEIGHT_FILES), lambda name: name == EMBEDDING)
+    if not (draft / VOCABULARY_FILE).is_file():
+        return True
+    return EMBEDDING in tensor_names(find_file(draft, WEIGHT_FILES))
 
 
 def whole_model(draft: Path, target: Path, directory: Path) -> Path:
-    """Where a draft is with all its weights: its own directory, or `directory`, in which it is completed.
+    """Where a draft is with all its weights: its own directory, or `directory`, in whose place it is completed.
 
     Raises:
         CheckpointError: a file is damaged, or the draft was cut out of another model.
-        OSError: the directory cannot be written.
+        ForeignDirectoryError, DirectoryInUseError, OSError: as of `replace_directory`.
     """
     if is_whole(draft):
         return draft
-    directory.mkdir(parents=True, exist_ok=True)
-    complete_draft(draft, target, directory)
+    with replace_directory(directory, _COMPLETED_MARK) as staging:
+        complete_draft(draft, target, staging)
+        (staging / _COMPLETED_MARK).write_text('{"made_by": "drafthouse"}\n', encoding="utf-8")
     return directory
 
 

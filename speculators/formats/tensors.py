@@ -54,6 +54,18 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] | None = None) -> Ten
     return read(path, keep)
 
 
+def tensor_names(path: Path) -> set[str]:
+    """What tensors there are; of safetensors files the headers alone are read. `path` and errors: `read_tensors`."""
+    names: set[str] = set()
+
+    def noted(name: str) -> bool:
+        names.add(name)
+        return False
+
+    read_tensors(path, noted)
+    return names
+
+
 def find_file(directory: Path, names: Sequence[str]) -> Path:
     """The first of the files that is there, or of their indices where they are in shards.
 

@@ -60,6 +60,14 @@ def test_gpus_and_compose_are_told(programs: Path) -> None:
     )
 
 
+def test_each_program_is_asked_once(programs: Path) -> None:
+    noting = f'echo "$*" >> {programs}/$(/usr/bin/basename $0).log; echo something'
+    install(programs, nvidia_smi=noting, docker=noting)
+    doctor()
+    for name in ("nvidia-smi", "docker"):
+        assert len((programs / f"{name}.log").read_text().splitlines()) == 1, name
+
+
 def test_a_machine_with_gpu_and_compose_builds_for_tensorrt_llm(programs: Path) -> None:
     install(programs, nvidia_smi="echo 'GPU one, 80 GB'", docker="echo Docker Compose version v2.40")
     told = doctor()

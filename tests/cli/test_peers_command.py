@@ -1,13 +1,22 @@
-"""`drafthouse peers --chain`: what cannot be checked against vLLM is refused before anything is built."""
+"""`drafthouse peers`: what cannot be checked is refused before anything is built, and records lie alone."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
+from build.targets.architecture import Architecture
 from cli.main import app
+from planner.bench.peers.records import read_records
+from speculators.draft_model.checkpoint import EMBEDDING, save_draft
+from speculators.formats.tensors import read_tensors
+from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
 
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
 
@@ -27,3 +36,35 @@ def test_what_cannot_be_checked_is_refused(
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_draft_without_its_embedding_is_completed_elsewhere_than_among_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DRAFTHOUSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(DEPLOYMENTS.parent))
+    config = tiny_config("llama", head_dim=32, max_position_embeddings=64)
+    target = write_huggingface(Path("tiny"), config, random_weights(Architecture.from_config(config)))
+    (target / "tiny.gguf").touch()
+    tensors = read_tensors(target / "model.safetensors", lambda name: name != EMBEDDING)
+    Path("draft").mkdir()
+    save_draft(config, tensors, np.arange(10, 200), Path("draft"))
+    prompt = {"question_id": 1, "category": "qa", "turns": ["Why?"]}
+    Path("prompts.jsonl").write_text(json.dumps(prompt) + "\n")
+    spec = {
+        "name": "tiny",
+        "target": {"model": "tiny"},
+        "engine": {"max_sequence_length": 64},
+        "speculation": {"method": "draft_model", "model": "draft"},
+        "loadtest": {"prompts": "prompts.jsonl", "max_tokens": 4},
+    }
+    Path("spec.yaml").write_text(yaml.safe_dump(spec))
+    for _ in range(2):
+        result = CliRunner().invoke(app, ["peers", "spec.yaml", "--no-others"])
+        assert result.exit_code == 0, result.output
+    folder = Path("runs/peers/tiny")
+    assert {item.method for item in read_records(folder / "records.jsonl")} >= {"none", "draft_model"}
+    assert not [path for path in folder.iterdir() if path.is_dir()]
+    (whole,) = Path("cache/peers").rglob("model.safetensors")
+    assert EMBEDDING in load_file(whole)

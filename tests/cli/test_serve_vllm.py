@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from build.vllm.arguments import draft_directory
 from cli import vllm
 from deploy.place import Place, remove
 from deploy.triton import TritonServer
 from deploy.trtllm_server import TensorRtLlmServer
 from deployments.spec import DeploymentSpec
 from planner.bench.peers.environments import Environment
+from speculators.formats.files import DirectoryInUseError, replace_directory
+from tests.deploy.stand_in_server import StandIn
+from tests.end_to_end.tiny_tokenizers import write_tokenizer
+
+MARK = "drafthouse.json"
 
 
 @pytest.fixture
@@ -79,3 +85,36 @@ def test_vllm_is_taken_from_here_before_anywhere_else(
     (tmp_path / "vllm" / "__init__.py").touch()
     importlib.invalidate_caches()
     assert vllm._present() == Environment(Path(sys.prefix))
+
+
+def test_what_is_being_served_is_not_replaced(
+    spec: DeploymentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("speculators.formats.files._PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(vllm, "_server", lambda spec, environment, log: StandIn(log))
+    places = spec.serving.repository, draft_directory(spec)
+    for place in places:
+        made(place, "served")
+    with vllm._running(spec, Environment(tmp_path), tmp_path / "log"):
+        for place in places:
+            with pytest.raises(DirectoryInUseError, match="is read by a running server"):
+                made(place, "another")
+    for place in places:
+        made(place, "another")
+
+
+def made(place: Path, content: str) -> None:
+    with replace_directory(place, MARK) as staging:
+        (staging / MARK).write_text("{}")
+        (staging / "content").write_text(content)
+
+
+def test_a_path_in_brackets_is_told_as_it_is(
+    spec: DeploymentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(vllm, "_present", lambda: None)
+    place = tmp_path / "[red]repository"
+    target = spec.target.model_copy(update={"model": write_tokenizer(tmp_path / "target", "byte-level")})
+    serving = spec.serving.model_copy(update={"repository": place})
+    vllm.build_vllm(spec.model_copy(update={"target": target, "serving": serving}))
+    assert capsys.readouterr().out.splitlines()[-1] == f"build: model repository in {place}"

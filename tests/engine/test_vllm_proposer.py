@@ -6,9 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.vllm import proposer as module
 from engine.vllm.proposer import AnpdProposer
 from speculators.anpd import AnpdSpeculator
 
@@ -62,6 +64,25 @@ def test_drafts_are_those_of_the_embedded_engine_while_rows_come_go_and_move(
 def test_a_row_that_still_reads_its_prompt_gets_no_draft() -> None:
     text = [1, 2, 3, 1, 2]
     assert proposed(proposer(), [text, text], [[], [2]]) == [[], expected(text)] != [[], []]
+
+
+def test_rows_that_stay_are_compared_with_their_own_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those behind rows that emit nothing."""
+    compared: list[int] = []
+    begins = module._Text.begins
+
+    def counted(text: Any, tokens: Any) -> bool:
+        compared.append(len(text.tokens))
+        return begins(text, tokens)
+
+    monkeypatch.setattr(module._Text, "begins", counted)
+    drafter = proposer()
+    texts = [[row, 1, 2, 1] for row in range(6)]
+    emitted = [[text[-1]] if row not in (0, 3) else [] for row, text in enumerate(texts)]
+    for _ in range(3):
+        proposed(drafter, texts, emitted)
+        texts = [[*text, 2] if said else text for text, said in zip(texts, emitted, strict=True)]
+    assert compared == [4] * 4 + [5] * 4
 
 
 def test_a_draft_leaves_room_for_the_targets_own_token() -> None:

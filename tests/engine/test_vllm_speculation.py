@@ -101,6 +101,17 @@ def test_heads_with_a_draft_vocabulary_load_without_the_check_that_misses_it(
 
 
 @pytest.mark.parametrize(
+    "content",
+    [b"[]", b"7", b"{", b"[" * 100_000, b'{"vocab_size": null}', b"\xff"],
+    ids=["list", "number", "cut", "nested", "null", "no text"],
+)
+def test_heads_with_a_damaged_config_are_left_to_whoever_reads_them(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    section = SECTION.validate_python({"method": "medusa", "checkpoint": tmp_path, "num_heads": 2})
+    assert "model_loader_extra_config" not in engine_settings(section, 8)
+
+
+@pytest.mark.parametrize(
     ("policy", "ranges"),
     [
         ({"max_concurrency": 3}, [[1, 3, 5], [4, 8, 0]]),

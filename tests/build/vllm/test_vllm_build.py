@@ -6,21 +6,31 @@ import ast
 import importlib
 import importlib.metadata
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from google.protobuf import text_format
+from safetensors.numpy import load_file, save_file
 from tritonclient.grpc import model_config_pb2
 
+from build.findings import Finding
 from build.identity import identity
+from build.targets.architecture import Architecture
 from build.trtllm.closure import module_files
 from build.trtllm.repository import llmapi_tensors
 from build.vllm.arguments import engine_arguments
-from build.vllm.checks import vllm_findings
+from build.vllm.checks import asked_of_vllm, vllm_findings
 from build.vllm.repository import assemble_vllm_repository
 from deployments.spec import DeploymentSpec, SpecError, load_spec
+from planner.bench.peers.environments import Environment
+from speculators.draft_model.checkpoint import EMBEDDING, save_draft
+from speculators.formats.tensors import read_tensors
+from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
 from tests.end_to_end.tiny_tokenizers import write_tokenizer
 
 ROOT = Path(__file__).parents[3]
@@ -173,6 +183,105 @@ def test_heads_that_the_checkpoint_does_not_have_are_refused(target: Path, tmp_p
     assert not list(vllm_findings(deployment(target, {**section, "num_heads": 3})))
     (finding,) = vllm_findings(deployment(target, {**section, "num_heads": 4}))
     assert finding.name == "too-few-heads"
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b"{", b"[" * 100_000, b"\xff"], ids=["list", "cut", "nested", "no text"]
+)
+def test_heads_with_a_damaged_config_are_refused(content: bytes, target: Path, tmp_path: Path) -> None:
+    heads = tmp_path / "heads"
+    heads.mkdir()
+    (heads / "config.json").write_bytes(content)
+    (finding,) = vllm_findings(deployment(target, {"method": "medusa", "checkpoint": heads}))
+    assert (finding.name, finding.severity) == ("checkpoint-unusable", "error")
+    assert str(heads / "config.json") in finding.what
+
+
+def with_bare_draft(folder: Path) -> DeploymentSpec:
+    """A deployment with a draft model that was kept without its embedding."""
+    config = tiny_config("llama", head_dim=32)
+    target = write_huggingface(folder / "target", config, random_weights(Architecture.from_config(config)))
+    tensors = read_tensors(target / "model.safetensors", lambda name: name != EMBEDDING)
+    (folder / "draft").mkdir()
+    save_draft(config, tensors, np.arange(10, 200), folder / "draft")
+    return deployment(target, {"method": "draft_model", "model": folder / "draft"})
+
+
+def draft_of(spec: DeploymentSpec) -> Path:
+    """The draft model that vLLM is told to load."""
+    return Path(engine_arguments(spec, Path("/"))["speculative_config"]["model"])
+
+
+def test_a_draft_is_completed_where_no_deployment_has_its_repository(tmp_path: Path) -> None:
+    spec = with_bare_draft(tmp_path)
+    names = {}
+    for name in ("tiny", "tiny-draft"):
+        serving = spec.serving.model_copy(update={"repository": tmp_path / "repositories" / name})
+        each = spec.model_copy(update={"name": name, "serving": serving})
+        names[name] = each, assemble_vllm_repository(each)
+    for each, repository in names.values():
+        assert (repository / "ensemble" / "config.pbtxt").is_file()
+        assert EMBEDDING in load_file(draft_of(each) / "model.safetensors")
+        with pytest.raises(ValueError, match="pattern"):
+            DeploymentSpec.model_validate({**spec.model_dump(), "name": draft_of(each).name})
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_a_draft_of_another_family_is_given_as_it_is(weights: str, tmp_path: Path) -> None:
+    """Its embedding may have any name, and its weights may be such that the kit does not read them."""
+    spec = with_bare_draft(tmp_path)
+    draft = tmp_path / "draft"
+    shutil.rmtree(draft)
+    draft.mkdir()
+    (draft / "config.json").write_text('{"model_type": "gpt2"}')
+    if weights == "model.safetensors":
+        save_file({"transformer.wte.weight": np.zeros((4, 2), np.float32)}, draft / weights)
+    else:
+        (draft / weights).write_bytes(b"a pickle")
+    assemble_vllm_repository(spec)
+    assert draft_of(spec) == draft
+    assert {path.name for path in draft.iterdir()} == {"config.json", weights}
+
+
+_VLLM = """
+import atexit, dataclasses, os
+@dataclasses.dataclass
+class AsyncEngineArgs:
+    {fields}
+    def create_engine_config(self):
+        {does}
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Environment:
+    """An environment whose Python finds a package `vllm`, which `_VLLM` makes."""
+    program = tmp_path / "environment" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    package = tmp_path / "environment" / "vllm" / "engine"
+    package.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={package.parents[1]} exec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    return Environment(tmp_path / "environment")
+
+
+def asked(spec: DeploymentSpec, environment: Environment, does: str) -> list[Finding]:
+    fields = "; ".join(f"{name}: object = None" for name in engine_arguments(spec, Path.cwd()))
+    module = environment.directory / "vllm" / "engine" / "arg_utils.py"
+    module.write_text(_VLLM.format(fields=fields, does=does))
+    return list(asked_of_vllm(spec, environment))
+
+
+def test_vllm_may_say_something_behind_its_answer(target: Path, stand_in: Environment) -> None:
+    last_words = "atexit.register(print, '[rank0] left running')"
+    assert not asked(deployment(target), stand_in, last_words)
+    (finding,) = asked(deployment(target), stand_in, f"{last_words}; raise ValueError('no such model')")
+    assert finding.name == "refused-by-vllm" and "ValueError: no such model" in finding.what
+
+
+def test_vllm_that_ends_without_an_answer_was_not_asked(target: Path, stand_in: Environment) -> None:
+    (finding,) = asked(deployment(target), stand_in, "os._exit(0)")
+    assert (finding.name, finding.severity) == ("vllm-not-asked", "warning")
 
 
 def test_a_target_without_a_fast_tokenizer_is_refused(target: Path) -> None:
