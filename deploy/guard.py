@@ -7,6 +7,7 @@ of its place (`deploy.place`), and ends with its status. SIGTERM is passed on to
 killed, so is the server, and `serve` does the rest.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -51,7 +52,7 @@ def main() -> int:
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, lambda *_: None)  # not SIG_IGN, which the server would inherit
+        signal.signal(number, _nothing)  # not SIG_IGN, which the server would inherit
     line = sys.stdin.buffer.readline()
     if not line:
         return 0
@@ -65,11 +66,22 @@ def main() -> int:
         pass_fds=tuple(order.locks),
         preexec_fn=lambda: library.prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL)),  # one thread: safe
     )
-    signal.signal(signal.SIGTERM, lambda *_: server.send_signal(signal.SIGTERM))
+    signal.signal(signal.SIGTERM, lambda *_: _pass_on(server.pid))
     status = _wait(server.pid, received)
+    signal.signal(signal.SIGTERM, _nothing)  # its number may be another process' from now on
     end_session(os.getpid())
     remove(order.place)
     return status
+
+
+def _nothing(*_: object) -> None:
+    """A signal that only wakes this process up."""
+
+
+def _pass_on(server: int) -> None:
+    # Not by `Popen`, which looks first whether the server has ended: `_wait` would never see that it has.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(server, signal.SIGTERM)
 
 
 def _wait(server: int, woken: int) -> int:

@@ -11,6 +11,7 @@ Exit status 0 if it is well, 1 if not; a line says why.
 """
 
 import argparse
+import http.client
 import json
 import sys
 import time
@@ -27,6 +28,8 @@ _QUESTION = json.dumps({"text_input": "a", "max_tokens": 1}).encode()
 _FULL = "queue is full"
 _MOST_BYTES = 2**20
 _PAUSE_SECONDS = 0.5
+# A proxy that the environment names (`http_proxy`) is for others than the server beside this process.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True)
@@ -67,22 +70,25 @@ class _Answer:
     told: str = ""
 
 
-def _ask(http: str, seconds: float) -> _Answer:
+def _ask(server: str, seconds: float) -> _Answer:
     request = urllib.request.Request(
-        f"{http}/v2/models/{_MODEL}/generate", _QUESTION, {"Content-Type": "application/json"}
+        f"{server}/v2/models/{_MODEL}/generate", _QUESTION, {"Content-Type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=seconds) as answer:
-            answer.read(_MOST_BYTES)
-    except urllib.error.HTTPError as error:
-        with error:
-            told = error.read(300).decode(errors="replace").strip() or f"HTTP status {error.code}"
-        return _Answer("busy" if _FULL in told else "error", told)
-    except (urllib.error.URLError, OSError) as error:
-        late = isinstance(getattr(error, "reason", error), TimeoutError)
-        if late:
+        try:
+            with _DIRECT.open(request, timeout=seconds) as answer:
+                answer.read(_MOST_BYTES)
+                if answer.length:  # so many more bytes were announced
+                    raise http.client.HTTPException("its answer broke off")
+        except urllib.error.HTTPError as error:
+            with error:
+                told = error.read(300).decode(errors="replace").strip() or f"HTTP status {error.code}"
+            return _Answer("busy" if _FULL in told else "error", told)
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
             return _Answer("busy", f"no token within {seconds:g} s")
-        return _Answer("error", f"{http} does not answer: {getattr(error, 'reason', error)}")
+        return _Answer("error", f"{server} does not answer: {reason}")
     return _Answer("token")
 
 

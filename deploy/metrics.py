@@ -1,34 +1,35 @@
 """Figures on Triton's `/metrics` from which it can be seen whether a server works, whichever engine it has."""
 
-import re
-import urllib.error
-import urllib.request
+from deploy.exporter.exposition import Sample, parse_samples
+from deploy.exporter.fetch import Unanswered, get_text
 
-_RUNNING = re.compile(r'^nv_trt_llm_request_metrics\{[^}]*request_type="active"[^}]*\} (\S+)$', re.MULTILINE)
-# What moves while requests are served: answers of the models that clients call, and tokens.
-_WORK = re.compile(
-    r'^(?:nv_inference_request_success\{model="(?:ensemble|tensorrt_llm_bls)"|drafthouse_spec_tokens_total|'
-    r"nv_llm_output_token_len_sum)[^ ]* (\S+)$",
-    re.MULTILINE,
-)
-_MOST_BYTES = 8 * 2**20
+_ANSWERING = ("ensemble", "tensorrt_llm_bls")  # the models that clients call
 
 
 def running_requests(address: str, seconds: float = 2.0) -> int | None:
     """Requests that the engine has, waiting ones included; None if it does not say, or nothing answers."""
-    found = _RUNNING.findall(_page(address, seconds))
-    return int(sum(map(float, found))) if found else None
+    found = [sample.value for sample in _samples(address, seconds) or () if _is_running(sample)]
+    return int(sum(found)) if found else None
 
 
 def work_done(address: str, seconds: float = 2.0) -> float | None:
     """Requests that were answered and tokens, since the server began; None if nothing answers."""
-    page = _page(address, seconds)
-    return sum(map(float, _WORK.findall(page))) if page else None
+    samples = _samples(address, seconds)
+    return None if samples is None else sum(sample.value for sample in samples if _is_work(sample))
 
 
-def _page(address: str, seconds: float) -> str:
+def _is_running(sample: Sample) -> bool:
+    return sample.name == "nv_trt_llm_request_metrics" and sample.labels.get("request_type") == "active"
+
+
+def _is_work(sample: Sample) -> bool:
+    if sample.name == "nv_inference_request_success":
+        return sample.labels.get("model") in _ANSWERING
+    return sample.name in ("drafthouse_spec_tokens_total", "nv_llm_output_token_len_sum")
+
+
+def _samples(address: str, seconds: float) -> list[Sample] | None:
     try:
-        with urllib.request.urlopen(address, timeout=seconds) as answer:
-            return str(answer.read(_MOST_BYTES).decode(errors="replace"))
-    except (urllib.error.URLError, OSError):
-        return ""
+        return list(parse_samples(get_text(address, seconds)))
+    except Unanswered:
+        return None

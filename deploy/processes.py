@@ -10,6 +10,7 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _PAUSE_SECONDS = 0.01
+_END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Process:
 
     Attributes:
         pid: its number.
-        state: a letter; R and S run or wait, T is stopped, Z has ended and waits for its parent to notice.
+        state: a letter; R and S run or wait, D waits and cannot be killed, T is stopped, Z has ended and waits for its
+            parent to notice.
         parent, session: numbers of other processes.
         name: of its program, the first 15 letters.
     """
@@ -56,11 +58,18 @@ def of_session(session: int) -> list[Process]:
 
 
 def end_session(session: int) -> None:
-    """Kill the processes of a session, but not this one, and return when there is none any more."""
+    """Kill the processes of a session, but not this one, and return when there is none any more.
+
+    One in uninterruptible sleep (state D: a disk or a driver does not answer) is not waited for longer than 10 s; it
+    ends when it wakes.
+    """
+    end = time.monotonic() + _END_SECONDS
     while others := [found for found in of_session(session) if found.pid != os.getpid()]:
         for process in others:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
+        if time.monotonic() > end:
+            return
         time.sleep(_PAUSE_SECONDS)
 
 

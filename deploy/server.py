@@ -10,13 +10,12 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from deploy.exporter.fetch import Unanswered, get_text
 from deploy.guard import Order
 from deploy.log import previous_log
 from deploy.metrics import running_requests
@@ -160,10 +159,10 @@ class ServerProcess:
                 raise TritonError(f"tritonserver stopped while starting{self._log_tail()}")
             try:
                 for page in pages:
-                    urllib.request.urlopen(page, timeout=2).close()
+                    get_text(page, 2.0)
                 self._ready = True
                 return
-            except (urllib.error.URLError, OSError):
+            except Unanswered:
                 time.sleep(0.1)
         raise TritonError(f"tritonserver was not ready after {timeout:.0f} s{self._log_tail()}")
 
@@ -206,7 +205,8 @@ class ServerProcess:
 
     def _finish(self) -> None:
         """Have the server stop, and wait until it has, or nothing runs in it any more, or its time is over."""
-        (self.place.directory / STOPPING).touch()
+        with contextlib.suppress(OSError):  # without room for the file what comes meanwhile is not refused
+            (self.place.directory / STOPPING).touch()
         assert self._guard is not None
         counts = running_requests(self.metrics) is not None
         self._guard.terminate()

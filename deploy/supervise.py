@@ -14,7 +14,10 @@ from deploy.server import ServerDied, ServerProcess, TritonError
 from deploy.watch import Watch
 
 _PAUSES = (1.0, 5.0, 15.0)
-"""Seconds before each try to start it again; when the last one has failed, it is given up."""
+"""Seconds before each try in a row to start it again, and before all that follow; it is given up when so many in a row
+have not made it ready."""
+_STEADY_SECONDS = 5.0
+"""A server that dies sooner after it was ready is started again as if that try had failed, but never given up."""
 
 OnFailure = Literal["stop", "restart"]
 
@@ -38,22 +41,27 @@ def supervise(
         TritonError: it did not start.
         ServerDied: it has died, and is not to be started again, or could not be.
     """
-    failed = 0
+    tries = 0  # in a row that did not make it run steadily
+    failed = 0  # in a row that did not make it ready
     while True:
+        since = time.monotonic()
         try:
             with run() as server:
-                failed = 0
+                failed, since = 0, time.monotonic()
                 Watch(server, silence_seconds).wait()
         except ServerDied as death:
             if on_failure == "stop":
                 raise
+            if time.monotonic() - since > _STEADY_SECONDS:
+                tries = 0
             told = str(death)
         except TritonError as error:
-            if not failed:
+            if not tries:
                 raise
+            failed += 1
             told = str(error)
         if failed == len(_PAUSES):
             raise ServerDied(f"{told}; it could not be started again")
         tell(f"{told}; starting it again")
-        time.sleep(_PAUSES[failed])
-        failed += 1
+        time.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
+        tries += 1

@@ -47,17 +47,16 @@ class Watch:
 
     server: ServerProcess
     silence_seconds: float
-    _processes: dict[int, Process] = field(init=False)
+    _names: dict[int, str] = field(init=False)
     _stopped: dict[int, float] = field(init=False, default_factory=dict)
     _signs: dict[str, _Sign] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._processes = {
-            found.pid: found
+        self._names = {
+            found.pid: _told(found)
             for found in of_session(self.server.session)
-            if found.name.startswith(_WATCHED) and found.state != "Z"
+            if found.name.startswith(_WATCHED)
         }
-        self._names = {pid: _told(found) for pid, found in self._processes.items()}
         self._asking = _Asking(self.server, self.silence_seconds)
 
     def wait(self) -> None:
@@ -127,16 +126,15 @@ def watched(server: ServerProcess, silence_seconds: float) -> Iterator[None]:
     thread = threading.Thread(target=run, name="watch", daemon=True)
     thread.start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
     except Exception:
-        over.set()
-        thread.join()
         if deaths:
             raise deaths[0] from None
         raise
-    finally:
-        over.set()
-        thread.join()
 
 
 class _Asking:

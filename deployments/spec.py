@@ -15,7 +15,7 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -31,6 +31,13 @@ from deployments.training import TrainingSpec
 _GIVEN = reprlib.Repr()
 _GIVEN.maxstring = _GIVEN.maxother = 200
 _GIVEN.maxlevel = 3
+
+_Engine = TypeVar("_Engine", EmbeddedEngine, TensorRtLlmEngine, VllmEngine)
+_ENGINE_NAMES: Mapping[type, str] = {
+    EmbeddedEngine: "the embedded engine",
+    TensorRtLlmEngine: "TensorRT-LLM",
+    VllmEngine: "vLLM",
+}
 
 
 class SpecError(ValueError):
@@ -157,11 +164,7 @@ class DeploymentSpec(Section):
         Raises:
             SpecError: the deployment is for another engine.
         """
-        if not isinstance(self.engine, EmbeddedEngine):
-            raise SpecError(
-                f"{self.name} is for {self._engine_name} (engine.kind); this needs the embedded engine"
-            )
-        return self.engine
+        return _of_kind(self, EmbeddedEngine)
 
     @property
     def tensorrt_llm(self) -> TensorRtLlmEngine:
@@ -170,9 +173,7 @@ class DeploymentSpec(Section):
         Raises:
             SpecError: the deployment is for another engine.
         """
-        if not isinstance(self.engine, TensorRtLlmEngine):
-            raise SpecError(f"{self.name} is for {self._engine_name} (engine.kind); this needs TensorRT-LLM")
-        return self.engine
+        return _of_kind(self, TensorRtLlmEngine)
 
     @property
     def vllm(self) -> VllmEngine:
@@ -181,14 +182,7 @@ class DeploymentSpec(Section):
         Raises:
             SpecError: the deployment is for another engine.
         """
-        if not isinstance(self.engine, VllmEngine):
-            raise SpecError(f"{self.name} is for {self._engine_name} (engine.kind); this needs vLLM")
-        return self.engine
-
-    @property
-    def _engine_name(self) -> str:
-        names = {"embedded": "the embedded engine", "tensorrt_llm": "TensorRT-LLM", "vllm": "vLLM"}
-        return names[self.engine.kind]
+        return _of_kind(self, VllmEngine)
 
     @property
     def engine_directory(self) -> Path:
@@ -237,6 +231,13 @@ class DeploymentSpec(Section):
                 "speculation": NoSpeculation(),
             }
         )
+
+
+def _of_kind(spec: DeploymentSpec, kind: type[_Engine]) -> _Engine:
+    if not isinstance(spec.engine, kind):
+        has, needs = _ENGINE_NAMES[type(spec.engine)], _ENGINE_NAMES[kind]
+        raise SpecError(f"{spec.name} is for {has} (engine.kind); this needs {needs}")
+    return spec.engine
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from deployments.section import Section
 
 _LENGTH = "Most tokens drafted in a row."
 _CHECKPOINT = "Directory of the drafter's weights, in the method's published layout."
+_DRAFTER = "The drafter: a directory in Hugging Face layout, or a hub id."
+_MASK = "Token that stands for what is to be drafted; none: the one that the checkpoint names."
 
 Choices = tuple[tuple[Annotated[int, Field(ge=0)], ...], ...]
 
@@ -256,13 +258,9 @@ class Pard(Speculation):
     """PARD: a parallel draft model."""
 
     method: Literal["pard"]
-    model: Path = Field(description="The drafter: a directory in Hugging Face layout, or a hub id.")
+    model: Path = Field(description=_DRAFTER)
     draft_length: int = Field(4, ge=1, le=31, description=_LENGTH)
-    mask_token_id: int | None = Field(
-        None,
-        ge=0,
-        description="Token that stands for what is to be drafted; none: the one that the checkpoint names.",
-    )
+    mask_token_id: int | None = Field(None, ge=0, description=_MASK)
     suffix_automaton: SelfLookupEnhancer | None = None
 
 
@@ -270,13 +268,9 @@ class DFlash(Speculation):
     """DFlash: block diffusion drafting."""
 
     method: Literal["dflash"]
-    model: Path = Field(description="The drafter: a directory in Hugging Face layout, or a hub id.")
+    model: Path = Field(description=_DRAFTER)
     draft_length: int = Field(8, ge=1, le=31, description=_LENGTH)
-    mask_token_id: int | None = Field(
-        None,
-        ge=0,
-        description="Token that stands for what is to be drafted; none: the one that the checkpoint names.",
-    )
+    mask_token_id: int | None = Field(None, ge=0, description=_MASK)
     target_layer_ids: tuple[int, ...] | None = Field(
         None, description="Layers of the target that are read; none: those that the checkpoint names."
     )

@@ -32,7 +32,7 @@ Mode = Literal["cold", "warm"]
 State = Literal["off", "salted", "numbered", "read"]
 
 _DIGITS = 12
-PLACE = f"[{'0' * _DIGITS}] "
+PLACE = f"[{'0' * _DIGITS}]"
 """What stands for the number in a prompt that is rendered but not sent yet."""
 
 WORDS: Mapping[State, str] = {
@@ -75,4 +75,4 @@ def states(mode: Mode, keeps: Mapping[str, bool | None], salts: Sequence[bool]) 
 def numbered(text: str, key: str) -> str:
     """A rendered prompt with a number in its place that is the key's alone."""
     digits = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10**_DIGITS
-    return text.replace(PLACE, f"[{digits:0{_DIGITS}}] ", 1)
+    return text.replace(PLACE, f"[{digits:0{_DIGITS}}]", 1)

@@ -8,6 +8,7 @@ pyplot, which needs no display.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -313,7 +314,9 @@ def _log_levels(axes: Axes, levels: Sequence[float], label: str) -> None:
 
 def _from_zero(axes: Axes) -> None:
     """An axis from 0 to a little above everything, however close together that lies."""
-    axes.set_ylim(0, 1.08 * axes.dataLim.y1)
+    highest = axes.dataLim.y1
+    if math.isfinite(highest):  # else nothing was drawn, as of the time between tokens where answers have one
+        axes.set_ylim(0, 1.08 * highest)
 
 
 def _finish(axes: Axes, label: str, legend: bool = True, grid: Literal["x", "y"] = "y") -> None:

@@ -181,7 +181,7 @@ def _plain(content: Any) -> Any:
     """A message's content as one text, where it comes in parts of text (OpenAI)."""
     parts = content if isinstance(content, list) else ()
     if parts and all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
-        return "".join(str(part.get("text", "")) for part in parts)
+        return "".join(str(part.get("text") or "") for part in parts)
     return content
 
 

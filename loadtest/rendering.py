@@ -43,6 +43,9 @@ def _rendered(prompt: Prompt, template: ChatTemplate | None, with_number: bool) 
 
 def _with_place(prompt: Prompt) -> Prompt:
     if not prompt.before:
-        return dataclasses.replace(prompt, text=PLACE + prompt.text)
+        return dataclasses.replace(prompt, text=f"{PLACE} {prompt.text}")
     first, *others = prompt.before
-    return dataclasses.replace(prompt, before=({**first, "content": f"{PLACE}{first['content']}"}, *others))
+    said = first["content"]  # a message that only calls tools says nothing
+    return dataclasses.replace(
+        prompt, before=({**first, "content": f"{PLACE} {said}" if said else PLACE}, *others)
+    )

@@ -26,6 +26,8 @@ from loadtest.records import CellRecord, RecordError, RequestRecord, read_record
 from loadtest.servers import Server
 from loadtest.settings import SweepSettings
 
+_LOCK = ".lock"
+
 
 class RunDirectoryError(RuntimeError):
     """The folder cannot be used for this sweep; the message says why and what to do."""
@@ -44,20 +46,16 @@ class RunDirectory:
         self.report_html = path / "report.html"
 
     def begin(self, settings: SweepSettings, provenance: Mapping[str, Any]) -> None:
-        """Start a sweep here, or take up the one that was interrupted here.
+        """Start a sweep here, or take up the one that was interrupted here; for whoever has it locked.
 
         Raises:
             RunDirectoryError: the folder holds records of other settings, or other files.
         """
-        if self.sweep_file.exists() and any(self.cells.glob("*/cell.json")):
+        self._check_ours()
+        if any(self.cells.glob("*/cell.json")):
             self._check_same(settings)
-        elif self.sweep_file.exists():  # begun, but nothing came of it
-            shutil.rmtree(self.cells, ignore_errors=True)
+        else:  # if it was begun, nothing came of it
             self.servers_file.unlink(missing_ok=True)
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise RunDirectoryError(
-                f"{self.path} is not empty and not a sweep; give an empty or new directory"
-            )
         document = {
             "digest": settings.digest(),
             "settings": settings.model_dump(mode="json"),
@@ -88,6 +86,14 @@ class RunDirectory:
         document = json.loads(self.servers_file.read_text(encoding="utf-8"))
         return [Server.model_validate(entry) for entry in document]
 
+    def _check_ours(self) -> None:
+        if self.sweep_file.exists():
+            self._document()
+        elif self.path.exists() and any(entry.name != _LOCK for entry in self.path.iterdir()):
+            raise RunDirectoryError(
+                f"{self.path} is not empty and not a sweep; give an empty or new directory"
+            )
+
     def _check_same(self, settings: SweepSettings) -> None:
         old, new = self.read_settings().model_dump(mode="json"), settings.model_dump(mode="json")
         if self._document()["digest"] == settings.digest():
@@ -100,11 +106,17 @@ class RunDirectory:
 
     def _document(self) -> dict[str, Any]:
         try:
-            document: dict[str, Any] = json.loads(self.sweep_file.read_text(encoding="utf-8"))
+            document = json.loads(self.sweep_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunDirectoryError(
                 f"{self.path} is not the directory of a sweep: no sweep.json in it"
             ) from None
+        except ValueError:
+            document = None
+        if not isinstance(document, dict) or not {"digest", "settings"} <= document.keys():
+            raise RunDirectoryError(
+                f"{self.sweep_file} is not that of a load test; give an empty or new directory"
+            )
         return document
 
     def read_settings(self) -> SweepSettings:
@@ -118,12 +130,14 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from measuring into this folder.
+        """Keep other processes from measuring into this folder, which is made if it is not there.
 
         Raises:
-            RunDirectoryError: another one does.
+            RunDirectoryError: another one does, or the folder holds other files.
         """
-        with (self.path / ".lock").open("w") as file:
+        self._check_ours()  # before there is a file of ours among them
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / _LOCK).open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

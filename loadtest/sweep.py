@@ -78,12 +78,12 @@ def run_sweep(
     """
     render(keep_categories(load(settings.prompts), settings.categories), settings.chat_template)
     directory = RunDirectory(path.resolve())
-    directory.begin(settings, provenance.collect())
-    # Its plots take Matplotlib, which takes a second to import, and not every command that knows of sweeps draws.
-    from loadtest.report import write_report
-
     interrupted = False
     with directory.locked():
+        directory.begin(settings, provenance.collect())
+        # Its plots take Matplotlib, which takes a second to import, and not every command that knows of sweeps draws.
+        from loadtest.report import write_report
+
         if directory.missing():
             servers = look(settings)
             directory.note_servers(servers)

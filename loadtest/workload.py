@@ -59,7 +59,7 @@ class Workload:
         self.needed = _own_prompts(cell, max_tokens) if reads else cell.requests
         """Requests that have to end, whose number is known."""
         self._works = _reading(cell, self.needed) if reads else _works(cell, max_tokens, seed)
-        self._counted: tuple[Role, ...] = ("reading",) if reads else ("measured",)
+        self._counted: Role = "reading" if reads else "measured"
         self._roles: dict[int, Role] = {}
 
     @property
@@ -88,7 +88,7 @@ class Workload:
         """
         self.outstanding.remove(index)
         role = self._roles.pop(index)
-        self.measured_done += role in self._counted or self.cell.is_warmup
+        self.measured_done += role == self._counted or self.cell.is_warmup
 
 
 def _works(cell: Cell, max_tokens: int, seed: int) -> Iterator[Work]:

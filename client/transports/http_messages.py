@@ -117,5 +117,8 @@ def read_parameters(body: bytes) -> Mapping[str, str]:
 
 def known_models(body: bytes) -> list[str]:
     """The names of the models that the server has; none where it keeps its index closed."""
-    index = json.loads(body)
+    try:
+        index = json.loads(body)
+    except ValueError:  # a proxy keeps it closed, with a page of its own
+        index = None
     return [model["name"] for model in index] if isinstance(index, list) else []

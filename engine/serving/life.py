@@ -5,6 +5,7 @@ model that was killed, stopped or stuck cannot tell anybody, and Triton 2.51 doe
 shows every second that it is there, by touching a file. Under anybody else's tritonserver nothing is shown.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Mapping
@@ -34,9 +35,10 @@ class SignOfLife:
             self._path.touch()
 
     def show(self) -> None:
-        """Show that it lives still."""
+        """Show that it lives still; whatever has become of the file, whoever shows it goes on living."""
         if self._path is not None:
-            os.utime(self._path)
+            with contextlib.suppress(OSError):
+                self._path.touch()
 
     def end(self) -> None:
         """It ends as it should."""

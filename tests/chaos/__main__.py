@@ -50,23 +50,23 @@ def main() -> int:
 def _run(service: Service, blows: int, seed: int, back: float, *, disk: bool) -> int:
     expected = ask_fixed(service.http_port)
     assert expected, "the service does not answer at all"
-    traffic = Traffic(service.http_port, expected, seed=seed, limit=2 * back)
     chance = random.Random(seed)
-    dice = Blows(service, traffic, chance, disk=disk)
     complaints, longest = [], 0.0
-    for number in range(1, blows + 1):
-        time.sleep(chance.uniform(0.5, 2.0))
-        begun = time.monotonic()
-        what = dice.deal()
-        seconds = _back_after(service, begun, back)
-        answer = ask_fixed(service.http_port, back)
-        longest = max(longest, seconds)
-        print(f"{number:4} {what:45} back after {seconds:5.1f} s", flush=True)
-        if seconds >= back:
-            complaints.append(f"{what}: not back within {back:g} s")
-        if answer is not None and answer != expected:
-            complaints.append(f"{what}: the fixed prompt is answered otherwise")
-    traffic.end()
+    with Traffic(service.http_port, expected, seed=seed, limit=2 * back) as traffic:
+        dice = Blows(service, traffic, chance, disk=disk)
+        for number in range(1, blows + 1):
+            time.sleep(chance.uniform(0.5, 2.0))
+            begun = time.monotonic()
+            what = dice.deal()
+            seconds = _back_after(service, begun, back)
+            answer = ask_fixed(service.http_port, back)
+            longest = max(longest, seconds)
+            print(f"{number:4} {what:45} back after {seconds:5.1f} s", flush=True)
+            if seconds >= back:
+                complaints.append(f"{what}: not back within {back:g} s")
+            if answer is not None and answer != expected:
+                complaints.append(f"{what}: the fixed prompt is answered otherwise")
+        traffic.end()
     status = service.end()
     tally = traffic.tally
     complaints += [f"without an end: {late}" for late in tally.late]

@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-"""A request that has not ended by itself by then waits for a dead server."""
 FIXED = {"text_input": "one two three four", "max_tokens": 32}
 _PROMPTS = ("one two three", "a b a b a b a b", "the", "x " * 500)
 # Streams a long answer, slowly, until it is killed.
@@ -41,7 +40,7 @@ class Tally:
 
 
 class Traffic:
-    """Threads that ask all the time, and processes that can be hit."""
+    """Threads that ask all the time, and processes that can be hit; a context manager that ends those in any case."""
 
     def __init__(
         self, port: int, expected: str, *, limit: float, threads: int = 6, victims: int = 2, seed: int = 0
@@ -59,6 +58,15 @@ class Traffic:
         for thread in self._threads:
             thread.start()
 
+    def __enter__(self) -> Traffic:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for victim in self.victims:
+            victim.kill()
+            victim.wait()
+
     def replace(self, victim: subprocess.Popen[bytes]) -> None:
         """End a client that was hit, and take another one."""
         victim.kill()
@@ -70,9 +78,6 @@ class Traffic:
         self._ended.set()
         for thread in self._threads:
             thread.join()
-        for victim in self.victims:
-            victim.kill()
-            victim.wait()
 
     def _run(self, chance: random.Random) -> None:
         while not self._ended.is_set():

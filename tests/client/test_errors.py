@@ -154,3 +154,30 @@ def test_a_web_server_of_another_kind_is_named_without_its_page(status: int) -> 
             client.describe()
         server.shutdown()
     assert "<html> <h1>Sign in" in str(caught.value) and len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("connect", ["http", "http-asyncio"], indirect=True)
+def test_unknown_model_behind_a_proxy_that_keeps_the_index_closed(connect: Connect) -> None:
+    """The kit's own does, and says so with its page of HTML."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(400, b"""{"error": "Request for unknown model: 'ensembel' is not found"}""")
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self._answer(404, b"<html><body><h1>404 Not Found</h1></body></html>")
+
+        def _answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(errors.InvalidRequest, match=r"the server has no model 'ensembel'$") as caught:
+            connect(f"127.0.0.1:{server.server_port}", model="ensembel").generate("x")
+        server.shutdown()
+    assert caught.value.field == "model"

@@ -170,8 +170,8 @@ class Asking:
 def served(folder: Path, **serving: Any) -> Iterator[Service]:
     """A service that is ready, and in any case ended."""
     service = Service(folder, **serving)
-    service.start()
     try:
+        service.start()
         yield service
     finally:
         if service.process.poll() is None:

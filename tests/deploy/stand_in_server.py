@@ -23,7 +23,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 stubborn, region, *ports = sys.argv[1:]
 open("/dev/shm/" + region, "w").write("x")
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-signal.signal(signal.SIGTERM, signal.SIG_IGN if stubborn == "yes" else lambda *_: sys.exit(7))
+def stop(*_):
+    print("stopped", flush=True)
+    sys.exit(7)
+signal.signal(signal.SIGTERM, signal.SIG_IGN if stubborn == "yes" else stop)
 print("started", child.pid, flush=True)
 for port in ports:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Handler)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from deploy import place as places
+from deploy import processes
 from deploy.place import Place, remove
-from deploy.processes import find, of_session
+from deploy.processes import end_session, find, of_session
 from deploy.server import PLACE_VARIABLE, ServerDied, TritonError
 from deploy.watch import Watch, watched
 from tests.deploy.stand_in_server import StandIn
@@ -50,6 +53,14 @@ def test_one_that_does_not_stop_is_killed_when_its_time_is_over(tmp_path: Path) 
         server.wait_until_ready()
         name, session = server.place.name, server.session
     assert of_session(session) == [] and traces(name, tmp_path) == []
+
+
+def test_it_is_asked_to_stop_though_there_is_no_room_to_tell_its_models(
+    server: StandIn, tmp_path: Path
+) -> None:
+    shutil.rmtree(server.place.directory)
+    server.stop()
+    assert (tmp_path / "log").read_text().endswith("stopped\n")
 
 
 def test_a_second_interrupt_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +118,44 @@ def test_a_killed_guard_takes_the_server_with_it(server: StandIn, tmp_path: Path
         Watch(server, 60).wait()
     server.kill()
     assert of_session(session) == [] and traces(name, tmp_path) == []
+
+
+def test_the_end_of_a_server_is_seen_though_it_is_told_to_stop_just_then(server: StandIn) -> None:
+    """The guard hears of both at once."""
+    guard = server.session
+    (triton,) = [found.pid for found in of_session(guard) if found.parent == guard]
+    os.kill(guard, signal.SIGSTOP)
+    os.kill(triton, signal.SIGKILL)
+    wait_until(lambda: (found := find(triton)) is not None and found.state == "Z", "the server has ended")
+    os.kill(guard, signal.SIGTERM)
+    os.kill(guard, signal.SIGCONT)
+    wait_until(lambda: server.status is not None, "the guard has ended")
+    assert server.status == 128 + signal.SIGKILL
+
+
+def test_a_process_that_cannot_be_killed_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In uninterruptible sleep, which cannot be had at will: as `/proc` would show one, with a number that none has."""
+    (tmp_path / "5000000").mkdir()
+    (tmp_path / "5000000" / "stat").write_text("5000000 (triton) D 1 77 77 0 -1")
+    monkeypatch.setattr(processes, "_PROC", tmp_path)
+    monkeypatch.setattr(processes, "_END_SECONDS", 0.1)
+    assert [found.state for found in of_session(77)] == ["D"]
+    ending = threading.Thread(target=end_session, args=(77,), daemon=True)
+    ending.start()
+    ending.join(20)
+    assert not ending.is_alive()
+
+
+def test_it_becomes_ready_whatever_proxy_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with StandIn(tmp_path / "log") as server:
+        server.wait_until_ready(20)
 
 
 def test_what_outlived_everybody_is_removed_at_the_next_start(tmp_path: Path) -> None:

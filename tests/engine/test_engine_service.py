@@ -1,8 +1,10 @@
 """The engine in a thread of its own: callers on any thread, and callers that go away."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from engine.events import Event
 from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest, QueueFullError, RequestError
 from engine.service import EngineService
+from engine.serving.life import SignOfLife
 from speculators.registry import create
 from tests.engine.driving import BrokenRunner, Outcome, check_empty, make_engine, plain, prompt_of
 from tests.tiny import NUM_BLOCKS, THREADS, TinyTargets
@@ -159,6 +162,31 @@ def test_it_shows_that_it_lives_also_while_nobody_asks_anything(engine: Engine) 
     service = EngineService(engine, alive=lambda: shown.append(1.0))
     eventually(lambda: len(shown) >= 3)
     service.close()
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["file", "directory"])
+def test_requests_go_on_when_its_signs_are_removed(
+    engine: Engine, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others clean directories for temporary files up."""
+    monkeypatch.setenv("DRAFTHOUSE_PLACE", str(tmp_path))
+    sign = SignOfLife("tensorrt_llm_0_0, engine")
+    (file,) = (tmp_path / "signs").iterdir()
+    removed = threading.Event()
+
+    def alive() -> None:
+        if calls and calls[0].begun.is_set() and not removed.is_set():
+            shutil.rmtree(file.parent) if whole else file.unlink()
+            removed.set()
+        sign.show()
+
+    calls: list[Call] = []
+    service = EngineService(engine, alive=alive)
+    calls.append(Call(service, LONG))
+    assert len(calls[0].wait().tokens) == 200 and removed.is_set()
+    assert whole or file.exists(), "it is shown again"
+    service.close()
+    sign.end()
 
 
 def test_it_shows_nothing_while_a_step_is_stuck(engine: Engine) -> None:

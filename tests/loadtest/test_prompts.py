@@ -46,6 +46,7 @@ def test_first_turn_of_spec_bench_is_used(tmp_path: Path) -> None:
 
 
 SYSTEM = {"role": "system", "content": "Be brief."}
+TEXT_PART = {"type": "text", "text": "a"}
 ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}
 
 
@@ -74,6 +75,10 @@ ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "cont
                 ]
             },
             Prompt("line-1", "chat", "ab"),
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": None}, TEXT_PART]}]},
+            Prompt("line-1", "chat", "a"),
         ),
         (
             {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]},
@@ -173,6 +178,14 @@ def test_a_number_of_its_own_goes_before_everything_that_the_prompt_says(model: 
     assert list(map(len, one)) == list(map(len, other))
     plain = [re.sub(r"\[\d{12}\] ", "", text, count=1) for text in one]
     assert plain[1:] == [prompt.text for prompt in render(prompts, model)][1:]
+
+
+def test_a_first_message_without_content_gets_nothing_but_the_number(model: Path) -> None:
+    """As of an assistant that only calls tools."""
+    calls: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": []}
+    rendered = render([Prompt("1", "a", "Bye", (calls, ASKED))], model, with_numbers=True)
+    text = numbered(rendered[0].text, "a")
+    assert re.fullmatch(r"<assistant>\[\d{12}\]</assistant><user>Hi</user><user>Bye</user><assistant>", text)
 
 
 def test_a_template_that_hides_the_first_message_takes_no_number(model: Path) -> None:

@@ -144,6 +144,16 @@ def test_answers_of_no_tokens_are_reported(tmp_path: Path, silent: str, ratios: 
     assert Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8")).open == []
 
 
+def test_answers_of_one_token_are_reported(tmp_path: Path) -> None:
+    """Between tokens there is no time, so that not every picture has something to show."""
+    asked = SweepSettings(arms=SETTINGS.arms[:2], concurrency=(1, 4), rounds=2, max_tokens=1)
+    simulate_sweep(tmp_path / "run", asked)
+    report = write_report(tmp_path / "run")
+    assert all(point.ttft and not point.itl for point in report.points)
+    assert (tmp_path / "run" / "plots" / "latency-closed.png").is_file()
+    assert Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8")).open == []
+
+
 def test_findings_name_the_turning_point(report: Report) -> None:
     text = " ".join(findings(report))
     assert "At 1 user, anpd gives" in text
