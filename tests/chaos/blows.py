@@ -12,8 +12,10 @@ from pathlib import Path
 
 from tests.chaos.traffic import Traffic
 from tests.deploy.serving import Service
+from tests.end_to_end.deployment import wait_until
 
-STUBS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
+_PARTS = ("tritonserver", "preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
+_WHOLE_SECONDS = 180.0
 _LOOK_SECONDS = 3.0
 _MOMENT_SECONDS = 0.7
 _FILLER, _FILLER_BYTES = "filler", 2**20
@@ -34,12 +36,14 @@ class Blows:
 
     def deal(self) -> str:
         """One at random; what it was. All kinds come before one comes again."""
+        # A stopped part that is not missed is noticed later than the service is found to answer.
+        wait_until(lambda: self._service.is_whole(_PARTS), "the server has all its parts", _WHOLE_SECONDS)
         if not self._deck:
             self._deck = self._chance.sample(self._kinds, len(self._kinds))
         return self._deck.pop()()
 
     def _part(self) -> tuple[str, int]:
-        name = self._chance.choice(("tritonserver", "guard", *STUBS))
+        name = self._chance.choice(("guard", *_PARTS))
         return name, self._service.guard() if name == "guard" else self._service.one(name).pid
 
     def _kill_part(self) -> str:

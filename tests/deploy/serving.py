@@ -10,7 +10,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ class Service:
 
     def guard(self) -> int:
         """Number of the process between `serve` and the server, which begins a session."""
-        (guard,) = [found.pid for found in _children(self.process.pid) if found.session == found.pid]
+        (guard,) = self._guards()
         return guard
 
     def server(self) -> list[Process]:
@@ -123,18 +123,22 @@ class Service:
 
     def one(self, name: str) -> Process:
         """The process of the server with that program, or of the stub with that model."""
-        of_name = [
-            found
-            for found in self.server()
-            if found.name == name or any(part.endswith(f"/{name}/1/model.py") for part in found.arguments)
-        ]
-        assert of_name, name
-        return of_name[0]
+        found = _named(name, self.server())
+        assert found, name
+        return found[0]
+
+    def is_whole(self, names: Iterable[str]) -> bool:
+        """Whether it has a server with all these parts, and is not between two."""
+        processes = [found for guard in self._guards() for found in of_session(guard)]
+        return all(_named(name, processes) for name in names)
 
     def left_behind(self) -> list[str]:
         """Files of the places of all servers of this service, in shared memory too."""
         in_memory = [path.name for name in self.places for path in Path("/dev/shm").glob(f"{name}*")]
         return in_memory + [path.name for path in self.temporary.iterdir()]
+
+    def _guards(self) -> list[int]:
+        return [found.pid for found in _children(self.process.pid) if found.session == found.pid]
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.temporary)}
@@ -177,6 +181,13 @@ def served(folder: Path, **serving: Any) -> Iterator[Service]:
         if service.process.poll() is None:
             service.process.kill()
             service.process.wait()
+
+
+def _named(name: str, processes: Iterable[Process]) -> list[Process]:
+    def runs(process: Process) -> bool:
+        return process.name == name or any(part.endswith(f"/{name}/1/model.py") for part in process.arguments)
+
+    return [process for process in processes if runs(process)]
 
 
 def _children(pid: int) -> list[Process]:
