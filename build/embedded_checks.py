@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Set
 
-from build.findings import Finding
+from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
 from deployments.speculation import Eagle3
 from engine.drafters import EMBEDDED_SETTINGS

@@ -16,9 +16,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from build.findings import Finding
 from build.targets.architecture import Architecture
 from deployments.engines import EmbeddedEngine
+from deployments.findings import Finding
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
 from engine.attention_kernels import Attention, chosen_precision

@@ -11,13 +11,13 @@ from pathlib import Path
 from build.draft_graphs import plan_graphs, read_drafter
 from build.drafters import check_draft, completed_draft
 from build.embedded_memory import disk_findings, memory_findings
-from build.findings import Finding
-from build.model_config import repository_place_findings
+from build.model_paths import suggestion
 from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
 from build.targets.prepare import check_source, check_target
 from build.targets.weights import load_weights
-from build.trtllm.places import suggestion
+from build.triton.model_config import repository_place_findings
+from deployments.findings import Finding
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
 from deployments.speculation import DraftModel, Eagle, Eagle3, Medusa, MlpSpeculator

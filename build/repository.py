@@ -1,7 +1,7 @@
 """Assembles the Triton model repository of a deployment on the embedded engine.
 
 The contract (`model_repo/contract.json`) holds the tensors of NVIDIA's `inflight_batcher_llm`; the kit adds a few
-optional ones, listed here. How a repository is written stands in `build.model_config`.
+optional ones, listed here. How a repository is written stands in `build.triton.model_config`.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from build.identity import identity
-from build.model_config import (
+from build.triton.model_config import (
     MODELS,
     Tensor,
     Tensors,

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from build.identity import identity
 from build.interrupts import terminate_is_interrupt
+from build.plan.run import PlanError
 from build.targets.errors import TargetError
-from build.trtllm.run_plan import PlanError
 from client.errors import ClientError
 from deploy.server import TritonError
 from deployments.printable import visible

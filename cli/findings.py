@@ -6,9 +6,9 @@ from rich.text import Text
 
 from build.embedded_checks import embedded_findings
 from build.embedded_models import model_findings
-from build.findings import Finding
 from cli.common import errors, folded
 from cli.machine import server_findings
+from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}

@@ -13,11 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from build.embedded_memory import GIB, machine_bytes
-from build.findings import Finding
 from build.trtllm.installed import installed_version
-from build.trtllm.lines import line_of_version
+from build.trtllm.releases import line_of_version
 from deploy.server import TritonError, check_port
 from deploy.triton import check_installation
+from deployments.findings import Finding
 from deployments.spec import DeploymentSpec, SpecError
 
 _DEMO_PORTS = (8000, 8001, 8002, 8010, 8011, 8012)

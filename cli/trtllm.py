@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from build.plan.run import run_plan, script
+from build.plan.runners import ComposeRunner, LocalRunner, Runner
+from build.trtllm.checks.preflight import Stage, preflight
 from build.trtllm.failures import explain
 from build.trtllm.installed import installed_version
-from build.trtllm.llm_args import as_yaml, llm_arguments
+from build.trtllm.llm_api.arguments import as_yaml, llm_arguments
 from build.trtllm.plan import plan_directory, plan_steps
-from build.trtllm.preflight import Stage, preflight
 from build.trtllm.resolved import Resolved
-from build.trtllm.run_plan import run_plan, script
-from build.trtllm.runners import ComposeRunner, LocalRunner, Runner
 from build.trtllm.topology import python_path, topology_of
 from cli.common import progress, say
 from cli.findings import tell

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from build.findings import Finding
 from build.vllm.arguments import draft_directory
 from build.vllm.checks import asked_of_vllm, vllm_findings
 from build.vllm.repository import assemble_vllm_repository
@@ -18,6 +17,7 @@ from deploy.triton import TritonServer
 from deploy.trtllm_launch import Launch
 from deploy.trtllm_server import TensorRtLlmServer, tensorrt_llm_triton
 from deployments.cache import cache_directory
+from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
 from planner.bench.peers.environments import (
     REQUIREMENTS,

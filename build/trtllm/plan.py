@@ -8,10 +8,10 @@ Example::
 
 from pathlib import Path
 
-from build.trtllm.collect import collect_step
-from build.trtllm.engine_commands import build_steps
+from build.plan.steps import Step
+from build.trtllm.engines.commands import build_steps
+from build.trtllm.repository.__main__ import collect_step
 from build.trtllm.resolved import Resolved
-from build.trtllm.steps import Step
 
 _TOKENIZER_SCRIPT = "generate_xgrammar_tokenizer_info.py"
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from build.trtllm.lines import ReleaseLine, Runtime
-from build.trtllm.places import is_hub_id
+from build.model_paths import is_hub_id
+from build.trtllm.releases import ReleaseLine, Runtime
 from deployments.engines import TensorRtLlmEngine
 from deployments.spec import DeploymentSpec
 from deployments.speculation import AnySpeculation, Eagle3

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from build.repository import DRAFT_MODEL
-from build.trtllm.engine_models import draft_ranks
+from build.trtllm.repository.engine_parameters import draft_ranks
 from build.trtllm.resolved import Resolved
 
 

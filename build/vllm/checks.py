@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from build.findings import Finding
-from build.model_config import repository_place_findings
+from build.triton.model_config import repository_place_findings
 from build.vllm.arguments import engine_arguments
+from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
 from deployments.speculation import Medusa
 from engine.vllm.speculation import RELEASE, refusals, speculative_config

@@ -1,7 +1,7 @@
 """The Triton model repository of a deployment on vLLM.
 
 `tensorrt_llm` drives vLLM's asynchronous engine; everything else is what stands in front of TensorRT-LLM's LLM API
-(`build.trtllm.text_models`). As there, a repository carries the kit's modules that its models import.
+(`build.triton.text_models`). As there, a repository carries the kit's modules that its models import.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from build.identity import identity
-from build.model_config import (
+from build.repository import CACHE_SALT, TEXT_MODELS
+from build.targets.files import writing_errors
+from build.triton.model_config import (
     ROOT,
     Tensors,
     model_config,
@@ -18,19 +20,17 @@ from build.model_config import (
     staged,
     write_model,
 )
-from build.repository import CACHE_SALT, TEXT_MODELS
-from build.targets.files import writing_errors
-from build.trtllm.closure import module_files
-from build.trtllm.llm_args import as_yaml
-from build.trtllm.repository import ACCEPTANCE_SOURCE, TritonModel, llmapi_tensors
-from build.trtllm.text_models import (
+from build.triton.module_files import module_files
+from build.triton.parameters import check_models
+from build.triton.text_models import (
     bls_config,
     ensemble_config,
     postprocessing_config,
     python_files,
     waiting_requests,
 )
-from build.trtllm.triton_parameters import check_models
+from build.trtllm.llm_api.arguments import as_yaml
+from build.trtllm.repository.assemble import ACCEPTANCE_SOURCE, TritonModel, llmapi_tensors
 from build.vllm.arguments import draft_directory, engine_arguments
 from deployments.spec import DeploymentSpec
 from deployments.speculation import DraftModel

@@ -12,8 +12,8 @@ from tritonclient.grpc import model_config_pb2
 
 from build.identity import identity
 from build.repository import assemble_repository
-from build.trtllm.cells import resolve
-from build.trtllm.repository import trtllm_models
+from build.trtllm.repository.assemble import trtllm_models
+from build.trtllm.support.matrix import resolve
 from deployments.spec import DeploymentSpec
 from tests.build.trtllm.specs import deployment
 from tests.tiny import TinyTargets

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from build.trtllm import tools
-from build.trtllm.cells import CELLS, resolve
+from build.trtllm.engines import tools
+from build.trtllm.engines.tools import Tool, problem_of
 from build.trtllm.resolved import Cell
-from build.trtllm.tools import Tool, problem_of
+from build.trtllm.support.matrix import CELLS, resolve
 from cli.main import app
 from deployments.spec import load_spec
 from tests.build.trtllm.checkpoints import eagle3_models
@@ -61,7 +61,7 @@ def test_an_example_prints_commands_of_existing_flags(path: Path) -> None:
     assert load_spec(path).name == path.stem
     assert path.read_text().startswith("# ")
     *steps, collect = commands(result.stdout)
-    assert collect[1:4] == ["-m", "build.trtllm.collect", str(path)]
+    assert collect[1:4] == ["-m", "build.trtllm.repository", str(path)]
     for command in steps:
         if command[1:3] == ["-m", "build.converters"]:
             continue

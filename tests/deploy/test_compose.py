@@ -11,8 +11,8 @@ import typer.core
 import typer.main
 import yaml
 
-from build.trtllm.lines import LINE_A, LINE_B
-from build.trtllm.runners import BUILD_SERVICE, IMAGE_VARIABLE
+from build.plan.runners import BUILD_SERVICE, IMAGE_VARIABLE
+from build.trtllm.releases import LINE_A, LINE_B
 from cli.main import app
 from deployments.engines import TensorRtLlmEngine
 from deployments.spec import load_spec

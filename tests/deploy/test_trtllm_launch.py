@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from build.trtllm.cells import resolve
+from build.trtllm.support.matrix import resolve
 from build.trtllm.topology import python_path, topology_of
 from deploy.place import Place, remove
 from deploy.server import TritonError, free_ports

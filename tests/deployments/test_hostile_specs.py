@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from build.trtllm.run_plan import script
-from build.trtllm.runners import LocalRunner
-from build.trtllm.steps import Step
+from build.plan.run import script
+from build.plan.runners import LocalRunner
+from build.plan.steps import Step
 from cli.common import console
 from cli.main import app
 from deployments.printable import one_line, visible

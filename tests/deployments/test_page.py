@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from build.trtllm.cells import CELLS
 from build.trtllm.resolved import Cell
+from build.trtllm.support.matrix import CELLS
 from cli.main import app
 from deployments.needs import BOTH, EMBEDDED, NEEDS, TENSORRT_LLM
 from deployments.page import markdown_page, parts, terminal_page

@@ -12,12 +12,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from build.trtllm.cells import resolve
-from build.trtllm.drafts import draft_tokens
-from build.trtllm.engine_commands import sequence_length
-from build.trtllm.engine_models import draft_logits
-from build.trtllm.repository import assemble_trtllm_repository
+from build.trtllm.engines.commands import sequence_length
+from build.trtllm.methods.drafts import draft_tokens
+from build.trtllm.repository.assemble import assemble_trtllm_repository
+from build.trtllm.repository.engine_parameters import draft_logits
 from build.trtllm.resolved import Resolved
+from build.trtllm.support.matrix import resolve
 from deploy.server import free_ports
 from deploy.triton import TritonServer
 from deployments.spec import DeploymentSpec

@@ -13,8 +13,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from build.trtllm.cells import resolve
-from build.trtllm.repository import assemble_trtllm_repository
+from build.trtllm.repository.assemble import assemble_trtllm_repository
+from build.trtllm.support.matrix import resolve
 from deploy.server import free_ports
 from deploy.triton import TritonServer
 from deployments.spec import DeploymentSpec

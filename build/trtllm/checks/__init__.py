@@ -1,1 +1,1 @@
-"""What is checked before TensorRT-LLM builds or serves, one module a subject; `build.trtllm.preflight` runs them."""
+"""What is checked before TensorRT-LLM builds or serves, one module a subject; `preflight` runs them all."""

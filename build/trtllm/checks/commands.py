@@ -5,10 +5,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from build.findings import Finding
-from build.trtllm.drafts import draft_tokens
+from build.plan.steps import Step
+from build.trtllm.methods.drafts import draft_tokens
 from build.trtllm.resolved import Resolved
-from build.trtllm.steps import Step
+from deployments.findings import Finding
 from deployments.speculation import Lookahead
 
 

@@ -5,13 +5,13 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from build.findings import Finding
 from build.targets.errors import TargetError
 from build.targets.layout import read_json
 from build.trtllm.checks.commands import length_findings, mode_findings
-from build.trtllm.engine_commands import sequence_length
-from build.trtllm.engine_models import draft_logits
+from build.trtllm.engines.commands import sequence_length
+from build.trtllm.repository.engine_parameters import draft_logits
 from build.trtllm.resolved import Resolved
+from deployments.findings import Finding
 
 # tensorrt_llm/models/modeling_utils.py, SpeculativeDecodingMode: an IntFlag, which config.json holds as its number.
 _MODES = {

@@ -3,12 +3,12 @@
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from build.findings import Finding
 from build.targets.errors import TargetError
-from build.trtllm.checkpoints import HuggingFaceCheckpoint
+from build.trtllm.checks.checkpoints import HuggingFaceCheckpoint
 from build.trtllm.checks.paths import model_paths
-from build.trtllm.engine_models import draft_logits
+from build.trtllm.repository.engine_parameters import draft_logits
 from build.trtllm.resolved import Resolved
+from deployments.findings import Finding
 from deployments.speculation import DFlash, DraftModel, Eagle, Eagle3, Pard
 
 _SHOWN = 3

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from build.findings import Finding
 from build.targets.errors import TargetError
-from build.trtllm.checkpoints import HuggingFaceCheckpoint
+from build.trtllm.checks.checkpoints import HuggingFaceCheckpoint
 from build.trtllm.checks.paths import model_paths
 from build.trtllm.resolved import Cell
+from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
 
 _MOST = 64

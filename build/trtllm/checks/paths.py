@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from build.findings import Finding
-from build.trtllm.drafts import drafter_directory
-from build.trtllm.lines import Runtime
-from build.trtllm.places import is_hub_id, suggestion
+from build.model_paths import is_hub_id, suggestion
+from build.trtllm.methods.drafts import drafter_directory
+from build.trtllm.releases import Runtime
+from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
 
 

@@ -1,15 +1,15 @@
 """Settings of the spec that contradict each other or crash the server, whatever the model.
 
-What a method cannot do in its cell of the table is refused elsewhere (`build.trtllm.limits`).
+What a method cannot do in its cell of the table is refused elsewhere (`build.trtllm.support.constraints`).
 """
 
 import re
 from collections.abc import Iterator
 
-from build.findings import Finding
-from build.trtllm.drafts import draft_tokens
-from build.trtllm.limits import chunks_context
+from build.trtllm.methods.drafts import draft_tokens
 from build.trtllm.resolved import Resolved
+from build.trtllm.support.constraints import chunks_context
+from deployments.findings import Finding
 from deployments.speculation import Mtp, NoSpeculation
 
 _NEWEST_KNOWN_IMAGE = (26, 7)

@@ -5,9 +5,9 @@ The schema of the line refuses them too; here they are named for what they are, 
 
 from collections.abc import Iterator
 
-from build.findings import Finding
-from build.trtllm.lines import LINES
+from build.trtllm.releases import LINES
 from build.trtllm.resolved import Resolved
+from deployments.findings import Finding
 
 
 def spelling_findings(resolved: Resolved) -> Iterator[Finding]:

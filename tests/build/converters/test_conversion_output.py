@@ -20,8 +20,8 @@ from build.converters.dispatch import FAMILIES, convert_drafter
 from build.converters.errors import ConversionError
 from build.converters.output import PROVENANCE_FILE
 from build.converters.sharding import join, join_key_values, padded_vocabulary, split, split_key_values
-from build.trtllm.cells import resolve
-from build.trtllm.engine_commands import build_steps
+from build.trtllm.engines.commands import build_steps
+from build.trtllm.support.matrix import resolve
 from tests.build.converters import targets
 from tests.build.trtllm.specs import deployment
 from tests.speculators import released

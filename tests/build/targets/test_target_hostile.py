@@ -12,7 +12,7 @@ import pytest
 from build.targets.errors import TargetError
 from build.targets.gguf_file import GgufFile
 from build.targets.layout import read_json
-from build.trtllm.checkpoints import _header
+from build.trtllm.checks.checkpoints import _header
 from client import ChatTemplate
 from client.errors import InvalidRequest
 from speculators.formats.config import read_json_object

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from build.trtllm import collect
-from build.trtllm.cells import resolve
 from build.trtllm.plan import plan_steps
+from build.trtllm.repository import __main__ as assemble_command
+from build.trtllm.support.matrix import resolve
 from deployments.spec import load_spec
 
 EXAMPLE = Path(__file__).parents[3] / "deployments" / "llama3-8b-draft-trtllm.yaml"
@@ -43,7 +43,7 @@ def test_without_it_there_is_nothing_to_describe() -> None:
 
 def test_the_repository_refers_to_the_description(guided: Path) -> None:
     resolved = resolve(load_spec(guided))
-    collect.main(plan_steps(resolved, guided)[-1].command[3:])
+    assemble_command.main(plan_steps(resolved, guided)[-1].command[3:])
     text = Path(resolved.spec.serving.repository, "tensorrt_llm/config.pbtxt").read_text()
     assert "tokenizer-info/xgrammar_tokenizer_info.json" in text
     assert Path(resolved.spec.serving.repository, "tensorrt_llm_draft/config.pbtxt").is_file()
@@ -52,7 +52,7 @@ def test_the_repository_refers_to_the_description(guided: Path) -> None:
 def test_a_spec_that_the_line_refuses_ends_with_two(guided: Path, capsys: pytest.CaptureFixture[str]) -> None:
     guided.write_text(guided.read_text().replace("guided_decoding: xgrammar", "runtime: engines"))
     with pytest.raises(SystemExit) as ended:
-        collect.main([str(guided), "--line=B", "--output=out"])
+        assemble_command.main([str(guided), "--line=B", "--output=out"])
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert not Path("out").exists()

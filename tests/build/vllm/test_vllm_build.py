@@ -18,14 +18,14 @@ from google.protobuf import text_format
 from safetensors.numpy import load_file, save_file
 from tritonclient.grpc import model_config_pb2
 
-from build.findings import Finding
 from build.identity import identity
 from build.targets.architecture import Architecture
-from build.trtllm.closure import module_files
-from build.trtllm.repository import llmapi_tensors
+from build.triton.module_files import module_files
+from build.trtllm.repository.assemble import llmapi_tensors
 from build.vllm.arguments import engine_arguments
 from build.vllm.checks import asked_of_vllm, vllm_findings
 from build.vllm.repository import assemble_vllm_repository
+from deployments.findings import Finding
 from deployments.spec import DeploymentSpec, SpecError, load_spec
 from planner.bench.peers.environments import Environment
 from speculators.draft_model.checkpoint import EMBEDDING, save_draft

@@ -1,0 +1,1 @@
+"""A plan of build steps: what a step is, and how steps are printed, run, and resumed."""

@@ -1,0 +1,64 @@
+"""Copies the kit's modules that a Triton model imports beside its `model.py`.
+
+So such a repository needs neither an installed kit nor a PYTHONPATH, which NVIDIA's containers and a bucket of models
+do not have. What else a model imports must be in
+those containers already; `outside_imports` says what that is.
+
+Example::
+
+    entry = "model_repo/preprocessing/model.py"
+    write_model(staging, config, {"model.py": ROOT / entry, **module_files(entry)})
+"""
+
+import ast
+import functools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from build.triton.model_config import ROOT
+
+_OURS = frozenset(path.parent.name for path in ROOT.glob("*/__init__.py"))
+
+
+def module_files(*entries: str) -> dict[str, Path]:
+    """Files of the kit that these files import, directly or through each other, by their path in the kit."""
+    found: dict[str, Path] = {}
+    waiting = [path for entry in entries for path in _imported_files(ROOT / entry)]
+    while waiting:
+        path = waiting.pop()
+        name = path.relative_to(ROOT).as_posix()
+        if name not in found:
+            found[name] = path
+            waiting += _imported_files(path)
+    return dict(sorted(found.items()))
+
+
+def outside_imports(*entries: str) -> set[str]:
+    """Packages that are neither the kit's nor of the standard library and that these files need."""
+    files = [ROOT / entry for entry in entries] + list(module_files(*entries).values())
+    names = {name.split(".")[0] for path in files for name in _imported_names(path)}
+    return names - _OURS - sys.stdlib_module_names
+
+
+def _imported_files(path: Path) -> Iterator[Path]:
+    for name in _imported_names(path):
+        parts = name.split(".")
+        if parts[0] not in _OURS:
+            continue
+        for length in range(1, len(parts) + 1):
+            package = ROOT.joinpath(*parts[:length], "__init__.py")
+            module = ROOT.joinpath(*parts[: length - 1], f"{parts[length - 1]}.py")
+            yield from (candidate for candidate in (package, module) if candidate.is_file())
+
+
+@functools.cache
+def _imported_names(path: Path) -> tuple[str, ...]:
+    """Dotted names of a file's imports; of `from a import b` both `a` and `a.b`, which may be a module."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(names)

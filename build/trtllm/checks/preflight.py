@@ -1,0 +1,111 @@
+"""Pre-flight: everything that can be known to fail before hours of building, by name.
+
+Example::
+
+    checked = preflight(spec)
+    if not checked.failed:
+        steps = plan_steps(checked.resolved, spec_path)
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from build.triton.model_config import repository_place_findings
+from build.trtllm.checks.commands import command_findings
+from build.trtllm.checks.existing import engine_findings, repository_findings
+from build.trtllm.checks.memory import memory_findings
+from build.trtllm.checks.models import model_findings
+from build.trtllm.checks.parallelism import parallelism_findings
+from build.trtllm.checks.paths import path_findings
+from build.trtllm.checks.settings import setting_findings
+from build.trtllm.checks.spelling import spelling_findings
+from build.trtllm.engines.commands import build_steps
+from build.trtllm.llm_api.arguments import llm_arguments
+from build.trtllm.releases import Refused
+from build.trtllm.repository.assemble import trtllm_models
+from build.trtllm.resolved import Resolved
+from build.trtllm.support.constraints import refusals
+from build.trtllm.support.matrix import unchecked
+from deployments.findings import Finding
+from deployments.spec import DeploymentSpec, SpecError
+
+Stage = Literal["print", "build", "serve"]
+_ORDER = ("error", "warning", "note")
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The deployment with nothing left open (None where that failed), and the findings, the worst first."""
+
+    resolved: Resolved | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether building or serving makes no sense."""
+        return any(finding.severity == "error" for finding in self.findings)
+
+
+def preflight(spec: DeploymentSpec, stage: Stage = "build") -> Preflight:
+    """Check a deployment on TensorRT-LLM.
+
+    Args:
+        spec: the deployment.
+        stage: what follows. `print`: nothing is read but the spec. `build`: models are there; wrong engines are
+            warnings, since the build replaces them. `serve`: engines are there and must fit.
+    """
+    try:
+        resolved = unchecked(spec)
+    except SpecError as error:
+        found = [_refused(error)]
+        if stage != "print":
+            found += [*path_findings(spec), *parallelism_findings(spec)]
+        return Preflight(None, tuple(found))
+    found = sorted(_findings(resolved, stage), key=lambda finding: _ORDER.index(finding.severity))
+    return Preflight(resolved, tuple(found))
+
+
+def _findings(resolved: Resolved, stage: Stage) -> Iterator[Finding]:
+    refused = list(refusals(resolved))
+    yield from map(_refused, refused)
+    yield from setting_findings(resolved)
+    yield from spelling_findings(resolved)
+    if not refused:
+        yield from _generated(resolved)
+    if stage == "print":
+        return
+    yield from path_findings(resolved.spec, resolved.runtime)
+    yield from model_findings(resolved)
+    yield from parallelism_findings(resolved.spec, resolved.cell)
+    yield from memory_findings(resolved)
+    yield from repository_place_findings(resolved.spec)
+    if stage == "serve":
+        yield from engine_findings(resolved)
+        return
+    for finding in (*engine_findings(resolved), *repository_findings(resolved.spec.serving.repository)):
+        if finding.name != "engine-missing":
+            yield replace(finding, severity="warning", right="drafthouse build, which replaces it")
+
+
+def _generated(resolved: Resolved) -> Iterator[Finding]:
+    """What the generators refuse, and what their commands say."""
+    try:
+        if resolved.runtime == "llm_api":
+            llm_arguments(resolved)
+        yield from command_findings(resolved, build_steps(resolved))
+    except SpecError as error:
+        yield _refused(error)
+        return
+    try:
+        trtllm_models(resolved)
+    except SpecError as error:
+        yield Finding(
+            "template-value", "error", str(error), reference="tensorrtllm_backend#720, TensorRT-LLM#2709"
+        )
+
+
+def _refused(error: SpecError) -> Finding:
+    if isinstance(error, Refused):
+        return Finding("not-in-this-line", "error", error.reason, error.nearest)
+    return Finding("spec", "error", str(error))

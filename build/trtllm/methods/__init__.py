@@ -1,0 +1,1 @@
+"""What each method of speculation is to TensorRT-LLM."""

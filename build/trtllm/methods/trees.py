@@ -1,0 +1,188 @@
+"""Token trees for Medusa and EAGLE engines: the default ones, what an engine asks of them, and two notations.
+
+A tree is a list of paths from its root; a path names, for each depth, the rank of the proposed token ((0, 1): the
+second choice after the first choice). TensorRT-LLM reads it as JSON lists in `run.py` and the LLM API, and in
+braces in config.pbtxt.
+
+Example::
+
+    tree = tree_of(resolved)                # ((0,), (0, 0), (1,), …)
+    as_braces(tree)                         # "{0}, {0, 0}, {1}, …"
+    as_json(tree)                           # "[[0], [0, 0], [1], …]"
+"""
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+from build.trtllm.releases import Refused
+from build.trtllm.resolved import Resolved
+from deployments.speculation import Choices, Eagle, Medusa
+
+# The tree of Medusa's authors for Vicuna-7B, which the C++ backend falls back on: 63 nodes, depth 4.
+# FasterDecoding/Medusa at 5e98053, medusa/model/medusa_choices.py, `mc_sim_7b_63`; one digit a rank.
+_MC_SIM_7B_63 = (
+    "0 00 1 01 2 000 10 02 3 03 4 04 20 05 001 5 06 6 07 010 11 7 08 002 30 09 8 9 100 020 12 003 40 21 004 005 "
+    "0000 011 006 030 50 13 007 008 009 60 040 14 70 012 200 31 22 80 050 15 101 021 90 060 0001 16 070"
+)
+MC_SIM_7B_63: Choices = tuple(tuple(int(rank) for rank in path) for path in _MC_SIM_7B_63.split())
+
+# Chance that the token of a rank is the accepted one: the order of magnitude that the Medusa paper's trees imply.
+# It shapes default trees of other sizes; a measured profile gives better ones.
+_RANK_ACCEPTANCE = (0.6, 0.13, 0.06, 0.035, 0.025, 0.02, 0.015, 0.012, 0.01, 0.008)
+
+MEDUSA_NODES = 63
+
+
+def tree_of(resolved: Resolved) -> Choices | None:
+    """The tree that the engine of a deployment drafts: the spec's or a default; None for methods without one.
+
+    Raises:
+        Refused: the spec's tree does not fit the heads.
+    """
+    speculation = resolved.speculation
+    if isinstance(speculation, Medusa):
+        given = speculation.choices or default_tree(speculation.num_heads, MEDUSA_NODES, MEDUSA_NODES)
+        check_tree(given, MEDUSA_NODES)
+        if depth(given) > speculation.num_heads:
+            raise Refused(
+                f"speculation.choices are {depth(given)} deep, and {speculation.num_heads} Medusa heads see no further "
+                "than their number",
+                f"num_heads: {depth(given)}, or choices of depth {speculation.num_heads}",
+            )
+        return given
+    if isinstance(speculation, Eagle):
+        given = speculation.choices or default_tree(
+            speculation.depth, speculation.max_draft_tokens, speculation.max_non_leaves
+        )
+        check_tree(given, speculation.max_draft_tokens)
+        _check_eagle(given, speculation)
+        return given
+    return None
+
+
+def check_tree(choices: Choices, most_nodes: int) -> None:
+    """Check that choices are a tree and not too large.
+
+    Raises:
+        Refused: a path is missing its beginning, stands twice, or there are too many.
+    """
+    known = set(choices)
+    if len(known) < len(choices):
+        twice = next(path for path, count in Counter(choices).items() if count > 1)
+        raise Refused(f"speculation.choices has {list(twice)} twice", "each path once")
+    if not choices or () in known:
+        raise Refused("speculation.choices needs paths of at least one rank", "choices: [[0]]")
+    for path in choices:
+        if len(path) > 1 and path[:-1] not in known:
+            raise Refused(
+                f"speculation.choices has {list(path)} but not {list(path[:-1])}, which leads there",
+                f"choices with {list(path[:-1])}",
+            )
+    if len(choices) > most_nodes:
+        raise Refused(
+            f"speculation.choices has {len(choices)} nodes, and the engine is built for {most_nodes}",
+            f"choices of at most {most_nodes} nodes",
+        )
+
+
+def _check_eagle(choices: Choices, speculation: Eagle) -> None:
+    """EAGLE's own: the depth is exactly that of the engine, and few nodes of a level have children."""
+    if depth(choices) != speculation.depth:
+        raise Refused(
+            f"speculation.choices are {depth(choices)} deep, and the engine's depth is {speculation.depth}; "
+            "EAGLE wants exactly the same (TensorRT-LLM, examples/eagle)",
+            f"depth: {depth(choices)}",
+        )
+    widest = max(non_leaves(choices), default=0)
+    if widest > speculation.max_non_leaves:
+        raise Refused(
+            f"speculation.choices has {widest} nodes with children on one level, and the engine is built for "
+            f"{speculation.max_non_leaves}",
+            f"max_non_leaves: {widest}",
+        )
+
+
+def depth(choices: Choices) -> int:
+    """Length of the longest path."""
+    return max(map(len, choices))
+
+
+def non_leaves(choices: Choices) -> list[int]:
+    """Nodes with children, for each level that has any; level 1 comes first."""
+    parents = Counter(len(parent) for parent in {path[:-1] for path in choices} if parent)
+    return [parents[level] for level in sorted(parents)]
+
+
+def default_tree(levels: int, most_nodes: int, most_non_leaves: int) -> Choices:
+    """A tree of exactly this depth: Medusa's where it fits, else the likeliest nodes under a fixed rank acceptance.
+
+    Args:
+        levels: depth.
+        most_nodes: nodes, at most; at least one on each level is drafted even so.
+        most_non_leaves: nodes with children on one level, at most.
+
+    Raises:
+        Refused: a path to this depth has more nodes than are allowed.
+    """
+    if most_nodes < levels:
+        raise Refused(
+            f"a tree of depth {levels} has at least {levels} nodes, more than the {most_nodes} allowed",
+            f"depth: {most_nodes}",
+        )
+    medusa = MC_SIM_7B_63
+    if levels == depth(medusa) and most_nodes >= len(medusa) and most_non_leaves >= max(non_leaves(medusa)):
+        return medusa
+    return _likeliest(levels, most_nodes, most_non_leaves)
+
+
+def _likeliest(levels: int, most_nodes: int, most_non_leaves: int) -> Choices:
+    chain = [(0,) * level for level in range(1, levels + 1)]
+    chosen = set(chain)
+    parents = {path[:-1] for path in chain}
+    queue: list[tuple[float, tuple[int, ...]]] = []
+    for path in [(), *chain]:
+        _offer(queue, path, levels)
+    while queue and len(chosen) < most_nodes:
+        _, path = heapq.heappop(queue)
+        parent = path[:-1]
+        if path in chosen or not _room(parent, parents, most_non_leaves):
+            continue
+        chosen.add(path)
+        parents.add(parent)
+        _offer(queue, path, levels)
+    return tuple(sorted(chosen, key=lambda path: (len(path), path)))
+
+
+def _room(parent: tuple[int, ...], parents: set[tuple[int, ...]], most_non_leaves: int) -> bool:
+    """Whether a node may have (more) children."""
+    if not parent or parent in parents:
+        return True
+    return sum(len(other) == len(parent) for other in parents) < most_non_leaves
+
+
+def _offer(queue: list[tuple[float, tuple[int, ...]]], path: tuple[int, ...], levels: int) -> None:
+    """Put the children of a node in the queue, the likeliest first."""
+    if len(path) == levels:
+        return
+    for rank in range(len(_RANK_ACCEPTANCE)):
+        child = (*path, rank)
+        heapq.heappush(queue, (-_likelihood(child), child))
+
+
+def _likelihood(path: Sequence[int]) -> float:
+    product = 1.0
+    for rank in path:
+        product *= _RANK_ACCEPTANCE[rank]
+    return product
+
+
+def as_json(choices: Choices) -> str:
+    """JSON lists, as `run.py` and the LLM API read them."""
+    return json.dumps([list(path) for path in choices])
+
+
+def as_braces(choices: Choices) -> str:
+    """Braces, as the parameters `medusa_choices` and `eagle_choices` of config.pbtxt are read."""
+    return ", ".join("{" + ", ".join(map(str, path)) + "}" for path in choices)
