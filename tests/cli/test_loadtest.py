@@ -78,7 +78,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dic
     }
     content["serving"] = {name: int(address.split(":")[1]) for name, address in ports.items()}
     yield folder, content
-    server.triton.stop()
+    server.triton.kill()
 
 
 def loadtest(folder: Path, content: dict[str, Any], *arguments: str) -> tuple[int, str]:
@@ -88,6 +88,7 @@ def loadtest(folder: Path, content: dict[str, Any], *arguments: str) -> tuple[in
 
 
 @pytest.mark.triton
+@pytest.mark.usefixtures("one_plot")
 def test_the_right_server_is_measured_with_its_cache_as_asked_for(
     served: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
     try:
         yield server
     finally:
-        server.stop()
+        server.kill()
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def start_another(tmp_path: Path) -> Iterator[Callable[[], Triton]]:
 
     yield start
     for server in started:
-        server.stop()
+        server.kill()
 
 
 @pytest.fixture(params=["grpc", "http", "grpc-asyncio", "http-asyncio"])

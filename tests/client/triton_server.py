@@ -30,6 +30,7 @@ class Triton:
     grpc: str
     journal: Path
     log: Path
+    region: str
 
     def address(self, protocol: str) -> str:
         return self.grpc if protocol == "grpc" else self.http
@@ -46,17 +47,15 @@ class Triton:
         raise AssertionError(f"the model never ended request {request_id}")
 
     def kill(self) -> None:
-        """Let the server die without a word, its model processes too, even those that outlived it."""
+        """Let the server die without a word, its model processes too, even those that outlived it.
+
+        It would wait for idle connections, if it were asked to end.
+        """
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout=20)
-        self.kill()
+        for memory in Path("/dev/shm").glob(f"{self.region}*"):
+            memory.unlink(missing_ok=True)
 
 
 def free_ports(count: int) -> list[int]:
@@ -73,6 +72,12 @@ def free_ports(count: int) -> list[int]:
 def start_triton(folder: Path) -> Triton:
     """Start the `tritonserver` of the nvidia-pytriton wheel on the test repository; returns when it is
     ready."""
+    write_repository(folder / "repository", folder / "journal")
+    return launch(folder, "--allow-metrics=false")
+
+
+def launch(folder: Path, *options: str) -> Triton:
+    """Start it on the repository in that folder, and return when it is ready."""
     site = Path(str(distribution("nvidia-pytriton").locate_file("")))
     bundle = site / "pytriton" / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -81,28 +86,29 @@ def start_triton(folder: Path) -> Triton:
     stub = bundle / "python_backend_stubs" / version / "triton_python_backend_stub"
     for source in (*(bundle / "backends" / "python").glob("*.*"), stub):
         (backends / "python" / source.name).symlink_to(source)
-    journal, repository, log = folder / "journal", folder / "repository", folder / "log"
-    write_repository(repository, journal)
+    log = folder / "log"
     grpc, http = free_ports(2)
+    region = f"drafthouse_test_{os.getpid()}_{grpc}_"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [
                 str(bundle / "bin" / "tritonserver"),
-                f"--model-repository={repository}",
+                f"--model-repository={folder / 'repository'}",
                 f"--backend-directory={backends}",
+                f"--backend-config=python,shm-region-prefix-name={region}",
                 f"--grpc-port={grpc}",
                 f"--http-port={http}",
                 "--grpc-address=127.0.0.1",
                 "--http-address=127.0.0.1",
-                "--allow-metrics=false",
-                "--exit-timeout-secs=5",
+                *options,
             ],
             env=environment(site),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    triton = Triton(process, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", journal, log)
+    addresses = f"127.0.0.1:{http}", f"127.0.0.1:{grpc}"
+    triton = Triton(process, *addresses, folder / "journal", log, region)
     wait_until_ready(triton)
     return triton
 
@@ -128,8 +134,8 @@ def wait_until_ready(triton: Triton) -> None:
     while time.monotonic() < end and triton.process.poll() is None:
         if is_ready(triton):
             return
-        time.sleep(0.1)
-    triton.stop()
+        time.sleep(0.05)
+    triton.kill()
     raise RuntimeError(f"Triton did not start:\n{triton.log.read_text()}")
 
 

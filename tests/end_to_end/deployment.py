@@ -20,7 +20,7 @@ from build.compile import compile_engine
 from build.drafters import compile_speculator
 from build.repository import assemble_repository
 from build.targets.architecture import Architecture
-from deploy.server import free_ports
+from deploy.server import ServerProcess, free_ports
 from deploy.triton import TritonServer
 from deployments.spec import DeploymentSpec
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
@@ -92,6 +92,17 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) 
 
 
 @contextmanager
+def running(server: ServerProcess) -> Iterator[None]:
+    """Start a server, and kill it in the end: a stop in order waits for idle connections, and has tests of its own."""
+    server.start()
+    try:
+        server.wait_until_ready()
+        yield
+    finally:
+        server.kill()
+
+
+@contextmanager
 def deployed(
     folder: Path,
     tokenizer: str,
@@ -148,8 +159,7 @@ def deployed(
     for name, changes in more_bls.items():
         _copy_bls(repository, name, changes)
     server = TritonServer(repository, http_port=http, grpc_port=grpc, metrics_port=metrics, log=log)
-    with server:
-        server.wait_until_ready()
+    with running(server):
         yield Deployment(server, spec, target, engine_directory, repository, log)
 
 

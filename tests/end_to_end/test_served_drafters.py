@@ -16,6 +16,7 @@ from deploy.server import free_ports
 from deploy.triton import TritonServer
 from deployments.spec import DeploymentSpec
 from tests.drafters import VARIANT, TinyDrafters, planted_prompts
+from tests.end_to_end.deployment import running
 from tests.engine.driving import prompt_of
 from tests.tiny import MAX_LENGTH
 
@@ -61,8 +62,7 @@ def address(
     server = TritonServer(
         repository, http_port=http, grpc_port=grpc, metrics_port=metrics, log=tmp_path / "triton.log"
     )
-    with server:
-        server.wait_until_ready()
+    with running(server):
         yield f"127.0.0.1:{grpc}"
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import distribution
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,8 +12,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from loadtest.plots import PLOTS
 from tests.client.repository import write_repository
-from tests.client.triton_server import Triton, environment, free_ports, wait_until_ready
+from tests.client.triton_server import Triton, free_ports, launch
 
 
 @dataclass
@@ -35,13 +33,19 @@ class Server:
         return self.triton.http
 
 
+@pytest.fixture
+def one_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw one figure of a report, for tests that look at none: they take longer than a small sweep."""
+    monkeypatch.setattr("loadtest.report.PLOTS", {"throughput": PLOTS["throughput"]})
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started = start_triton(tmp_path_factory.mktemp("loadtest"))
     try:
         yield started
     finally:
-        started.triton.stop()
+        started.triton.kill()
 
 
 def _change(model: Path, parameters: Mapping[str, str], salts: bool) -> None:
@@ -73,31 +77,6 @@ def start_triton(
     _change(folder / "repository" / "ensemble", who, salts)
     _change(folder / "repository" / "words", {"keeps": str(keeps).lower()}, salts)
     shutil.copy(Path(__file__).parent / "served_model" / "model.py", folder / "repository" / "words" / "1")
-    site = Path(str(distribution("nvidia-pytriton").locate_file("")))
-    bundle = site / "pytriton" / "tritonserver"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    backend = folder / "backends" / "python"
-    backend.mkdir(parents=True)
-    stub = bundle / "python_backend_stubs" / version / "triton_python_backend_stub"
-    for source in (*(bundle / "backends" / "python").glob("*.*"), stub):
-        (backend / source.name).symlink_to(source)
-    grpc, http, metrics = free_ports(3)
-    log = folder / "log"
-    command = [
-        str(bundle / "bin" / "tritonserver"),
-        f"--model-repository={folder / 'repository'}",
-        f"--backend-directory={folder / 'backends'}",
-        f"--grpc-port={grpc}",
-        f"--http-port={http}",
-        f"--metrics-port={metrics}",
-        "--grpc-address=127.0.0.1",
-        "--http-address=127.0.0.1",
-        "--exit-timeout-secs=5",
-    ]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=environment(site), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    triton = Triton(process, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", folder / "journal", log)
-    wait_until_ready(triton)
+    (metrics,) = free_ports(1)
+    triton = launch(folder, f"--metrics-port={metrics}")
     return Server(triton, f"http://127.0.0.1:{metrics}/metrics")

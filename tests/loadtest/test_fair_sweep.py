@@ -16,7 +16,7 @@ from loadtest.settings import Arm, Deployment, SweepSettings
 from loadtest.sweep import run_sweep
 from tests.loadtest.conftest import Server, start_triton
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("one_plot")]
 
 MINE = {"drafthouse_deployment": "mine", "drafthouse_spec": "5bec", "drafthouse_prefix_cache": "true"}
 OTHER = {"drafthouse_deployment": "other", "drafthouse_spec": "07e5", "drafthouse_weights": "3e19"}
@@ -26,7 +26,7 @@ OTHER = {"drafthouse_deployment": "other", "drafthouse_spec": "07e5", "drafthous
 def mine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started = start_triton(tmp_path_factory.mktemp("mine"), who=MINE)
     yield started
-    started.triton.stop()
+    started.triton.kill()
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A deployment beside the first, with a cache of its own and without salts."""
     started = start_triton(tmp_path_factory.mktemp("other"), who=OTHER, salts=False)
     yield started
-    started.triton.stop()
+    started.triton.kill()
 
 
 def settings(server: Server, **changes: Any) -> SweepSettings:
@@ -116,7 +116,7 @@ def test_a_server_that_keeps_nothing_is_left_as_it_is(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="--cache warm: the server of none, fast keeps no prompts"):
             run_sweep(settings(forgetful, cache="warm"), tmp_path / "warm")
     finally:
-        forgetful.triton.stop()
+        forgetful.triton.kill()
 
 
 def test_the_report_says_who_answered(mine: Server, other: Server, tmp_path: Path) -> None:

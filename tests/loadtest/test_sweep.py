@@ -25,7 +25,7 @@ from loadtest.summary import summarise
 from loadtest.sweep import run_sweep
 from tests.loadtest.conftest import Server, start_triton
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("one_plot")]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -156,7 +156,7 @@ def test_an_arm_may_have_a_server_of_its_own(server: Server, tmp_path: Path) -> 
         assert answered(server) - before == sent["none"] > 0
         assert answered(other) == sent["elsewhere"] > 0
     finally:
-        other.triton.stop()
+        other.triton.kill()
     assert {entry.arm for entry in result.report.positions} == {"elsewhere"}
 
 

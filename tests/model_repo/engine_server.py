@@ -21,6 +21,7 @@ from build.trtllm.support.matrix import resolve
 from deploy.server import free_ports
 from deploy.triton import TritonServer
 from deployments.spec import DeploymentSpec
+from tests.end_to_end.deployment import running
 from tests.end_to_end.tiny_tokenizers import END_ID, write_tokenizer
 from tests.model_repo.llmapi_server import OUTPUT
 
@@ -109,8 +110,7 @@ def serving_engines(
     server = TritonServer(
         repository, http_port=http, grpc_port=grpc, metrics_port=metrics, log=folder / "triton.log"
     )
-    with server:
-        server.wait_until_ready()
+    with running(server):
         yield EngineServer(server, Tokenizer.from_file(str(model / "tokenizer.json")), repository)
 
 

@@ -18,6 +18,7 @@ from build.trtllm.support.matrix import resolve
 from deploy.server import free_ports
 from deploy.triton import TritonServer
 from deployments.spec import DeploymentSpec
+from tests.end_to_end.deployment import running
 from tests.end_to_end.tiny_tokenizers import FAMILY, write_tokenizer
 
 OUTPUT = f"the draft 世界 proposes, {FAMILY} the target verifies; Ça va? the draft 世界 proposes, 안녕하세요 naïve. "
@@ -78,8 +79,7 @@ def serving_llm_api(
     server = TritonServer(
         repository, http_port=http, grpc_port=grpc, metrics_port=metrics, log=folder / "triton.log"
     )
-    with server:
-        server.wait_until_ready()
+    with running(server):
         yield LlmApiServer(server, model, repository)
 
 
