@@ -40,8 +40,8 @@ class Service:
         self.folder = folder
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
-        self.http_port, grpc, self.metrics_port = free_ports(3)
-        ports = {"http_port": self.http_port, "grpc_port": grpc, "metrics_port": self.metrics_port}
+        self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
+        ports = {"http_port": self.http_port, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
         target = write_target(folder / "target", "byte-level")
         spec = {
             "name": "tiny",
