@@ -1,11 +1,11 @@
 """Chat templates: from a list of messages to the prompt a chat model was trained on.
 
 A model in Hugging Face layout carries its template, in Jinja, as `chat_template.jinja` or inside
-`tokenizer_config.json`. Templates are code from whoever made the model, so they run in Jinja's sandbox. The
-environment is the one that Transformers gives them (`apply_chat_template`): whitespace control, loop
-controls, `raise_exception`, `strftime_now`, a `tojson` that leaves text as it is, the `generation` block,
-and the special tokens by name. Messages reach the template as they do there: without keys whose value is None (as in
-``"content": None`` beside tool calls), and with an assistant's reasoning under each name that templates read.
+`tokenizer_config.json`. Templates are code from whoever made the model, so they run in Jinja's sandbox, within bounds
+of time and memory (`client.rendering`). Their environment is the one that Transformers gives them
+(`client.template_process`), and the special tokens by name. Messages reach the template as they do there: without
+keys whose value is None (as in ``"content": None`` beside tool calls), and with an assistant's reasoning under each
+name that templates read.
 
     template = ChatTemplate.from_directory("models/smollm2-135m")
     client.chat([{"role": "user", "content": "Hi"}], template=template)
@@ -15,17 +15,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Any
 
 from client.errors import InvalidRequest
+from client.rendering import TemplateFault, compile_template, render_template
 
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _DEFAULT, _TOOL_USE = "default", "tool_use"
@@ -42,7 +36,7 @@ class ChatTemplate:
         tool_use: the template that takes its place where tools are given.
 
     Raises:
-        InvalidRequest: a template is not valid Jinja.
+        InvalidRequest: a template is not valid Jinja, or takes more time or memory than templates do.
     """
 
     def __init__(
@@ -50,8 +44,9 @@ class ChatTemplate:
     ) -> None:
         self.source = source
         self.special_tokens = dict(special_tokens or {})
-        self._template = _compiled(source)
-        self._with_tools = self._template if tool_use is None else _compiled(tool_use)
+        self._with_tools = source if tool_use is None else tool_use
+        for each in {source, self._with_tools}:
+            _check(each)
 
     @classmethod
     def from_directory(cls, directory: str | Path, name: str | None = None) -> ChatTemplate:
@@ -93,14 +88,15 @@ class ChatTemplate:
         """The prompt for `messages`.
 
         Args:
-            messages: the conversation; each message has `role` and usually `content`. A key whose value is None
-                counts as absent.
+            messages: the conversation, of JSON values; each message has `role` and usually `content`. A key whose
+                value is None counts as absent.
             add_generation_prompt: end with what opens the assistant's turn, so that the model answers.
             tools: JSON schemas of functions the model may call, for templates that know them.
             variables: anything else that the template reads, such as ``enable_thinking``.
 
         Raises:
-            InvalidRequest: the template refuses the messages, in its own words, or fails on them.
+            InvalidRequest: the template refuses the messages, in its own words, fails on them, or takes more time or
+                memory than templates do.
         """
         for position, message in enumerate(messages):
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
@@ -111,10 +107,10 @@ class ChatTemplate:
                 )
         context = {**self.special_tokens, **variables, "messages": [_plain(message) for message in messages]}
         context.update(tools=tools, documents=variables.get("documents"))
-        template = self._template if tools is None else self._with_tools
+        context["add_generation_prompt"] = add_generation_prompt
         try:
-            return template.render(context, add_generation_prompt=add_generation_prompt)
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            return render_template(self.source if tools is None else self._with_tools, context)
+        except (TemplateFault, TypeError, ValueError, RecursionError) as error:
             raise InvalidRequest(
                 f"the chat template cannot render the messages: {error}", field="messages"
             ) from error
@@ -129,54 +125,14 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
     return {"thinking": reasoning, **given, "reasoning_content": reasoning}
 
 
-def _compiled(source: str) -> jinja2.Template:
+def _check(source: str) -> None:
     try:
-        return _environment().from_string(source)
-    except jinja2.TemplateSyntaxError as error:
+        compile_template(source)
+    except TemplateFault as fault:
+        place = f"line {fault.line}: " if fault.line else ""
         raise InvalidRequest(
-            f"the chat template is not valid Jinja: line {error.lineno}: {error.message}", field="template"
+            f"the chat template is not valid Jinja: {place}{fault}", field="template"
         ) from None
-
-
-class _GenerationBlock(Extension):
-    """`{% generation %}...{% endgeneration %}`, which marks what training learns; here just its content."""
-
-    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as it is: Jinja's own filter escapes for HTML, which no model was trained on."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

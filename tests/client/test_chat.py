@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -193,3 +195,67 @@ def test_invalid_template_says_where() -> None:
 def test_messages_must_have_a_role(message: Any) -> None:
     with pytest.raises(errors.InvalidRequest, match=r"messages\[1\] must be a dictionary with a 'role'"):
         ChatTemplate(CHATML).render([*HELLO, message])
+
+
+HOSTILE = {
+    "multiplied text": "{{ 'a' * 2000000000 }}",
+    "text that grows": "{% set ns = namespace(t='a' * 9999) %}{% for i in range(99) %}"
+    "{% set ns.t = ns.t ~ ns.t %}{% endfor %}",
+    "multiplied list": "{{ ([messages] * 999999999) | length }}",
+    "padded text": "{{ ('x' | center(2000000000)) | length }}",
+    "formatted text": "{{ '%2000000000d' | format(1) | length }}",
+    "indented JSON": "{{ messages | tojson(indent=2000000000) | length }}",
+    "a long text": "{% set t = 'a' * 99999 %}{% for i in range(9999) %}{{ t ~ i }}{% endfor %}",
+    "orders to a terminal": "{{ raise_exception('\x1b[2J' ~ 'lines\n' * 9999) }}",
+    "endless macro": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "deep nesting": "{{ " + "(" * 100_000 + "1" + ")" * 100_000 + " }}",
+    "deep blocks": "{% if 1 %}" * 20_000 + "{% endif %}" * 20_000,
+    "a large template": "x" * 2**21,
+}
+
+
+@pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE.keys())
+def test_template_without_measure(source: str) -> None:
+    with pytest.raises(errors.InvalidRequest, match="the chat template") as caught:
+        ChatTemplate(source).render(HELLO)
+    told = str(caught.value)
+    assert told.isprintable() and len(told) < 500
+    assert ChatTemplate(CHATML).render(HELLO).startswith("<|im_start|>system")  # others do not suffer
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{{ (9 ** 999999) % 7 * (8 ** 99999999) }}",
+    ],
+    ids=["loops", "folded power", "power"],
+)
+def test_template_without_end(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.rendering._SECONDS", 0.5)
+    with pytest.raises(errors.InvalidRequest, match=r"takes (longer than|more than)|exceeds") as caught:
+        ChatTemplate(source).render(HELLO)
+    assert len(str(caught.value).splitlines()) == 1
+    assert ChatTemplate(CHATML).render(HELLO).startswith("<|im_start|>system")
+
+
+def test_messages_that_are_not_json() -> None:
+    with pytest.raises(errors.InvalidRequest, match="is not a JSON value"):
+        ChatTemplate(CHATML).render([{"role": "user", "content": object()}])
+
+
+def test_children_of_this_process_render_too() -> None:
+    template = ChatTemplate(CHATML)
+    expected = template.render(HELLO)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(template.render, [HELLO] * 8) == [expected] * 8
+
+
+def test_threads_do_not_get_each_others_texts() -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+    asked = [f"{number} " * 5000 for number in range(64)]
+    with ThreadPoolExecutor(8) as pool:
+        assert (
+            list(pool.map(lambda text: template.render([{"role": "user", "content": text}]), asked)) == asked
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -42,7 +43,10 @@ def main() -> int:
     left = 60 * options.minutes - records.seconds()
     if left > 0 and not options.judge:
         with tempfile.TemporaryDirectory(prefix="soak-") as folder, served(Path(folder)) as service:
-            _run(service, records, options, left)
+            try:
+                _run(service, records, options, left)
+            finally:
+                shutil.copy(Path(folder) / "runs" / "triton-tiny.log", records.log)
     return _judge(records)
 
 

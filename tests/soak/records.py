@@ -24,6 +24,11 @@ class Records:
         self._file.touch()
         return number
 
+    @property
+    def log(self) -> Path:
+        """Where the server's log of the service is kept."""
+        return self._file.with_suffix(".log")
+
     def write(self, kind: str, **fields: Any) -> None:
         """Append a line."""
         with self._lock, self._file.open("a", encoding="utf-8") as file:
