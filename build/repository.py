@@ -161,6 +161,11 @@ def _bls_parameters(spec: DeploymentSpec) -> dict[str, str]:
         # Callers beyond the queue are told so by the engine, hence one thread more than it takes in.
         "max_requests": str(engine.max_batch_size + engine.max_queue_size + 1),
         "max_sequence_length": str(engine.max_sequence_length),
+        **{
+            name: str(value)
+            for name in ("max_one_shot_tokens", "max_request_seconds")
+            if (value := getattr(engine, name)) is not None
+        },
         "exclude_input_in_output": str(spec.serving.exclude_input_in_output).lower(),
         "skip_special_tokens": "true",
         **(drafting_parameters(spec.speculation) if spec.bls_drafts else {}),

@@ -28,6 +28,18 @@ class EmbeddedEngine(Section):
     max_batch_size: int = Field(16, ge=1, le=256, description="Requests that run at once.")
     max_sequence_length: int = Field(2048, ge=64, description="Prompt and output of one request, in tokens.")
     max_queue_size: int = Field(64, ge=0, description="Requests that wait; one more is refused.")
+    max_queue_seconds: float | None = Field(
+        None, gt=0, description="A request that has waited for so long is refused as if the queue were full."
+    )
+    max_request_seconds: float | None = Field(
+        None, gt=0, description="A request that has not ended so long after it came ends with an error."
+    )
+    max_one_shot_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="Most `max_tokens` of a request that is not streamed, of which nobody notices that its client has "
+        "gone; 0: streams only.",
+    )
     prefill_chunk: int = Field(
         128, ge=8, description="Prompt tokens a step takes in beside requests that decode."
     )

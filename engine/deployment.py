@@ -74,6 +74,8 @@ def open_engine(
         max_batch_size=slots,
         max_sequence_length=length,
         max_queue_size=embedded.max_queue_size,
+        max_queue_seconds=embedded.max_queue_seconds,
+        max_request_seconds=embedded.max_request_seconds,
         prefill_chunk=embedded.prefill_chunk,
         idle_prefill_chunk=embedded.idle_prefill_chunk,
         max_draft_length=getattr(spec.speculation, "draft_length", 0),

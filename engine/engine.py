@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.deadlines import late
 from engine.events import EngineStatistics, Event, Sink
 from engine.gate import Release, StepCount
 from engine.pace import Pace
@@ -52,6 +53,8 @@ class EngineLimits:
     max_batch_size: int = 16
     max_sequence_length: int = 2048
     max_queue_size: int = 64
+    max_queue_seconds: float | None = None
+    max_request_seconds: float | None = None
     prefill_chunk: int = 128
     idle_prefill_chunk: int = 256
     max_draft_length: int = 31
@@ -112,8 +115,7 @@ class Engine:
         most = self._speculator.max_draft_length
         if request.draft_length is not None:
             most = min(most, request.draft_length)
-        shortened = self.limits.adaptive_drafts and not self._speculator.ends_drafts
-        length = DraftLength(most, adaptive=shortened)
+        length = DraftLength(most, adaptive=self.limits.adaptive_drafts and not self._speculator.ends_drafts)
         item = RunningRequest.begin(self._next_id, request, sink, length)
         # What has begun goes on before anything new begins, and is not refused half way.
         self._waiting.insert(len(going_on) if request.continued else len(self._waiting), item)
@@ -132,8 +134,7 @@ class Engine:
     def abort(self, error: Exception) -> None:
         """End every request with an error: the runner failed in a way that is nobody's fault."""
         for item in (*self._running, *self._waiting):
-            item.finish_reason = "error"
-            self._close(item, item.gate.abandon(), error)
+            self._fail(item, error)
         self._cache.clear()
 
     @property
@@ -144,6 +145,8 @@ class Engine:
     def step(self) -> bool:
         """Run one step; False if there was nothing to do."""
         started = time.perf_counter()
+        for item, error in late(self._waiting, self._running, self.limits):
+            self._fail(item, error)
         self._admit()
         if not self._running:
             return False
@@ -262,8 +265,7 @@ class Engine:
             try:
                 self._advance(part, index, rows, hidden)
             except LogitsError as error:
-                item.finish_reason = "error"
-                self._close(item, item.gate.abandon(), error)
+                self._fail(item, error)
 
     def _advance(
         self, part: "_Part", index: int, logits: NDArray[np.float32], hidden: NDArray[np.float32] | None
@@ -345,6 +347,10 @@ class Engine:
             item.metrics.total_draft_tokens += nodes
             item.metrics.total_accepted_draft_tokens += accepted
             self.statistics.count_draft(nodes, depth, accepted)
+
+    def _fail(self, item: RunningRequest, error: Exception) -> None:
+        item.finish_reason = "error"
+        self._close(item, item.gate.abandon(), error)
 
     def _close(self, item: RunningRequest, release: Release, error: Exception | None = None) -> None:
         """Give back what the request holds and send its last event, with what is given out at the end."""

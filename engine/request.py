@@ -36,6 +36,10 @@ class StoppedError(RuntimeError):
     """The request was ended by another one that named it."""
 
 
+class TooLongError(RuntimeError):
+    """The request has taken longer than a request may."""
+
+
 class StoppingError(RuntimeError):
     """The server is being stopped; the same request may succeed later, or elsewhere."""
 

@@ -40,6 +40,7 @@ class RunningRequest:
     random: RequestRandom
     draft_length: DraftLength
     gate: Gate
+    arrived: float  # by the monotonic clock
     # Set by steps.
     cached: int = 0
     draft_limit: int | None = None  # of the step, for its batch size
@@ -60,6 +61,7 @@ class RunningRequest:
             random=RequestRandom(request.sampling.seed, request.continued),
             draft_length=draft_length,
             gate=Gate.of(request),
+            arrived=time.monotonic(),
         )
 
     @property

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from engine.request import QueueFullError, RequestError, StoppedError, StoppingError
+from engine.request import QueueFullError, RequestError, StoppedError, StoppingError, TooLongError
 
 _log = logging.getLogger(__name__)
 _KEPT_SECONDS = 5.0  # the thread in question needs milliseconds
@@ -74,7 +74,7 @@ def told(error: Exception) -> tuple[str, Any]:
         return str(error), codes.UNAVAILABLE
     if isinstance(error, RequestError):
         return f"invalid request: {error}", codes.INVALID_ARG
-    if isinstance(error, StoppedError):
+    if isinstance(error, (StoppedError, TooLongError)):
         return str(error), codes.CANCELLED
     if isinstance(error, CancelledError):
         return "the request was cancelled", codes.CANCELLED
@@ -137,13 +137,20 @@ def as_tensors(values: Mapping[str, NDArray[Any]]) -> list[Any]:
 
 
 def call_model(
-    model: str, inputs: list[Any], outputs: Iterable[str], *, decoupled: bool = True, request_id: str = ""
+    model: str,
+    inputs: list[Any],
+    outputs: Iterable[str],
+    *,
+    decoupled: bool = True,
+    request_id: str = "",
+    wait: Callable[[], Any] = lambda: True,
 ) -> Generator[dict[str, Any], None, None]:
     """Run another model of this server; its responses' tensors by name.
 
-    With a `request_id` of its own, the request can be stopped by another one that has the same id. The answer is read
-    to its end in any case, since tritonserver 2.51 may crash when responses come for a call that nobody reads any more:
-    whoever leaves early stops the request, or waits for the rest.
+    With a `request_id` of its own, the request can be stopped by another one that has the same id. `wait` returns when
+    there is a response to ask for, of models that tell of them (`engine.serving.mail`). The answer is read to its end
+    in any case, since tritonserver 2.51 may crash when responses come for a call that nobody reads any more: whoever
+    leaves early stops the request, or waits for the rest.
 
     Raises:
         pb_utils.TritonModelException: the model refused; carries its message.
@@ -154,7 +161,7 @@ def call_model(
         requested_output_names=list(dict.fromkeys(outputs)),
         request_id=request_id,
     )
-    answers = iter(request.exec(decoupled=True) if decoupled else [request.exec()])
+    answers = _awaited(request.exec(decoupled=True), wait) if decoupled else iter([request.exec()])
     try:
         for answer in answers:
             if answer.has_error():
@@ -166,6 +173,20 @@ def call_model(
     finally:
         for _ in answers:
             pass
+
+
+def _awaited(answers: Any, wait: Callable[[], Any]) -> Iterator[Any]:
+    """The responses of a call; Triton's object for them is kept for a while."""
+    try:
+        following = iter(answers)
+        while True:
+            wait()
+            try:
+                answer = next(following)
+            except StopIteration:
+                return
+            yield answer
+    finally:
         _ENDED.keep(answers)
 
 

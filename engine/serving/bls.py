@@ -24,6 +24,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
+from engine.deadlines import Deadline, check_one_shot
 from engine.events import RequestMetrics
 from engine.gate import Gate
 from engine.request import RequestError
@@ -121,7 +122,7 @@ class BlsModel:
             if settings.embedded
             else EngineRules.read(Path(settings.tokenizer_dir), Path(settings.gpt_model_path))
         )
-        self._caller = Caller()
+        self._caller = Caller(embedded=settings.embedded)
         self._mode = decoding_mode(settings.decoding_mode, redrafter_samples=limits.redrafter_samples)
         self._target = Target(
             settings.target,
@@ -198,6 +199,8 @@ class BlsModel:
             refuse_unsupported(inputs, "tensorrt_llm_bls with drafts", _NEUTRAL, _REFUSED)
             call = GenerationCall(inputs, frozenset(), self._settings.exclude_input_in_output, self._codec)
             for request in call.requests:
+                if not call.streaming:
+                    check_one_shot(request.max_tokens, self._settings.max_one_shot_tokens)
                 self._settings.check_length(len(request.prompt), request.max_tokens)
         return [
             # Rows that are drafted for find their stop words in `call`.
@@ -271,8 +274,9 @@ class BlsModel:
         drafting = self._drafter.start(request, task.inputs, exchange.gone, by_logits=task.by_logits)
         with closing(drafting), self._counts.row() as count:
             length = DraftLength(task.draft_length, adaptive=self._settings.adaptive)
-            events = speculate(row, self._target, drafting, length, exchange.gone, count)
-            for event in events:
+            deadline = Deadline(exchange.arrival_ns, self._settings.max_request_seconds)
+            for event in speculate(row, self._target, drafting, length, exchange.gone, count):
+                deadline.check()
                 outputs = answer.add(event)
                 if outputs is not None:
                     exchange.send(outputs | {"text_output": self._text_of(outputs)})

@@ -28,6 +28,8 @@ class BlsSettings:
         adaptive: draft less for a row whose drafts are rejected.
         max_requests: rows that are served at once.
         max_sequence_length: prompt and output of a row that is drafted for, in tokens; 0: no limit.
+        max_one_shot_tokens: most `max_tokens` of a request that is not streamed; None: no limit.
+        max_request_seconds: after which a request ends with an error; None: no limit.
         exclude_input_in_output: answer without the prompt unless a request says otherwise.
         skip_special_tokens: leave special tokens out of the text.
         gpt_model_path: the target's engine, in front of TensorRT-LLM.
@@ -47,6 +49,8 @@ class BlsSettings:
     adaptive: bool = True
     max_requests: int = 64
     max_sequence_length: int = 0
+    max_one_shot_tokens: int | None = None
+    max_request_seconds: float | None = None
     exclude_input_in_output: bool = True
     skip_special_tokens: bool = True
     gpt_model_path: str = ""
@@ -89,6 +93,10 @@ class BlsSettings:
             adaptive=given.get("adaptive", "true").lower() == "true",
             max_requests=int(given.get("max_requests", "64")),
             max_sequence_length=int(given.get("max_sequence_length", "0")),
+            max_one_shot_tokens=int(given["max_one_shot_tokens"]) if "max_one_shot_tokens" in given else None,
+            max_request_seconds=float(given["max_request_seconds"])
+            if "max_request_seconds" in given
+            else None,
             exclude_input_in_output=given.get("exclude_input_in_output", "true").lower() == "true",
             skip_special_tokens=given.get("skip_special_tokens", "true").lower() == "true",
             gpt_model_path=given.get("gpt_model_path", ""),

@@ -1,12 +1,13 @@
 """Calls from `tensorrt_llm_bls` to the models behind it, each of which ends soon after its client has gone.
 
 Triton does not pass a client's cancellation on to the calls that a model makes for it. So every call has a random
-id, and a watch stops the calls whose client has gone: by `stop` and that id, which NVIDIA's backend and the
-embedded engine both understand.
+id, and a watch stops the calls whose client has gone: in front of NVIDIA's backend by `stop` and that id, in front of
+the embedded engine by a message (`engine.serving.mail`), from which it also hears of each response before it asks
+for it.
 """
 
+import secrets
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from engine.serving.backend import as_tensors, call_model, stop_request
+from engine.serving.mail import NAME_DIGITS, Arrivals, Mailbox, heard, send
 
 Tensors = Mapping[str, NDArray[Any]]
 _WATCH_SECONDS = 0.05
@@ -30,8 +32,12 @@ def _no() -> bool:
 class Caller:
     """Calls models of this server on behalf of clients."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, embedded: bool) -> None:
+        """`embedded`: whether the embedded engine is behind all models that are called."""
         self._open: dict[str, tuple[str, Callable[[], bool]]] = {}
+        self._name = secrets.token_hex(NAME_DIGITS // 2)
+        self._arrivals: dict[str, Arrivals] = {}
+        self._mailbox = Mailbox(self._name, self._hear) if embedded else None
         self._closed = threading.Event()
         self._watch = threading.Thread(target=self._watch_clients, name="watch", daemon=True)
         self._watch.start()
@@ -40,6 +46,8 @@ class Caller:
         """End the watch."""
         self._closed.set()
         self._watch.join()
+        if self._mailbox:
+            self._mailbox.close()
 
     def call(
         self,
@@ -62,26 +70,44 @@ class Caller:
         Raises:
             pb_utils.TritonModelException: the model refused; carries its message.
         """
-        identity = uuid.uuid4().hex
+        identity = self._name + secrets.token_hex(NAME_DIGITS * 3 // 2)
+        arrivals = self._arrivals[identity] = Arrivals()
         self._open[identity] = model, gone
-        answers = call_model(model, as_tensors(inputs), outputs, request_id=identity)
+        answers = call_model(
+            model,
+            as_tensors(inputs),
+            outputs,
+            request_id=identity,
+            wait=arrivals.wait if self._mailbox else _yes,
+        )
         ended = False
         try:
             for answer in answers:
                 yield {name: tensor.as_numpy() for name, tensor in answer.items()}
                 if not ended and enough():
                     ended = True
-                    stop_request(model, identity)
+                    self._stop(model, identity)
         except pb_utils.TritonModelException:
             if not ended:
                 raise
         finally:
             self._open[identity] = model, _yes
             answers.close()
-            del self._open[identity]
+            del self._open[identity], self._arrivals[identity]
+
+    def _hear(self, text: str) -> None:
+        identity, last = heard(text)
+        if arrivals := self._arrivals.get(identity):
+            arrivals.hear(last=last)
+
+    def _stop(self, model: str, identity: str) -> None:
+        if self._mailbox:
+            send(model, identity)
+        else:
+            stop_request(model, identity)
 
     def _watch_clients(self) -> None:
         while not self._closed.wait(_WATCH_SECONDS):
             for identity, (model, gone) in list(self._open.items()):
                 if gone():
-                    stop_request(model, identity)  # again and again: it may not have begun yet
+                    self._stop(model, identity)  # again and again: it may not have begun yet

@@ -11,6 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from deployments.spec import DeploymentSpec
+from engine.deadlines import check_one_shot
 from engine.deployment import open_engine
 from engine.events import Event
 from engine.request import StoppedError
@@ -18,6 +19,7 @@ from engine.service import EngineService
 from engine.serving.backend import directory, input_names, parameters, refusal, refuse, response, tensors
 from engine.serving.contract import Answer, GenerationCall, Tensors, refuse_unsupported
 from engine.serving.life import Life, SignOfLife, refuse_when_stopping
+from engine.serving.mail import Mailbox, Teller
 from engine.serving.metrics import EngineMetrics
 from engine.serving.outbox import Outbox
 from engine.serving.request_names import refuse_unknown
@@ -52,6 +54,7 @@ class GenerationModel:
         self._inputs = input_names(arguments)
         self._end_ids = frozenset(runner.manifest.end_ids)
         self._stop_by_id = spec.serving.stop_by_id
+        self._one_shot_tokens = spec.embedded.max_one_shot_tokens
         self._exclude_input = spec.serving.exclude_input_in_output
         self._codec = TextCodec(
             directory(arguments, "tokenizer_dir"),
@@ -59,6 +62,7 @@ class GenerationModel:
         )
         self._exchanges: dict[int, _Exchange] = {}
         self._outbox = Outbox()
+        self._mailbox = Mailbox(arguments["model_name"], self._hear)
         self._life = Life(arguments)
         self._sign = SignOfLife(f"{arguments['model_instance_name']}, engine")
         self._service = EngineService(engine, metrics.publish, self._sign.show)
@@ -69,7 +73,7 @@ class GenerationModel:
             try:
                 self._start(request, tensors(request))
             except Exception as error:  # one request's fault is not to become that of its neighbours
-                refuse(request.get_response_sender(), error)
+                refuse(Teller(request), error)
 
     def _start(self, request: Any, inputs: Tensors) -> None:
         if "stop" in inputs and inputs["stop"].any():
@@ -78,6 +82,9 @@ class GenerationModel:
         refuse_unknown(request.parameters(), self._inputs)
         refuse_unsupported(inputs)
         call = GenerationCall(inputs, self._end_ids, self._exclude_input, self._codec)
+        if not self._drafts and not call.streaming:
+            for item in call.requests:
+                check_one_shot(item.max_tokens, self._one_shot_tokens)
         if not self._drafts and not any(item.continued for item in call.requests):
             refuse_when_stopping()
         _Exchange(request, self._exchanges, self._outbox).start(call, self._service)
@@ -93,7 +100,13 @@ class GenerationModel:
                 exchange.error = StoppedError("the request was stopped, by another one with its id")
         for exchange in meant:
             exchange.stopped = True
-        request.get_response_sender().send(flags=_FINAL)
+        Teller(request).send(flags=_FINAL)
+
+    def _hear(self, text: str) -> None:
+        """Somebody says that the client of a generation has gone: by its handle, or by the id of a call."""
+        for exchange in self._open():
+            if text in (str(exchange.handle), exchange.request_id):
+                exchange.stopped = True
 
     def _of_id(self, identity: str) -> list["_Exchange"]:
         check_stop_id(identity, by_any=self._stop_by_id)
@@ -105,6 +118,7 @@ class GenerationModel:
 
     def finalize(self) -> None:
         """End what still runs, and send what is still to be sent."""
+        self._mailbox.close()
         self._service.close()
         self._outbox.close()
         self._metrics.close()
@@ -116,7 +130,7 @@ class _Exchange:
     """One Triton request and its responses.
 
     Triton does not tell a running step of an ensemble that its client has gone. So `postprocessing`, which is
-    told, says so here by `stop`, naming the handle that came with the tokens. The handle is random: whoever
+    told, says so here by a message, naming the handle that came with the tokens. The handle is random: whoever
     does not have it cannot stop what others have running.
     """
 
@@ -126,7 +140,7 @@ class _Exchange:
         self.stopped = False
         self.error: Exception | None = None
         self._begun = False
-        self._sender = request.get_response_sender()
+        self._sender = Teller(request)
         self._wanted = request.requested_output_names()
         self._exchanges = open_exchanges
         self._outbox = outbox

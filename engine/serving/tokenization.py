@@ -21,6 +21,7 @@ from engine.serving.contract import Tensors, is_blank
 from engine.serving.engine_limits import EngineLimits
 from engine.serving.engine_rules import EngineRules
 from engine.serving.life import Life
+from engine.serving.mail import send
 from engine.serving.request_names import refuse_unknown
 from engine.serving.text import TextCodec, decode_prompt, decode_words
 from engine.serving.wiring import TO_GENERATION, TO_PREPROCESSING
@@ -99,10 +100,14 @@ class PostprocessingModel:
         try:
             inputs = tensors(request)
             if request.is_cancelled() and "GENERATION_HANDLE" in inputs:
-                stop_generation(self._generation, inputs["GENERATION_HANDLE"])
+                self._end(inputs["GENERATION_HANDLE"])
             return response({"OUTPUT": postprocess(self._codec, inputs)})
         except Exception as error:  # as above
             return refusal(error)
+
+    def _end(self, handle: NDArray[Any]) -> None:
+        if not send(self._generation, str(int(handle.ravel()[0]))):  # it takes no messages
+            stop_generation(self._generation, handle)
 
 
 def preprocess(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.metrics import running_requests
+from deploy.processes import of_session
 from tests.deploy.serving import Service, served
 from tests.soak.clients import Clients
 from tests.soak.memory import Sample, measure, slopes
@@ -55,18 +56,19 @@ def _run(service: Service, records: Records, options: argparse.Namespace, second
     alone = Asker(service.http_port, service.grpc_port, options.limit)
     expected = [alone.one_shot("ensemble", fields) for fields in asked]
     alone.close()
-    run = records.begin()
+    run, session = records.begin(), service.guard()
     begun = looked = time.monotonic()
     clients = Clients(
         service, asked, expected, options.concurrency, options.limit, f"{options.seed}/{run}", records
     )
     with clients:
-        while (passed := time.monotonic() - begun) < seconds and service.process.poll() is None:
-            records.write("memory", hours=passed / 3600, mib=measure(service.server()))
+        while (passed := time.monotonic() - begun) < seconds and of_session(session):
+            records.write("memory", hours=passed / 3600, mib=measure(of_session(session)))
             looked += options.every
             time.sleep(max(0.0, looked - time.monotonic()))
         clients.end()
-    if service.process.poll() is not None:
+    if not of_session(session):
+        service.status()
         records.write("complaint", text=f"serve ended with {service.process.poll()}: {service.output[-500:]}")
         return
     address = f"http://127.0.0.1:{service.metrics_port}/metrics"
