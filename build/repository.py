@@ -166,6 +166,7 @@ def _bls_parameters(spec: DeploymentSpec) -> dict[str, str]:
             for name in ("max_one_shot_tokens", "max_request_seconds")
             if (value := getattr(engine, name)) is not None
         },
+        "part_cache": str(engine.kv_cache_sharing == "salted").lower(),
         "exclude_input_in_output": str(spec.serving.exclude_input_in_output).lower(),
         "skip_special_tokens": "true",
         **(drafting_parameters(spec.speculation) if spec.bls_drafts else {}),

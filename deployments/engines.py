@@ -55,6 +55,12 @@ class EmbeddedEngine(Section):
         "timing tells what others asked, the cache touches no more memory than requests need at once, and load "
         "tests with repeated prompts measure every prompt as new.",
     )
+    kv_cache_sharing: Literal["all", "salted"] = Field(
+        "all",
+        description="Whose requests share kept KV cache. all: those of the same `cache_salt`, and those without one; "
+        "salted: a request without one shares nothing, so that no tenant of a service finds out by the time to the "
+        "first token, or by `kv_cache_reused_blocks`, what another has asked.",
+    )
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 takes every core.")
     attention_kernel: Literal["native", "openvino"] | None = Field(
         None,

@@ -42,6 +42,7 @@ from engine.serving.engine_rules import EngineRules
 from engine.serving.exchange import Exchange
 from engine.serving.life import Life, refuse_when_stopping
 from engine.serving.request_names import refuse_unknown
+from engine.serving.salts import parted
 from engine.serving.speculation import speculate
 from engine.serving.stopped import StoppedAnswers, streamed
 from engine.serving.target import Row, Target, read_tokens
@@ -193,6 +194,8 @@ class BlsModel:
         names = {**PREPROCESSING_TO_GENERATION, **OPTIONAL_TO_GENERATION}
         names |= {} if self._settings.embedded else TOKENS_OF_STOP_WORDS
         inputs = _renamed(given, TO_GENERATION) | _renamed(prepared, names)
+        if self._settings.part_cache:  # by here, for all calls of a row alike
+            inputs = parted(inputs, len(inputs["input_lengths"]))
         lengths = self._draft_lengths(inputs)
         call = None
         if any(lengths):

@@ -30,6 +30,7 @@ class BlsSettings:
         max_sequence_length: prompt and output of a row that is drafted for, in tokens; 0: no limit.
         max_one_shot_tokens: most `max_tokens` of a request that is not streamed; None: no limit.
         max_request_seconds: after which a request ends with an error; None: no limit.
+        part_cache: requests that give no `cache_salt` share no KV cache with others.
         exclude_input_in_output: answer without the prompt unless a request says otherwise.
         skip_special_tokens: leave special tokens out of the text.
         gpt_model_path: the target's engine, in front of TensorRT-LLM.
@@ -51,6 +52,7 @@ class BlsSettings:
     max_sequence_length: int = 0
     max_one_shot_tokens: int | None = None
     max_request_seconds: float | None = None
+    part_cache: bool = False
     exclude_input_in_output: bool = True
     skip_special_tokens: bool = True
     gpt_model_path: str = ""
@@ -97,6 +99,7 @@ class BlsSettings:
             max_request_seconds=float(given["max_request_seconds"])
             if "max_request_seconds" in given
             else None,
+            part_cache=given.get("part_cache", "false").lower() == "true",
             exclude_input_in_output=given.get("exclude_input_in_output", "true").lower() == "true",
             skip_special_tokens=given.get("skip_special_tokens", "true").lower() == "true",
             gpt_model_path=given.get("gpt_model_path", ""),

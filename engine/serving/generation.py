@@ -23,6 +23,7 @@ from engine.serving.mail import Mailbox, Teller
 from engine.serving.metrics import EngineMetrics
 from engine.serving.outbox import Outbox
 from engine.serving.request_names import refuse_unknown
+from engine.serving.salts import parted
 from engine.serving.stop_ids import check_stop_id
 from engine.serving.text import TextCodec
 
@@ -54,6 +55,7 @@ class GenerationModel:
         self._inputs = input_names(arguments)
         self._end_ids = frozenset(runner.manifest.end_ids)
         self._stop_by_id = spec.serving.stop_by_id
+        self._parted = spec.embedded.kv_cache_sharing == "salted"
         self._one_shot_tokens = spec.embedded.max_one_shot_tokens
         self._exclude_input = spec.serving.exclude_input_in_output
         self._codec = TextCodec(
@@ -81,6 +83,8 @@ class GenerationModel:
             return
         refuse_unknown(request.parameters(), self._inputs)
         refuse_unsupported(inputs)
+        if self._parted:
+            inputs = parted(inputs, len(np.atleast_2d(inputs.get("input_ids", ()))))
         call = GenerationCall(inputs, self._end_ids, self._exclude_input, self._codec)
         if not self._drafts and not call.streaming:
             for item in call.requests:
