@@ -19,8 +19,8 @@ def tell(findings: Sequence[Finding]) -> None:
     """Print findings, the worst first: what and where, and below it what would be right."""
     for item in sorted(findings, key=lambda finding: _ORDER.index(finding.severity)):
         errors.print(Text(f"{item.severity}: {item.name}", _COLOURS[item.severity]))
-        right, reference = item.right and f"right: {item.right}", item.reference and f"({item.reference})"
-        for text in filter(None, (item.what, right, reference)):
+        right, reference = item.remedy and f"right: {item.remedy}", item.reference and f"({item.reference})"
+        for text in filter(None, (item.reason, right, reference)):
             errors.print(folded(text, indent=2), markup=False, soft_wrap=True)
 
 

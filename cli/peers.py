@@ -12,11 +12,12 @@ import typer
 from cli.common import SpecArgument, console, for_programs, progress, read_spec, say, told
 from cli.prepare import build_engines
 from deployments.cache import cache_directory
+from deployments.findings import UnsupportedDeployment
 from deployments.spec import DeploymentSpec, SpecError, with_loadtest
 from deployments.speculation import NoSpeculation
 from engine.manifest import load_manifest
 from engine.serving.text import TextCodec
-from engine.vllm.speculation import NotInVllm, speculative_config
+from engine.vllm.speculation import speculative_config
 from loadtest import prompts as prompt_files
 from loadtest.provenance import collect
 from loadtest.rendering import render
@@ -126,7 +127,7 @@ def _as_chains(spec: DeploymentSpec, length: int) -> DeploymentSpec:
     try:
         if speculative_config(speculation, max_batch_size=1) is None:
             raise SpecError("--chain needs a method: speculation is none")
-    except NotInVllm as error:
+    except UnsupportedDeployment as error:
         raise SpecError(f"--chain: {error}") from None
     engine = spec.embedded.model_copy(update={"precision": "fp32"})
     return spec.model_copy(update={"speculation": speculation, "engine": engine})

@@ -10,10 +10,11 @@ from typing import Literal
 
 from build.plan.run import run_plan, script
 from build.plan.runners import ComposeRunner, LocalRunner, Runner
+from build.triton.llmapi import as_yaml
 from build.trtllm.checks.preflight import Stage, preflight
 from build.trtllm.failures import explain
 from build.trtllm.installed import installed_version
-from build.trtllm.llm_api.arguments import as_yaml, llm_arguments
+from build.trtllm.llm_api.arguments import llm_arguments
 from build.trtllm.plan import plan_directory, plan_steps
 from build.trtllm.resolved import Resolved
 from build.trtllm.topology import python_path, topology_of
@@ -55,6 +56,7 @@ def run_build(spec: DeploymentSpec, spec_path: Path, runner: RunnerName | None) 
             plan_steps(resolved, spec_path),
             plan_directory(resolved),
             _runner(runner, resolved),
+            explain=explain,
             report=lambda line: say(f"build: {line}"),
             show=lambda line: show(f"build: {line}", None),
         )
@@ -64,8 +66,12 @@ def run_build(spec: DeploymentSpec, spec_path: Path, runner: RunnerName | None) 
 def _runner(name: RunnerName | None, resolved: Resolved) -> Runner:
     """Here where TensorRT-LLM is, otherwise in containers."""
     if name == "local" or (name is None and installed_version() is not None):
-        return LocalRunner()
+        return _here()
     return ComposeRunner(Path(f"deploy/compose/line-{resolved.line.name.lower()}.env"))
+
+
+def _here() -> LocalRunner:
+    return LocalRunner({"tensorrt_llm": installed_version() or "not installed"})
 
 
 def serve_trtllm(spec: DeploymentSpec, spec_path: Path, log: Path) -> None:
@@ -78,7 +84,8 @@ def serve_trtllm(spec: DeploymentSpec, spec_path: Path, log: Path) -> None:
     run_plan(
         [step for step in steps if not step.image],  # those take seconds; no engine is built
         plan_directory(resolved),
-        LocalRunner(),
+        _here(),
+        explain=explain,
         report=lambda line: say(f"serve: {line}"),
     )
     read = [output for step in steps for output in step.outputs]

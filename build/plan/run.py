@@ -16,7 +16,7 @@ import json
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,7 +27,6 @@ from build.plan.digests import Digests
 from build.plan.processes import run_logged
 from build.plan.runners import Runner
 from build.plan.steps import Step
-from build.trtllm.failures import explain
 from deployments.printable import one_line
 from speculators.formats.files import take_place
 
@@ -56,6 +55,7 @@ def run_plan(
     directory: Path,
     runner: Runner,
     *,
+    explain: Callable[[str], Iterable[object]] = lambda log: (),
     report: Callable[[str], None] = lambda line: None,
     show: Callable[[str], None] = lambda line: None,
 ) -> tuple[str, ...]:
@@ -65,6 +65,7 @@ def run_plan(
         steps: the plan.
         directory: where its records and logs lie; one plan at a time may use it.
         runner: where commands run.
+        explain: what a failed command's log is known to mean, a line each.
         report: gets a line for each step.
         show: gets, several times a second, the running step, its elapsed time and the last line of its log.
 
@@ -75,7 +76,7 @@ def run_plan(
     _check_order(steps)
     directory.mkdir(parents=True, exist_ok=True)
     with _only_one(directory):
-        plan = _Plan(directory, runner, report, show)
+        plan = _Plan(directory, runner, explain, report, show)
         return tuple(
             step.name for number, step in enumerate(steps, 1) if plan.bring(step, f"{number}/{len(steps)}")
         )
@@ -85,6 +86,7 @@ def run_plan(
 class _Plan:
     directory: Path
     runner: Runner
+    explain: Callable[[str], Iterable[object]]
     report: Callable[[str], None]
     show: Callable[[str], None]
 
@@ -151,7 +153,9 @@ class _Plan:
             self.runner.end(step)
             raise
         if status != 0:
-            raise PlanError(_failure(title, status, log, skip=len(heading)))
+            text = log.read_text(encoding="utf-8", errors="replace")[len(heading) :]
+            told = [_failure(title, status, log, text), *map(str, self.explain(text))]
+            raise PlanError("\n".join(told))
 
     def _log(self, step: Step) -> Path:
         return self.directory / "logs" / f"{step.name}.log"
@@ -225,13 +229,11 @@ def _own_code(command: Sequence[str]) -> dict[str, str]:
     return {module: digest.hexdigest()}
 
 
-def _failure(title: str, status: int, log: Path, skip: int) -> str:
-    """What to tell of a failed command; the log's first `skip` characters are not its own words."""
-    text = log.read_text(encoding="utf-8", errors="replace")[skip:]
+def _failure(title: str, status: int, log: Path, text: str) -> str:
+    """What to tell of a failed command, with the end of what it said."""
     lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
     how = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
-    told = [f"{title} {how}; its log {log} ends:", *(f"  {line}" for line in lines[-_LAST_LINES:])]
-    return "\n".join([*told, *map(str, explain(text))])
+    return "\n".join([f"{title} {how}; its log {log} ends:", *(f"  {line}" for line in lines[-_LAST_LINES:])])
 
 
 def _clock(seconds: float) -> str:

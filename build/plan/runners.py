@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Protocol
 
 from build.plan.steps import Step
-from build.trtllm.installed import installed_version
 
 BUILD_SERVICE = "build"
 """Name of the service in `docker-compose.yml` that build commands run in."""
@@ -46,7 +45,11 @@ class Runner(Protocol):
 
 
 class LocalRunner:
-    """Runs commands as they are: inside NVIDIA's container, or where TensorRT-LLM is installed."""
+    """Runs commands as they are: inside NVIDIA's container, or where their programs are installed."""
+
+    def __init__(self, versions: Mapping[str, str] | None = None) -> None:
+        """`versions` are those of what is installed here and decides what commands write."""
+        self._versions = versions or {}
 
     def command(self, step: Step) -> tuple[str, ...]:
         """The step's own command."""
@@ -57,8 +60,8 @@ class LocalRunner:
         return step.environment
 
     def tools(self, step: Step) -> Mapping[str, str]:
-        """Version of the installed TensorRT-LLM."""
-        return {"tensorrt_llm": installed_version() or "not installed"}
+        """Those that it was made with."""
+        return self._versions
 
     def cannot_start(self, step: Step) -> str:
         """Names the program and where it is to be found."""

@@ -9,11 +9,11 @@ reads without a fallback (`READ_UNGUARDED`) an empty value says so instead.
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from build.triton.model_config import contract
-from deployments.spec import SpecError
+from deployments.findings import Finding, require_none
 
 READ_UNGUARDED = ("tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend")
 """Parameters that a `tensorrt_llm` model must have even if it uses none of them.
@@ -96,53 +96,54 @@ def settings(
         like: the model of the contract that it is a copy of, if its name is another one.
 
     Raises:
-        SpecError: a name is unknown (names the nearest one) or a value has not the parameter's form.
+        UnsupportedDeployment: a name is unknown (names the nearest one) or a value has not the parameter's form; with
+            all that is wrong.
     """
     known = contract()["parameters"].get(like or model, {}) | {
         name: "text" for name in parameters if name not in contract()["parameters"].get(like or model, {})
     }
     fields = contract()["template_variables"].get(like or model, {})
     filled = {name: value for name, value in parameters.items() if value is not None}
-    changed = dict(variables)
+    changed, found = dict(variables), list[Finding]()
     for given, value in overrides.get(model, {}).items():
         name = _ALIASES.get(given, given)
         place = f"engine.triton_parameters.{model}.{given}"
         if name in known:
             if value or name not in READ_UNGUARDED:
-                _check(place, known[name], value)
+                found += _form_findings(place, known[name], value)
             filled[name] = value
         elif name in fields:
-            _check(place, fields[name], value)
+            found += _form_findings(place, fields[name], value)
             changed[name] = value
         else:
-            raise SpecError(f"{place}: unknown parameter" + _nearest(given, [*known, *fields, *_ALIASES]))
+            near = _nearest(given, [*known, *fields, *_ALIASES])
+            found.append(_wrong(f"{place}: unknown parameter{near}"))
+    require_none(found)
     return ModelSettings(filled, changed)
 
 
-def check_models(overrides: Mapping[str, Mapping[str, str]], models: list[str]) -> None:
-    """Refuse parameters of models that the repository does not have.
-
-    Raises:
-        SpecError: names the model and the nearest one.
-    """
+def unknown_models(overrides: Mapping[str, Mapping[str, str]], models: list[str]) -> Iterator[Finding]:
+    """A finding for each model with parameters that the repository does not have; names the nearest one."""
     for model in overrides:
         if model not in models:
-            raise SpecError(
-                f"engine.triton_parameters.{model}: the repository has no such model"
-                + _nearest(model, models)
-            )
+            near = _nearest(model, models)
+            yield _wrong(f"engine.triton_parameters.{model}: the repository has no such model{near}")
 
 
-def _check(place: str, form: str | list[str], value: str) -> None:
+def _form_findings(place: str, form: str | list[str], value: str) -> Iterator[Finding]:
     if "${" in value:
-        raise SpecError(f"{place} is {value!r}: an unfilled template variable; give a value or leave it out")
-    if isinstance(form, list):
+        yield _wrong(f"{place} is {value!r}: an unfilled template variable; give a value or leave it out")
+    elif isinstance(form, list):
         if value not in form:
-            raise SpecError(f"{place} is {value!r}; it must be one of {', '.join(form)}")
-        return
-    holds, wording = _FORMS[form]
-    if not holds(value):
-        raise SpecError(f"{place} is {value!r}; it must be {wording}")
+            yield _wrong(f"{place} is {value!r}; it must be one of {', '.join(form)}")
+    else:
+        holds, wording = _FORMS[form]
+        if not holds(value):
+            yield _wrong(f"{place} is {value!r}; it must be {wording}")
+
+
+def _wrong(reason: str) -> Finding:
+    return Finding("template-value", "error", reason, reference="tensorrtllm_backend#720, TensorRT-LLM#2709")
 
 
 def _nearest(given: str, known: list[str]) -> str:

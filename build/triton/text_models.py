@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from build.repository import kit_tensors
 from build.triton.model_config import (
     ROOT,
     Tensor,
@@ -24,6 +23,7 @@ from build.triton.model_config import (
 )
 from build.triton.module_files import module_files
 from build.triton.parameters import ModelSettings, settings
+from build.triton.tensors import kit_tensors
 from engine.serving.wiring import GENERATION_OUTPUTS, GENERATION_TO_POSTPROCESSING
 
 

@@ -1,4 +1,4 @@
-"""The two release lines of TensorRT-LLM, how to tell them apart, and how each spells what the kit writes.
+"""The two release lines of TensorRT-LLM, how to tell them apart, and what they call each other's keys.
 
 Line A is 1.2.1: TensorRT engines (`trtllm-build`, C++ Triton backend) and the LLM API. Line B is 1.3.0rc21 and
 newer: the LLM API only. The releases between them are neither: up to 1.3.0rc20 the keys were renamed one by one.
@@ -8,8 +8,8 @@ Sources: github.com/NVIDIA/TensorRT-LLM/releases/tag/v1.3.0rc20; pull requests #
 
 Example::
 
-    line_of_version("1.2.1").decoding_types["draft_model"]      # "DraftTarget"
-    line_of_version("1.4.0rc1").decoding_types["draft_model"]   # "Draft_Target"
+    line_of_version("1.2.1").runtimes       # ("engines", "llm_api")
+    line_of_version("1.4.0rc1").runtimes    # ("llm_api",)
 """
 
 import re
@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from build.trtllm.installed import installed_version
+from deployments.findings import Finding, UnsupportedDeployment
 from deployments.spec import SpecError
 
 LineName = Literal["A", "B"]
@@ -29,18 +30,14 @@ Runtime = Literal["engines", "llm_api"]
 PRINT_VERSION = "import importlib.metadata as m; print(m.version('tensorrt_llm'))"
 
 
-class Refused(SpecError):
-    """The spec asks for what the release line, the runtime or the method cannot do; nothing has been built.
+def not_in_line(reason: str, remedy: str) -> Finding:
+    """The line, the runtime or the method cannot do what the spec asks for; `remedy` comes nearest and works."""
+    return Finding("not-in-this-line", "error", reason, remedy)
 
-    Attributes:
-        reason: why it cannot be.
-        nearest: the change of the spec that comes nearest and works.
-    """
 
-    def __init__(self, reason: str, nearest: str) -> None:
-        super().__init__(f"{reason}; nearest that works: {nearest}")
-        self.reason = reason
-        self.nearest = nearest
+def went_with_engines(what: str) -> str:
+    """Why line B has a method no more."""
+    return f"{what} went with the TensorRT engines in 1.3.0rc21"
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,6 @@ class ReleaseLine:
             with the very release that built it.
         runtimes: what can run, the preferred first.
         schema: file in `schemas/` that the LLM API's YAML is checked with.
-        decoding_types: `speculative_config.decoding_type` by method.
-        mtp_length_key: draft length of MTP.
         schedule_bound: whether a key of `draft_len_schedule` is the smallest (lower) or the largest (upper) batch
             size of its bucket. The spec always gives the largest.
         foreign_keys: keys of `speculative_config` that belong to other releases, and what this line has instead.
@@ -70,8 +65,6 @@ class ReleaseLine:
     build_image: str
     runtimes: tuple[Runtime, ...]
     schema: str
-    decoding_types: Mapping[str, str]
-    mtp_length_key: str
     schedule_bound: Literal["lower", "upper"]
     foreign_keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -84,10 +77,6 @@ LINE_A = ReleaseLine(
     build_image="nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3",
     runtimes=("engines", "llm_api"),
     schema="1.2.1.json",
-    decoding_types=MappingProxyType(
-        {"draft_model": "DraftTarget", "eagle3": "Eagle", "prompt_lookup": "NGram", "mtp": "MTP"}
-    ),
-    mtp_length_key="num_nextn_predict_layers",
     schedule_bound="lower",
     foreign_keys=MappingProxyType(
         {
@@ -113,18 +102,6 @@ LINE_B = ReleaseLine(
     build_image="nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc0",
     runtimes=("llm_api",),
     schema="1.4.0rc0.json",
-    decoding_types=MappingProxyType(
-        {
-            "draft_model": "Draft_Target",
-            "eagle3": "Eagle3",
-            "prompt_lookup": "NGram",
-            "suffix_automaton": "SA",
-            "mtp": "MTP",
-            "pard": "PARD",
-            "dflash": "DFlash",
-        }
-    ),
-    mtp_length_key="max_draft_len",
     schedule_bound="upper",
     foreign_keys=MappingProxyType(
         {
@@ -155,11 +132,11 @@ def line_of_version(version: str) -> ReleaseLine:
     """The release line that a version of TensorRT-LLM belongs to.
 
     Raises:
-        Refused: the version belongs to neither, with the reason.
+        UnsupportedDeployment: the version belongs to neither, with the reason.
     """
     match = _VERSION.fullmatch(version.strip())
     if match is None:
-        raise Refused(f"{version!r} is no version of TensorRT-LLM", f"the image {LINE_A.triton_image}")
+        raise _neither(f"{version!r} is no version of TensorRT-LLM", f"the image {LINE_A.triton_image}")
     release = tuple(int(part) for part in match.group(1, 2, 3))
     candidate = int(match.group(4)) if match.group(4) else None
     if release[:2] == (1, 2) and release >= (1, 2, 1) and candidate is None:
@@ -167,15 +144,19 @@ def line_of_version(version: str) -> ReleaseLine:
     if release > (1, 3, 0) or (release == (1, 3, 0) and (candidate is None or candidate >= 21)):
         return LINE_B
     if release == (1, 3, 0):
-        raise Refused(
+        raise _neither(
             f"TensorRT-LLM {version} lies between the lines: keys of the LLM API were renamed one by one "
             "from 1.3.0rc0 to rc20, while the engines were still there",
             f"1.2.1 (the image {LINE_A.triton_image}) or {LINE_B.pinned}",
         )
-    raise Refused(
+    raise _neither(
         f"TensorRT-LLM {version} is older than line A; its keys and flags were not checked",
         f"1.2.1 (Triton images 26.05 to 26.07 have it, such as {LINE_A.triton_image})",
     )
+
+
+def _neither(reason: str, remedy: str) -> UnsupportedDeployment:
+    return UnsupportedDeployment(not_in_line(reason, remedy))
 
 
 def version_command(image: str) -> tuple[str, ...]:

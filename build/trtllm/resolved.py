@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from build.model_paths import is_hub_id
 from build.trtllm.releases import ReleaseLine, Runtime
 from deployments.engines import TensorRtLlmEngine
 from deployments.spec import DeploymentSpec
-from deployments.speculation import AnySpeculation, Eagle3
+from deployments.speculation import AnySpeculation
 
 # tutorials, Feature_Guide/Speculative_Decoding/TRT-LLM (Triton's image); docker/Dockerfile.multi (release image).
 _EXAMPLES_TRITON, _EXAMPLES_RELEASE, _RELEASE_IMAGE = (
@@ -23,8 +22,8 @@ FROM_OUTSIDE = ("draft_engine", "bls")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """How one method runs.
+class Supported:
+    """How a method runs on a release line and runtime.
 
     Attributes:
         drafting: who drafts. `in_model`: the target's engine or the LLM API itself; `draft_engine`: a second
@@ -40,8 +39,16 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Unsupported:
+    """Why a method does not run on a release line and runtime, and the nearest that does, as a change of the spec."""
+
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
 class Resolved:
-    """A deployment on TensorRT-LLM with nothing left open: line, runtime and cell are known and possible.
+    """A deployment on TensorRT-LLM with nothing left open: release line and runtime are known and have its method.
 
     The paths say where the build puts things; `draft_engine` is None without a second engine, and the engine
     paths mean nothing with the LLM API.
@@ -50,7 +57,7 @@ class Resolved:
     spec: DeploymentSpec
     line: ReleaseLine
     runtime: Runtime
-    cell: Cell
+    support: Supported
 
     @property
     def engine(self) -> TensorRtLlmEngine:
@@ -90,17 +97,4 @@ class Resolved:
 
     @property
     def draft_engine(self) -> Path | None:
-        return self.workspace / "draft-engine" if self.cell.drafting == "draft_engine" else None
-
-    @property
-    def converted_drafter(self) -> Path | None:
-        """Where an EAGLE-3 drafter goes in the layout that line A loads; None: drafters are loaded as published.
-
-        The conversion reads both checkpoints, so both have to be here; one on the hub is left to the LLM API.
-        """
-        speculation = self.speculation
-        if self.line.name != "A" or not isinstance(speculation, Eagle3):
-            return None
-        if is_hub_id(speculation.checkpoint) or is_hub_id(self.spec.target.model):
-            return None
-        return self.workspace / "eagle3-drafter"
+        return self.workspace / "draft-engine" if self.support.drafting == "draft_engine" else None

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from build.repository import DRAFT_MODEL
+from build.triton.tensors import DRAFT_MODEL
 from build.trtllm.repository.engine_parameters import draft_ranks
 from build.trtllm.resolved import Resolved
 
@@ -34,7 +34,7 @@ class Topology:
 
 def python_path(resolved: Resolved, inherited: str) -> str:
     """PYTHONPATH for workers on other hosts: what the caller has, and behind it where the kit's drafter lies."""
-    if resolved.cell.drafting != "user_drafter":
+    if resolved.support.drafting != "user_drafter":
         return inherited
     modules = (resolved.spec.serving.repository / "tensorrt_llm" / "1").absolute()
     return os.pathsep.join(filter(None, [inherited, str(modules)]))

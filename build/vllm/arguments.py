@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
-from deployments.speculation import Anpd, DraftModel
+from engine.vllm.methods import VllmMethod, vllm_method
 from engine.vllm.speculation import engine_settings
 from speculators.draft_model.checkpoint import is_whole
 
@@ -26,7 +27,7 @@ def engine_arguments(spec: DeploymentSpec, root: Path) -> dict[str, Any]:
         root: directory that the server resolves the spec's paths against.
 
     Raises:
-        NotInVllm: vLLM does not do what the `speculation` section asks for.
+        UnsupportedDeployment: vLLM does not do what the `speculation` section asks for.
     """
     engine = spec.vllm
     arguments: dict[str, Any] = {
@@ -57,13 +58,19 @@ def located(path: Path, root: Path) -> str:
     return str(root / path) if (root / path).exists() else str(path)
 
 
+def incomplete_draft(spec: DeploymentSpec) -> Path | None:
+    """The draft model, if it was kept without its embedding."""
+    source, method = drafter_source(spec.speculation), vllm_method(spec.speculation)
+    completes = isinstance(method, VllmMethod) and method.completes_draft
+    return None if source is None or not completes or is_whole(source) else source
+
+
 def _speculation(spec: DeploymentSpec, root: Path) -> dict[str, Any]:
-    speculation = spec.speculation
-    settings = engine_settings(speculation, spec.vllm.max_batch_size)
-    config = settings.get("speculative_config", {})
+    settings = engine_settings(spec.speculation, spec.vllm.max_batch_size)
+    config, method = settings.get("speculative_config", {}), vllm_method(spec.speculation)
     completed = draft_directory(spec)
-    if isinstance(speculation, DraftModel) and not is_whole(speculation.model) and completed.is_dir():
+    if incomplete_draft(spec) is not None and completed.is_dir():
         config["model"] = str(root / completed)
-    elif "model" in config and not isinstance(speculation, Anpd):
+    elif "model" in config and isinstance(method, VllmMethod) and not method.is_class:
         config["model"] = located(Path(config["model"]), root)
     return settings

@@ -10,6 +10,7 @@ import difflib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,10 @@ from build.triton.model_config import repository_place_findings
 from build.vllm.arguments import engine_arguments
 from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
-from deployments.speculation import Medusa
-from engine.vllm.speculation import RELEASE, refusals, speculative_config
+from engine.vllm.methods import VllmMethod, vllm_method
+from engine.vllm.speculation import RELEASE, speculation_findings, speculative_config
 from planner.bench.peers.environments import Environment
 from planner.bench.peers.processes import ProgramError, run
-from speculators.formats.config import CONFIG_FILE, read_json_object
-from speculators.formats.errors import CheckpointError
 
 _CHECK_SECONDS = 180
 _SHOWN = 2000  # characters of what it says instead of an answer
@@ -51,9 +50,9 @@ print(sys.argv[2] + json.dumps(answer))
 def vllm_findings(spec: DeploymentSpec) -> Iterator[Finding]:
     """What the kit knows by itself."""
     yield from repository_place_findings(spec)
-    told = list(refusals(spec.speculation))
-    for refusal in told:
-        yield Finding("not-in-vllm", "error", f"speculation: {refusal.reason}", refusal.nearest)
+    unsupported = list(speculation_findings(spec.speculation))
+    for finding in unsupported:
+        yield replace(finding, reason=f"speculation: {finding.reason}")
     if not (spec.target.model / "tokenizer.json").is_file() and spec.target.model.is_dir():
         yield Finding(
             "no-tokenizer",
@@ -61,12 +60,14 @@ def vllm_findings(spec: DeploymentSpec) -> Iterator[Finding]:
             f"{spec.target.model} has no tokenizer.json, from which the kit reads prompts and writes text",
             "a model with a fast tokenizer",
         )
-    if told:
+    if unsupported:
         return
     config = speculative_config(spec.speculation, spec.vllm.max_batch_size)
     yield from _path_findings(config)
     yield from _repeated(spec)
-    yield from _lengths(spec)
+    method = vllm_method(spec.speculation)
+    if isinstance(method, VllmMethod):
+        yield from method.findings(spec.speculation)
 
 
 def asked_of_vllm(spec: DeploymentSpec, environment: Environment) -> Iterator[Finding]:
@@ -138,30 +139,3 @@ def _repeated(spec: DeploymentSpec) -> Iterator[Finding]:
                 f"engine.arguments.{name}: the kit sets it" + (f" to {own[name]!r}" if name in own else ""),
                 f"no {name} in engine.arguments; the spec has a key of its own for it",
             )
-
-
-def _lengths(spec: DeploymentSpec) -> Iterator[Finding]:
-    speculation = spec.speculation
-    if not isinstance(speculation, Medusa):
-        return
-    path = speculation.checkpoint
-    if not (path / CONFIG_FILE).is_file():
-        return
-    try:
-        heads = read_json_object(path / CONFIG_FILE).get("medusa_num_heads")
-    except CheckpointError as error:
-        yield Finding(
-            "checkpoint-unusable",
-            "error",
-            f"speculation.checkpoint: {error}",
-            "the checkpoint, fetched or trained again",
-        )
-        return
-    if isinstance(heads, int) and speculation.num_heads > heads:
-        yield Finding(
-            "too-few-heads",
-            "error",
-            f"speculation.num_heads is {speculation.num_heads}; {path} has {heads}, and vLLM would draft with "
-            "heads that were never loaded",
-            f"num_heads: {heads} or fewer",
-        )

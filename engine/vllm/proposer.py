@@ -27,9 +27,7 @@ from numpy.typing import NDArray
 
 from speculators.anpd import NgramTable
 
-KIT_KEY = (
-    "drafthouse"  # as in `engine.vllm.speculation`, which needs more packages than vLLM's environment has
-)
+KIT_KEY = "drafthouse"  # as in `engine.vllm.methods`, which needs more packages than vLLM's environment has
 _NGRAM = 5
 
 Tokens = NDArray[np.int32]

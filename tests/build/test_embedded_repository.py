@@ -108,8 +108,8 @@ def test_what_cannot_be_is_found_before_building(
 ) -> None:
     (finding,) = embedded_findings(spec_of(speculation, **engine))
     assert finding.name == name
-    assert what in finding.what
-    assert finding.right
+    assert what in finding.reason
+    assert finding.remedy
 
 
 def test_a_directory_that_is_no_repository_is_not_replaced(tmp_path: Path) -> None:

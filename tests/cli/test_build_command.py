@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 
 from build.trtllm.engines import tools
 from build.trtllm.engines.tools import Tool, problem_of
-from build.trtllm.resolved import Cell
-from build.trtllm.support.matrix import CELLS, resolve
+from build.trtllm.resolved import Supported
+from build.trtllm.support.matrix import SUPPORT_MATRIX, resolve
 from cli.main import app
 from deployments.spec import load_spec
 from tests.build.trtllm.checkpoints import eagle3_models
@@ -46,9 +46,9 @@ def commands(printed: str) -> list[list[str]]:
 def test_there_is_an_example_for_every_cell() -> None:
     cells = {
         (line, runtime, method)
-        for (line, runtime), methods in CELLS.items()
+        for (line, runtime), methods in SUPPORT_MATRIX.items()
         for method, cell in methods.items()
-        if isinstance(cell, Cell) and method != "none"
+        if isinstance(cell, Supported) and method != "none"
     }
     resolved = [resolve(load_spec(path)) for path in EXAMPLES]
     assert {(item.line.name, item.runtime, item.method) for item in resolved} == cells

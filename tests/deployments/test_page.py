@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from build.trtllm.resolved import Cell
-from build.trtllm.support.matrix import CELLS
+from build.trtllm.resolved import Supported
+from build.trtllm.support.matrix import SUPPORT_MATRIX
 from cli.main import app
 from deployments.needs import BOTH, EMBEDDED, NEEDS, TENSORRT_LLM
 from deployments.page import markdown_page, parts, terminal_page
@@ -32,7 +32,10 @@ def test_every_method_says_what_it_needs_and_where_it_runs() -> None:
     told = {part.path.rpartition(".")[2]: part.needs for part in parts() if part.needs is not None}
     assert told == NEEDS
     production = {
-        method for methods in CELLS.values() for method, cell in methods.items() if isinstance(cell, Cell)
+        method
+        for methods in SUPPORT_MATRIX.values()
+        for method, cell in methods.items()
+        if isinstance(cell, Supported)
     }
     for method, needs in NEEDS.items():
         here, there = method in EMBEDDED_SETTINGS, method in production

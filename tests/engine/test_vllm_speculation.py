@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from deployments.findings import UnsupportedDeployment
 from deployments.speculation import AnySpeculation
-from engine.vllm.speculation import NotInVllm, engine_settings, refusals, speculative_config
+from engine.vllm.speculation import engine_settings, speculation_findings, speculative_config
 
 SECTION: TypeAdapter[AnySpeculation] = TypeAdapter(AnySpeculation)
 
@@ -149,11 +150,13 @@ def test_lengths_by_batch_size_say_what_becomes_of_every_batch(
 def test_what_the_release_does_not_do_is_refused_with_what_comes_nearest(
     section: dict[str, Any], reason: str
 ) -> None:
-    with pytest.raises(NotInVllm, match=r"vLLM 0\.32\.0 .*") as refusal:
+    with pytest.raises(UnsupportedDeployment, match=r"vLLM 0\.32\.0 .*") as refusal:
         told(**section)
-    assert refusal.match(reason) and refusal.value.nearest
+    assert refusal.match(reason) and all(finding.remedy for finding in refusal.value.findings)
 
 
-def test_all_refusals_of_a_section_are_told() -> None:
+def test_all_that_vllm_lacks_of_a_section_is_told() -> None:
     section = {"method": "eagle3", "checkpoint": "e", "dynamic_tree": {}, "layers_to_capture": [1, 2, 3]}
-    assert len(list(refusals(SECTION.validate_python(section)))) == 2
+    assert len(list(speculation_findings(SECTION.validate_python(section)))) == 2
+    with pytest.raises(UnsupportedDeployment, match=r"(?s)dynamic_tree.*layers_to_capture"):
+        told(**section)

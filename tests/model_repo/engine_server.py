@@ -13,9 +13,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from build.trtllm.engines.commands import sequence_length
-from build.trtllm.methods.drafts import draft_tokens
+from build.trtllm.methods.table import accepts_by_logits, draft_tokens
 from build.trtllm.repository.assemble import assemble_trtllm_repository
-from build.trtllm.repository.engine_parameters import draft_logits
 from build.trtllm.resolved import Resolved
 from build.trtllm.support.matrix import resolve
 from deploy.server import free_ports
@@ -120,7 +119,7 @@ def _write_engine(resolved: Resolved, role: str, directory: Path, room: int | No
         "max_seq_len": room or sequence_length(resolved, role),
         "max_num_tokens": resolved.engine.max_num_tokens,
         "max_draft_len": draft_tokens(resolved.speculation) if role == "target" else 0,
-        "gather_generation_logits": draft_logits(resolved),
+        "gather_generation_logits": accepts_by_logits(resolved),
     }
     directory.mkdir(parents=True)
     content = {"pretrained_config": {"vocab_size": VOCABULARY}, "build_config": build}

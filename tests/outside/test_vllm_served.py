@@ -343,11 +343,11 @@ def test_the_release_itself_says_what_is_wrong_with_an_argument(
     (finding,) = asked_of_vllm(
         deployment(smollm2, tmp_path, {"method": "none"}, arguments=wrong), vllm_environment
     )
-    assert "max_number_of_sequences" in finding.what
+    assert "max_number_of_sequences" in finding.reason
     (finding,) = asked_of_vllm(
         deployment(smollm2, tmp_path, {"method": "none"}, arguments={"block_size": -1}), vllm_environment
     )
-    assert finding.name == "refused-by-vllm" and "block_size" in finding.what
+    assert finding.name == "refused-by-vllm" and "block_size" in finding.reason
 
 
 def test_a_schedule_is_followed_by_batch_size(

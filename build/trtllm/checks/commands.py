@@ -6,10 +6,9 @@
 from collections.abc import Iterator, Sequence
 
 from build.plan.steps import Step
-from build.trtllm.methods.drafts import draft_tokens
+from build.trtllm.methods.table import draft_tokens, method_of
 from build.trtllm.resolved import Resolved
 from deployments.findings import Finding
-from deployments.speculation import Lookahead
 
 
 def command_findings(resolved: Resolved, steps: Sequence[Step]) -> Iterator[Finding]:
@@ -41,7 +40,7 @@ def flags_of(command: Sequence[str]) -> dict[str, str]:
 
 def mode_findings(resolved: Resolved, mode: str | None, where: str) -> Iterator[Finding]:
     """The engine's speculative decoding mode against the method's."""
-    wanted = resolved.cell.build_mode
+    wanted = resolved.support.build_mode
     if mode != wanted:
         yield Finding(
             "engine-of-another-method",
@@ -54,10 +53,9 @@ def mode_findings(resolved: Resolved, mode: str | None, where: str) -> Iterator[
 
 def length_findings(resolved: Resolved, length: int, where: str) -> Iterator[Finding]:
     """The engine's draft length against the method's; methods whose checkpoint carries it are not asked."""
-    speculation = resolved.speculation
-    if resolved.cell.build_mode not in ("draft_tokens_external", "lookahead_decoding"):
+    engines, needed = method_of(resolved).engines, draft_tokens(resolved.speculation)
+    if not engines.states_draft_length:
         return
-    needed = draft_tokens(speculation)
     if length == 0:
         yield Finding(
             "target-without-draft-length",
@@ -66,17 +64,8 @@ def length_findings(resolved: Resolved, length: int, where: str) -> Iterator[Fin
             f"max_draft_len {needed}, as drafthouse build sets it",
             "tensorrtllm_backend#473",
         )
-    elif isinstance(speculation, Lookahead) and length != needed:
-        window, ngram, verification = speculation.window, speculation.ngram, speculation.verification_set
-        yield Finding(
-            "lookahead-formula",
-            "error",
-            f"{where}: max_draft_len is {length}, but (window, ngram, verification_set) = "
-            f"({window}, {ngram}, {verification}) needs exactly ({ngram} - 2) + ({window} - 1 + {verification}) x "
-            f"({ngram} - 1) = {needed}",
-            f"max_draft_len {needed}",
-            "examples/lookahead/README.md; tensorrtllm_backend#710",
-        )
+    elif engines.draft_length_findings is not None:
+        yield from engines.draft_length_findings(resolved.speculation, length, where)
     elif length < needed:
         yield Finding(
             "target-draft-length",

@@ -9,7 +9,7 @@ from build.targets.errors import TargetError
 from build.targets.layout import read_json
 from build.trtllm.checks.commands import length_findings, mode_findings
 from build.trtllm.engines.commands import sequence_length
-from build.trtllm.repository.engine_parameters import draft_logits
+from build.trtllm.methods.table import accepts_by_logits
 from build.trtllm.resolved import Resolved
 from deployments.findings import Finding
 
@@ -71,7 +71,7 @@ def _target_engine(resolved: Resolved, directory: Path) -> Iterator[Finding]:
     mode = _mode(build.get("speculative_decoding_mode"))
     yield from mode_findings(resolved, mode, f"the engine in {directory}")
     yield from length_findings(resolved, int(build.get("max_draft_len") or 0), f"the engine in {directory}")
-    for key, wanted in _limits(resolved).items():
+    for key, wanted in _sizes(resolved).items():
         built = build.get(key)
         if isinstance(built, int) and built < wanted:
             yield Finding(
@@ -112,7 +112,7 @@ def _build_config(directory: Path) -> Generator[Finding, None, dict[str, Any] | 
 
 def _logits(resolved: Resolved, build: dict[str, Any], directory: Path) -> Iterator[Finding]:
     """Acceptance by logits needs those of both engines."""
-    if draft_logits(resolved) and not build.get("gather_generation_logits", False):
+    if accepts_by_logits(resolved) and not build.get("gather_generation_logits", False):
         yield Finding(
             "engine-without-logits",
             "error",
@@ -127,7 +127,7 @@ def _mode(value: Any) -> str | None:
     return _MODES.get(value, f"number {value}") if isinstance(value, int) else value
 
 
-def _limits(resolved: Resolved) -> dict[str, int]:
+def _sizes(resolved: Resolved) -> dict[str, int]:
     engine = resolved.engine
     return {
         "max_batch_size": engine.max_batch_size,

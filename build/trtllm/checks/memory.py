@@ -22,10 +22,9 @@ from pathlib import Path
 
 from build.targets.errors import TargetError
 from build.trtllm.checks.checkpoints import HuggingFaceCheckpoint
-from build.trtllm.methods.drafts import draft_tokens, drafter_directory
+from build.trtllm.methods.table import draft_tokens, drafter_directory, method_of
 from build.trtllm.resolved import Resolved
 from deployments.findings import Finding
-from deployments.speculation import WindowedSelfDrafting
 
 GIB = 2**30
 _BYTES = {"none": 2.0, "fp8": 1.0, "int4_awq": 0.5 + 2 / 128}  # AWQ: a 16-bit scale for each group of 128
@@ -182,22 +181,22 @@ def _target(resolved: Resolved) -> Resident:
 
 def _draft(resolved: Resolved) -> Resident | None:
     """The draft, whatever it is: a model, a head, or the target once more; None if nothing is loaded for it."""
-    engine, speculation = resolved.engine, resolved.speculation
+    engine = resolved.engine
     directory = drafter_directory(resolved.spec)
     if directory is None:
         return None
     loading = replace(_loading(resolved), quantization="none")
-    if resolved.cell.drafting == "draft_engine":
+    if resolved.support.drafting == "draft_engine":
         loading = replace(
             loading,
             quantization=engine.draft.quantization or engine.quantization,
             tensor_parallel=engine.draft.tensor_parallel or engine.tensor_parallel,
             pipeline_parallel=1,
         )
-    tokens = engine.max_sequence_length
-    if isinstance(speculation, WindowedSelfDrafting):
-        tokens = min(tokens, speculation.window)
-    return _resident("draft", directory, loading, tokens)
+    window = method_of(resolved).engines.draft_window(resolved.speculation)
+    return _resident(
+        "draft", directory, loading, min(engine.max_sequence_length, window or engine.max_sequence_length)
+    )
 
 
 def _loading(resolved: Resolved) -> _Loading:

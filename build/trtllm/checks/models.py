@@ -6,10 +6,10 @@ from pathlib import Path
 from build.targets.errors import TargetError
 from build.trtllm.checks.checkpoints import HuggingFaceCheckpoint
 from build.trtllm.checks.paths import model_paths
-from build.trtllm.repository.engine_parameters import draft_logits
+from build.trtllm.methods.record import Drafter
+from build.trtllm.methods.table import accepts_by_logits, method_of
 from build.trtllm.resolved import Resolved
 from deployments.findings import Finding
-from deployments.speculation import DFlash, DraftModel, Eagle, Eagle3, Pard
 
 _SHOWN = 3
 
@@ -22,10 +22,11 @@ def model_findings(resolved: Resolved) -> Iterator[Finding]:
         yield from _tokenizer(target)
         yield from _positions(resolved, target, "target.model")
     for key, place in drafter:
-        if isinstance(resolved.speculation, (DraftModel, Pard, DFlash, Eagle, Eagle3)):
+        kind = method_of(resolved).drafter
+        if kind is not None:
             draft = yield from _read(place, key)
             if draft is not None and target is not None:
-                yield from _drafter(resolved, target, draft, key)
+                yield from _drafter(resolved, target, draft, key, kind)
 
 
 def _read(directory: Path, key: str) -> Generator[Finding, None, HuggingFaceCheckpoint | None]:
@@ -78,10 +79,13 @@ def _positions(resolved: Resolved, model: HuggingFaceCheckpoint, key: str) -> It
 
 
 def _drafter(
-    resolved: Resolved, target: HuggingFaceCheckpoint, draft: HuggingFaceCheckpoint, key: str
+    resolved: Resolved,
+    target: HuggingFaceCheckpoint,
+    draft: HuggingFaceCheckpoint,
+    key: str,
+    drafter: Drafter,
 ) -> Iterator[Finding]:
-    speculation = resolved.speculation
-    if isinstance(speculation, (DraftModel, Pard)):
+    if drafter.kind == "model":
         yield from _positions(resolved, draft, key)
         yield from _unreadable(draft)
         yield from _same_tokens(target, draft)
@@ -89,10 +93,10 @@ def _drafter(
     else:
         yield from _hidden_size(target, draft, key)
     if target.vocab_size and draft.vocab_size and target.vocab_size != draft.vocab_size:
-        padded = _is_padding(target, draft) and not getattr(speculation, "use_draft_logits", False)
+        padded = _is_padding(target, draft) and not accepts_by_logits(resolved)
         yield Finding(
             "vocabulary-size",
-            "warning" if padded and isinstance(speculation, DraftModel) else "error",
+            "warning" if padded and drafter.takes_padding else "error",
             f"{key} has a vocab_size of {draft.vocab_size}, the target {target.vocab_size}"
             + (" (the tokenizers are the same: the difference is padding)" if padded else ""),
             "a drafter made for this very target" if not padded else "use_draft_logits: false, as it is",
@@ -104,7 +108,7 @@ def _same_width(
     resolved: Resolved, target: HuggingFaceCheckpoint, draft: HuggingFaceCheckpoint, key: str
 ) -> Iterator[Finding]:
     """Draft logits are as wide as the draft's vocabulary, which every engine pads to its tensor parallelism."""
-    if not draft_logits(resolved) or not target.vocab_size or target.vocab_size != draft.vocab_size:
+    if not accepts_by_logits(resolved) or not target.vocab_size or target.vocab_size != draft.vocab_size:
         return
     engine = resolved.engine
     ranks = engine.tensor_parallel, engine.draft.tensor_parallel or engine.tensor_parallel

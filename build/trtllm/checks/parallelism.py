@@ -6,26 +6,26 @@ from pathlib import Path
 from build.targets.errors import TargetError
 from build.trtllm.checks.checkpoints import HuggingFaceCheckpoint
 from build.trtllm.checks.paths import model_paths
-from build.trtllm.resolved import Cell
+from build.trtllm.resolved import Supported
 from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
 
 _MOST = 64
 
 
-def parallelism_findings(spec: DeploymentSpec, cell: Cell | None = None) -> Iterator[Finding]:
+def parallelism_findings(spec: DeploymentSpec, support: Supported | None = None) -> Iterator[Finding]:
     """A finding for each model that does not split over its GPUs; one that cannot be read is told elsewhere.
 
     Args:
         spec: the deployment.
-        cell: how it drafts; None: not known, and the target alone is looked at.
+        support: how it drafts; None: not known, and the target alone is looked at.
     """
     engine = spec.tensorrt_llm
     for key, path in model_paths(spec).items():
         model = _read(path)
-        if model is None or (cell is None and key != "target.model"):
+        if model is None or (support is None and key != "target.model"):
             continue
-        draft = key != "target.model" and cell is not None and cell.drafting == "draft_engine"
+        draft = key != "target.model" and support is not None and support.drafting == "draft_engine"
         own = draft and engine.draft.tensor_parallel is not None
         ranks = engine.draft.tensor_parallel if own else engine.tensor_parallel
         place = "engine.draft.tensor_parallel" if own else "engine.tensor_parallel"

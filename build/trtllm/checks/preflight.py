@@ -21,13 +21,11 @@ from build.trtllm.checks.paths import path_findings
 from build.trtllm.checks.settings import setting_findings
 from build.trtllm.checks.spelling import spelling_findings
 from build.trtllm.engines.commands import build_steps
-from build.trtllm.llm_api.arguments import llm_arguments
-from build.trtllm.releases import Refused
 from build.trtllm.repository.assemble import trtllm_models
 from build.trtllm.resolved import Resolved
-from build.trtllm.support.constraints import refusals
+from build.trtllm.support.constraints import constraint_findings
 from build.trtllm.support.matrix import unchecked
-from deployments.findings import Finding
+from deployments.findings import Finding, findings_of
 from deployments.spec import DeploymentSpec, SpecError
 
 Stage = Literal["print", "build", "serve"]
@@ -58,26 +56,26 @@ def preflight(spec: DeploymentSpec, stage: Stage = "build") -> Preflight:
     try:
         resolved = unchecked(spec)
     except SpecError as error:
-        found = [_refused(error)]
+        unresolved = list(findings_of(error))
         if stage != "print":
-            found += [*path_findings(spec), *parallelism_findings(spec)]
-        return Preflight(None, tuple(found))
+            unresolved += [*path_findings(spec), *parallelism_findings(spec)]
+        return Preflight(None, tuple(unresolved))
     found = sorted(_findings(resolved, stage), key=lambda finding: _ORDER.index(finding.severity))
     return Preflight(resolved, tuple(found))
 
 
 def _findings(resolved: Resolved, stage: Stage) -> Iterator[Finding]:
-    refused = list(refusals(resolved))
-    yield from map(_refused, refused)
+    unsupported = list(constraint_findings(resolved))
+    yield from unsupported
     yield from setting_findings(resolved)
     yield from spelling_findings(resolved)
-    if not refused:
+    if not any(finding.severity == "error" for finding in unsupported):
         yield from _generated(resolved)
     if stage == "print":
         return
     yield from path_findings(resolved.spec, resolved.runtime)
     yield from model_findings(resolved)
-    yield from parallelism_findings(resolved.spec, resolved.cell)
+    yield from parallelism_findings(resolved.spec, resolved.support)
     yield from memory_findings(resolved)
     yield from repository_place_findings(resolved.spec)
     if stage == "serve":
@@ -85,27 +83,16 @@ def _findings(resolved: Resolved, stage: Stage) -> Iterator[Finding]:
         return
     for finding in (*engine_findings(resolved), *repository_findings(resolved.spec.serving.repository)):
         if finding.name != "engine-missing":
-            yield replace(finding, severity="warning", right="drafthouse build, which replaces it")
+            yield replace(finding, severity="warning", remedy="drafthouse build, which replaces it")
 
 
 def _generated(resolved: Resolved) -> Iterator[Finding]:
-    """What the generators refuse, and what their commands say."""
+    """What the generators cannot make of the deployment, and what is wrong with the commands that they make."""
     try:
-        if resolved.runtime == "llm_api":
-            llm_arguments(resolved)
         yield from command_findings(resolved, build_steps(resolved))
     except SpecError as error:
-        yield _refused(error)
-        return
+        yield from findings_of(error)
     try:
         trtllm_models(resolved)
     except SpecError as error:
-        yield Finding(
-            "template-value", "error", str(error), reference="tensorrtllm_backend#720, TensorRT-LLM#2709"
-        )
-
-
-def _refused(error: SpecError) -> Finding:
-    if isinstance(error, Refused):
-        return Finding("not-in-this-line", "error", error.reason, error.nearest)
-    return Finding("spec", "error", str(error))
+        yield from findings_of(error)

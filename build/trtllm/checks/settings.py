@@ -1,16 +1,16 @@
 """Settings of the spec that contradict each other or crash the server, whatever the model.
 
-What a method cannot do in its cell of the table is refused elsewhere (`build.trtllm.support.constraints`).
+What a release cannot do of a method stands elsewhere (`build.trtllm.support.constraints`).
 """
 
 import re
 from collections.abc import Iterator
 
-from build.trtllm.methods.drafts import draft_tokens
+from build.trtllm.methods.table import draft_tokens, method_of
 from build.trtllm.resolved import Resolved
 from build.trtllm.support.constraints import chunks_context
 from deployments.findings import Finding
-from deployments.speculation import Mtp, NoSpeculation
+from deployments.speculation import Speculation
 
 _NEWEST_KNOWN_IMAGE = (26, 7)
 
@@ -19,21 +19,15 @@ def setting_findings(resolved: Resolved) -> Iterator[Finding]:
     """All findings of this module."""
     for check in (_guided, _step_sizes, _devices, _ranks, _image):
         yield from check(resolved)
+    for method_check in method_of(resolved).checks:
+        yield from method_check(resolved, resolved.speculation)
 
 
 def _guided(resolved: Resolved) -> Iterator[Finding]:
     """Guided decoding with a batch size at which nothing is drafted."""
     speculation, engine = resolved.speculation, resolved.engine
-    if engine.guided_decoding is None or isinstance(speculation, NoSpeculation):
+    if engine.guided_decoding is None or not isinstance(speculation, Speculation):
         return
-    if isinstance(speculation, Mtp) and speculation.draft_length > 1:
-        yield Finding(
-            "guided-decoding-with-mtp",
-            "warning",
-            f"guided decoding was reported broken with several MTP tokens (draft_length: {speculation.draft_length})",
-            "draft_length: 1, or no guided_decoding",
-            "TensorRT-LLM#7878",
-        )
     schedule = dict(speculation.draft_length_schedule or {})
     if speculation.max_concurrency is not None and resolved.line.name == "B":
         # Line B turns max_concurrency into a schedule.

@@ -5,6 +5,7 @@ The schema of the line refuses them too; here they are named for what they are, 
 
 from collections.abc import Iterator
 
+from build.trtllm.methods.table import decoding_types
 from build.trtllm.releases import LINES
 from build.trtllm.resolved import Resolved
 from deployments.findings import Finding
@@ -25,19 +26,18 @@ def spelling_findings(resolved: Resolved) -> Iterator[Finding]:
                 f"{line.foreign_keys[key]}",
                 "TensorRT-LLM PR #10124, #11158, #12905, #17366",
             )
-    decoding_type = given.get("decoding_type")
-    if decoding_type in line.decoding_types.values():
+    decoding_type, here = given.get("decoding_type"), decoding_types(line.name)
+    if decoding_type in here.values():
         return
     for other in LINES.values():
-        for method, spelling in other.decoding_types.items():
+        for method, spelling in decoding_types(other.name).items():
             if spelling == decoding_type:
-                here = line.decoding_types.get(method)
                 yield Finding(
                     "wrong-spelling-for-the-line",
                     "error",
                     f"engine.llm_args.speculative_config.decoding_type: {decoding_type} is spelt for line {other.name}",
-                    f"{here} on line {line.name}, which speculation.method: {method} writes"
-                    if here
+                    f"{here[method]} on line {line.name}, which speculation.method: {method} writes"
+                    if method in here
                     else f"a method that line {line.name} has",
                     "TensorRT-LLM PR #10124, #11158",
                 )

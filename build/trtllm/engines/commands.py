@@ -13,48 +13,60 @@ Example::
 Sources: READMEs of examples/draft_target_model, medusa, eagle, redrafter, lookahead and quantization.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from build.plan.steps import Step, interpreter
-from build.trtllm.engines.families import Family, family_of
+from build.trtllm.engines.families import Family, family_findings, family_of
 from build.trtllm.engines.tools import QUANTIZE, TRTLLM_BUILD, Tool, problem_of
-from build.trtllm.methods.drafts import draft_tokens
-from build.trtllm.methods.trees import tree_of
-from build.trtllm.releases import Refused
-from build.trtllm.repository.engine_parameters import draft_logits
-from build.trtllm.resolved import FROM_OUTSIDE, Resolved
-from deployments.speculation import (
-    Anpd,
-    DraftModel,
-    Eagle,
-    Eagle3,
-    Lookahead,
-    Medusa,
-    PromptLookup,
-    Redrafter,
-    WindowedSelfDrafting,
+from build.trtllm.methods.record import Heads
+from build.trtllm.methods.table import (
+    accepts_by_logits,
+    converted_drafter,
+    draft_tokens,
+    drafter_directory,
+    method_of,
 )
+from build.trtllm.resolved import FROM_OUTSIDE, Resolved
+from deployments.findings import Finding, require_none
+from deployments.places import drafter_source
 
 
 def build_steps(resolved: Resolved) -> tuple[Step, ...]:
     """All steps from the models to the engines, in order; for the LLM API, the one that converts its drafter, if any.
 
     Raises:
-        Refused: the model's family has no such engines, or the token tree does not fit.
-        SpecError: the model type is neither in the spec nor in the model's config.json.
+        UnsupportedDeployment: a model's family has no such engines, or its type is neither in the spec nor in the
+            model's config.json.
     """
     if resolved.runtime == "llm_api":
         return _drafter_steps(resolved)
-    target = _Model(resolved, "target", resolved.spec.target.model, resolved.spec.target.model_type)
-    steps = [target.checkpoint_step()]
-    if resolved.method in _HEADS:
-        steps.append(_heads_step(resolved, target))
-    if resolved.draft_engine is not None:
-        steps += _draft_steps(resolved, target)
-    source = _with_heads(resolved) if resolved.method in _HEADS else target.checkpoint
+    target, draft = _target(resolved), _draft(resolved)
+    models = [model for model in (target, draft) if model is not None]
+    require_none(dict.fromkeys(finding for model in models for finding in model.findings()))
+    heads = method_of(resolved).engines.heads
+    steps, source = [target.checkpoint_step()], target.checkpoint
+    if heads is not None:
+        steps.append(_heads_step(resolved, target, heads))
+        (source,) = steps[-1].outputs
+    if draft is not None:
+        steps += _draft_steps(resolved, target, draft)
     steps.append(target.engine_step(source, resolved.target_engine, _target_mode(resolved)))
     return tuple(steps)
+
+
+def _target(resolved: Resolved) -> "_Model":
+    return _Model(resolved, "target", resolved.spec.target.model, resolved.spec.target.model_type)
+
+
+def _draft(resolved: Resolved) -> "_Model | None":
+    """The second engine's: a smaller model, or the target itself."""
+    directory = drafter_directory(resolved.spec)
+    if resolved.draft_engine is None or directory is None:
+        return None
+    own = not method_of(resolved).drafts_itself and (directory / "config.json").is_file()
+    return _Model(resolved, "draft", directory, None if own else resolved.spec.target.model_type)
 
 
 class _Model:
@@ -62,12 +74,24 @@ class _Model:
 
     def __init__(self, resolved: Resolved, role: str, directory: Path, model_type: str | None) -> None:
         engine, draft = resolved.engine, resolved.engine.draft
-        self.resolved, self.role, self.directory = resolved, role, directory
-        self.family = _family(resolved, directory, model_type)
+        self.resolved, self.role, self.directory, self.model_type = resolved, role, directory, model_type
         own = draft if role == "draft" else None
         self.quantization = (own and own.quantization) or engine.quantization
         self.tensor_parallel = (own and own.tensor_parallel) or engine.tensor_parallel
         self.pipeline_parallel = engine.pipeline_parallel if own is None else 1
+
+    def findings(self) -> Iterator[Finding]:
+        """What its family cannot do of the deployment."""
+        return family_findings(self.resolved, self.directory, self.model_type)
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.directory, self.model_type)
+
+    @property
+    def layout(self) -> tuple[str, int, int]:
+        """What decides its checkpoint, beside the weights."""
+        return self.quantization, self.tensor_parallel, self.pipeline_parallel
 
     @property
     def checkpoint(self) -> Path:
@@ -112,7 +136,7 @@ class _Model:
         """A checkpoint to an engine."""
         engine = self.resolved.engine
         # The kit's BLS sends prompt and output so far with every call, so its input may be a whole sequence.
-        outside = self.resolved.cell.drafting in FROM_OUTSIDE
+        outside = self.resolved.support.drafting in FROM_OUTSIDE
         flags: dict[str, str | None] = {
             "checkpoint_dir": str(checkpoint),
             "output_dir": str(output),
@@ -142,7 +166,7 @@ def sequence_length(resolved: Resolved, role: str = "target") -> int:
     (`LlmRequest::validate` in batch_manager/llmRequest.cpp), so it gets room for it.
     """
     length = resolved.engine.max_sequence_length
-    outside = role == "target" and resolved.cell.drafting in FROM_OUTSIDE
+    outside = role == "target" and resolved.support.drafting in FROM_OUTSIDE
     return length + draft_tokens(resolved.speculation) if outside else length
 
 
@@ -159,106 +183,62 @@ def argv(tool: Tool, flags: Mapping[str, str | None]) -> tuple[str, ...]:
     return tuple(f"--{flag}" if value is None else f"--{flag}={value}" for flag, value in flags.items())
 
 
-def _family(resolved: Resolved, directory: Path, model_type: str | None) -> Family:
-    family = family_of(directory, model_type, resolved.method)
-    parallel = resolved.engine.pipeline_parallel
-    if parallel > 1 and not family.pipeline_parallel:
-        raise Refused(
-            f"{family.converter.name} has no pipeline parallelism (engine.pipeline_parallel: {parallel})",
-            f"pipeline_parallel: 1 with tensor_parallel: {resolved.engine.tensor_parallel * parallel}",
-        )
-    return family
-
-
 def _target_mode(resolved: Resolved) -> dict[str, str | None]:
     """How the target's engine speculates: mode and draft tokens of a step."""
-    if resolved.cell.build_mode is None:
+    if resolved.support.build_mode is None:
         return {}
-    mode: dict[str, str | None] = {"speculative_decoding_mode": resolved.cell.build_mode}
-    speculation = resolved.speculation
-    if isinstance(speculation, (DraftModel, WindowedSelfDrafting, Anpd, PromptLookup)):
-        mode["max_draft_len"] = str(speculation.draft_length)
-    elif isinstance(speculation, Lookahead):
-        mode["max_draft_len"] = str(speculation.max_draft_tokens)
+    mode: dict[str, str | None] = {"speculative_decoding_mode": resolved.support.build_mode}
+    if method_of(resolved).engines.states_draft_length:
+        mode["max_draft_len"] = str(draft_tokens(resolved.speculation))
     return mode | _logits(resolved)
 
 
 def _logits(resolved: Resolved) -> dict[str, str | None]:
     """Both engines give their logits when drafts are accepted by them."""
-    return {"gather_generation_logits": None} if draft_logits(resolved) else {}
+    return {"gather_generation_logits": None} if accepts_by_logits(resolved) else {}
 
 
-def _draft_steps(resolved: Resolved, target: _Model) -> list[Step]:
-    """The second engine: a smaller model, or the target itself, from the same checkpoint where that is the same."""
-    speculation, output = resolved.speculation, resolved.draft_engine
+def _draft_steps(resolved: Resolved, target: _Model, draft: _Model) -> list[Step]:
+    """The second engine; one of the target is made from the same checkpoint where that is the same."""
+    output = resolved.draft_engine
     assert output is not None
-    if isinstance(speculation, DraftModel):
-        declared = None if (speculation.model / "config.json").is_file() else resolved.spec.target.model_type
-        draft = _Model(resolved, "draft", speculation.model, declared)
-    else:
-        draft = _Model(resolved, "draft", target.directory, resolved.spec.target.model_type)
-        if _layout(draft) == _layout(target):
-            return [draft.engine_step(target.checkpoint, output, {})]
+    if method_of(resolved).drafts_itself and draft.layout == target.layout:
+        return [draft.engine_step(target.checkpoint, output, {})]
     return [draft.checkpoint_step(), draft.engine_step(draft.checkpoint, output, _logits(resolved))]
 
 
-def _layout(model: _Model) -> tuple[str, int, int]:
-    return model.quantization, model.tensor_parallel, model.pipeline_parallel
-
-
 def _drafter_steps(resolved: Resolved) -> tuple[Step, ...]:
-    """An EAGLE-3 drafter as line A loads it. It is numpy's work alone, so it runs where the plan is run."""
-    output, speculation = resolved.converted_drafter, resolved.speculation
-    if output is None or not isinstance(speculation, Eagle3):
+    """A drafter in the layout that the line loads. It is numpy's work alone, so it runs where the plan is run."""
+    output, drafter = converted_drafter(resolved), drafter_source(resolved.speculation)
+    if output is None or drafter is None:
         return ()
     target = resolved.spec.target.model
     command = (
-        *(interpreter(), "-m", "build.converters", "eagle3"),
-        *(f"--drafter={speculation.checkpoint}", f"--target={target}", f"--output={output}"),
+        *(interpreter(), "-m", "build.converters", resolved.method),
+        *(f"--drafter={drafter}", f"--target={target}", f"--output={output}"),
     )
-    return (Step("convert-eagle3", command, (speculation.checkpoint, target), (output,)),)
+    return (Step(f"convert-{resolved.method}", command, (drafter, target), (output,)),)
 
 
-_HEADS = frozenset({"medusa", "eagle", "redrafter"})
-
-
-def _with_heads(resolved: Resolved) -> Path:
-    return resolved.workspace / "target-with-heads-checkpoint"
-
-
-def _heads_step(resolved: Resolved, target: _Model) -> Step:
+def _heads_step(resolved: Resolved, target: _Model, heads: Heads[Any]) -> Step:
     """Drafting heads added to the target's checkpoint by the kit's own converter."""
-    speculation, output = resolved.speculation, _with_heads(resolved)
-    assert isinstance(speculation, (Medusa, Eagle, Redrafter))
+    drafter, output = (
+        drafter_source(resolved.speculation),
+        resolved.workspace / "target-with-heads-checkpoint",
+    )
+    assert drafter is not None
     return Step(
-        name=f"add-{speculation.method}-heads",
+        name=f"add-{resolved.method}-heads",
         command=(
-            *("python3", "-m", "build.converters", speculation.method),
-            f"--drafter={speculation.checkpoint}",
+            *("python3", "-m", "build.converters", resolved.method),
+            f"--drafter={drafter}",
             f"--target={target.checkpoint}",
             f"--output={output}",
             f"--tp-size={target.tensor_parallel}",
             f"--dtype={resolved.engine.dtype}",
-            *_head_options(resolved),
+            *heads.options(resolved.speculation),
         ),
-        inputs=(speculation.checkpoint, target.checkpoint),
+        inputs=(drafter, target.checkpoint),
         outputs=(output,),
         image=resolved.build_image,
     )
-
-
-def _head_options(resolved: Resolved) -> tuple[str, ...]:
-    speculation, tree = resolved.speculation, tree_of(resolved)
-    if isinstance(speculation, Medusa):
-        assert tree is not None
-        nodes = max(len(tree), speculation.num_heads)
-        return (f"--num-medusa-heads={speculation.num_heads}", f"--max-draft-length={nodes}")
-    if isinstance(speculation, Eagle):
-        return (
-            f"--max-draft-length={speculation.max_draft_tokens}",
-            f"--num-eagle-layers={speculation.depth}",
-            f"--max-non-leaves-per-layer={speculation.max_non_leaves}",
-        )
-    assert isinstance(speculation, Redrafter)
-    beams = (f"--num-beams={speculation.num_beams}", f"--draft-length={speculation.draft_length}")
-    return beams if speculation.greedy_search else (*beams, "--sampling")

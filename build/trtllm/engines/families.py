@@ -1,80 +1,80 @@
 """Model families that TensorRT-LLM 1.2.1 compiles into engines through its examples, and what each can be given.
 
 A family is known by the `model_type` of the target's config.json. Sources: MODEL_MAP in
-`tensorrt_llm/models/__init__.py`, the converters in `examples/models/core`, REDRAFTER_MAP in
-`examples/redrafter/convert_checkpoint.py`, and the model types of `examples/medusa/convert_checkpoint.py`.
+`tensorrt_llm/models/__init__.py` and the converters in `examples/models/core`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from build.trtllm.engines.tools import CONVERT_LLAMA, CONVERT_PHI, CONVERT_QWEN, Tool
-from build.trtllm.releases import Refused
+from build.trtllm.methods.table import method_of
+from build.trtllm.releases import not_in_line
+from build.trtllm.resolved import Resolved
+from deployments.findings import Finding
 from deployments.spec import SpecError
 
 
 @dataclass(frozen=True)
 class Family:
-    """A converter for checkpoints of one kind, and the drafting heads that engines of the family can carry."""
+    """A converter for checkpoints of one kind."""
 
     converter: Tool
-    heads: frozenset[str] = frozenset()
     pipeline_parallel: bool = True
 
 
-_LLAMA = Family(CONVERT_LLAMA, frozenset({"medusa", "eagle", "redrafter"}))
-_MISTRAL = Family(CONVERT_LLAMA, frozenset({"medusa", "eagle"}))
+_LLAMA, _QWEN = Family(CONVERT_LLAMA), Family(CONVERT_QWEN)
 _PHI = Family(CONVERT_PHI, pipeline_parallel=False)
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "llama": _LLAMA,
-        "mistral": _MISTRAL,
-        "mixtral": _MISTRAL,
-        "granite": Family(CONVERT_LLAMA),
-        "granitemoe": Family(CONVERT_LLAMA),
-        "qwen2": Family(CONVERT_QWEN, frozenset({"medusa", "redrafter"})),
-        "qwen2_moe": Family(CONVERT_QWEN),
-        "qwen3": Family(CONVERT_QWEN),
-        "qwen3_moe": Family(CONVERT_QWEN),
-        "phi": _PHI,
-        "phi3": _PHI,
-        "phimoe": _PHI,
+        **dict.fromkeys(("llama", "mistral", "mixtral", "granite", "granitemoe"), _LLAMA),
+        **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"), _QWEN),
+        **dict.fromkeys(("phi", "phi3", "phimoe"), _PHI),
     }
 )
 
-HEADS = frozenset({"medusa", "eagle", "redrafter"})
 
-
-def family_of(model: Path, model_type: str | None, method: str) -> Family:
-    """The family of a model, checked for what a method needs of it.
+def family_findings(resolved: Resolved, model: Path, model_type: str | None) -> Iterator[Finding]:
+    """What engines of a model's family cannot do of the deployment; nothing, if `family_of` has one that can.
 
     Args:
+        resolved: the deployment.
         model: directory in Hugging Face layout.
         model_type: as in its config.json; None reads it there.
-        method: of the spec's `speculation` section.
-
-    Raises:
-        SpecError: the model type is neither given nor readable.
-        Refused: engines of this family do not exist, or do not carry the method's heads.
     """
-    name = model_type or _read_model_type(model)
-    if name not in FAMILIES:
-        raise Refused(
+    try:
+        name = model_type or _read_model_type(model)
+    except SpecError as error:
+        yield Finding("spec", "error", str(error))
+        return
+    family, heads = FAMILIES.get(name), method_of(resolved).engines.heads
+    if family is None:
+        yield not_in_line(
             f"the kit builds no engines of model type {name} ({model}); it knows {', '.join(FAMILIES)}",
             "runtime: llm_api",
         )
-    family = FAMILIES[name]
-    if method in HEADS and method not in family.heads:
-        able = [other for other, candidate in FAMILIES.items() if method in candidate.heads]
-        raise Refused(
-            f"TensorRT-LLM 1.2.1 puts no {method} heads on model type {name}, but on {', '.join(able)}",
+        return
+    if heads is not None and name not in heads.model_types:
+        yield not_in_line(
+            f"TensorRT-LLM 1.2.1 puts no {resolved.method} heads on model type {name}, but on "
+            f"{', '.join(heads.model_types)}",
             "method: draft_model, or prompt_lookup",
         )
-    return family
+    parallel = resolved.engine.pipeline_parallel
+    if parallel > 1 and not family.pipeline_parallel:
+        yield not_in_line(
+            f"{family.converter.name} has no pipeline parallelism (engine.pipeline_parallel: {parallel})",
+            f"pipeline_parallel: 1 with tensor_parallel: {resolved.engine.tensor_parallel * parallel}",
+        )
+
+
+def family_of(model: Path, model_type: str | None) -> Family:
+    """The family of a model of which `family_findings` has none."""
+    return FAMILIES[model_type or _read_model_type(model)]
 
 
 def _read_model_type(model: Path) -> str:

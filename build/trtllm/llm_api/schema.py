@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from build.trtllm.installed import installed_release
 from build.trtllm.releases import ReleaseLine, line_of_version
-from deployments.spec import SpecError
+from deployments.findings import Finding, require_none
 
 SCHEMAS = Path(__file__).parent / "schemas"
 OFFICIAL = "tensorrt_llm/schemas/trtllm-serve-config.schema.json"
@@ -34,16 +34,24 @@ def schema_path(line: ReleaseLine) -> Path:
 def validate(
     arguments: Mapping[str, Any], line: ReleaseLine, renamed: Mapping[str, str] | None = None
 ) -> None:
-    """Check arguments of `LLM()`, as they stand in the YAML, for one release line.
+    """Check arguments of `LLM()`; what of, as for `schema_findings`.
+
+    Raises:
+        UnsupportedDeployment: with all findings.
+    """
+    require_none(schema_findings(arguments, line, renamed))
+
+
+def schema_findings(
+    arguments: Mapping[str, Any], line: ReleaseLine, renamed: Mapping[str, str] | None = None
+) -> Iterator[Finding]:
+    """Every key that is wrong, what is wrong with it, and the nearest right key, for one release line.
 
     Args:
-        arguments: of `LLM()`.
+        arguments: of `LLM()`, as they stand in the YAML.
         line: the release line.
         renamed: keys of `speculative_config` that the release which will run spells otherwise than the line's newest,
             newest spelling first.
-
-    Raises:
-        SpecError: names every key that is wrong, what is wrong with it, and the nearest right key.
     """
     path = schema_path(line)
     schema = json.loads(path.read_text(encoding="utf-8"))
@@ -54,8 +62,8 @@ def validate(
     if not problems:
         errors = Draft202012Validator(schema).iter_errors(document)
         problems = sorted({problem for error in errors for problem in _explain(error, line)})
-    if problems:
-        raise SpecError(f"the LLM API of line {line.name} ({path.name}) refuses: " + "; ".join(problems))
+    for problem in problems:
+        yield Finding("spec", "error", f"the LLM API of line {line.name} ({path.name}) refuses: {problem}")
 
 
 def _rename(schema: dict[str, Any], names: Mapping[str, str]) -> None:

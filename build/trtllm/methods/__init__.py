@@ -1,1 +1,1 @@
-"""What each method of speculation is to TensorRT-LLM."""
+"""What each method of speculation is to TensorRT-LLM: a module a method, each with one record, all in `table`."""

@@ -6,7 +6,7 @@ braces in config.pbtxt.
 
 Example::
 
-    tree = tree_of(resolved)                # ((0,), (0, 0), (1,), …)
+    tree = default_tree(4, 63, 63)          # ((0,), (0, 0), (1,), …)
     as_braces(tree)                         # "{0}, {0, 0}, {1}, …"
     as_json(tree)                           # "[[0], [0, 0], [1], …]"
 """
@@ -14,11 +14,11 @@ Example::
 import heapq
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from build.trtllm.releases import Refused
-from build.trtllm.resolved import Resolved
-from deployments.speculation import Choices, Eagle, Medusa
+from build.trtllm.releases import not_in_line
+from deployments.findings import Finding
+from deployments.speculation import Choices
 
 # The tree of Medusa's authors for Vicuna-7B, which the C++ backend falls back on: 63 nodes, depth 4.
 # FasterDecoding/Medusa at 5e98053, medusa/model/medusa_choices.py, `mc_sim_7b_63`; one digit a rank.
@@ -32,75 +32,24 @@ MC_SIM_7B_63: Choices = tuple(tuple(int(rank) for rank in path) for path in _MC_
 # It shapes default trees of other sizes; a measured profile gives better ones.
 _RANK_ACCEPTANCE = (0.6, 0.13, 0.06, 0.035, 0.025, 0.02, 0.015, 0.012, 0.01, 0.008)
 
-MEDUSA_NODES = 63
 
-
-def tree_of(resolved: Resolved) -> Choices | None:
-    """The tree that the engine of a deployment drafts: the spec's or a default; None for methods without one.
-
-    Raises:
-        Refused: the spec's tree does not fit the heads.
-    """
-    speculation = resolved.speculation
-    if isinstance(speculation, Medusa):
-        given = speculation.choices or default_tree(speculation.num_heads, MEDUSA_NODES, MEDUSA_NODES)
-        check_tree(given, MEDUSA_NODES)
-        if depth(given) > speculation.num_heads:
-            raise Refused(
-                f"speculation.choices are {depth(given)} deep, and {speculation.num_heads} Medusa heads see no further "
-                "than their number",
-                f"num_heads: {depth(given)}, or choices of depth {speculation.num_heads}",
-            )
-        return given
-    if isinstance(speculation, Eagle):
-        given = speculation.choices or default_tree(
-            speculation.depth, speculation.max_draft_tokens, speculation.max_non_leaves
-        )
-        check_tree(given, speculation.max_draft_tokens)
-        _check_eagle(given, speculation)
-        return given
-    return None
-
-
-def check_tree(choices: Choices, most_nodes: int) -> None:
-    """Check that choices are a tree and not too large.
-
-    Raises:
-        Refused: a path is missing its beginning, stands twice, or there are too many.
-    """
+def tree_findings(choices: Choices, most_nodes: int) -> Iterator[Finding]:
+    """What is wrong with a tree: a path whose beginning is missing or that stands twice, or too many nodes."""
     known = set(choices)
-    if len(known) < len(choices):
-        twice = next(path for path, count in Counter(choices).items() if count > 1)
-        raise Refused(f"speculation.choices has {list(twice)} twice", "each path once")
+    for path in [path for path, count in Counter(choices).items() if count > 1]:
+        yield not_in_line(f"speculation.choices has {list(path)} twice", "each path once")
     if not choices or () in known:
-        raise Refused("speculation.choices needs paths of at least one rank", "choices: [[0]]")
+        yield not_in_line("speculation.choices needs paths of at least one rank", "choices: [[0]]")
     for path in choices:
         if len(path) > 1 and path[:-1] not in known:
-            raise Refused(
+            yield not_in_line(
                 f"speculation.choices has {list(path)} but not {list(path[:-1])}, which leads there",
                 f"choices with {list(path[:-1])}",
             )
     if len(choices) > most_nodes:
-        raise Refused(
+        yield not_in_line(
             f"speculation.choices has {len(choices)} nodes, and the engine is built for {most_nodes}",
             f"choices of at most {most_nodes} nodes",
-        )
-
-
-def _check_eagle(choices: Choices, speculation: Eagle) -> None:
-    """EAGLE's own: the depth is exactly that of the engine, and few nodes of a level have children."""
-    if depth(choices) != speculation.depth:
-        raise Refused(
-            f"speculation.choices are {depth(choices)} deep, and the engine's depth is {speculation.depth}; "
-            "EAGLE wants exactly the same (TensorRT-LLM, examples/eagle)",
-            f"depth: {depth(choices)}",
-        )
-    widest = max(non_leaves(choices), default=0)
-    if widest > speculation.max_non_leaves:
-        raise Refused(
-            f"speculation.choices has {widest} nodes with children on one level, and the engine is built for "
-            f"{speculation.max_non_leaves}",
-            f"max_non_leaves: {widest}",
         )
 
 
@@ -120,17 +69,9 @@ def default_tree(levels: int, most_nodes: int, most_non_leaves: int) -> Choices:
 
     Args:
         levels: depth.
-        most_nodes: nodes, at most; at least one on each level is drafted even so.
-        most_non_leaves: nodes with children on one level, at most.
-
-    Raises:
-        Refused: a path to this depth has more nodes than are allowed.
+        most_nodes: nodes, at most, and no fewer than `levels`.
+        most_non_leaves: nodes with children on one level, at most; at least one on each level is drafted even so.
     """
-    if most_nodes < levels:
-        raise Refused(
-            f"a tree of depth {levels} has at least {levels} nodes, more than the {most_nodes} allowed",
-            f"depth: {most_nodes}",
-        )
     medusa = MC_SIM_7B_63
     if levels == depth(medusa) and most_nodes >= len(medusa) and most_non_leaves >= max(non_leaves(medusa)):
         return medusa

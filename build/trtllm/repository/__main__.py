@@ -1,4 +1,4 @@
-"""The last step of a plan: assembles the Triton repository of a deployment on TensorRT-LLM.
+"""Assembles the Triton repository of a deployment on TensorRT-LLM: the last step of its plan.
 
 It is a command of its own so that a plan can be printed, pasted and resumed as a whole; it needs no GPU and runs
 where the plan is run, not in a container.
@@ -12,34 +12,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from build.plan.steps import Step, interpreter
 from build.trtllm.releases import LINES
 from build.trtllm.repository.assemble import assemble_trtllm_repository
-from build.trtllm.resolved import Resolved
 from build.trtllm.support.matrix import resolve
 from deployments.spec import SpecError, load_spec
-
-_ROOT = Path(__file__).resolve().parents[3]
-# Rooms whose code goes into a repository or decides what is in it.
-_CODE = ("build", "deployments", "engine", "model_repo", "speculators")
-
-
-def collect_step(resolved: Resolved, spec_path: Path, tokenizer_info: Path | None) -> Step:
-    """The step that assembles the repository, after everything that it refers to has been built."""
-    output = resolved.spec.serving.repository
-    command = [
-        *(interpreter(), "-m", "build.trtllm.repository", str(spec_path)),
-        *(f"--line={resolved.line.name}", f"--output={output}"),
-    ]
-    inputs = [spec_path, *(_ROOT / room for room in _CODE)]
-    if resolved.runtime == "engines":
-        inputs += [engine for engine in (resolved.target_engine, resolved.draft_engine) if engine is not None]
-    if resolved.converted_drafter is not None:
-        inputs.append(resolved.converted_drafter)
-    if tokenizer_info is not None:
-        command.append(f"--tokenizer-info={tokenizer_info}")
-        inputs.append(tokenizer_info)
-    return Step("collect", tuple(command), tuple(inputs), (output,))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

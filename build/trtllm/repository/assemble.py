@@ -11,24 +11,17 @@ Example::
     assemble_trtllm_repository(resolved, resolved.spec.serving.repository)
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from build.identity import identity
-from build.repository import CACHE_SALT, DRAFT_MODEL, TEXT_MODELS, drafting_parameters
-from build.triton.model_config import (
-    Tensors,
-    contract,
-    contract_tensors,
-    model_config,
-    run_on_cpu,
-    set_parameters,
-    staged,
-    write_model,
-)
-from build.triton.parameters import check_models, settings
+from build.repository import drafting_parameters
+from build.triton.llmapi import llmapi_config, model_yaml, models_in_front
+from build.triton.model_config import contract_tensors, model_config, run_on_cpu, set_parameters
+from build.triton.models import Planned, TritonModel, identify, make_models, write_repository
+from build.triton.parameters import settings
+from build.triton.tensors import DRAFT_MODEL
 from build.triton.text_models import (
     bls_config,
     ensemble_config,
@@ -39,50 +32,10 @@ from build.triton.text_models import (
     typed,
     waiting_requests,
 )
-from build.trtllm.llm_api.arguments import as_yaml, llm_arguments
-from build.trtllm.repository.engine_parameters import (
-    draft_logits,
-    draft_parameters,
-    fast_logits,
-    target_parameters,
-)
+from build.trtllm.llm_api.arguments import llm_arguments
+from build.trtllm.methods.table import accepts_by_logits
+from build.trtllm.repository.engine_parameters import draft_parameters, fast_logits, target_parameters
 from build.trtllm.resolved import Resolved
-
-ACCEPTANCE_SOURCE = {"name": "acceptance_source", "data_type": "TYPE_STRING", "dims": [1]}
-# What the kit's `llmapi` model has beyond NVIDIA's.
-_LLMAPI_ADDED = Tensors(
-    inputs=[
-        {"name": f"sampling_param_{name}", "data_type": f"TYPE_{kind}", "dims": [size], "optional": True}
-        for name, kind, size in (
-            *(("min_tokens", "INT32", 1), ("repetition_penalty", "FP32", 1), ("end_id", "INT32", 1)),
-            *(("logprobs", "INT32", 1), ("bad", "STRING", -1)),
-        )
-    ]
-    + [
-        {"name": name, "data_type": "TYPE_STRING", "dims": [1], "optional": True}
-        for name in ("guided_decoding_guide_type", "guided_decoding_guide")
-    ]
-    + [{"name": "errors_as_output", "data_type": "TYPE_BOOL", "dims": [1], "optional": True}, CACHE_SALT],
-    outputs=[
-        {"name": "output_ids", "data_type": "TYPE_INT32", "dims": [-1]},
-        {"name": "output_log_probs", "data_type": "TYPE_FP32", "dims": [-1]},
-        {"name": "input_ids", "data_type": "TYPE_INT32", "dims": [-1]},
-        {"name": "num_input_tokens", "data_type": "TYPE_INT32", "dims": [1]},
-        {"name": "num_output_tokens", "data_type": "TYPE_INT32", "dims": [1]},
-        {"name": "is_final", "data_type": "TYPE_BOOL", "dims": [1]},
-        {"name": "text_cut", "data_type": "TYPE_INT32", "dims": [1]},
-        {"name": "error", "data_type": "TYPE_STRING", "dims": [1]},
-        ACCEPTANCE_SOURCE,
-    ],
-)
-
-
-@dataclass(frozen=True)
-class TritonModel:
-    """One model of a repository: its `ModelConfig`, and the files of its version."""
-
-    config: Any
-    files: Mapping[str, Path | str]
 
 
 def assemble_trtllm_repository(
@@ -97,13 +50,9 @@ def assemble_trtllm_repository(
         tokenizer_info: XGrammar's description of the tokenizer, for guided decoding with engines.
 
     Raises:
-        SpecError: `engine.triton_parameters` names what does not exist, or gives a value of the wrong form.
+        UnsupportedDeployment: `engine.triton_parameters` names what does not exist, or gives a value of the wrong form.
     """
-    models = trtllm_models(resolved, root=root, tokenizer_info=tokenizer_info)
-    with staged(repository) as staging:
-        for model in models:
-            write_model(staging, model.config, model.files)
-    return repository
+    return write_repository(repository, trtllm_models(resolved, root=root, tokenizer_info=tokenizer_info))
 
 
 def trtllm_models(
@@ -112,14 +61,11 @@ def trtllm_models(
     """The repository's models, unwritten; arguments and errors as of `assemble_trtllm_repository`."""
     base = (root or Path.cwd()).absolute()
     if resolved.runtime == "llm_api":
-        models = _llm_api_models(resolved, base)
+        planned = _llm_api_models(resolved, base)
     else:
-        models = _engine_models(resolved, base, tokenizer_info)
-    check_models(resolved.engine.triton_parameters, [model.config.name for model in models])
-    who = identity(resolved.spec).parameters(prefix_cache=_keeps_prompts(resolved, models))
-    for model in models:
-        if model.config.name in TEXT_MODELS:
-            set_parameters(model.config, who)
+        planned = _engine_models(resolved, base, tokenizer_info)
+    models = make_models(planned, resolved.engine.triton_parameters)
+    identify(models, identity(resolved.spec).parameters(prefix_cache=_keeps_prompts(resolved, models)))
     return models
 
 
@@ -131,10 +77,10 @@ def _keeps_prompts(resolved: Resolved, models: Sequence[TritonModel]) -> bool:
     return target.parameters["enable_kv_cache_reuse"].string_value.lower() in ("true", "1")
 
 
-def _engine_models(resolved: Resolved, root: Path, tokenizer_info: Path | None) -> list[TritonModel]:
-    tokenizer = root / resolved.spec.target.model
+def _engine_models(resolved: Resolved, root: Path, tokenizer_info: Path | None) -> Planned:
+    tokenizer, engine = root / resolved.spec.target.model, resolved.engine
     target, draft = root / resolved.target_engine, resolved.draft_engine
-    drafts = draft is not None or resolved.cell.drafting == "bls"
+    drafts = draft is not None or resolved.support.drafting == "bls"
     bls: dict[str, str | None] = {
         "engine": "tensorrt_llm",
         "tokenizer_dir": str(tokenizer),
@@ -143,32 +89,32 @@ def _engine_models(resolved: Resolved, root: Path, tokenizer_info: Path | None) 
         "tensorrt_llm_draft_model_name": None,
         "max_requests": waiting_requests(resolved.engine),
         "max_sequence_length": str(resolved.engine.max_sequence_length),
-        "decoding_mode": resolved.cell.decoding_mode,
-        "use_draft_logits": "true" if draft_logits(resolved) else None,
+        "decoding_mode": resolved.support.decoding_mode,
+        "use_draft_logits": "true" if accepts_by_logits(resolved) else None,
         "fast_logits": "true" if fast_logits(resolved) else None,
         "exclude_input_in_output": "true" if resolved.spec.serving.exclude_input_in_output else "false",
         **(drafting_parameters(resolved.spec.speculation) if drafts else {}),
     }
-    models = [
-        TritonModel(ensemble_config(resolved.engine), {}),
-        TritonModel(preprocessing_config(resolved.engine, tokenizer, target), _files("preprocessing")),
-        TritonModel(
-            _backend_config(
-                resolved, "tensorrt_llm", target_parameters(resolved, target, tokenizer, tokenizer_info)
-            ),
-            {},
+    models: dict[str, Callable[[], TritonModel]] = {
+        "ensemble": lambda: TritonModel(ensemble_config(engine), {}),
+        "preprocessing": lambda: TritonModel(
+            preprocessing_config(engine, tokenizer, target), _files("preprocessing")
         ),
-        TritonModel(postprocessing_config(resolved.engine, tokenizer), _files("postprocessing")),
-        TritonModel(bls_config(resolved.engine, bls), _files("tensorrt_llm_bls")),
-    ]
-    if draft:
-        models.append(
-            TritonModel(_backend_config(resolved, DRAFT_MODEL, draft_parameters(resolved, root / draft)), {})
-        )
+        "tensorrt_llm": lambda: _backend_model(
+            resolved, "tensorrt_llm", target_parameters(resolved, target, tokenizer, tokenizer_info)
+        ),
+        "postprocessing": lambda: TritonModel(
+            postprocessing_config(engine, tokenizer), _files("postprocessing")
+        ),
+        "tensorrt_llm_bls": lambda: TritonModel(bls_config(engine, bls), _files("tensorrt_llm_bls")),
+    }
+    if draft is not None:
+        parameters = draft_parameters(resolved, root / draft)
+        models[DRAFT_MODEL] = lambda: _backend_model(resolved, DRAFT_MODEL, parameters)
     return models
 
 
-def _backend_config(resolved: Resolved, name: str, parameters: Mapping[str, str | None]) -> Any:
+def _backend_model(resolved: Resolved, name: str, parameters: Mapping[str, str | None]) -> TritonModel:
     """A model on NVIDIA's C++ backend: the contract's tensors and no others."""
     engine = resolved.engine
     filled = settings(
@@ -194,38 +140,16 @@ def _backend_config(resolved: Resolved, name: str, parameters: Mapping[str, str 
     set_queue(config, filled)
     run_on_cpu(config)
     config.model_transaction_policy.decoupled = filled.variables["decoupled_mode"].lower() in ("true", "1")
-    return config
+    return TritonModel(config, {})
 
 
-def _llm_api_models(resolved: Resolved, root: Path) -> list[TritonModel]:
-    tokenizer = root / resolved.spec.target.model
-    bls = {
-        "tensorrt_llm_model_name": "tensorrt_llm",
-        "exclude_input_in_output": "true" if resolved.spec.serving.exclude_input_in_output else "false",
-        "max_requests": waiting_requests(resolved.engine),
-    }
-    added = Tensors(inputs=[CACHE_SALT], outputs=[ACCEPTANCE_SOURCE])
-    generation = {
-        **python_files("model_repo/llmapi/tensorrt_llm/model.py"),
-        "model.yaml": _model_yaml(resolved, root),
-    }
-    return [
-        TritonModel(ensemble_config(resolved.engine, added), {}),
-        TritonModel(_llmapi_config(resolved), generation),
-        TritonModel(postprocessing_config(resolved.engine, tokenizer), _files("postprocessing")),
-        TritonModel(
-            bls_config(resolved.engine, bls, added),
-            python_files("model_repo/llmapi/tensorrt_llm_bls/model.py"),
-        ),
-    ]
+def _llm_api_models(resolved: Resolved, root: Path) -> Planned:
+    front = models_in_front(resolved.spec, resolved.engine, root / resolved.spec.target.model)
+    return {**front, "tensorrt_llm": lambda: _generation(resolved, root)}
 
 
-def _llmapi_config(resolved: Resolved) -> Any:
-    """`tensorrt_llm` on the LLM API.
-
-    NVIDIA's model leaves the transaction policy to the YAML, which `--disable-auto-complete-config` ignores: it is
-    written here too.
-    """
+def _generation(resolved: Resolved, root: Path) -> TritonModel:
+    """`tensorrt_llm` on the LLM API."""
     gpus = resolved.engine.launch.gpu_device_ids
     filled = settings(
         "tensorrt_llm",
@@ -234,28 +158,15 @@ def _llmapi_config(resolved: Resolved) -> Any:
         parameters={"gpu_device_ids": ",".join(map(str, gpus)) if gpus else None},
         variables={},
     )
-    config = model_config("tensorrt_llm", llmapi_tensors(), max_batch_size=0)
-    config.backend = "python"
-    set_parameters(config, filled.parameters)
-    run_on_cpu(config, count=len(filled.parameters.get("gpu_device_ids", "").split(";")))
-    config.model_transaction_policy.decoupled = True
-    return config
-
-
-def llmapi_tensors() -> Tensors:
-    """Tensors of the kit's `llmapi` model: NVIDIA's and its own."""
-    described = contract()["llmapi"]["tensorrt_llm"]
-    tensors = Tensors(described["inputs"], described["outputs"])
-    return tensors.plus(_LLMAPI_ADDED.inputs, _LLMAPI_ADDED.outputs)
-
-
-def _model_yaml(resolved: Resolved, root: Path) -> str:
     arguments = _located(llm_arguments(resolved), "model", root)
     if "speculative_config" in arguments:
         located = _located(arguments["speculative_config"], "speculative_model_dir", root)
         arguments["speculative_config"] = located
-    triton = {"max_batch_size": 0, "decoupled": True, "cancellation_check_period_ms": 100}
-    return as_yaml({**arguments, "triton_config": triton})
+    instances = len(filled.parameters.get("gpu_device_ids", "").split(";"))
+    return TritonModel(
+        llmapi_config(filled.parameters, instances=instances),
+        {**python_files("model_repo/llmapi/tensorrt_llm/model.py"), "model.yaml": model_yaml(arguments)},
+    )
 
 
 def _located(section: Mapping[str, Any], key: str, root: Path) -> dict[str, Any]:

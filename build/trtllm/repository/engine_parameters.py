@@ -10,21 +10,18 @@ model_state.cc and utils.cc, and its README's draft-target recipe (last release 
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from build.triton.parameters import READ_UNGUARDED
-from build.trtllm.methods.trees import as_braces, tree_of
+from build.trtllm.methods.table import accepts_by_logits, draft_tokens, drafter_directory, method_of, tree_of
+from build.trtllm.methods.trees import as_braces
 from build.trtllm.resolved import FROM_OUTSIDE, Resolved
-from deployments.speculation import DraftModel, Lookahead, WindowedSelfDrafting
 
 _GIB = 2**30
 # Bytes of KV cache that a draft needs for a token, by those of the target, where the checkpoints do not tell.
 _USUAL_DRAFT_SHARE = 0.25
 _WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
-
-Parameters = Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -56,15 +53,13 @@ def target_parameters(
 def draft_parameters(resolved: Resolved, engine: Path) -> dict[str, str | None]:
     """Parameters of the second engine."""
     _, draft = kv_shares(resolved)
-    windowed = resolved.speculation if isinstance(resolved.speculation, WindowedSelfDrafting) else None
     return {
         **_common(resolved, engine, draft),
         "gpu_device_ids": _devices(
             resolved.engine.draft.gpu_device_ids or resolved.engine.launch.gpu_device_ids
         ),
         "participant_ids": _ranks(participants(resolved)[1]),
-        "max_attention_window_size": str(windowed.window) if windowed else None,
-        "sink_token_length": str(windowed.sink_tokens) if windowed and windowed.sink_tokens else None,
+        **method_of(resolved).engines.draft_parameters(resolved.speculation),
     }
 
 
@@ -84,14 +79,9 @@ def draft_ranks(resolved: Resolved) -> int:
     return resolved.engine.draft.tensor_parallel or resolved.engine.tensor_parallel
 
 
-def draft_logits(resolved: Resolved) -> bool:
-    """Whether both engines give their logits, and drafts are accepted by them."""
-    return isinstance(resolved.speculation, DraftModel) and resolved.speculation.use_draft_logits
-
-
 def fast_logits(resolved: Resolved) -> bool:
     """Whether draft logits go from engine to engine: with the orchestrator they have ranks of their own to do so."""
-    return draft_logits(resolved) and resolved.engine.launch.mode == "orchestrator"
+    return accepts_by_logits(resolved) and resolved.engine.launch.mode == "orchestrator"
 
 
 def kv_shares(resolved: Resolved) -> tuple[KvShare, KvShare]:
@@ -101,22 +91,22 @@ def kv_shares(resolved: Resolved) -> tuple[KvShare, KvShare]:
     tokens = engine.max_batch_size * engine.max_sequence_length
     if resolved.draft_engine is None:
         return KvShare(whole, None), KvShare(whole, None)
-    speculation = resolved.speculation
-    draft_tokens = tokens
-    if isinstance(speculation, WindowedSelfDrafting):
-        per_request = speculation.window + (speculation.sink_tokens or 0) + speculation.draft_length
-        draft_tokens = engine.max_batch_size * min(per_request, engine.max_sequence_length)
+    window = method_of(resolved).engines.draft_window(resolved.speculation)
+    kept = tokens
+    if window is not None:
+        per_request = window + draft_tokens(resolved.speculation)
+        kept = engine.max_batch_size * min(per_request, engine.max_sequence_length)
     if not _same_gpus(resolved):
-        return KvShare(whole, tokens), KvShare(whole, draft_tokens)
-    ratio = _draft_share(resolved) * draft_tokens / tokens
+        return KvShare(whole, tokens), KvShare(whole, kept)
+    ratio = _draft_share(resolved) * kept / tokens
     target = whole / (1 + ratio)
     draft = target * ratio / (1 - target)
-    return KvShare(target, tokens), KvShare(min(draft, whole), draft_tokens)
+    return KvShare(target, tokens), KvShare(min(draft, whole), kept)
 
 
 def _common(resolved: Resolved, engine: Path, share: KvShare) -> dict[str, str | None]:
     spec = resolved.engine
-    from_outside = resolved.cell.drafting in FROM_OUTSIDE
+    from_outside = resolved.support.drafting in FROM_OUTSIDE
     host = spec.kv_cache.host_memory_gib
     return {
         **dict.fromkeys(READ_UNGUARDED, ""),
@@ -138,16 +128,11 @@ def _common(resolved: Resolved, engine: Path, share: KvShare) -> dict[str, str |
 
 def _decoding(resolved: Resolved) -> dict[str, str | None]:
     """The decoding mode and what belongs to it; a target that drafts are sent to has none."""
-    speculation = resolved.speculation
-    values: dict[str, str | None] = {"decoding_mode": resolved.cell.decoding_mode}
+    values: dict[str, str | None] = {"decoding_mode": resolved.support.decoding_mode}
     tree = tree_of(resolved)
     if tree is not None:
         values[f"{resolved.method}_choices"] = as_braces(tree)
-    if isinstance(speculation, Lookahead):
-        values["lookahead_window_size"] = str(speculation.window)
-        values["lookahead_ngram_size"] = str(speculation.ngram)
-        values["lookahead_verification_set_size"] = str(speculation.verification_set)
-    return values
+    return {**values, **method_of(resolved).engines.parameters(resolved.speculation)}
 
 
 def _same_gpus(resolved: Resolved) -> bool:
@@ -158,9 +143,10 @@ def _same_gpus(resolved: Resolved) -> bool:
 
 def _draft_share(resolved: Resolved) -> float:
     """KV bytes of the draft for a token, by those of the target."""
-    if not isinstance(resolved.speculation, DraftModel):
+    directory = drafter_directory(resolved.spec)
+    if directory is None or method_of(resolved).drafts_itself:
         return 1.0
-    draft = _kv_elements(resolved.speculation.model)
+    draft = _kv_elements(directory)
     target = _kv_elements(resolved.spec.target.model)
     return draft / target if draft and target else _USUAL_DRAFT_SHARE
 

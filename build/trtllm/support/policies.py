@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from build.trtllm.installed import installed_release
-from build.trtllm.releases import Refused, line_of_version, version_in
-from build.trtllm.resolved import Resolved
-from deployments.speculation import NoSpeculation
+from build.trtllm.methods.record import LLM_API_A
+from build.trtllm.methods.table import method_of
+from build.trtllm.releases import line_of_version, not_in_line, version_in
+from build.trtllm.resolved import Resolved, Supported
+from deployments.findings import Finding
 
 POLICIES = ("max_concurrency", "draft_length_schedule", "acceptance_gate")
-# The switch that puts a drafter of line A beside the target's model.
-_ONE_MODEL = {"eagle3": "eagle3_one_model", "mtp": "mtp_eagle_one_model"}
 # The first candidate of 1.3.0 whose class has the rate (its class page); one from before may have it or not.
 _FIRST_BY_RATE = "1.3.0rc27"
 
@@ -84,25 +84,25 @@ def _candidate(version: str) -> tuple[int, int, int, int]:
     return major, minor, patch, int(digits) if digits else 10**6
 
 
-def policy_refusals(resolved: Resolved) -> Iterator[Refused]:
-    """A refusal for each policy that the release would pass over or cannot read."""
+def policy_findings(resolved: Resolved) -> Iterator[Finding]:
+    """A finding for each policy that the release would pass over or cannot read."""
     given = given_policies(resolved)
     if not given:
         return
     if resolved.runtime == "engines":
         for key in given:
-            yield Refused(
+            yield not_in_line(
                 f"engines draft the same at every batch size (speculation.{key})",
                 f"no {key}" + (", or runtime: llm_api" if _llm_api_has(resolved) else ""),
             )
         return
     for key in given:
         yield from (_on_line_a if resolved.line.name == "A" else _on_line_b)(resolved, key)
-    gate = None if isinstance(resolved.speculation, NoSpeculation) else resolved.speculation.acceptance_gate
+    gate = getattr(resolved.speculation, "acceptance_gate", None)
     known = gate_of(resolved)
     if gate is not None and getattr(gate, known.field) is None:
         other = "min_rate" if known.field == "min_length" else "min_length"
-        yield Refused(
+        yield not_in_line(
             f"{_releases(resolved, known)} gates on {known.field}, not on {other} (speculation.acceptance_gate)",
             f"acceptance_gate with {known.field}, and window in {known.window}",
         )
@@ -111,7 +111,7 @@ def policy_refusals(resolved: Resolved) -> Iterator[Refused]:
 def given_policies(resolved: Resolved) -> list[str]:
     """The policies that the spec asks for, in its own section or in `engine.llm_args.speculative_config`."""
     speculation = resolved.speculation
-    if isinstance(speculation, NoSpeculation):
+    if resolved.support.drafting == "none":
         return []
     free = _free(resolved)
     other = {"draft_length_schedule": ("draft_len_schedule",), "acceptance_gate": gate_of(resolved).keys}
@@ -124,17 +124,16 @@ def given_policies(resolved: Resolved) -> list[str]:
 
 def beside_the_target(resolved: Resolved) -> bool:
     """Whether the LLM API runs the drafter beside the target's model (`PyExecutor.drafter`), not within it."""
-    if resolved.cell.drafting == "user_drafter" or resolved.method == "prompt_lookup":
+    llm_api = method_of(resolved).llm_api
+    if resolved.line.name in llm_api.beside:
         return True
-    if resolved.line.name == "B":
-        return False
-    return resolved.method == "draft_model" or _free(resolved).get(_ONE_MODEL.get(resolved.method)) is False
+    return resolved.line.name == "A" and _free(resolved).get(llm_api.beside_switch) is False
 
 
-def _on_line_a(resolved: Resolved, key: str) -> Iterator[Refused]:
+def _on_line_a(resolved: Resolved, key: str) -> Iterator[Finding]:
     if not beside_the_target(resolved):
-        switch = _ONE_MODEL[resolved.method]
-        yield Refused(
+        switch = method_of(resolved).llm_api.beside_switch
+        yield not_in_line(
             f"line A applies {key} to drafters beside the target's model, and {resolved.method} drafts within it, "
             "where it has no effect",
             f"no {key}, line: B, or engine.llm_args.speculative_config.{switch}: false",
@@ -143,27 +142,27 @@ def _on_line_a(resolved: Resolved, key: str) -> Iterator[Refused]:
         yield from _of_ones_own(resolved, key)
 
 
-def _on_line_b(resolved: Resolved, key: str) -> Iterator[Refused]:
-    if resolved.cell.drafting == "user_drafter":
+def _on_line_b(resolved: Resolved, key: str) -> Iterator[Finding]:
+    if resolved.support.drafting == "user_drafter":
         yield from _of_ones_own(resolved, key)
     elif key == "draft_length_schedule" and beside_the_target(resolved):
-        yield Refused(
+        yield not_in_line(
             "line B wants the schedule of n-grams by largest batch sizes and reads it by smallest ones "
             "(speculation.draft_length_schedule)",
             "max_concurrency, or method: suffix_automaton",
         )
     elif key == "acceptance_gate" and (gate := gate_of(resolved)).within == beside_the_target(resolved):
         where = "within the target's model" if gate.within else "beside the target's model"
-        yield Refused(
+        yield not_in_line(
             f"the gate of {_releases(resolved, gate)} watches drafters {where}, which {resolved.method} is not, so it "
             "has no effect",
             "no acceptance_gate, or method: " + ("suffix_automaton" if gate.within else "prompt_lookup"),
         )
 
 
-def _of_ones_own(resolved: Resolved, key: str) -> Iterator[Refused]:
-    if resolved.cell.drafting == "user_drafter" and key != "max_concurrency":
-        yield Refused(
+def _of_ones_own(resolved: Resolved, key: str) -> Iterator[Finding]:
+    if resolved.support.drafting == "user_drafter" and key != "max_concurrency":
+        yield not_in_line(
             f"a drafter of one's own has no {key} (speculation.{key})",
             "max_concurrency, or method: prompt_lookup",
         )
@@ -181,4 +180,4 @@ def _free(resolved: Resolved) -> Mapping[str | None, Any]:
 
 
 def _llm_api_has(resolved: Resolved) -> bool:
-    return resolved.method == "anpd" or resolved.method in resolved.line.decoding_types
+    return isinstance(method_of(resolved).support[LLM_API_A], Supported)

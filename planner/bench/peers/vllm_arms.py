@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deployments.findings import UnsupportedDeployment
 from deployments.speculation import (
     AnySpeculation,
     DraftModel,
@@ -19,7 +20,7 @@ from deployments.speculation import (
     PromptLookup,
     SuffixAutomaton,
 )
-from engine.vllm.speculation import NotInVllm, engine_settings
+from engine.vllm.speculation import engine_settings
 from planner.bench.peers.arms import BASE, Arm
 from speculators.draft_model.checkpoint import whole_model
 
@@ -52,7 +53,7 @@ class VllmModel:
         """The arm of a way of speculating.
 
         Raises:
-            NotInVllm: vLLM does not have it.
+            UnsupportedDeployment: vLLM does not have it.
         """
         if isinstance(speculation, DraftModel):
             whole = whole_model(speculation.model, self.target, self.scratch / "draft_model")
@@ -85,7 +86,7 @@ def vllm_arms(model: VllmModel, own: AnySpeculation) -> Iterator[Arm]:
     if own.method not in (BASE, "prompt_lookup", "suffix_automaton"):
         try:
             yield model.arm(own.method, own)
-        except NotInVllm:
+        except UnsupportedDeployment:
             return
 
 

@@ -12,6 +12,7 @@ import pytest
 from build.plan.run import PlanError, run_plan, script
 from build.plan.runners import LocalRunner
 from build.plan.steps import Step
+from build.trtllm.failures import explain
 from tests.build.plan.plans import failing, joining
 
 
@@ -25,6 +26,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 PLAN, SOURCE = Path("out/plan"), Path("source/weights")
+RUNNER = LocalRunner({"tensorrt_llm": "1.2.1"})
 
 
 def diamond(first: str = "a", **environment: str) -> tuple[Step, ...]:
@@ -39,12 +41,12 @@ def diamond(first: str = "a", **environment: str) -> tuple[Step, ...]:
 
 
 def ran(steps: tuple[Step, ...]) -> tuple[str, ...]:
-    return run_plan(steps, PLAN, LocalRunner())
+    return run_plan(steps, PLAN, RUNNER, explain=explain)
 
 
 def test_everything_runs_once() -> None:
     said: list[str] = []
-    assert run_plan(diamond(), PLAN, LocalRunner(), report=said.append) == (
+    assert run_plan(diamond(), PLAN, RUNNER, report=said.append) == (
         *("convert", "aside", "build", "collect"),
     )
     assert Path("out/all").read_text() == "c b a w z w"

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from build.trtllm import releases
-from build.trtllm.releases import LINE_A, LINE_B, Refused, detect_version, line_of_version, version_command
+from build.trtllm.releases import LINE_A, LINE_B, detect_version, line_of_version, version_command
 from build.trtllm.support.matrix import resolve
+from deployments.findings import UnsupportedDeployment
 from deployments.spec import SpecError
 from tests.build.trtllm.specs import deployment
 
@@ -34,10 +35,11 @@ def test_versions_of_the_lines(version, line):
     "version", ["1.3.0rc0", "1.3.0rc20", "1.2.0", "1.2.1rc1", "1.2.0rc6", "1.1.0", "0.20.0"]
 )
 def test_versions_between_and_before_the_lines_are_refused(version):
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UnsupportedDeployment) as refusal:
         line_of_version(version)
-    assert version in refusal.value.reason
-    assert "1.2.1" in refusal.value.nearest
+    (finding,) = refusal.value.findings
+    assert version in finding.reason
+    assert "1.2.1" in finding.remedy
 
 
 def test_pinned_releases_belong_to_their_lines():

@@ -20,8 +20,8 @@ from tritonclient.grpc import model_config_pb2
 
 from build.identity import identity
 from build.targets.architecture import Architecture
+from build.triton.llmapi import llmapi_tensors
 from build.triton.module_files import module_files
-from build.trtllm.repository.assemble import llmapi_tensors
 from build.vllm.arguments import engine_arguments
 from build.vllm.checks import asked_of_vllm, vllm_findings
 from build.vllm.repository import assemble_vllm_repository
@@ -172,7 +172,7 @@ def test_typical_mistakes_are_refused_with_what_would_be_right(
 ) -> None:
     (finding,) = vllm_findings(deployment(target, speculation, **engine))
     assert (finding.name, finding.severity) == (name, "error")
-    assert finding.right
+    assert finding.remedy
 
 
 def test_heads_that_the_checkpoint_does_not_have_are_refused(target: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_heads_with_a_damaged_config_are_refused(content: bytes, target: Path, t
     (heads / "config.json").write_bytes(content)
     (finding,) = vllm_findings(deployment(target, {"method": "medusa", "checkpoint": heads}))
     assert (finding.name, finding.severity) == ("checkpoint-unusable", "error")
-    assert str(heads / "config.json") in finding.what
+    assert str(heads / "config.json") in finding.reason
 
 
 def with_bare_draft(folder: Path) -> DeploymentSpec:
@@ -276,7 +276,7 @@ def test_vllm_may_say_something_behind_its_answer(target: Path, stand_in: Enviro
     last_words = "atexit.register(print, '[rank0] left running')"
     assert not asked(deployment(target), stand_in, last_words)
     (finding,) = asked(deployment(target), stand_in, f"{last_words}; raise ValueError('no such model')")
-    assert finding.name == "refused-by-vllm" and "ValueError: no such model" in finding.what
+    assert finding.name == "refused-by-vllm" and "ValueError: no such model" in finding.reason
 
 
 def test_vllm_that_ends_without_an_answer_was_not_asked(target: Path, stand_in: Environment) -> None:
@@ -287,7 +287,7 @@ def test_vllm_that_ends_without_an_answer_was_not_asked(target: Path, stand_in: 
 def test_a_target_without_a_fast_tokenizer_is_refused(target: Path) -> None:
     (target / "tokenizer.json").unlink()
     (finding,) = vllm_findings(deployment(target))
-    assert "tokenizer.json" in finding.what
+    assert "tokenizer.json" in finding.reason
 
 
 def test_what_is_none_of_the_kits_is_not_replaced(target: Path) -> None:

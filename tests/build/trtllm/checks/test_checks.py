@@ -104,7 +104,7 @@ def test_orchestrator_mode_takes_a_draft_of_other_parallelism() -> None:
 def test_the_other_line_s_spelling_is_named(line: str, config: dict[str, Any], name: str, told: str) -> None:
     (found,) = spelling_findings(resolved("eagle3", line, llm_args={"speculative_config": config}))
     assert (found.name, found.severity) == (name, "error")
-    assert told in found.what
+    assert told in found.reason
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_the_formula_is_shown_with_its_numbers() -> None:
     known = resolved("lookahead", runtime="engines")
     step = build_step(known, "--speculative_decoding_mode=lookahead_decoding", "--max_draft_len=7")
     (found,) = command_findings(known, [step])
-    assert "(7 - 2) + (7 - 1 + 7) x (7 - 1) = 83" in found.what
+    assert "(7 - 2) + (7 - 1 + 7) x (7 - 1) = 83" in found.reason
 
 
 def models(tmp_path: Path, method: str, **speculation: Any) -> dict[str, str]:

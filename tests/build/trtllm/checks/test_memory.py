@@ -118,8 +118,8 @@ def test_what_does_not_fit_is_an_error_with_the_arithmetic(tmp_path: Path) -> No
     assert (fits.name, fits.severity) == ("gpu-memory", "note")
     (found,) = findings(tmp_path, gpu_memory_gib=1.5)
     assert (found.name, found.severity) == ("gpu-memory", "error")
-    assert "a GPU of 1.50 GiB cannot hold target and the KV cache" in found.what
-    assert "target weights:" in found.what and "quantise" in found.right
+    assert "a GPU of 1.50 GiB cannot hold target and the KV cache" in found.reason
+    assert "target weights:" in found.reason and "quantise" in found.remedy
 
 
 def test_a_checkpoint_without_weights_is_told(tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_without_its_drafter_a_deployment_is_estimated_all_the_same(tmp_path: Pa
     )
     (found,) = memory_findings(resolve(spec))
     assert (found.name, found.severity) == ("gpu-memory", "note")
-    assert "target weights:" in found.what and "draft weights:" not in found.what
-    assert f"(without the drafter: {tmp_path / 'draft' / 'config.json'} is missing" in found.what
+    assert "target weights:" in found.reason and "draft weights:" not in found.reason
+    assert f"(without the drafter: {tmp_path / 'draft' / 'config.json'} is missing" in found.reason
 
 
 def test_a_model_without_kv_cache_is_estimated(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def told(
     if not target.exists():
         checkpoint(target, **config)
     resolved = unchecked(deployment(method, model=target, **sections))
-    return [(found.what, found.right) for found in parallelism_findings(resolved.spec, resolved.cell)]
+    return [(found.reason, found.remedy) for found in parallelism_findings(resolved.spec, resolved.support)]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 6, 12])
@@ -99,8 +99,8 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     assert [finding.name for finding in found] == [
         *("not-in-this-line", "not-in-this-line", "model-missing", "tensor-parallel-heads", "gpu-memory")
     ]
-    assert found[2].what.endswith(f"did you mean {tmp_path / 'draft'}?")
-    assert "(without the drafter:" in found[4].what
+    assert found[2].reason.endswith(f"did you mean {tmp_path / 'draft'}?")
+    assert "(without the drafter:" in found[4].reason
 
 
 def test_a_method_that_the_line_lacks_is_told_with_what_else_is_wrong(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def told(method: str = "none", line: str = "A", runtime: str | None = None, **se
     """Severity and text of each finding."""
     resolved = unchecked(deployment(method, line, runtime, **sections))
     found = list(path_findings(resolved.spec, resolved.runtime))
-    return [f"{finding.severity}: {finding.what}" for finding in found]
+    return [f"{finding.severity}: {finding.reason}" for finding in found]
 
 
 @pytest.mark.parametrize(

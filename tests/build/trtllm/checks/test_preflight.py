@@ -25,13 +25,13 @@ def severities(result: Preflight) -> dict[str, str]:
 
 @pytest.mark.parametrize("method", sorted(SPECULATION))
 @pytest.mark.parametrize(("line", "runtime"), [("A", "engines"), ("A", "llm_api"), ("B", "llm_api")])
-def test_every_cell_passes_or_is_refused_with_the_nearest_that_works(
+def test_every_place_of_the_matrix_passes_or_is_refused_with_the_nearest_that_works(
     method: str, line: str, runtime: str
 ) -> None:
     result = preflight(deployment(method, line, runtime), "print")
     if result.resolved is None:
         (refusal,) = result.findings
-        assert refusal.name == "not-in-this-line" and refusal.what and refusal.right
+        assert refusal.name == "not-in-this-line" and refusal.reason and refusal.remedy
     else:
         assert result.findings == () and not result.failed
 
@@ -93,7 +93,7 @@ def test_free_form_keys_are_checked_before_anything_is_built(
 def test_asking_the_container_without_docker_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     (found,) = preflight(deployment("none", "auto"), "print").findings
-    assert found.severity == "error" and "needs Docker; write line: A or line: B" in found.what
+    assert found.severity == "error" and "needs Docker; write line: A or line: B" in found.reason
 
 
 @given(sections())
@@ -107,7 +107,9 @@ def test_what_passes_has_a_plan_and_a_repository(drawn: Any) -> None:
         return
     result = preflight(spec, "print")
     event("failed" if result.failed else "passed")
-    assert all(finding.what and (finding.right or finding.severity == "note") for finding in result.findings)
+    assert all(
+        finding.reason and (finding.remedy or finding.severity == "note") for finding in result.findings
+    )
     if result.failed or result.resolved is None:
         return
     printed = script(plan_steps(result.resolved, Path("spec.yaml")), LocalRunner())

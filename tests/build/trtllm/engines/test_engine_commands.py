@@ -8,13 +8,16 @@ import pytest
 from build.trtllm.engines import tools
 from build.trtllm.engines.commands import argv, build_steps
 from build.trtllm.llm_api.arguments import speculative_config
-from build.trtllm.releases import LINE_A, Refused
-from build.trtllm.resolved import Cell
-from build.trtllm.support.matrix import CELLS, resolve
+from build.trtllm.releases import LINE_A
+from build.trtllm.resolved import Supported
+from build.trtllm.support.matrix import SUPPORT_MATRIX, resolve
+from deployments.findings import UnsupportedDeployment
 from deployments.spec import SpecError
 from tests.build.trtllm.specs import deployment
 
-ENGINE_CELLS = [method for method, entry in CELLS["A", "engines"].items() if isinstance(entry, Cell)]
+ENGINE_METHODS = [
+    method for method, entry in SUPPORT_MATRIX["A", "engines"].items() if isinstance(entry, Supported)
+]
 TOOLS = [value for value in vars(tools).values() if isinstance(value, tools.Tool)]
 
 
@@ -60,7 +63,7 @@ def assert_steps_connect(steps, given):
 MODELS = ["models/target", "models/draft", "models/heads", "models/eagle", "models/redrafter"]
 
 
-@pytest.mark.parametrize("method", ENGINE_CELLS)
+@pytest.mark.parametrize("method", ENGINE_METHODS)
 def test_every_cell_has_steps_whose_flags_exist_and_whose_paths_connect(method):
     steps = steps_of(method)
     assert_commands_are_those_of_the_tools(steps)
@@ -256,7 +259,7 @@ def test_a_draft_of_another_family_has_its_own_converter(tmp_path):
 def test_families_that_a_method_does_not_have_are_refused_before_a_step_exists(
     method, model_type, engine, reason
 ):
-    with pytest.raises(Refused, match=reason):
+    with pytest.raises(UnsupportedDeployment, match=reason):
         steps_of(method, model_type=model_type, **engine)
 
 

@@ -5,26 +5,27 @@ import json
 import pytest
 import yaml
 
+from build.triton.llmapi import as_yaml
 from build.trtllm.llm_api import schema as llm_schema
 from build.trtllm.llm_api.arguments import (
     KIT_KEY,
-    as_yaml,
     draft_length_schedule,
     llm_arguments,
     speculative_config,
 )
 from build.trtllm.llm_api.schema import SCHEMAS, schema_path, validate
-from build.trtllm.releases import LINE_A, LINE_B, LINES, Refused
-from build.trtllm.resolved import Cell
-from build.trtllm.support.matrix import CELLS, resolve
+from build.trtllm.releases import LINE_A, LINE_B, LINES
+from build.trtllm.resolved import Supported
+from build.trtllm.support.matrix import SUPPORT_MATRIX, resolve
+from deployments.findings import UnsupportedDeployment
 from deployments.spec import SpecError
 from tests.build.trtllm.specs import deployment
 
-LLM_API_CELLS = [
+LLM_API_METHODS = [
     (line, method)
-    for (line, runtime), row in CELLS.items()
+    for (line, runtime), row in SUPPORT_MATRIX.items()
     for method, entry in row.items()
-    if runtime == "llm_api" and isinstance(entry, Cell)
+    if runtime == "llm_api" and isinstance(entry, Supported)
 ]
 
 
@@ -32,8 +33,8 @@ def _arguments(method, line, speculation=None, **engine):
     return llm_arguments(resolve(deployment(method, line, "llm_api", speculation, **engine)))
 
 
-@pytest.mark.parametrize(("line", "method"), LLM_API_CELLS)
-def test_the_yaml_of_a_cell_is_valid_for_its_line_after_writing_and_reading(line, method):
+@pytest.mark.parametrize(("line", "method"), LLM_API_METHODS)
+def test_the_yaml_of_a_method_is_valid_for_its_line_after_writing_and_reading(line, method):
     document = yaml.safe_load(as_yaml(_arguments(method, line)))
     assert document["model"] == "models/target"
     block = document.pop(KIT_KEY, None)
@@ -42,7 +43,7 @@ def test_the_yaml_of_a_cell_is_valid_for_its_line_after_writing_and_reading(line
     validate(document, LINES[line])
 
 
-@pytest.mark.parametrize(("line", "method"), LLM_API_CELLS)
+@pytest.mark.parametrize(("line", "method"), LLM_API_METHODS)
 def test_the_other_lines_schema_refuses_what_is_spelled_differently(line, method):
     other = LINE_B if line == "A" else LINE_A
     document = {key: value for key, value in _arguments(method, line).items() if key == "speculative_config"}
@@ -147,7 +148,7 @@ def test_schedules_stand_in_the_yaml_with_numbers_as_keys():
 
 
 def test_overlap_is_off_where_drafts_are_made_on_the_host():
-    off = {key for key in LLM_API_CELLS if _arguments(key[1], key[0]).get("disable_overlap_scheduler")}
+    off = {key for key in LLM_API_METHODS if _arguments(key[1], key[0]).get("disable_overlap_scheduler")}
     assert off == {
         ("A", "prompt_lookup"), ("A", "draft_model"), ("A", "anpd"), ("B", "prompt_lookup"), ("B", "anpd"),
     }  # fmt: skip
@@ -216,9 +217,24 @@ def test_more_arguments_are_merged_into_their_sections():
     ],
 )
 def test_what_the_kit_sets_is_not_set_twice(more, key):
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UnsupportedDeployment) as refusal:
         _arguments("eagle3", "B", llm_args=more)
-    assert key in refusal.value.reason
+    (finding,) = refusal.value.findings
+    assert key in finding.reason and finding.remedy
+
+
+def test_everything_that_is_wrong_with_the_arguments_is_told_at_once():
+    more = {"max_batch_size": 8, "dtype": "x", "max_batchsize": 4, "guided_decoding_backend": "outlines"}
+    with pytest.raises(UnsupportedDeployment) as refusal:
+        _arguments("eagle3", "B", llm_args=more)
+    told = [finding.reason for finding in refusal.value.findings]
+    for part in (
+        "max_batch_size: the kit sets it",
+        "dtype: the kit",
+        "did you mean max_batch_size?",
+        "outlines",
+    ):
+        assert any(part in reason for reason in told), part
 
 
 TRAPS = [

@@ -19,12 +19,13 @@ from tritonclient.grpc import model_config_pb2
 
 from build.triton.model_config import contract
 from build.triton.module_files import outside_imports
-from build.trtllm.methods.trees import as_braces, tree_of
-from build.trtllm.releases import Refused
+from build.trtllm.methods.table import tree_of
+from build.trtllm.methods.trees import as_braces
 from build.trtllm.repository.assemble import assemble_trtllm_repository, trtllm_models
 from build.trtllm.repository.engine_parameters import kv_shares
-from build.trtllm.resolved import Cell
-from build.trtllm.support.matrix import CELLS, resolve
+from build.trtllm.resolved import Supported
+from build.trtllm.support.matrix import SUPPORT_MATRIX, resolve
+from deployments.findings import UnsupportedDeployment
 from deployments.spec import SpecError
 from engine.serving.bls_settings import BlsSettings
 from tests.build.trtllm.specs import deployment
@@ -33,9 +34,9 @@ from tests.build.trtllm.support.test_random_specs import sections
 REFERENCE = Path(__file__).parents[5] / "shared" / "reference" / "trtllm_pbtxt_params.json"
 EXISTING = [
     (line, runtime, method)
-    for (line, runtime), row in CELLS.items()
+    for (line, runtime), row in SUPPORT_MATRIX.items()
     for method, entry in row.items()
-    if isinstance(entry, Cell)
+    if isinstance(entry, Supported)
 ]
 OF_ENGINES = {"ensemble", "preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls"}
 
@@ -276,7 +277,7 @@ def test_random_specs_never_give_an_invalid_configuration(drawn: Any) -> None:
     try:
         resolved = resolve(deployment(method, line, runtime, speculation, **engine))
         models = trtllm_models(resolved)
-    except (ValidationError, Refused):
+    except (ValidationError, UnsupportedDeployment):
         return
     for model in models:
         text = text_format.MessageToString(model.config)

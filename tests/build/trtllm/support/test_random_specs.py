@@ -8,13 +8,15 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from build.triton.llmapi import as_yaml
 from build.trtllm.engines.commands import build_steps
-from build.trtllm.llm_api.arguments import KIT_KEY, as_yaml, llm_arguments
+from build.trtllm.llm_api.arguments import KIT_KEY, llm_arguments
 from build.trtllm.llm_api.schema import validate
-from build.trtllm.methods.trees import as_json, check_tree, depth, tree_of
-from build.trtllm.releases import Refused
-from build.trtllm.resolved import Cell
-from build.trtllm.support.matrix import CELLS, resolve
+from build.trtllm.methods.table import converted_drafter, tree_of
+from build.trtllm.methods.trees import as_json, depth, tree_findings
+from build.trtllm.resolved import Supported
+from build.trtllm.support.matrix import SUPPORT_MATRIX, resolve
+from deployments.findings import UnsupportedDeployment
 from tests.build.trtllm.engines.test_engine_commands import (
     assert_commands_are_those_of_the_tools,
     assert_steps_connect,
@@ -128,22 +130,23 @@ def test_random_specs(drawn):
     try:
         resolved = resolve(deployment(method, line, runtime, speculation, **engine))
         steps = build_steps(resolved)
-    except (ValidationError, Refused) as error:
+    except (ValidationError, UnsupportedDeployment) as error:
         event(type(error).__name__)
-        assert not isinstance(error, Refused) or (error.reason and error.nearest)
+        if isinstance(error, UnsupportedDeployment):
+            assert error.findings and all(found.reason and found.remedy for found in error.findings)
         return
     event(f"{resolved.line.name} {resolved.runtime}")
-    assert isinstance(CELLS[resolved.line.name, resolved.runtime][method], Cell)
+    assert isinstance(SUPPORT_MATRIX[resolved.line.name, resolved.runtime][method], Supported)
     if resolved.runtime == "engines":
         assert steps
         assert_commands_are_those_of_the_tools(steps)
         assert_steps_connect(steps, MODELS)
         tree = tree_of(resolved)
         if tree is not None:
-            check_tree(tuple(map(tuple, json.loads(as_json(tree)))), 256)
+            assert list(tree_findings(tuple(map(tuple, json.loads(as_json(tree)))), 256)) == []
             assert depth(tree) <= 16
         return
-    assert [step.name for step in steps] == (["convert-eagle3"] if resolved.converted_drafter else [])
+    assert [step.name for step in steps] == (["convert-eagle3"] if converted_drafter(resolved) else [])
     document = yaml.safe_load(as_yaml(llm_arguments(resolved)))
     assert (document.pop(KIT_KEY, None) is not None) == (method == "anpd")
     validate(document, resolved.line)

@@ -6,16 +6,17 @@ from typing import Any, get_args
 import pytest
 
 from build.trtllm.llm_api.arguments import llm_arguments, speculative_config
-from build.trtllm.releases import LINE_A, LINE_B, LINES, Refused
-from build.trtllm.resolved import Cell
-from build.trtllm.support.constraints import refusals
-from build.trtllm.support.matrix import CELLS, Refusal, resolve
+from build.trtllm.releases import LINE_A, LINE_B, LINES
+from build.trtllm.resolved import Supported, Unsupported
+from build.trtllm.support.constraints import constraint_findings
+from build.trtllm.support.matrix import SUPPORT_MATRIX, resolve
 from build.trtllm.support.policies import BY_LENGTH, BY_RATE
+from deployments.findings import UnsupportedDeployment
 from deployments.speculation import AnySpeculation
 from tests.build.trtllm.specs import SPECULATION, deployment
 
 METHODS = [get_args(section)[1].tag for section in get_args(get_args(AnySpeculation)[0])]
-ALL_CELLS = [(line, runtime, method) for (line, runtime), row in CELLS.items() for method in row]
+PLACES = [(line, runtime, method) for (line, runtime), row in SUPPORT_MATRIX.items() for method in row]
 
 # The table of what exists, as stated by the documentation of the two lines.
 EXPECTED = {
@@ -31,38 +32,39 @@ EXPECTED = {
 
 def test_every_method_of_the_spec_has_an_entry_in_every_row():
     assert set(METHODS) == set(SPECULATION)
-    for row in CELLS.values():
+    for row in SUPPORT_MATRIX.values():
         assert set(row) == set(METHODS)
 
 
 def test_the_table_is_the_documented_one():
-    for key, row in CELLS.items():
-        assert {method for method, entry in row.items() if isinstance(entry, Cell)} == EXPECTED[key]
+    for key, row in SUPPORT_MATRIX.items():
+        assert {method for method, entry in row.items() if isinstance(entry, Supported)} == EXPECTED[key]
 
 
-@pytest.mark.parametrize(("line", "runtime", "method"), ALL_CELLS)
-def test_a_cell_resolves_to_itself_or_is_refused(line, runtime, method):
-    entry: Any = CELLS[line, runtime][method]
+@pytest.mark.parametrize(("line", "runtime", "method"), PLACES)
+def test_a_place_resolves_to_itself_or_is_refused(line, runtime, method):
+    entry: Any = SUPPORT_MATRIX[line, runtime][method]
     spec = deployment(method, line, runtime)
-    if isinstance(entry, Cell):
+    if isinstance(entry, Supported):
         resolved = resolve(spec)
-        assert (resolved.line.name, resolved.runtime, resolved.cell) == (line, runtime, entry)
+        assert (resolved.line.name, resolved.runtime, resolved.support) == (line, runtime, entry)
         assert (resolved.draft_engine is not None) == (entry.drafting == "draft_engine")
         return
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UnsupportedDeployment) as refusal:
         resolve(spec)
-    assert method in refusal.value.reason
+    (finding,) = refusal.value.findings
+    assert method in finding.reason
     assert entry.reason in str(refusal.value)
-    assert entry.nearest in str(refusal.value)
+    assert entry.remedy in str(refusal.value)
 
 
 @pytest.mark.parametrize(
     ("line", "runtime", "method", "nearest"),
     [
-        (*key, method, entry.nearest)
-        for key, row in CELLS.items()
+        (*key, method, entry.remedy)
+        for key, row in SUPPORT_MATRIX.items()
         for method, entry in row.items()
-        if isinstance(entry, Refusal)
+        if isinstance(entry, Unsupported)
     ],
 )
 def test_what_a_refusal_offers_works(line, runtime, method, nearest):
@@ -73,7 +75,9 @@ def test_what_a_refusal_offers_works(line, runtime, method, nearest):
             for one in name.split(" or "):
                 there = changes.get("line", line)
                 runtimes = [changes["runtime"]] if "runtime" in changes else LINES[there].runtimes
-                assert any(isinstance(CELLS[there, chosen][one], Cell) for chosen in runtimes), offer
+                assert any(
+                    isinstance(SUPPORT_MATRIX[there, chosen][one], Supported) for chosen in runtimes
+                ), offer
 
 
 def test_engines_are_preferred_where_a_method_has_them():
@@ -84,25 +88,32 @@ def test_engines_are_preferred_where_a_method_has_them():
 
 def test_line_b_has_no_engines_for_any_method():
     for method in METHODS:
-        with pytest.raises(Refused, match=r"removed in 1\.3\.0rc21") as refusal:
+        with pytest.raises(UnsupportedDeployment, match=r"removed in 1\.3\.0rc21") as refusal:
             resolve(deployment(method, "B", "engines"))
-        assert "line: A" in refusal.value.nearest
+        assert "line: A" in refusal.value.findings[0].remedy
 
 
 def test_mlp_speculator_says_what_it_can_become():
     for line in "AB":
-        with pytest.raises(Refused) as refusal:
+        with pytest.raises(UnsupportedDeployment) as refusal:
             resolve(deployment("mlp_speculator", line))
-        assert re.search("method: (redrafter|eagle3)", refusal.value.nearest)
-        assert "train" in refusal.value.nearest
+        (finding,) = refusal.value.findings
+        assert re.search("method: (redrafter|eagle3)", finding.remedy)
+        assert "train" in finding.remedy
 
 
 def test_modes_are_those_of_trtllm_build_and_the_triton_backend():
-    modes = {entry.build_mode for entry in CELLS["A", "engines"].values() if isinstance(entry, Cell)}
+    modes = {
+        entry.build_mode for entry in SUPPORT_MATRIX["A", "engines"].values() if isinstance(entry, Supported)
+    }
     assert modes - {None} == {
         "draft_tokens_external", "lookahead_decoding", "medusa", "explicit_draft_tokens", "eagle",
     }  # fmt: skip
-    decoding = {entry.decoding_mode for entry in CELLS["A", "engines"].values() if isinstance(entry, Cell)}
+    decoding = {
+        entry.decoding_mode
+        for entry in SUPPORT_MATRIX["A", "engines"].values()
+        if isinstance(entry, Supported)
+    }
     assert decoding - {None} == {"medusa", "redrafter", "lookahead", "eagle"}
 
 
@@ -178,10 +189,30 @@ SCHEDULE = {"draft_length_schedule": {4: 5, 8: 2}}
     ],
 )  # fmt: skip
 def test_limits(method, line, runtime, speculation, engine, reason, nearest):
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UnsupportedDeployment) as refusal:
         resolve(deployment(method, line, runtime, speculation, **engine))
-    assert reason in refusal.value.reason
-    assert nearest in refusal.value.nearest
+    assert any(reason in found.reason and nearest in found.remedy for found in refusal.value.findings)
+
+
+def test_all_that_a_deployment_cannot_have_is_told_at_once():
+    engine = {
+        "quantization": "int4_awq",
+        "pipeline_parallel": 2,
+        "build_flags": {"paged_kv_cache": "enable", "max_beam_width": "4"},
+        "draft": {"quantization": "fp8"},
+        "llm_args": {"print_iter_log": True},
+    }
+    with pytest.raises(UnsupportedDeployment) as refusal:
+        resolve(deployment("redrafter", "A", None, {"max_concurrency": 4}, **engine))
+    told = [finding.reason for finding in refusal.value.findings]
+    parts = (
+        *("no pipeline parallelism", "is for a second engine", "int4_awq", "every batch size"),
+        *("engine.llm_args is for the LLM API", "no method speculates on beams", "paged_kv_cache"),
+    )
+    assert len(told) == len(parts)
+    for part in parts:
+        assert any(part in reason for reason in told), part
+        assert str(refusal.value).count("nearest that works") == len(parts)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +254,7 @@ def test_limits(method, line, runtime, speculation, engine, reason, nearest):
 )
 def test_what_lies_within_the_limits(method, line, runtime, speculation, engine):
     resolved = resolve(deployment(method, line, runtime, speculation, **engine))
-    assert list(refusals(resolved)) == []
+    assert list(constraint_findings(resolved)) == []
     assert resolved.line in (LINE_A, LINE_B)
 
 
@@ -242,7 +273,8 @@ def test_the_gate_is_spelt_as_the_candidate_has_it(image, speculation, keys):
     spec = deployment("eagle3", "B", None, gate, images={"build": image})
     if keys is None:
         with pytest.raises(
-            Refused, match=r"line B before 1\.3\.0rc27 watches drafters beside the target's model"
+            UnsupportedDeployment,
+            match=r"line B before 1\.3\.0rc27 watches drafters beside the target's model",
         ):
             resolve(spec)
         return

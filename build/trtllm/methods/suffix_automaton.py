@@ -1,0 +1,68 @@
+"""Suffix automata, which came with 1.3: as a method (`SA`), and beside trained drafters (`sa_config`)."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from build.trtllm.methods.record import ENGINES, LLM_API_A, LLM_API_B, InLlmApi, Method, given
+from build.trtllm.releases import ReleaseLine, not_in_line
+from build.trtllm.resolved import Resolved, Supported, Unsupported
+from deployments.findings import Finding
+from deployments.speculation import SelfLookupEnhancer, SuffixAutomaton
+
+
+class Enhanced(Protocol):
+    """A section of a drafter that may have a suffix automaton beside it."""
+
+    @property
+    def suffix_automaton(self) -> SelfLookupEnhancer | None: ...
+
+
+def enhancer_arguments(section: Enhanced) -> dict[str, Any]:
+    """`sa_config` of a trained drafter."""
+    enhancer = section.suffix_automaton
+    if enhancer is None:
+        return {}
+    return {"sa_config": {"threshold": enhancer.threshold, "enable_global_pool": enhancer.global_pool}}
+
+
+def enhancer_constraints(resolved: Resolved, section: Enhanced) -> Iterator[Finding]:
+    """Line A has none."""
+    if section.suffix_automaton is not None and resolved.line.name == "A":
+        yield not_in_line("suffix automata came with 1.3", "no suffix_automaton, or line: B")
+
+
+def enhanced_has_probabilities(section: Enhanced) -> bool:
+    """What is looked up has no probabilities."""
+    return section.suffix_automaton is None
+
+
+def _arguments(section: SuffixAutomaton, line: ReleaseLine) -> dict[str, Any]:
+    return {
+        "max_draft_len": section.draft_length,
+        "max_matching_ngram_size": section.ngram,
+        "enable_global_pool": section.global_pool,
+    } | given(global_pool_size=section.global_pool_size)
+
+
+def _pool(resolved: Resolved, section: SuffixAutomaton) -> Iterator[Finding]:
+    batch, size = resolved.engine.max_batch_size, section.global_pool_size
+    if size is not None and size < batch:
+        yield not_in_line(
+            f"the global pool must hold all running requests: global_pool_size {size} is below max_batch_size {batch}",
+            f"global_pool_size: {batch}",
+        )
+
+
+SUFFIX_AUTOMATON = Method(
+    section=SuffixAutomaton,
+    support={
+        ENGINES: Unsupported("suffix automata came with 1.3, after the engines", "method: prompt_lookup"),
+        LLM_API_A: Unsupported("suffix automata came with 1.3", "line: B, or method: prompt_lookup"),
+        LLM_API_B: Supported("in_model"),
+    },
+    draft_tokens=lambda section: section.draft_length,
+    llm_api=InLlmApi(
+        decoding_types={"B": "SA"}, arguments=_arguments, has_probabilities=lambda section: False
+    ),
+    constraints=(_pool,),
+)

@@ -1,0 +1,50 @@
+"""Windowed self-drafting: a second engine of the target with a window of the KV cache, which the kit's BLS calls."""
+
+from collections.abc import Iterator
+
+from build.trtllm.methods.record import (
+    DRAFT_TOKENS_EXTERNAL,
+    ENGINES,
+    LLM_API_A,
+    LLM_API_B,
+    InEngines,
+    Method,
+)
+from build.trtllm.releases import not_in_line
+from build.trtllm.resolved import Resolved, Supported, Unsupported
+from deployments.findings import Finding
+from deployments.speculation import WindowedSelfDrafting
+
+
+def _sinks(resolved: Resolved, section: WindowedSelfDrafting) -> Iterator[Finding]:
+    if section.sink_tokens:
+        yield not_in_line(
+            "trtllm-build of 1.2.1 refuses StreamingLLM, because the attention sink did not survive the sliding "
+            f"window's new KV cache (speculation.sink_tokens: {section.sink_tokens})",
+            "sink_tokens: 0",
+        )
+
+
+WINDOWED = Method(
+    section=WindowedSelfDrafting,
+    support={
+        ENGINES: Supported("draft_engine", DRAFT_TOKENS_EXTERNAL),
+        LLM_API_A: Unsupported(
+            "the LLM API has one KV cache configuration for target and draft, so no window for the draft alone",
+            "runtime: engines",
+        ),
+        LLM_API_B: Unsupported(
+            "a second engine with a window of its own went with the TensorRT engines in 1.3.0rc21, and the LLM API has "
+            "one KV cache configuration for target and draft",
+            "line: A with runtime: engines, or method: draft_model",
+        ),
+    },
+    draft_tokens=lambda section: section.draft_length,
+    engines=InEngines(
+        states_draft_length=True,
+        draft_parameters=lambda section: {"max_attention_window_size": str(section.window)},
+        draft_window=lambda section: section.window,
+    ),
+    drafts_itself=True,
+    constraints=(_sinks,),
+)

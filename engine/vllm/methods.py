@@ -1,0 +1,246 @@
+"""What each method of speculation is to vLLM: one record a method, by its section of the spec.
+
+Fields and limits: `vllm/config/speculative.py`, `v1/spec_decode/` and `v1/worker/gpu_model_runner.py` of 0.32.0. vLLM
+drafts chains only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+from deployments.findings import Finding
+from deployments.speculation import (
+    Anpd,
+    AnySpeculation,
+    DFlash,
+    DraftModel,
+    Eagle,
+    Eagle3,
+    Lookahead,
+    Medusa,
+    MlpSpeculator,
+    Mtp,
+    NoSpeculation,
+    Pard,
+    PromptLookup,
+    Redrafter,
+    SuffixAutomaton,
+    WindowedSelfDrafting,
+)
+from speculators.formats.config import CONFIG_FILE, read_json_object
+from speculators.formats.errors import CheckpointError
+
+KIT_KEY = "drafthouse"
+"""Of vLLM's `additional_config`: what the kit's own drafters are told."""
+
+_PROPOSER = "engine.vllm.proposer.AnpdProposer"
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """Why vLLM does not do something, as the rest of a sentence about it, and the nearest that works."""
+
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class VllmMethod(Generic[S]):
+    """A method that vLLM has, or that the kit adds to it.
+
+    Attributes:
+        config: what is the method's own in `speculative_config`; entries that are None are left out.
+        lacks: settings that vLLM does not have, by key: which values are meant, and why.
+        follows_batch_size: whether it drafts less in larger batches, if told so.
+        arguments: of the engine, beside `speculative_config`.
+        findings: about its checkpoint.
+        completes_draft: a draft model that was kept without its embedding is completed before vLLM reads it.
+        is_class: `model` names a class, not a checkpoint.
+    """
+
+    config: Callable[[S], dict[str, Any]]
+    lacks: Mapping[str, tuple[Callable[[Any], bool], Unsupported]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    follows_batch_size: bool = True
+    arguments: Callable[[S], dict[str, Any]] = lambda section: {}
+    findings: Callable[[S], Iterator[Finding]] = lambda section: iter(())
+    completes_draft: bool = False
+    is_class: bool = False
+
+
+def vllm_method(speculation: AnySpeculation) -> VllmMethod[Any] | Unsupported | None:
+    """The method of a section; None for plain decoding."""
+    return METHODS[type(speculation)]
+
+
+def _checkpoint(method: str, path: Path, length: int, **more: Any) -> dict[str, Any]:
+    """A drafter that is read from a directory."""
+    return {"method": method, "model": str(path), "num_speculative_tokens": length, **more}
+
+
+def _anpd(section: Anpd) -> dict[str, Any]:
+    return {
+        "method": "custom_class",
+        "model": _PROPOSER,
+        "num_speculative_tokens": section.draft_length,
+    }
+
+
+def _prompt_lookup(section: PromptLookup) -> dict[str, Any]:
+    return {
+        "method": "ngram",
+        "num_speculative_tokens": section.draft_length,
+        "prompt_lookup_max": section.ngram,
+        "prompt_lookup_min": 1,
+    }
+
+
+def _suffix(section: SuffixAutomaton) -> dict[str, Any]:
+    """vLLM's tree is as deep as match and draft together, and remembers 10,000 requests unless it is told otherwise."""
+    longest = None if section.ngram < 0 else section.ngram + section.draft_length
+    return {
+        "method": "suffix",
+        "num_speculative_tokens": section.draft_length,
+        "suffix_decoding_max_tree_depth": longest,
+        "suffix_decoding_max_cached_requests": section.global_pool_size if section.global_pool else 0,
+    }
+
+
+def _draft_model(section: DraftModel) -> dict[str, Any]:
+    sampling = "probabilistic" if section.use_draft_logits else None
+    return _checkpoint("draft_model", section.model, section.draft_length, draft_sample_method=sampling)
+
+
+def _medusa_arguments(section: Medusa) -> dict[str, Any]:
+    """Heads with a draft vocabulary load with the check of names off, since vLLM 0.32.0 takes their `token_map`
+    in and then misses it (`Medusa.load_weights`, `DefaultModelLoader.track_weights_loading`)."""
+    try:
+        config = read_json_object(section.checkpoint / CONFIG_FILE)
+        truncated = bool(config.get("truncated_vocab_size", config["vocab_size"]) < config["vocab_size"])
+    except (CheckpointError, KeyError, TypeError):
+        truncated = False  # not here, or not the kit's: vLLM says what it thinks of it
+    return {"model_loader_extra_config": {"enable_weights_track": False}} if truncated else {}
+
+
+def _medusa_findings(section: Medusa) -> Iterator[Finding]:
+    path = section.checkpoint
+    if not (path / CONFIG_FILE).is_file():
+        return
+    try:
+        heads = read_json_object(path / CONFIG_FILE).get("medusa_num_heads")
+    except CheckpointError as error:
+        yield Finding(
+            "checkpoint-unusable",
+            "error",
+            f"speculation.checkpoint: {error}",
+            "the checkpoint, fetched or trained again",
+        )
+        return
+    if isinstance(heads, int) and section.num_heads > heads:
+        yield Finding(
+            "too-few-heads",
+            "error",
+            f"speculation.num_heads is {section.num_heads}; {path} has {heads}, and vLLM would draft with heads that "
+            "were never loaded",
+            f"num_heads: {heads} or fewer",
+        )
+
+
+def _is_tree(choices: Any) -> bool:
+    """Whether the paths are more than a single one."""
+    return choices is not None and any(set(path) != {0} for path in choices)
+
+
+def _given(value: Any) -> bool:
+    return value is not None and value is not False
+
+
+def _no_trees(remedy: str) -> Unsupported:
+    return Unsupported("drafts chains only, no trees", remedy)
+
+
+def _in_config(remedy: str) -> tuple[Callable[[Any], bool], Unsupported]:
+    return _given, Unsupported("reads it from the drafter's config.json", remedy)
+
+
+_LOOKUP = (
+    _given,
+    Unsupported("has no lookup beside a trained drafter", "without it, or method: suffix_automaton"),
+)
+
+METHODS: Mapping[type, VllmMethod[Any] | Unsupported | None] = MappingProxyType(
+    {
+        NoSpeculation: None,
+        Anpd: VllmMethod[Anpd](
+            _anpd,
+            arguments=lambda section: {"additional_config": {KIT_KEY: {"ngram": section.ngram}}},
+            is_class=True,
+        ),
+        PromptLookup: VllmMethod(
+            _prompt_lookup,
+            {
+                "use_oldest": (
+                    lambda value: not value,
+                    Unsupported("drafts the oldest continuation", "use_oldest: true"),
+                )
+            },
+        ),
+        SuffixAutomaton: VllmMethod(_suffix),
+        DraftModel: VllmMethod(_draft_model, completes_draft=True),
+        Medusa: VllmMethod[Medusa](
+            lambda section: _checkpoint("medusa", section.checkpoint, section.num_heads),
+            {"choices": (_is_tree, _no_trees("no choices, a chain of num_heads tokens"))},
+            follows_batch_size=False,
+            arguments=_medusa_arguments,
+            findings=_medusa_findings,
+        ),
+        Eagle: VllmMethod[Eagle](
+            lambda section: _checkpoint("eagle", section.checkpoint, section.depth),
+            {"choices": (_is_tree, _no_trees("no choices, a chain of depth tokens"))},
+        ),
+        Eagle3: VllmMethod[Eagle3](
+            lambda section: _checkpoint("eagle3", section.checkpoint, section.draft_length),
+            {
+                "dynamic_tree": (
+                    _given,
+                    _no_trees("no dynamic_tree, a chain of draft_length tokens"),
+                ),
+                "suffix_automaton": _LOOKUP,
+                "layers_to_capture": _in_config("eagle_aux_hidden_state_layer_ids there"),
+            },
+        ),
+        Mtp: VllmMethod[Mtp](
+            lambda section: {"method": "mtp", "num_speculative_tokens": section.draft_length},
+            {"suffix_automaton": _LOOKUP},
+        ),
+        Pard: VllmMethod[Pard](
+            lambda section: _checkpoint(
+                "draft_model", section.model, section.draft_length, parallel_drafting=True
+            ),
+            {"suffix_automaton": _LOOKUP, "mask_token_id": _in_config("pard_token there")},
+        ),
+        DFlash: VllmMethod[DFlash](
+            lambda section: _checkpoint("dflash", section.model, section.draft_length),
+            {
+                "mask_token_id": _in_config("dflash_config.mask_token_id there"),
+                "target_layer_ids": _in_config("dflash_config.target_layer_ids there"),
+            },
+        ),
+        MlpSpeculator: Unsupported(
+            "has no class for MLPSpeculatorPreTrainedModel any more, and shows a drafter of one's own no hidden states",
+            "method: eagle3, a head on the target's hidden states that is trained with `drafthouse train`",
+        ),
+        Redrafter: Unsupported("has no recurrent heads", "method: eagle3 with a head trained for it"),
+        Lookahead: Unsupported("has no Jacobi window", "method: prompt_lookup or suffix_automaton"),
+        WindowedSelfDrafting: Unsupported(
+            "does not let the target draft for itself with a window", "method: draft_model"
+        ),
+    }
+)
