@@ -33,7 +33,6 @@ from build.vocabulary import is_padding
 from deployments.content import content_hash
 from deployments.places import graph_settings
 from deployments.speculation import AnySpeculation, DraftModel, Eagle, Eagle3, Medusa, MlpSpeculator
-from engine.drafters import EMBEDDED_SETTINGS
 from engine.manifest import (
     FORMAT_VERSION,
     SPECULATOR_MANIFEST_NAME,
@@ -41,8 +40,8 @@ from engine.manifest import (
     SpeculatorManifest,
     load_speculator_manifest,
 )
+from engine.methods import EMBEDDED_SETTINGS, Trained
 from engine.serving.tokenizer_files import vocabulary
-from engine.tree_shapes import Trained
 from speculators.draft_model.checkpoint import complete_draft
 from speculators.formats.draft_vocabulary import VOCABULARY_FILE
 from speculators.formats.files import replace_directory

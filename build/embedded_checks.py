@@ -5,7 +5,7 @@ from collections.abc import Iterator, Set
 from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
 from deployments.speculation import Eagle3
-from engine.drafters import EMBEDDED_SETTINGS
+from engine.methods import EMBEDDED_SETTINGS
 from speculators.model_free import MODEL_FREE
 
 _POLICIES = ("adaptive", "max_concurrency", "draft_length_schedule")

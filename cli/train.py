@@ -14,8 +14,10 @@ from client.chat import ChatTemplate
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec, SpecError
 from engine.deployment import open_runner
-from engine.engine import Engine, EngineLimits
+from engine.engine import Engine
+from engine.policy import StaticPolicy
 from engine.runner import BLOCK_SIZE
+from engine.scheduler import EngineLimits
 from engine.serving.text import TextCodec
 from engine.writing import EngineWriter
 from speculators.data.overlap import HeldOut
@@ -115,7 +117,7 @@ def _writer(spec: DeploymentSpec) -> EngineWriter:
     blocks = -(-length // BLOCK_SIZE) * size
     runner = open_runner(spec.embedded, spec.engine_directory, num_blocks=blocks)
     end_ids = Architecture.from_directory(spec.target.model).eos_token_ids
-    return EngineWriter(Engine(runner, create("none"), limits), end_ids)
+    return EngineWriter(Engine(runner, StaticPolicy([create("none")]), limits), end_ids)
 
 
 def _train(job: Any, *, fresh: bool, replace: bool) -> None:

@@ -40,6 +40,7 @@ class CompiledRunner:
         self.block_size = self.manifest.block_size
         self.num_blocks = num_blocks
         self.max_sequence_length = self.manifest.max_sequence_length
+        self.hidden_layers: Sequence[int] = tuple(hidden_layers)
         self._hidden_names = [_hidden_name(layer, self.manifest) for layer in hidden_layers]
         self.graph = backend.paged(
             directory / MODEL_NAME,

@@ -9,11 +9,12 @@ from deployments.spec import DeploymentSpec
 from deployments.speculation import NoSpeculation
 from engine.backend import open_backend
 from engine.compiled_runner import CompiledRunner
-from engine.drafters import open_speculator
-from engine.engine import Engine, EngineLimits
+from engine.drafters import prepare
+from engine.engine import Engine
 from engine.manifest import check_fits, load_manifest
+from engine.policy import DraftPolicy, ScheduledPolicy
 from engine.runner import BLOCK_SIZE
-from speculators.base import Speculator
+from engine.scheduler import EngineLimits
 
 
 def open_runner(engine: EmbeddedEngine, directory: Path, *, num_blocks: int) -> CompiledRunner:
@@ -26,8 +27,8 @@ def open_runner(engine: EmbeddedEngine, directory: Path, *, num_blocks: int) -> 
     return CompiledRunner(directory, backend, num_blocks=num_blocks)
 
 
-def _unwatched(speculator: Speculator) -> Speculator:
-    return speculator
+def _unwatched(policy: DraftPolicy) -> DraftPolicy:
+    return policy
 
 
 def open_engine(
@@ -35,7 +36,7 @@ def open_engine(
     directory: Path,
     speculator_directory: Path,
     *,
-    watch: Callable[[Speculator], Speculator] = _unwatched,
+    watch: Callable[[DraftPolicy], DraftPolicy] = _unwatched,
 ) -> tuple[Engine, CompiledRunner]:
     """The engine of a deployment and its runner, with a cache for as many full-length requests as run at once.
 
@@ -43,7 +44,7 @@ def open_engine(
         spec: the deployment.
         directory: the compiled target.
         speculator_directory: the compiled speculator, where the method has one.
-        watch: puts something around the speculator that sees its drafts and what becomes of them.
+        watch: puts something around the policy that sees its drafts and what becomes of them.
 
     Raises:
         EngineError: a directory is missing, damaged, or does not fit the spec or the other.
@@ -51,24 +52,25 @@ def open_engine(
     embedded = spec.embedded
     backend = open_backend(embedded)
     length, slots = embedded.max_sequence_length, embedded.max_batch_size
-    num_blocks = slots * math.ceil(length / BLOCK_SIZE)
     manifest = load_manifest(directory)
     check_fits(manifest, directory, precision=embedded.precision, max_sequence_length=length)
-    speculator = open_speculator(
+    prepared = prepare(
         NoSpeculation() if spec.bls_drafts else spec.speculation,
         speculator_directory,
         target=manifest,
         slots=slots,
         max_sequence_length=length,
-        num_blocks=num_blocks,
-        backend=backend,
     )
+    needs = [each.requirements for each in prepared]
+    scratch = max(each.scratch_rows for each in needs)
+    num_blocks = slots * math.ceil((length + scratch) / BLOCK_SIZE)
     runner = CompiledRunner(
         directory,
         backend,
         num_blocks=num_blocks,
-        hidden_layers=speculator.needs_hidden,
-        branch_blocks=2 * slots * speculator.max_branches,  # a branch may lie over the end of a block
+        hidden_layers=list(dict.fromkeys(layer for each in needs for layer in each.hidden_layers)),
+        # a branch may lie over the end of a block
+        branch_blocks=2 * slots * max(each.max_branches for each in needs),
     )
     limits = EngineLimits(
         max_batch_size=slots,
@@ -80,7 +82,10 @@ def open_engine(
         idle_prefill_chunk=embedded.idle_prefill_chunk,
         max_draft_length=getattr(spec.speculation, "draft_length", 0),
         kv_cache_reuse=embedded.kv_cache_reuse,
-        longest_draft=spec.speculation.longest_draft,
-        adaptive_drafts=getattr(spec.speculation, "adaptive", True),
     )
-    return Engine(runner, watch(speculator), limits), runner
+    policy = ScheduledPolicy(
+        [each.open(backend, num_blocks) for each in prepared],
+        longest_draft=spec.speculation.longest_draft,
+        adaptive=getattr(spec.speculation, "adaptive", True),
+    )
+    return Engine(runner, watch(policy), limits), runner

@@ -17,7 +17,7 @@ on that kernel:
  * what is left of a prompt to be read is never a single token. (A prompt of a single token is computed like a
    decoded one; it fills no block, so it shares nothing with longer ones.)
 
-A drafter may keep rows of its own in the same blocks. Where it makes them from hidden states, nobody could make them
+Drafters may keep rows of their own in the same blocks. Where one makes them from hidden states, nobody could make them
 again without running the target, so a request that is drafted for takes over only what has both: otherwise its drafter
 would know less of the text than if nothing had been reused, and fewer of its tokens would be accepted. Such a row may
 also depend on a few tokens after its own (`rows_ahead`), so these have to agree as well.
@@ -46,26 +46,26 @@ _Prompt = tuple[str, bytes]  # salt and tokens
 class Lease:
     """Cache blocks of one request: the first `cached` rows are computed, in `reused` blocks of other requests.
 
-    The first `drafted` of them hold the drafter's rows, too.
+    The first `drafted[i]` of them hold rows of drafter i, too.
     """
 
     blocks: list[int]
     cached: int
     reused: int
-    drafted: int
+    drafted: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kept:
     """A sequence whose rows are all computed, the first `prompt_length` of them (or fewer) as a prompt.
 
-    The first `drafted` of them are those of the drafter as well.
+    The first `drafted[i]` of them are those of drafter i as well.
     """
 
     tokens: Tokens
     prompt_length: int
     blocks: Sequence[int]
-    drafted: int
+    drafted: Sequence[int]
     salt: str
 
     @property
@@ -83,7 +83,7 @@ class PrefixCache:
         block_size: int,
         *,
         reuse: bool,
-        rows_ahead: int | None = None,
+        rows_ahead: Sequence[int | None] = (),
         one_kind_of_rows: bool = False,
     ) -> None:
         """Own so many blocks.
@@ -92,11 +92,11 @@ class PrefixCache:
             num_blocks: how many.
             block_size: rows of a block.
             reuse: whether anything is kept.
-            rows_ahead: see `speculators.base.Speculator`.
+            rows_ahead: of each drafter; see `speculators.base.Requirements`.
             one_kind_of_rows: see `engine.runner.Runner`.
         """
         self._pool = BlockPool(num_blocks, block_size)
-        self._reuse, self._ahead, self._one_kind = reuse, rows_ahead, one_kind_of_rows
+        self._reuse, self._ahead, self._one_kind = reuse, tuple(rows_ahead), one_kind_of_rows
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # least recently used first
         self._of_prompt: dict[_Prompt, list[int]] = {}
         self._next_key = 0
@@ -126,10 +126,10 @@ class PrefixCache:
             salt: it shares with requests of the same salt.
         """
         known = np.asarray(tokens, np.int32)
-        ahead = self._ahead if drafts else None
+        ahead: Sequence[int | None] = self._ahead if drafts else [None] * len(self._ahead)
         key, cached = self._longest(known, prompt_length, ahead, salt)
         taken = list(self._kept[key].blocks[: self._pool.blocks_for(cached)]) if cached else []
-        drafted = self._drafted(key, known, cached) if cached else 0
+        drafted = self._drafted(key, known, cached) if cached else [0] * len(self._ahead)
         missing = self._pool.blocks_for(rows) - len(taken)
         if len(self._leased.keys() | set(taken)) + missing > self._pool.num_blocks:
             return None
@@ -149,7 +149,7 @@ class PrefixCache:
         blocks: Sequence[int],
         tokens: Sequence[int],
         prompt_length: int,
-        drafted: int = 0,
+        drafted: Sequence[int] = (),
         *,
         salt: str = "",
     ) -> None:
@@ -159,7 +159,7 @@ class PrefixCache:
             blocks: those of its lease.
             tokens: the beginning of its text.
             prompt_length: how many of the text's tokens are its prompt.
-            drafted: leading rows that hold what the drafter has computed.
+            drafted: leading rows that hold what each drafter has computed; none: nothing.
             salt: of its lease.
         """
         self._leased.subtract(blocks)
@@ -167,7 +167,8 @@ class PrefixCache:
             if not self._leased[block]:
                 del self._leased[block]
         if self._reuse and len(tokens):
-            self._keep(_Kept(np.asarray(tokens, np.int32), prompt_length, blocks, drafted, salt))
+            computed = drafted or [0] * len(self._ahead)
+            self._keep(_Kept(np.asarray(tokens, np.int32), prompt_length, blocks, computed, salt))
         self._pool.release(blocks)
 
     def clear(self) -> None:
@@ -176,10 +177,11 @@ class PrefixCache:
             self._drop(next(iter(self._kept)))
 
     def _keep(self, new: _Kept) -> None:
-        """Keep a sequence instead of those that it continues, unless their drafter's rows go further."""
+        """Keep a sequence instead of those that it continues, unless rows of a drafter go further there."""
         for key in list(self._of_prompt.get(new.prompt, ())):
             old = self._kept[key]
-            if _common(old.tokens, new.tokens) == len(old.tokens) and old.drafted <= new.drafted:
+            further = any(then > now for then, now in zip(old.drafted, new.drafted, strict=True))
+            if _common(old.tokens, new.tokens) == len(old.tokens) and not further:
                 self._drop(key)
         held = new.blocks[: self._pool.blocks_for(len(new.tokens))]
         self._pool.hold(held)
@@ -195,12 +197,16 @@ class PrefixCache:
             del self._of_prompt[kept.prompt]
         self._pool.release(kept.blocks)
 
-    def _drafted(self, key: int, tokens: Tokens, cached: int) -> int:
-        """How many of the rows that are taken over the drafter can take over."""
+    def _drafted(self, key: int, tokens: Tokens, cached: int) -> list[int]:
+        """How many of the rows that are taken over each drafter can take over."""
         kept = self._kept[key]
-        return max(0, min(kept.drafted, _common(kept.tokens, tokens) - (self._ahead or 0), cached))
+        same = _common(kept.tokens, tokens)
+        pairs = zip(kept.drafted, self._ahead, strict=True)
+        return [max(0, min(drafted, same - (ahead or 0), cached)) for drafted, ahead in pairs]
 
-    def _longest(self, tokens: Tokens, prompt_length: int, ahead: int | None, salt: str) -> tuple[int, int]:
+    def _longest(
+        self, tokens: Tokens, prompt_length: int, ahead: Sequence[int | None], salt: str
+    ) -> tuple[int, int]:
         """The kept sequence that serves most rows, and how many; 0 if none does."""
         same_prompt = self._of_prompt.get((salt, tokens[:prompt_length].tobytes()), ())
         best, most = self._best_of(same_prompt, tokens, prompt_length, ahead)
@@ -210,7 +216,7 @@ class PrefixCache:
         return self._best_of(same_salt, tokens, prompt_length, ahead)
 
     def _best_of(
-        self, keys: Iterable[int], tokens: Tokens, prompt_length: int, ahead: int | None
+        self, keys: Iterable[int], tokens: Tokens, prompt_length: int, ahead: Sequence[int | None]
     ) -> tuple[int, int]:
         best, most = 0, 0
         for key in keys:
@@ -219,14 +225,16 @@ class PrefixCache:
                 best, most = key, rows
         return best, most
 
-    def _usable(self, kept: _Kept, tokens: Tokens, prompt_length: int, ahead: int | None) -> int:
+    def _usable(self, kept: _Kept, tokens: Tokens, prompt_length: int, ahead: Sequence[int | None]) -> int:
         """Rows of a kept sequence that a request may take over; see the module's rules.
 
-        `ahead` is that of the drafter, if its rows must be there as well.
+        `ahead` is that of each drafter whose rows must be there as well, None of the others.
         """
-        same = _common(kept.tokens, tokens[:-1])
-        if ahead is not None:
-            same = max(0, min(same - ahead, kept.drafted))
+        common = same = _common(kept.tokens, tokens[:-1])
+        for rows, drafted in zip(ahead, kept.drafted, strict=True):
+            if rows is not None:
+                same = max(0, min(same, common - rows, drafted))
+        furthest = max((rows for rows in ahead if rows is not None), default=0)
         size = self._pool.block_size
         if kept.prompt_length == prompt_length <= same:
             whole = same // size
@@ -236,7 +244,7 @@ class PrefixCache:
             if same >= prompt_length:
                 return same
         of_a_prompt = len(kept.tokens) if self._one_kind else kept.prompt_length
-        rows = min(same, of_a_prompt - (ahead or 0), prompt_length - 2 - (ahead or 0))
+        rows = min(same, of_a_prompt - furthest, prompt_length - 2 - furthest)
         return max(0, rows // size * size)
 
 

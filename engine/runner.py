@@ -60,9 +60,12 @@ class Runner(Protocol):
     """A compiled target with its KV cache.
 
     Attributes:
+        hidden_layers: whose hidden states `hidden` gives: i is what goes into layer i, -1 what comes out of the final
+            norm; maybe none.
         one_kind_of_rows: whether a row of a prompt equals, bit for bit, that of the same token decoded.
     """
 
+    hidden_layers: Sequence[int]
     one_kind_of_rows: bool
     vocab_size: int
     block_size: int
@@ -78,7 +81,7 @@ class Runner(Protocol):
     def hidden(self) -> NDArray[np.float32]:
         """Hidden states [tokens, layers, H] of the last step, its inputs one after another, all tokens of each.
 
-        The layers are those that the runner was made for, maybe none.
+        The layers are `hidden_layers`, in their order.
         """
 
     def commit(self, index: int, kept: Sequence[int]) -> None:

@@ -13,7 +13,6 @@ from engine.gate import Gate
 from engine.request import GenerationRequest
 from engine.runner import SequenceInput
 from engine.sampling import RequestRandom
-from speculators.draft_length import DraftLength
 from speculators.graphs import DrafterRows
 from speculators.tree import TokenTree
 
@@ -36,38 +35,29 @@ class RunningRequest:
     request: GenerationRequest
     sink: Sink
     metrics: RequestMetrics
-    rows: DrafterRows
     random: RequestRandom
-    draft_length: DraftLength
     gate: Gate
     arrived: float  # by the monotonic clock
+    speculators: tuple[str, ...] = ()  # those that may draft for it
+    blocks: Sequence[int] = ()
+    rows: Sequence[DrafterRows] = ()  # of each of the engine's drafters
     # Set by steps.
     cached: int = 0
-    draft_limit: int | None = None  # of the step, for its batch size
     output: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     @classmethod
-    def begin(
-        cls, identity: int, request: GenerationRequest, sink: Sink, draft_length: DraftLength
-    ) -> "RunningRequest":
+    def begin(cls, identity: int, request: GenerationRequest, sink: Sink) -> "RunningRequest":
         """A request that has just arrived."""
         return cls(
             id=identity,
             request=request,
             sink=sink,
             metrics=RequestMetrics(num_input_tokens=len(request.prompt), arrival_ns=time.time_ns()),
-            rows=DrafterRows(),
             random=RequestRandom(request.sampling.seed, request.continued),
-            draft_length=draft_length,
             gate=Gate.of(request),
             arrived=time.monotonic(),
         )
-
-    @property
-    def blocks(self) -> Sequence[int]:
-        """Its cache blocks."""
-        return self.rows.blocks
 
     @property
     def in_prefill(self) -> bool:
@@ -79,20 +69,8 @@ class RunningRequest:
 
     @property
     def speculates(self) -> bool:
-        """Whether the engine's speculator drafts for it."""
-        return not self.request.draft and self.draft_length.current > 0
-
-    @property
-    def draft_budget(self) -> int:
-        """Most tokens that may be drafted now: the step emits one more than it accepts."""
-        budget = min(self.draft_length.current, self._room)
-        return budget if self.draft_limit is None else min(budget, self.draft_limit)
-
-    @property
-    def given_draft(self) -> tuple[int, ...]:
-        """The part of the request's own draft that is still to be verified; what has been emitted agrees with it."""
-        first = len(self.output)
-        return self.request.draft[first : first + self._room]
+        """Whether the engine drafts for it; if not, it brings its own draft or wants none."""
+        return bool(self.speculators) and not self.request.draft
 
     @property
     def agreement(self) -> int:
@@ -101,7 +79,8 @@ class RunningRequest:
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     @property
-    def _room(self) -> int:
+    def room(self) -> int:
+        """Most tokens that may be drafted now: the step emits one more than it accepts."""
         return self.request.max_tokens - len(self.output) - 1
 
     def known(self, first: int) -> tuple[int, ...]:

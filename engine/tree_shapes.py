@@ -1,4 +1,8 @@
-"""From the spec's `speculation` section to the shape of the trees that a trained speculator drafts."""
+"""From the spec's `speculation` section to the shape of the trees that a trained speculator drafts.
+
+Each takes the section and the guesses below a node, level by level, where the checkpoint publishes them, and raises
+`EngineError` where the section's `choices` are no tree.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,8 +12,6 @@ from deployments.speculation import DraftModel, Eagle, Eagle3, Medusa, MlpSpecul
 from engine.manifest import EngineError
 from speculators.growth import Choices, Likeliest, TreeShape
 
-Trained = MlpSpeculator | Medusa | Eagle | Eagle3
-
 # How likely a chain must be to be drafted on, if drafts are adaptive. With EAGLE-3 on SmolLM2-135M a level costs a
 # tenth of a step, and a token that was accepted saves half of one; replaying 26 prompts, 0.2 to 0.4 are within 1 % of
 # each other and 6 % faster than lengths that follow what was accepted lately.
@@ -18,32 +20,6 @@ _LIKELY = math.log(0.3)
 _MEDUSA_CHILDREN = 10
 # Nodes of such a tree, for each head: more were hardly ever accepted from heads of small models.
 _MEDUSA_NODES_PER_HEAD = 4
-
-
-def tree_shape(speculation: Trained, top_k: Sequence[int] | None) -> TreeShape:
-    """Which guesses are made.
-
-    Args:
-        speculation: the section.
-        top_k: guesses below a node, level by level, where the checkpoint publishes them.
-
-    Raises:
-        EngineError: the section's `choices` are no tree.
-    """
-    if isinstance(speculation, MlpSpeculator):
-        return _mlp_shape(speculation, top_k or ())
-    if isinstance(speculation, Eagle3):
-        return _eagle3_shape(speculation)
-    if speculation.choices is not None:
-        return _published(speculation.choices)
-    if isinstance(speculation, Medusa):
-        heads = speculation.num_heads
-        total = _MEDUSA_NODES_PER_HEAD * heads
-        return Likeliest(heads, (_MEDUSA_CHILDREN,) * heads, _MEDUSA_CHILDREN, total)
-    children = speculation.max_non_leaves
-    return Likeliest(
-        speculation.depth, (children,) * speculation.depth, children, speculation.max_draft_tokens
-    )
 
 
 def check_depth(shape: TreeShape, levels: int | None, source: str) -> None:
@@ -63,14 +39,32 @@ def least_likely(speculation: MlpSpeculator | Eagle3 | DraftModel) -> float:
     return _LIKELY if speculation.adaptive else -math.inf
 
 
-def _mlp_shape(speculation: MlpSpeculator, top_k: Sequence[int]) -> TreeShape:
+def mlp_shape(speculation: MlpSpeculator, top_k: Sequence[int] | None) -> TreeShape:
+    """As many paths as asked for, each level with as many guesses as the checkpoint publishes."""
     length, paths = speculation.draft_length, speculation.candidates
     if paths == 1:
         return Likeliest.chain(length, least_likely(speculation))
-    return Likeliest(length, tuple(top_k[:length]), paths, paths * length)
+    return Likeliest(length, tuple((top_k or ())[:length]), paths, paths * length)
 
 
-def _eagle3_shape(speculation: Eagle3) -> TreeShape:
+def medusa_shape(speculation: Medusa, top_k: Sequence[int] | None) -> TreeShape:
+    """The section's own tree, or the likeliest few nodes."""
+    if speculation.choices is not None:
+        return _published(speculation.choices)
+    heads = speculation.num_heads
+    return Likeliest(heads, (_MEDUSA_CHILDREN,) * heads, _MEDUSA_CHILDREN, _MEDUSA_NODES_PER_HEAD * heads)
+
+
+def eagle_shape(speculation: Eagle, top_k: Sequence[int] | None) -> TreeShape:
+    """The section's own tree, or EAGLE-2's."""
+    if speculation.choices is not None:
+        return _published(speculation.choices)
+    depth, children = speculation.depth, speculation.max_non_leaves
+    return Likeliest(depth, (children,) * depth, children, speculation.max_draft_tokens)
+
+
+def eagle3_shape(speculation: Eagle3, top_k: Sequence[int] | None) -> TreeShape:
+    """A chain, or EAGLE-2's tree."""
     length, tree = speculation.draft_length, speculation.dynamic_tree
     if tree is None:
         return Likeliest.chain(length, least_likely(speculation))

@@ -2,7 +2,8 @@
 
 Example::
 
-    writer = EngineWriter(Engine(runner, create("none"), EngineLimits(max_batch_size=128)), end_ids=[2])
+    engine = Engine(runner, StaticPolicy([create("none")]), EngineLimits(max_batch_size=128))
+    writer = EngineWriter(engine, end_ids=[2])
     for sample in writer.run(tasks): ...
 """
 

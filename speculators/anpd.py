@@ -21,10 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
+from speculators.base import Speculator
 from speculators.graphs import DrafterRows
+from speculators.outcome import StepOutcome
 from speculators.requests import Requests
 from speculators.tree import TokenTree
 
@@ -101,7 +100,7 @@ class NgramTable:
             suffixes = [0, *extended[: self._levels - 1]]
 
 
-class AnpdSpeculator:
+class AnpdSpeculator(Speculator):
     """Drafts chains from the n-grams of each request's own text; the methods are those of ``Speculator``.
 
     Args:
@@ -113,10 +112,6 @@ class AnpdSpeculator:
     """
 
     name = "anpd"
-    needs_hidden: tuple[int, ...] = ()
-    max_branches = 0
-    ends_drafts = False
-    rows_ahead: int | None = None
 
     def __init__(self, ngram: int = 5, draft_length: int = 7) -> None:
         if ngram < 2:
@@ -142,10 +137,8 @@ class AnpdSpeculator:
             for request_id, budget in zip(request_ids, budgets, strict=True)
         ]
 
-    def observe(
-        self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
-    ) -> None:
-        self._tables[request_id].extend(accepted)
+    def observe(self, request_id: int, outcome: StepOutcome) -> None:
+        self._tables[request_id].extend(outcome.emitted)
 
     def finish(self, request_id: int) -> None:
         self._tables.finish(request_id)

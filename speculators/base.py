@@ -1,46 +1,70 @@
-"""What the engine asks of every speculator.
+"""What the engine asks of every speculator, and in which order.
 
-A speculator serves many requests at once and keeps state for each of them between ``start`` and
-``finish``. In each engine step it proposes a token tree for every running request, and afterwards it is
-told which tokens were emitted. The engine verifies every proposal exactly, so a speculator can change how
-fast the output comes, never what it is.
+A speculator says what it needs (`Requirements`), then the engine is made for all speculators of a deployment, then they
+are bound to it. It serves many requests at once and keeps state for each of them between ``start`` and ``finish``. In
+the steps in between it proposes a token tree for the requests that it is asked for, and is told what became of every
+step of each request, whoever drafted. The engine verifies every proposal exactly, so a speculator can change how fast
+the output comes, never what it is.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass
 
 from speculators.graphs import DrafterRows
+from speculators.outcome import StepOutcome
+from speculators.target_access import TargetAccess
 from speculators.tree import TokenTree
 
 
-class Speculator(Protocol):
-    """Proposes token trees for the running requests.
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What a speculator needs of the engine; known before anything is opened.
 
     Attributes:
-        name: the method, as the deployment spec names it.
-        max_draft_length: most nodes it proposes for one request in one step; 0 means that it never proposes.
+        hidden_layers: hidden states of the target that ``observe`` is given: i is what goes into layer i, -1 what comes
+            out of the final norm.
         max_branches: most nodes of a tree that are not the first child of their parent; 0 if it proposes chains.
-        needs_hidden: hidden states of the target that ``observe`` receives: i is what goes into layer i, -1 what
-            comes out of the final norm; empty if it needs none.
-        ends_drafts: whether it ends a draft where it is unsure; if not, the engine shortens drafts by what was
-            accepted lately.
+        max_probes: most probe nodes of a tree (see `speculators.tree`), beside the nodes that it drafts.
+        target_tokens: how many of the target's likeliest tokens ``observe`` is given at every node.
+        drafts_with_target: whether it is to be bound to the target.
+        scratch_rows: cache rows behind the longest context of a request that it, or its probes, write to.
         rows_ahead: of a drafter that makes cache rows of its own from hidden states, how many tokens beyond a row
             decide what is in it. Such rows cannot be made again without running the target, so its requests take over
             only what has both kinds of rows. None: it has no rows, or makes them from the tokens alone.
     """
 
+    hidden_layers: tuple[int, ...] = ()
+    max_branches: int = 0
+    max_probes: int = 0
+    target_tokens: int = 0
+    drafts_with_target: bool = False
+    scratch_rows: int = 0
+    rows_ahead: int | None = None
+
+
+class Speculator(ABC):
+    """Proposes token trees for running requests.
+
+    Attributes:
+        name: the method, as the deployment spec names it.
+        max_draft_length: most nodes that it drafts for one request in one step; 0 means that it never proposes.
+        requirements: what it needs.
+        ends_drafts: whether it ends a draft where it is unsure; if not, policies shorten drafts by what was accepted
+            lately.
+    """
+
     name: str
     max_draft_length: int
-    max_branches: int
-    needs_hidden: tuple[int, ...]
-    ends_drafts: bool
-    rows_ahead: int | None
+    requirements: Requirements = Requirements()
+    ends_drafts: bool = False
 
+    def bind(self, target: TargetAccess) -> None:  # noqa: B027
+        """Take the target that it drafts for, once, if it asked for it."""
+
+    @abstractmethod
     def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
         """Begin a request, before any of its prompt is read.
 
@@ -53,6 +77,18 @@ class Speculator(Protocol):
             ValueError: the request is already running.
         """
 
+    def catch_up(self, request_ids: Sequence[int], limit: int) -> list[int]:
+        """Read what was observed and must be read before drafting: at most `limit` tokens in this call.
+
+        It is called in every step for the requests that it drafts for, or may draft for any time. One that is not asked
+        for a while reads nothing meanwhile, and has the more to read when it is asked again.
+
+        Returns:
+            For each request how many tokens are left to read; it is not asked to draft before there are none.
+        """
+        return [0] * len(request_ids)
+
+    @abstractmethod
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
         """One tree for each request, of at most ``budgets[i]`` nodes (0 is allowed) and ``max_draft_length``.
 
@@ -60,24 +96,18 @@ class Speculator(Protocol):
             KeyError: a request is not running.
         """
 
-    def observe(
-        self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
-    ) -> None:
-        """Take in tokens that were emitted: all of them, in order, the first one after the prompt included.
+    @abstractmethod
+    def observe(self, request_id: int, outcome: StepOutcome) -> None:
+        """Take in a step of a request, the last one included; cheap, since it is told of steps of others' drafts too.
 
-        Args:
-            request_id: the request that they belong to.
-            accepted: the emitted token ids; none where a part of the prompt was read, which is told only if
-                ``needs_hidden`` is not empty.
-            hidden: float ``[rows, len(needs_hidden), H]``: hidden states of the tokens that the target has
-                read since the last call, and kept, valid during the call. Token i of ``accepted`` was drawn from row
-                ``rows - len(accepted) + i``. The first row is that of the first token after what the target had in
-                its cache. None if ``needs_hidden`` is empty.
+        All emitted tokens are told, in order, the first one after the prompt included, and all parts of a prompt that
+        the target read.
 
         Raises:
             KeyError: the request is not running.
         """
 
+    @abstractmethod
     def finish(self, request_id: int) -> None:
         """Forget the request; also called when it is cancelled.
 

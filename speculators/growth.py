@@ -175,7 +175,9 @@ class TreeGrowth:
         kept = self._best(range(len(self.tokens)), self._size)
         place = {node: index for index, node in enumerate(kept)} | {ROOT: ROOT}
         return TokenTree(
-            tuple(self.tokens[node] for node in kept), tuple(place[self.parents[node]] for node in kept)
+            tuple(self.tokens[node] for node in kept),
+            tuple(place[self.parents[node]] for node in kept),
+            scores=tuple(self._scores[node] for node in kept),
         )
 
     def _going_on(self, level: range) -> list[int]:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
+from speculators.base import Speculator
 from speculators.graphs import DrafterRows
+from speculators.outcome import StepOutcome
 from speculators.requests import Requests
 from speculators.tree import EMPTY, TokenTree
 
 
-class NoSpeculator:
+class NoSpeculator(Speculator):
     """Proposes an empty tree for every request; the methods are those of ``Speculator``."""
 
     name = "none"
     max_draft_length = 0
-    needs_hidden: tuple[int, ...] = ()
-    max_branches = 0
-    ends_drafts = False
-    rows_ahead: int | None = None
 
     def __init__(self) -> None:
         self._running: Requests[None] = Requests(self.name)
@@ -33,9 +28,7 @@ class NoSpeculator:
             self._running[request_id]
         return [EMPTY] * len(request_ids)
 
-    def observe(
-        self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
-    ) -> None:
+    def observe(self, request_id: int, outcome: StepOutcome) -> None:
         self._running[request_id]
 
     def finish(self, request_id: int) -> None:

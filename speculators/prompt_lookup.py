@@ -15,10 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
+from speculators.base import Speculator
 from speculators.graphs import DrafterRows
+from speculators.outcome import StepOutcome
 from speculators.requests import Requests
 from speculators.tree import TokenTree
 
@@ -51,7 +50,7 @@ class _Text:
         return ()
 
 
-class PromptLookupSpeculator:
+class PromptLookupSpeculator(Speculator):
     """Drafts chains by prompt lookup; the methods are those of ``Speculator``.
 
     Args:
@@ -64,10 +63,6 @@ class PromptLookupSpeculator:
     """
 
     name = "prompt_lookup"
-    max_branches = 0
-    ends_drafts = False
-    rows_ahead: int | None = None
-    needs_hidden: tuple[int, ...] = ()
 
     def __init__(self, ngram: int = 3, draft_length: int = 5, use_oldest: bool = True) -> None:
         for setting, value in (("ngram", ngram), ("draft_length", draft_length)):
@@ -88,10 +83,8 @@ class PromptLookupSpeculator:
             for request_id, budget in zip(request_ids, budgets, strict=True)
         ]
 
-    def observe(
-        self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
-    ) -> None:
-        self._texts[request_id].extend(accepted)
+    def observe(self, request_id: int, outcome: StepOutcome) -> None:
+        self._texts[request_id].extend(outcome.emitted)
 
     def finish(self, request_id: int) -> None:
         self._texts.finish(request_id)

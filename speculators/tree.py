@@ -5,6 +5,9 @@ has not seen it yet, so a step over n draft nodes runs the target on n + 1 token
 the nodes in order. Arrays that belong to a step follow that order, so row 0 is the root and row i + 1 is
 node i. A chain is a tree in which every node has one child; an empty tree is plain decoding.
 
+The last nodes may be *probes*: the target is run on them, so that the speculator learns what it says there, but they
+are never accepted, and do not count as drafts. (Lookahead's window, arXiv 2402.02057, is made of such nodes.)
+
 Example:
     >>> tree = TokenTree(tokens=(7, 9, 4), parents=(ROOT, ROOT, 0))   # two guesses, then one below the first
     >>> tree.children(ROOT), tree.children(0), tree.depths
@@ -36,17 +39,22 @@ class TokenTree:
             may depend on what was drawn before them but not on their own tokens, or verification is no
             longer exact. Children of a node that is not in the mapping count as chosen without chance (q
             is a point mass), which is exact wherever they come from. None: all of them do.
+        scores: of each node, the log-probability that it is accepted as far as the speculator knows, for those who
+            choose among nodes; None: it does not know.
+        probes: how many nodes at the end are probes.
 
-    Two trees are equal when tokens and parents are; proposals are not compared.
+    Two trees are equal when tokens, parents and probes are; proposals and scores are not compared.
 
     Raises:
-        ValueError: lengths differ, a parent does not come before its child, a token is negative, or
-            proposals name a node that does not exist.
+        ValueError: lengths differ, a parent does not come before its child, a token is negative, proposals name a node
+            that does not exist, or there are more probes than nodes.
     """
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
     proposals: Mapping[int, NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
+    scores: tuple[float, ...] | None = field(default=None, compare=False, repr=False)
+    probes: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         size = len(self.tokens)
@@ -61,6 +69,12 @@ class TokenTree:
                 )
         if size and min(self.tokens) < 0:
             raise ValueError(f"token tree: token {min(self.tokens)} is negative; token ids start at 0")
+        if self.scores is not None and len(self.scores) != size:
+            raise ValueError(
+                f"token tree: {size} tokens but {len(self.scores)} scores; give one score per token"
+            )
+        if not 0 <= self.probes <= size:
+            raise ValueError(f"token tree: {self.probes} probes among {size} nodes")
         for parent in self.proposals or ():
             if not ROOT <= parent < size:
                 raise ValueError(f"token tree: proposal for node {parent}, but nodes are {ROOT}..{size - 1}")
@@ -87,6 +101,11 @@ class TokenTree:
         return len(self.tokens)
 
     @property
+    def drafted(self) -> int:
+        """Nodes that may be accepted: the first ones, all but the probes."""
+        return len(self.tokens) - self.probes
+
+    @property
     def is_chain(self) -> bool:
         """Whether each node is the child of the one before it (so an empty tree is a chain)."""
         return self.parents == tuple(range(ROOT, len(self.parents) - 1))
@@ -100,8 +119,9 @@ class TokenTree:
         return tuple(depths)
 
     def children(self, node: int) -> tuple[int, ...]:
-        """Children of ``node`` (``ROOT`` for the root) in the order in which they were drawn."""
-        return tuple([child for child, parent in enumerate(self.parents) if parent == node])
+        """Children of ``node`` (``ROOT`` for the root) that may be accepted, in the order in which they were drawn."""
+        drafted = self.parents[: self.drafted]
+        return tuple([child for child, parent in enumerate(drafted) if parent == node])
 
     def ancestor_mask(self) -> NDArray[np.bool_]:
         """Who sees whom in the target step, bool ``[n + 1, n + 1]``.
@@ -125,7 +145,9 @@ class TokenTree:
         if size >= len(self.tokens):
             return self
         kept = self.proposals and {parent: q for parent, q in self.proposals.items() if parent < size}
-        return TokenTree(self.tokens[:size], self.parents[:size], kept)
+        scores = self.scores and self.scores[:size]
+        probes = max(0, size - self.drafted)
+        return TokenTree(self.tokens[:size], self.parents[:size], kept, scores, probes)
 
 
 EMPTY = TokenTree((), ())

@@ -4,7 +4,7 @@ A planted drafter has random weights but for its last matrix, which is fitted to
 squares. Example::
 
     drafters = TinyDrafters(tiny_targets)
-    speculator = drafters.speculator("medusa, tree", "int8", planted=True, slots=4)
+    speculators = drafters.speculators("medusa, tree", "int8", planted=True, slots=4)
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from deployments.speculation import (
     SelfLookupEnhancer,
 )
 from engine.backend import Backend
-from engine.drafters import open_speculator
-from engine.manifest import load_manifest
+from engine.drafters import prepare
+from engine.manifest import EngineManifest, load_manifest
 from engine.openvino_graphs import OpenVinoBackend
 from engine.openvino_runner import OpenVinoRunner
 from engine.runner import SequenceInput
@@ -126,18 +126,16 @@ class TinyDrafters:
             )
         return directory
 
-    def speculator(
+    def speculators(
         self, name: str, precision: str, *, planted: bool, slots: int, backend: Backend | None = None
-    ) -> Speculator:
-        """A new speculator, on OpenVINO by default."""
-        return open_speculator(
+    ) -> list[Speculator]:
+        """New speculators, on OpenVINO by default; of most methods one."""
+        return opened(
             self.speculation(name, precision, planted=planted),
             self.directory(name, precision, planted=planted),
-            target=load_manifest(self.targets.engine(VARIANT, precision)),
+            load_manifest(self.targets.engine(VARIANT, precision)),
             slots=slots,
-            max_sequence_length=MAX_LENGTH,
-            num_blocks=NUM_BLOCKS,
-            backend=backend or OpenVinoBackend(THREADS),
+            backend=backend,
         )
 
     def traces(self, precision: str) -> list[Trace]:
@@ -151,6 +149,24 @@ class TinyDrafters:
             )
             self._traces[precision] = [_trace(runner, prompt) for prompt in planted_prompts()]
         return self._traces[precision]
+
+
+def opened(
+    speculation: AnySpeculation,
+    directory: Path,
+    target: EngineManifest,
+    *,
+    slots: int,
+    backend: Backend | None = None,
+) -> list[Speculator]:
+    """The speculators of a section, loaded."""
+    prepared = prepare(speculation, directory, target=target, slots=slots, max_sequence_length=MAX_LENGTH)
+    return [each.open(backend or OpenVinoBackend(THREADS), NUM_BLOCKS) for each in prepared]
+
+
+def layers_of(speculators: Sequence[Speculator]) -> tuple[int, ...]:
+    """Hidden states that they need."""
+    return tuple(layer for each in speculators for layer in each.requirements.hidden_layers)
 
 
 def planted_prompts() -> list[tuple[int, ...]]:

@@ -20,6 +20,7 @@ from engine.serving.distribution import for_the_backend
 from engine.serving.draft_logits import drawing, held_against
 from engine.serving.target import Draft, read_tokens, token_tensors
 from speculators.model_free import MODEL_FREE
+from speculators.outcome import StepOutcome
 
 
 class Drafting(Protocol):
@@ -84,7 +85,7 @@ class _NgramDrafting:
 
     def propose(self, output: Sequence[int], most: int) -> Draft:
         with self._lock:
-            self._speculator.observe(self._id, output[self._seen :])
+            self._speculator.observe(self._id, StepOutcome(output[self._seen :]))
             self._seen = len(output)
             return Draft(self._speculator.propose([self._id], [most])[0].tokens)
 

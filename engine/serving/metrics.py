@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 import triton_python_backend_utils as pb_utils
 
-from engine.engine import EngineLimits
 from engine.events import EngineStatistics
+from engine.scheduler import EngineLimits
 
 _PERIOD_SECONDS = 0.1
 _Value = Callable[[], float | None]

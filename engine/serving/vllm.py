@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.engine import EngineLimits
 from engine.events import EngineStatistics
 from engine.request import RequestError
+from engine.scheduler import EngineLimits
 from engine.serving.llmapi import LlmApiModel
 from engine.serving.llmapi_request import LlmApiRequest
 from engine.serving.llmapi_response import Arrays, LlmApiAnswer

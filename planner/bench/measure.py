@@ -24,10 +24,12 @@ import numpy as np
 from deployments.engines import EmbeddedEngine
 from engine.compiled_runner import CompiledRunner
 from engine.deployment import open_runner
-from engine.engine import Engine, EngineLimits
+from engine.engine import Engine
 from engine.manifest import MODEL_NAME
+from engine.policy import StaticPolicy
 from engine.request import GenerationRequest
 from engine.runner import SequenceInput
+from engine.scheduler import EngineLimits
 from engine.verification import verify_greedy
 from speculators.registry import create
 from speculators.tree import TokenTree
@@ -223,7 +225,7 @@ def _generations(runner: CompiledRunner) -> dict[str, Subject]:
 
     def measure(batch: int) -> float:
         limits = EngineLimits(max_batch_size=batch, max_sequence_length=runner.max_sequence_length)
-        engine = Engine(runner, create("none"), limits)
+        engine = Engine(runner, StaticPolicy([create("none")]), limits)
         stamps: list[int] = []
         for row in range(batch):
             prompt = tuple((row + position) % runner.vocab_size for position in range(CONTEXT))

@@ -13,6 +13,7 @@ from engine.compiled_runner import CompiledRunner
 from planner.bench.measure import CONTEXT, MOST_TOKENS, VerificationStep, fill_cache, repeated
 from speculators.base import Speculator
 from speculators.graphs import DrafterRows
+from speculators.outcome import StepOutcome
 
 _REPEATS = 4  # drafts of one subject in one round
 
@@ -49,7 +50,9 @@ class Drafting:
         for request in range(self._batch):
             rows = DrafterRows(range(request * self._blocks, (request + 1) * self._blocks), read)
             self._speculator.start(request, [7 + row % 50 for row in range(CONTEXT)], rows)
-            self._speculator.observe(request, [7], self._hidden(CONTEXT - read))
+            self._speculator.observe(request, self._outcome([7], CONTEXT - read))
+        while any(self._speculator.catch_up(range(self._batch), CONTEXT)):
+            pass
 
     def finish(self) -> None:
         """End them."""
@@ -68,12 +71,13 @@ class Drafting:
         elapsed = (time.perf_counter() - started) * 1e3
         for request, tree in enumerate(trees):
             emitted = [*tree.tokens[:1], 9]  # one accepted token and the target's own
-            self._speculator.observe(request, emitted, self._hidden(len(emitted)))
+            self._speculator.observe(request, self._outcome(emitted, len(emitted)))
         return elapsed
 
-    def _hidden(self, rows: int) -> Any:
-        layers = len(self._speculator.needs_hidden)
-        return self._random.standard_normal((rows, layers, self._width), np.float32) if layers else None
+    def _outcome(self, emitted: Sequence[int], rows: int) -> StepOutcome:
+        layers, shape = self._speculator.requirements.hidden_layers, (rows, self._width)
+        hidden = {layer: self._random.standard_normal(shape, np.float32) for layer in layers}
+        return StepOutcome(emitted, kept=range(rows), hidden=hidden)
 
 
 @contextmanager

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from speculators.base import Speculator
-from speculators.graphs import DrafterRows
+from engine.policy import Assignment, DraftPolicy, Proposal
+from engine.running import RunningRequest
+from speculators.outcome import StepOutcome
 from speculators.tree import ROOT, TokenTree
 
 
@@ -42,43 +40,40 @@ class RequestRecord:
     drafts: list[StepRecord] = field(default_factory=list)
 
 
-class RecordingSpeculator:
-    """A speculator that writes down what becomes of the drafts of another one; the methods are those of ``Speculator``.
+class RecordingPolicy:
+    """A policy that writes down what becomes of the drafts of another one; the methods are those of ``DraftPolicy``.
 
-    The draft of a request's last step is not among the records: the request ends without telling what was accepted.
+    The draft of a request's last step is not among the records: its end may lie before what would have been accepted.
 
     Args:
-        speculator: the one that drafts.
+        policy: the one that decides.
+
+    Attributes:
+        drafts: by request id.
     """
 
-    def __init__(self, speculator: Speculator) -> None:
-        self.name, self.needs_hidden = speculator.name, speculator.needs_hidden
-        self.max_draft_length, self.max_branches = speculator.max_draft_length, speculator.max_branches
-        self.ends_drafts, self.rows_ahead = speculator.ends_drafts, speculator.rows_ahead
+    def __init__(self, policy: DraftPolicy) -> None:
+        self.speculators = policy.speculators
         self.drafts: dict[int, list[StepRecord]] = {}
-        self._speculator = speculator
-        self._proposed: dict[int, TokenTree] = {}
+        self._policy = policy
 
-    def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
-        self._speculator.start(request_id, prompt, rows)
-        self.drafts[request_id] = []
+    def begin(self, item: RunningRequest) -> bool:
+        self.drafts[item.id] = []
+        return self._policy.begin(item)
 
-    def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
-        trees = self._speculator.propose(request_ids, budgets)
-        self._proposed = dict(zip(request_ids, trees, strict=True))
-        return trees
+    def assign(self, running: Sequence[RunningRequest]) -> list[Assignment]:
+        return self._policy.assign(running)
 
-    def observe(
-        self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
-    ) -> None:
-        self._speculator.observe(request_id, accepted, hidden)
-        tree = self._proposed.pop(request_id, None)
-        if tree is not None and len(tree):
-            self.drafts[request_id].append(follow(tree, accepted))
+    def select(self, proposals: Sequence[Proposal]) -> list[TokenTree]:
+        return self._policy.select(proposals)
 
-    def finish(self, request_id: int) -> None:
-        self._speculator.finish(request_id)
-        self._proposed.pop(request_id, None)
+    def learn(self, proposal: Proposal | None, item: RunningRequest, outcome: StepOutcome) -> None:
+        self._policy.learn(proposal, item, outcome)
+        if outcome.tree.drafted and not outcome.ended:
+            self.drafts[item.id].append(follow(outcome.tree, outcome.emitted))
+
+    def end(self, item: RunningRequest) -> None:
+        self._policy.end(item)
 
 
 def follow(tree: TokenTree, emitted: Sequence[int]) -> StepRecord:
@@ -96,4 +91,4 @@ def follow(tree: TokenTree, emitted: Sequence[int]) -> StepRecord:
             break
         ranks.append(tokens.index(token))
         node = below[ranks[-1]]
-    return StepRecord(len(tree), max(tree.depths), tuple(children), tuple(ranks))
+    return StepRecord(tree.drafted, max(tree.depths[: tree.drafted]), tuple(children), tuple(ranks))

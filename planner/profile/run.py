@@ -15,13 +15,15 @@ from typing import Any
 from deployments.spec import DeploymentSpec
 from engine.compiled_runner import CompiledRunner
 from engine.deployment import open_engine
-from engine.engine import Engine, EngineLimits
+from engine.engine import Engine
 from engine.events import Event
+from engine.policy import DraftPolicy
 from engine.request import GenerationRequest, SamplingParams
+from engine.scheduler import EngineLimits
 from planner.bench.measure import CONTEXT
 from planner.profile.acceptance import summarise
 from planner.profile.cost import longest_request, measure_costs
-from planner.profile.records import RecordingSpeculator, RequestRecord
+from planner.profile.records import RecordingPolicy, RequestRecord
 from speculators.base import Speculator
 
 Report = Callable[[str, float | None], None]
@@ -78,10 +80,10 @@ def run_profile(
     Raises:
         EngineError: the engine is missing or does not fit.
     """
-    watched: list[RecordingSpeculator] = []
+    watched: list[RecordingPolicy] = []
 
-    def watch(speculator: Speculator) -> Speculator:
-        watched.append(RecordingSpeculator(speculator))
+    def watch(policy: DraftPolicy) -> DraftPolicy:
+        watched.append(RecordingPolicy(policy))
         return watched[-1]
 
     report("loading the engine", None)
@@ -105,7 +107,8 @@ def run_profile(
         for item in records:
             record(item)
         acceptance[f"{temperature:g}"] = summarise(records)
-    costs = _costs(runner, watched[-1], settings, engine.limits, report) if settings.rounds else {}
+    drafter = watched[-1].speculators[-1]  # a lookup before it costs nothing
+    costs = _costs(runner, drafter, settings, engine.limits, report) if settings.rounds else {}
     return {
         "deployment": spec.name,
         "target": runner.manifest.source,
@@ -132,7 +135,7 @@ def _at_full_length(spec: DeploymentSpec) -> DeploymentSpec:
 
 def _generate(
     engine: Engine,
-    watched: RecordingSpeculator,
+    watched: RecordingPolicy,
     requests: Mapping[tuple[str, str], GenerationRequest],
     report: Report,
 ) -> list[RequestRecord]:

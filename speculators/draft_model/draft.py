@@ -11,10 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
+from speculators.base import Speculator
 from speculators.graphs import CachedGraph, CachedInput, DrafterRows
+from speculators.outcome import StepOutcome
 from speculators.requests import Requests
 from speculators.tree import TokenTree
 
@@ -41,7 +40,7 @@ class _Chain:
     score: float = 0.0
 
 
-class DraftModelDrafter:
+class DraftModelDrafter(Speculator):
     """The methods are those of ``Speculator``.
 
     Args:
@@ -51,9 +50,6 @@ class DraftModelDrafter:
     """
 
     name = "draft_model"
-    needs_hidden: tuple[int, ...] = ()
-    max_branches = 0
-    rows_ahead: int | None = None
 
     def __init__(self, graph: CachedGraph, draft_length: int, least: float = -math.inf) -> None:
         self.max_draft_length, self._least = draft_length, least
@@ -76,16 +72,16 @@ class DraftModelDrafter:
             self._extend(going)
         return [TokenTree.chain(chain.tokens) for chain in chains]
 
-    def observe(
-        self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
-    ) -> None:
+    def observe(self, request_id: int, outcome: StepOutcome) -> None:
         state = self._states[request_id]
-        for fed, token in zip(state.fed, accepted, strict=False):
+        if outcome.drafts_nothing_more:
+            return
+        for fed, token in zip(state.fed, outcome.emitted, strict=False):
             if fed != token:
                 break
             state.rows.drafted += 1
         state.fed.clear()
-        state.text += accepted
+        state.text += outcome.emitted
 
     def finish(self, request_id: int) -> None:
         self._states.finish(request_id)

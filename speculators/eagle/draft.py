@@ -17,13 +17,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from speculators.base import Requirements, Speculator
 from speculators.graphs import Arrays, CachedGraph, CachedInput, DrafterRows, Graph
 from speculators.growth import TreeGrowth, TreeShape, max_branches
+from speculators.outcome import StepOutcome
 from speculators.requests import Requests
 from speculators.tree import ROOT, TokenTree
 
 Rows = NDArray[np.float32]
-# Rows that wait for the next draft at most; where nothing is drafted for long, more are read in between.
+# Rows that a draft reads before its first token at most; where nothing is drafted for long, more are read in between.
 _MOST_WAITING = 64
 
 
@@ -46,19 +48,24 @@ class _State:
         """Rows that can be computed."""
         return sum(map(len, self.features))
 
-    def readable(self) -> int:
-        """How many of them are to be computed at once, and not with the next draft; the newest token's never is.
+    def readable(self, limit: int) -> int:
+        """How many of them, at most `limit`, are computed before the draft; the newest token's never is.
 
         All that are made of the prompt alone, but never a single one, nor so that a single one is left: see the promise
         in `engine.runner`.
         """
         older = min(self.waiting, len(self.text) - 2 - self.rows.drafted)
         left = self.prompt_rows - self.rows.drafted
-        size = min(older, left)
+        size = min(older, left, limit)
         size -= left - size == 1
         if size > 1 or size == left > 0:
             return size
-        return older if left <= 0 and self.waiting > _MOST_WAITING else 0
+        return min(older, limit) if left <= 0 and self.waiting > _MOST_WAITING else 0
+
+    @property
+    def behind(self) -> int:
+        """Rows that are to be computed before the next draft, which takes in the others."""
+        return self.readable(self.waiting)
 
 
 class _Drafting:
@@ -92,7 +99,7 @@ class _Drafting:
         return CachedInput(state.rows.blocks, tokens, state.rows.drafted - 1, parents, first, rows)
 
 
-class EagleDrafter:
+class EagleDrafter(Speculator):
     """The methods are those of ``Speculator``.
 
     Args:
@@ -101,10 +108,8 @@ class EagleDrafter:
         fusion: of EAGLE-3, input ``features`` float ``[rows, layers * H]``, output ``hidden``; None: the one hidden
             state is read as it is.
         shape: the tree.
-        needs_hidden: hidden states of the target.
+        hidden_layers: hidden states of the target that it reads.
     """
-
-    rows_ahead: int | None = 1
 
     def __init__(
         self,
@@ -112,16 +117,32 @@ class EagleDrafter:
         graph: CachedGraph,
         fusion: Graph | None,
         shape: TreeShape,
-        needs_hidden: tuple[int, ...],
+        hidden_layers: tuple[int, ...],
     ) -> None:
-        self.name, self.needs_hidden = name, needs_hidden
-        self.max_draft_length, self.max_branches = shape.total, max_branches(shape)
+        self.name, self.max_draft_length = name, shape.total
+        self.requirements = self.required(shape, hidden_layers)
         self.ends_drafts = shape.least > -math.inf
         self._graph, self._fusion, self._shape = graph, fusion, shape
         self._states: Requests[_State] = Requests(name)
 
+    @staticmethod
+    def required(shape: TreeShape, hidden_layers: tuple[int, ...]) -> Requirements:
+        """What a drafter of such trees needs."""
+        return Requirements(hidden_layers=hidden_layers, max_branches=max_branches(shape), rows_ahead=1)
+
     def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
         self._states.start(request_id, _State(rows or DrafterRows(), list(prompt), len(prompt) - 1))
+
+    def catch_up(self, request_ids: Sequence[int], limit: int) -> list[int]:
+        parts = []
+        for request_id in request_ids:
+            state = self._states[request_id]
+            if size := state.readable(limit):
+                parts.append((state, size))
+                limit -= size
+        if parts:
+            self._graph.run(self._read(parts))
+        return [self._states[request_id].behind for request_id in request_ids]
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
         growths = [TreeGrowth(self._shape, budget) for budget in budgets]
@@ -137,13 +158,14 @@ class EagleDrafter:
             batch = [draft.next_input() for draft in going]
         return [growth.tree() for growth in growths]
 
-    def observe(self, request_id: int, accepted: Sequence[int], hidden: Rows | None = None) -> None:
-        assert hidden is not None  # needs_hidden says so
+    def observe(self, request_id: int, outcome: StepOutcome) -> None:
         state = self._states[request_id]
-        state.text += accepted
-        state.features.append(hidden.reshape(len(hidden), -1).copy())
-        if size := state.readable():
-            self._graph.run(self._read([(state, size)]))
+        if outcome.drafts_nothing_more:
+            return
+        state.text += outcome.emitted
+        state.features.append(outcome.features(self.requirements.hidden_layers))
+        if outcome.ended:  # its prompt may serve others
+            self.catch_up([request_id], state.waiting)
 
     def finish(self, request_id: int) -> None:
         self._states.finish(request_id)

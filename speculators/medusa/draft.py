@@ -11,13 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from speculators.base import Requirements, Speculator
 from speculators.graphs import DrafterRows, Graph
 from speculators.growth import TreeGrowth, TreeShape, max_branches
+from speculators.outcome import StepOutcome
 from speculators.requests import Requests
 from speculators.tree import TokenTree
 
+_LAYERS = (-1,)
 
-class MedusaDrafter:
+
+class MedusaDrafter(Speculator):
     """The methods are those of ``Speculator``.
 
     Args:
@@ -26,14 +30,18 @@ class MedusaDrafter:
     """
 
     name = "medusa"
-    needs_hidden: tuple[int, ...] = (-1,)
-    rows_ahead: int | None = None
 
     def __init__(self, heads: Graph, shape: TreeShape) -> None:
-        self.max_draft_length, self.max_branches = shape.total, max_branches(shape)
+        self.max_draft_length = shape.total
+        self.requirements = self.required(shape, _LAYERS)
         self.ends_drafts = shape.least > -math.inf
         self._heads, self._shape = heads, shape
         self._last: Requests[list[NDArray[np.float32]]] = Requests(self.name)
+
+    @staticmethod
+    def required(shape: TreeShape, hidden_layers: tuple[int, ...]) -> Requirements:
+        """What a drafter of such trees needs."""
+        return Requirements(hidden_layers=hidden_layers, max_branches=max_branches(shape))
 
     def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
         self._last.start(request_id, [])
@@ -48,11 +56,8 @@ class MedusaDrafter:
                 self._grow(growths[index], found["candidates"][:, row], found["log_probs"][:, row])
         return [growth.tree() for growth in growths]
 
-    def observe(
-        self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
-    ) -> None:
-        assert hidden is not None  # needs_hidden says so
-        self._last[request_id][:] = [hidden[-1, 0].copy()]
+    def observe(self, request_id: int, outcome: StepOutcome) -> None:
+        self._last[request_id][:] = [outcome.hidden[-1][outcome.kept[-1]].copy()]
 
     def finish(self, request_id: int) -> None:
         self._last.finish(request_id)

@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from speculators.base import Requirements, Speculator
 from speculators.graphs import DrafterRows, Graph
 from speculators.growth import TreeGrowth, TreeShape, max_branches
+from speculators.outcome import StepOutcome
 from speculators.requests import Requests
 from speculators.tree import TokenTree
+
+_LAYERS = (-1,)
 
 
 @dataclass(slots=True)
@@ -26,7 +30,7 @@ class _Last:
     state: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
 
-class MlpDrafter:
+class MlpDrafter(Speculator):
     """The methods are those of ``Speculator``.
 
     Args:
@@ -36,14 +40,18 @@ class MlpDrafter:
     """
 
     name = "mlp_speculator"
-    needs_hidden: tuple[int, ...] = (-1,)
-    rows_ahead: int | None = None
 
     def __init__(self, stages: Sequence[Graph], shape: TreeShape) -> None:
-        self.max_draft_length, self.max_branches = shape.total, max_branches(shape)
+        self.max_draft_length = shape.total
+        self.requirements = self.required(shape, _LAYERS)
         self.ends_drafts = shape.least > -math.inf
         self._stages, self._shape = stages, shape
         self._last: Requests[_Last] = Requests(self.name)
+
+    @staticmethod
+    def required(shape: TreeShape, hidden_layers: tuple[int, ...]) -> Requirements:
+        """What a drafter of such trees needs."""
+        return Requirements(hidden_layers=hidden_layers, max_branches=max_branches(shape))
 
     def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
         self._last.start(request_id, _Last(prompt[-1]))
@@ -74,14 +82,11 @@ class MlpDrafter:
                 before[index] = [growth.tokens[node] for node in growth.frontier]
         return [growth.tree() for growth in growths]
 
-    def observe(
-        self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
-    ) -> None:
-        assert hidden is not None  # needs_hidden says so
+    def observe(self, request_id: int, outcome: StepOutcome) -> None:
         last = self._last[request_id]
-        last.state = hidden[-1:, 0].copy()
-        if accepted:
-            last.token = accepted[-1]
+        last.state = outcome.hidden[-1][outcome.kept[-1]][None].copy()
+        if outcome.emitted:
+            last.token = outcome.emitted[-1]
 
     def finish(self, request_id: int) -> None:
         self._last.finish(request_id)

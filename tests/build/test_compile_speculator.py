@@ -22,14 +22,13 @@ from deployments.speculation import (
     MlpSpeculator,
     Redrafter,
 )
-from engine.drafters import open_speculator
 from engine.manifest import EngineError, load_manifest, load_speculator_manifest
 from engine.openvino_graphs import OpenVinoBackend
 from engine.runner import SequenceInput
 from speculators.draft_model.checkpoint import EMBEDDING, OUTPUT, save_draft
 from speculators.formats.errors import CheckpointError
 from speculators.formats.tensors import read_tensors
-from tests.drafters import SPECULATIONS, VARIANT, TinyDrafters
+from tests.drafters import SPECULATIONS, VARIANT, TinyDrafters, opened
 from tests.tiny import MAX_LENGTH, THREADS
 
 pytestmark = pytest.mark.torch
@@ -51,19 +50,10 @@ def compiled(
     return lines[-1]
 
 
-def opened(
+def open_it(
     drafters: TinyDrafters, speculation: AnySpeculation, directory: Path, target: str = VARIANT
 ) -> None:
-    manifest = load_manifest(drafters.targets.engine(target, "int8"))
-    open_speculator(
-        speculation,
-        directory,
-        target=manifest,
-        slots=2,
-        max_sequence_length=MAX_LENGTH,
-        num_blocks=16,
-        backend=OpenVinoBackend(THREADS),
-    )
+    opened(speculation, directory, load_manifest(drafters.targets.engine(target, "int8")), slots=2)
 
 
 @pytest.mark.parametrize("name", SPECULATIONS)
@@ -73,7 +63,7 @@ def test_what_is_there_already_is_not_compiled_again(
     speculation, directory = tiny_drafters.speculation(name, "int8", planted=False), tmp_path / "compiled"
     assert not compiled(tiny_drafters, speculation, directory).endswith("up to date")
     assert compiled(tiny_drafters, speculation, directory).endswith("up to date")
-    opened(tiny_drafters, speculation, directory)
+    open_it(tiny_drafters, speculation, directory)
 
 
 @pytest.mark.parametrize("change", ["checkpoint", "target", "precision", "damage"])
@@ -106,16 +96,16 @@ def test_graphs_of_another_target_or_method_are_refused(tiny_drafters: TinyDraft
     other = tiny_drafters.speculation("mlp_speculator, chain", "int8", planted=False)
     compiled(tiny_drafters, speculation, tmp_path / "compiled", "llama")
     with pytest.raises(EngineError, match=r"was compiled with the target llama of hash \w{12}, this one is"):
-        opened(tiny_drafters, speculation, tmp_path / "compiled")
+        open_it(tiny_drafters, speculation, tmp_path / "compiled")
     with pytest.raises(
         EngineError, match="is a speculator of method medusa, the spec asks for mlp_speculator"
     ):
-        opened(tiny_drafters, other, tmp_path / "compiled", "llama")
+        open_it(tiny_drafters, other, tmp_path / "compiled", "llama")
     with pytest.raises(EngineError, match=r"holds no compiled speculator \(speculator.json is missing\)"):
-        opened(tiny_drafters, speculation, tmp_path / "nothing")
+        open_it(tiny_drafters, speculation, tmp_path / "nothing")
     (tmp_path / "compiled" / "heads.onnx").unlink()
     with pytest.raises(EngineError, match=r"heads.onnx is missing; run `drafthouse build` again"):
-        opened(tiny_drafters, speculation, tmp_path / "compiled", "llama")
+        open_it(tiny_drafters, speculation, tmp_path / "compiled", "llama")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +122,7 @@ def test_more_levels_than_the_checkpoint_has_are_refused(
     speculation = tiny_drafters.speculation(name, "int8", planted=False)
     compiled(tiny_drafters, speculation, tmp_path)
     with pytest.raises(EngineError, match=message):
-        opened(tiny_drafters, speculation.model_copy(update={key: 9}), tmp_path)
+        open_it(tiny_drafters, speculation.model_copy(update={key: 9}), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["mlp_speculator, chain", "medusa, tree", "eagle, tree", "eagle3, chain"])
@@ -250,7 +240,7 @@ def test_a_draft_model_of_another_vocabulary_is_refused(tiny_drafters: TinyDraft
     speculation = tiny_drafters.speculation("draft_model, chain", "int8", planted=False)
     compiled(tiny_drafters, speculation, tmp_path)
     with pytest.raises(EngineError, match="knows 265 tokens, full-size knows 49152"):
-        opened(tiny_drafters, speculation, tmp_path, "full size")
+        open_it(tiny_drafters, speculation, tmp_path, "full size")
 
 
 def test_a_truncated_checkpoint_leaves_nothing_behind(tiny_drafters: TinyDrafters, tmp_path: Path) -> None:

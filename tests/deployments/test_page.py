@@ -11,7 +11,7 @@ from cli.main import app
 from deployments.needs import BOTH, EMBEDDED, NEEDS, TENSORRT_LLM
 from deployments.page import markdown_page, parts, terminal_page
 from deployments.spec import DeploymentSpec, SpecError
-from engine.drafters import EMBEDDED_SETTINGS
+from engine.methods import EMBEDDED_SETTINGS
 
 PAGE = Path(__file__).parents[2] / "deployments" / "README.md"
 

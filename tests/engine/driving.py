@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.engine import Engine, EngineLimits
+from engine.engine import Engine
 from engine.events import Event
 from engine.openvino_runner import OpenVinoRunner
+from engine.policy import DraftPolicy, ScheduledPolicy
 from engine.request import GenerationRequest
 from engine.runner import Runner, SequenceInput
-from speculators.base import Speculator
+from engine.scheduler import EngineLimits
+from speculators.base import Requirements, Speculator
 from speculators.graphs import DrafterRows
 from speculators.none import NoSpeculator
+from speculators.outcome import StepOutcome
 from speculators.tree import ROOT, TokenTree
 from tests.tiny import MAX_LENGTH, NUM_BLOCKS, THREADS
 
@@ -51,11 +54,26 @@ class Outcome:
         return bool(self.events) and self.events[-1].finish_reason is not None
 
 
-def make_engine(runner: Runner, speculator: Speculator | None = None, **limits: Any) -> Engine:
-    """An engine with limits that suit the tiny targets; prompts are read in chunks of one size."""
+def make_engine(
+    runner: Runner,
+    speculator: Speculator | Sequence[Speculator] | None = None,
+    *,
+    policy: DraftPolicy | None = None,
+    longest_draft: Callable[[int], int | None] = lambda batch_size: None,
+    adaptive_drafts: bool = True,
+    **limits: Any,
+) -> Engine:
+    """An engine with limits that suit the tiny targets; prompts are read in chunks of one size.
+
+    Its policy is a scheduled one for the speculators, unless it is given.
+    """
     limits = {"max_sequence_length": MAX_LENGTH, **limits}
     limits.setdefault("idle_prefill_chunk", limits.get("prefill_chunk", 128))
-    return Engine(runner, speculator or NoSpeculator(), EngineLimits(**limits))
+    speculators = [speculator] if isinstance(speculator, Speculator) else speculator
+    policy = policy or ScheduledPolicy(
+        speculators or [NoSpeculator()], longest_draft=longest_draft, adaptive=adaptive_drafts
+    )
+    return Engine(runner, policy, EngineLimits(**limits))
 
 
 def submit(engine: Engine, request: GenerationRequest) -> Outcome:
@@ -85,7 +103,10 @@ def check_empty(engine: Engine) -> None:
 
 
 def generate(
-    runner: Runner, request: GenerationRequest, speculator: Speculator | None = None, **limits: Any
+    runner: Runner,
+    request: GenerationRequest,
+    speculator: Speculator | Sequence[Speculator] | None = None,
+    **limits: Any,
 ) -> Outcome:
     """What the request gives when nothing else runs."""
     return run(make_engine(runner, speculator, **limits), [request])[0]
@@ -101,7 +122,7 @@ def prompt_of(length: int, seed: int = 0) -> tuple[int, ...]:
     return tuple(np.random.default_rng([seed, length]).integers(0, VOCABULARY, length).tolist())
 
 
-class BranchingOracle:
+class BranchingOracle(Speculator):
     """Proposes trees with what plain decoding emits and, before each such token, a wrong sibling.
 
     Args:
@@ -110,10 +131,7 @@ class BranchingOracle:
     """
 
     name = "branching oracle"
-    needs_hidden: tuple[int, ...] = ()
-    max_branches = 64
-    ends_drafts = False
-    rows_ahead: int | None = None
+    requirements = Requirements(max_branches=64)
 
     def __init__(self, outputs: Mapping[tuple[int, ...], Sequence[int]], max_draft_length: int) -> None:
         self.max_draft_length = max_draft_length
@@ -129,10 +147,8 @@ class BranchingOracle:
             for request_id, budget in zip(request_ids, budgets, strict=True)
         ]
 
-    def observe(
-        self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
-    ) -> None:
-        del self._left[request_id][: len(accepted)]
+    def observe(self, request_id: int, outcome: StepOutcome) -> None:
+        del self._left[request_id][: len(outcome.emitted)]
 
     def finish(self, request_id: int) -> None:
         del self._left[request_id]

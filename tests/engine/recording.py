@@ -22,8 +22,8 @@ from speculators.anpd import AnpdSpeculator
 from speculators.base import Speculator
 from speculators.draft_model.draft import DraftModelDrafter
 from speculators.eagle.draft import EagleDrafter
-from speculators.enhanced import EnhancedSpeculator
 from speculators.growth import Choices, Likeliest, TreeShape
+from speculators.lookup import SureLookup
 from speculators.medusa.draft import MedusaDrafter
 from speculators.mlp_speculator.draft import MlpDrafter
 from speculators.none import NoSpeculator
@@ -59,15 +59,15 @@ def _eagle3(shape: TreeShape) -> Speculator:
     return EagleDrafter("eagle3", TableDrafter(), fusion, shape, (2, 4, 5))
 
 
-def _enhanced(shape: TreeShape) -> Speculator:
-    return EnhancedSpeculator(_eagle3(shape), 2)
+def _enhanced(shape: TreeShape) -> Sequence[Speculator]:
+    return [SureLookup(2, shape.total), _eagle3(shape)]
 
 
 @dataclass(frozen=True)
 class Case:
     """A speculator, the engine's limits, and how the requests come: one after the other, or so many at once."""
 
-    speculator: Callable[[], Speculator]
+    speculators: Callable[[], Speculator | Sequence[Speculator]]
     batch: int = 4
     limits: dict[str, Any] = field(default_factory=dict)
     drawn: bool = False
@@ -152,10 +152,10 @@ def _likely(prompt: Sequence[int], length: int) -> tuple[int, ...]:
 
 def record(case: Case) -> dict[str, Any]:
     """Run a case: hashes of each request's events, of the trees that were verified, and the counters."""
-    speculator = case.speculator()
-    runner = TableRunner(hidden_layers=_layers(speculator), one_kind_of_rows=case.one_kind_of_rows)
+    speculators = case.speculators()
+    runner = TableRunner(hidden_layers=_layers(speculators), one_kind_of_rows=case.one_kind_of_rows)
     limits = {"max_batch_size": case.batch, "prefill_chunk": 48, "idle_prefill_chunk": 80, **case.limits}
-    engine = make_engine(runner, speculator, **limits)
+    engine = make_engine(runner, speculators, **limits)
     events: dict[int, list[Any]] = {}
     for number, request in enumerate(requests()):
         identity = _submit(engine, request, events)
@@ -184,8 +184,9 @@ def record(case: Case) -> dict[str, Any]:
     }
 
 
-def _layers(speculator: Speculator) -> Sequence[int]:
-    return speculator.needs_hidden
+def _layers(speculators: Speculator | Sequence[Speculator]) -> Sequence[int]:
+    each = [speculators] if isinstance(speculators, Speculator) else speculators
+    return [layer for speculator in each for layer in speculator.requirements.hidden_layers]
 
 
 def _submit(engine: Engine, request: GenerationRequest, events: dict[int, list[Any]]) -> int:

@@ -11,7 +11,7 @@ from engine.engine import Engine
 from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest, SamplingParams
 from speculators.base import Speculator
-from tests.drafters import SPECULATIONS, VARIANT, TinyDrafters, planted_prompts
+from tests.drafters import SPECULATIONS, VARIANT, TinyDrafters, layers_of, planted_prompts
 from tests.engine.driving import check_empty, make_engine, plain, prompt_of, run, submit
 from tests.tiny import NUM_BLOCKS, THREADS
 
@@ -27,15 +27,15 @@ def precision(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def runner_for(drafters: TinyDrafters, precision: str, speculator: Speculator) -> OpenVinoRunner:
-    """A runner that gives the hidden states that the speculator needs."""
-    key = precision, speculator.needs_hidden
+def runner_for(drafters: TinyDrafters, precision: str, speculators: Sequence[Speculator]) -> OpenVinoRunner:
+    """A runner that gives the hidden states that the speculators need."""
+    key = precision, layers_of(speculators)
     if key not in _RUNNERS:
         _RUNNERS[key] = OpenVinoRunner(
             drafters.targets.engine(VARIANT, precision),
             num_blocks=NUM_BLOCKS,
             threads=THREADS,
-            hidden_layers=speculator.needs_hidden,
+            hidden_layers=layers_of(speculators),
             branch_blocks=512,
         )
     return _RUNNERS[key]
@@ -44,9 +44,9 @@ def runner_for(drafters: TinyDrafters, precision: str, speculator: Speculator) -
 def engine_with(
     drafters: TinyDrafters, name: str, precision: str, *, planted: bool, batch: int
 ) -> tuple[Engine, OpenVinoRunner]:
-    speculator = drafters.speculator(name, precision, planted=planted, slots=batch)
-    runner = runner_for(drafters, precision, speculator)
-    return make_engine(runner, speculator, max_batch_size=batch), runner
+    speculators = drafters.speculators(name, precision, planted=planted, slots=batch)
+    runner = runner_for(drafters, precision, speculators)
+    return make_engine(runner, speculators, max_batch_size=batch), runner
 
 
 def plain_tokens(runner: OpenVinoRunner, precision: str, request: GenerationRequest) -> list[int]:
@@ -144,17 +144,17 @@ class ForgetfulRunner(OpenVinoRunner):
 def test_control_a_runner_that_forgets_the_accepted_path_is_found_out(
     name: str, tiny_drafters: TinyDrafters
 ) -> None:
-    speculator = tiny_drafters.speculator(name, "int8", planted=True, slots=8)
+    speculators = tiny_drafters.speculators(name, "int8", planted=True, slots=8)
     forgetful = ForgetfulRunner(
         tiny_drafters.targets.engine(VARIANT, "int8"),
         num_blocks=NUM_BLOCKS,
         threads=THREADS,
-        hidden_layers=speculator.needs_hidden,
+        hidden_layers=layers_of(speculators),
         branch_blocks=512,
     )
     requests = requests_of(SamplingParams())
     found = [
-        outcome.tokens for outcome in run(make_engine(forgetful, speculator, max_batch_size=8), requests)
+        outcome.tokens for outcome in run(make_engine(forgetful, speculators, max_batch_size=8), requests)
     ]
-    runner = runner_for(tiny_drafters, "int8", speculator)
+    runner = runner_for(tiny_drafters, "int8", speculators)
     assert found != [plain_tokens(runner, "int8", request) for request in requests]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,13 @@ CHUNK = 24
 
 
 SLOTS = 4
-_SPECULATORS: dict[str, Speculator] = {}
+_SPECULATORS: dict[str, list[Speculator]] = {}
 
 
 def engine_for(drafters: TinyDrafters, name: str, *, reuse: bool) -> Engine:
     """A new engine on the runner and the speculator that others have used: nothing of them may be seen."""
     if name not in _SPECULATORS:
-        _SPECULATORS[name] = drafters.speculator(name, "int8", planted=True, slots=SLOTS)
+        _SPECULATORS[name] = drafters.speculators(name, "int8", planted=True, slots=SLOTS)
     return make_engine(
         runner_for(drafters, "int8", _SPECULATORS[name]),
         _SPECULATORS[name],
@@ -62,12 +63,11 @@ def emitted(outcome: Outcome) -> list[int]:
 
 def drafters_rows(engine: Engine, request: GenerationRequest) -> NDArray[np.generic]:
     """What the drafter's own cache holds of a request after its prompt, [rows, ...]."""
-    speculator: Any = engine._speculator
-    drafter = getattr(speculator, "_drafter", speculator)
+    drafter: Any = [*engine._drafting.speculators.values()][-1]
     outcome = submit(engine, replace(request, max_tokens=12))
     while not outcome.tokens:
         engine.step()
-    (item,) = engine._running
+    (item,) = engine._scheduler.running.values()
     engine.step()  # a draft model reads when it drafts
     rows = range(len(request.prompt) - 1)
     found = np.stack(
@@ -165,6 +165,10 @@ def test_a_request_of_one_token_reads_the_prompt_for_others(name: str, tiny_draf
     assert after == alone and reused == 2
 
 
+def _allowed(most: Sequence[int], batch_size: int) -> int:
+    return most[0]
+
+
 @pytest.mark.parametrize("name", HIDDEN)
 def test_rows_that_wait_for_a_draft_are_bounded(
     name: str, tiny_drafters: TinyDrafters, monkeypatch: pytest.MonkeyPatch
@@ -174,18 +178,15 @@ def test_rows_that_wait_for_a_draft_are_bounded(
     found = []
     for most in (10, 1000):
         monkeypatch.setattr(draft, "_MOST_WAITING", most)
-        speculator: Any = tiny_drafters.speculator(name, "int8", planted=True, slots=1)
+        speculators = tiny_drafters.speculators(name, "int8", planted=True, slots=1)
         allowed = [0]
-        engine = make_engine(
-            runner_for(tiny_drafters, "int8", speculator),
-            speculator,
-            max_batch_size=1,
-            longest_draft=lambda batch, allowed=allowed: allowed[0],
-        )
+        runner = runner_for(tiny_drafters, "int8", speculators)
+        engine = make_engine(runner, speculators, max_batch_size=1, longest_draft=partial(_allowed, allowed))
         outcome = submit(engine, request)
         while len(outcome.tokens) < 30:
             engine.step()
-        waiting = getattr(speculator, "_drafter", speculator)._states[1].waiting
+        drafter: Any = speculators[-1]
+        waiting = drafter._states[1].waiting
         assert waiting <= 11 if most == 10 else waiting == 30
         allowed[0] = 9
         while engine.step():

@@ -350,7 +350,7 @@ def test_any_mixture_of_calls_and_requests(
             stream.go_on(step)
         engine.step()
         step += 1
-        held = {block for item in engine._running for block in item.blocks}
+        held = {block for item in engine._scheduler.running.values() for block in item.blocks}
         assert engine.statistics.used_blocks <= len(held)
     check_empty(engine)
     for stream in streams:

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from engine.engine import Engine, EngineLimits
+from engine.engine import Engine
 from engine.events import Event
 from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest, QueueFullError, RequestError, SamplingParams
 from engine.runner import SequenceInput
+from engine.scheduler import EngineLimits
 from speculators.registry import create
 from speculators.tree import ROOT, TokenTree
 from tests.engine.driving import (

@@ -45,9 +45,9 @@ class HalfRightDrafter(RandomDrafter):
             chains.append(TokenTree.chain([*known, *guesses]))
         return chains
 
-    def observe(self, request_id, accepted, hidden=None):  # type: ignore[no-untyped-def]
-        super().observe(request_id, accepted, hidden)
-        del self._left[request_id][: len(accepted)]
+    def observe(self, request_id, outcome):  # type: ignore[no-untyped-def]
+        super().observe(request_id, outcome)
+        del self._left[request_id][: len(outcome.emitted)]
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -119,7 +119,7 @@ class EngineMachine(RuleBasedStateMachine):
         held = [self.requests[identity][0] for identity in self.drafter.running]
         needed = [-(-(len(r.prompt) + r.max_tokens) // 32) for r in held]
         assert statistics.used_blocks == len(
-            {block for item in self.engine._running for block in item.blocks}
+            {block for item in self.engine._scheduler.running.values() for block in item.blocks}
         )
         assert max(needed, default=0) <= statistics.used_blocks <= sum(needed)
 

@@ -13,13 +13,16 @@ import pytest
 from numpy.typing import NDArray
 
 from build.compile import compile_engine
-from engine.engine import Engine, EngineLimits
+from engine.acceptance import Acceptance
+from engine.engine import Engine
 from engine.events import Event
 from engine.lossless.served import Check, Output, Tokens, VerifySettings, summary, verify_served
 from engine.openvino_runner import OpenVinoRunner
+from engine.policy import StaticPolicy
 from engine.request import GenerationRequest, SamplingParams
 from engine.running import RunningRequest
 from engine.sampling import target_distribution
+from engine.scheduler import EngineLimits
 from engine.service import EngineService
 from engine.verification import Verdict
 from speculators.registry import create
@@ -34,12 +37,12 @@ PROMPTS = {
 }
 
 
-class AcceptsAll(Engine):
+class AcceptsAll(Acceptance):
     """Lossy: keeps every greedy draft, right or wrong."""
 
-    def _verify(self, item: RunningRequest, tree: TokenTree, logits: NDArray[np.float32]) -> Verdict:
+    def verify(self, item: RunningRequest, tree: TokenTree, logits: NDArray[np.float32]) -> Verdict:
         if not item.request.sampling.greedy:
-            return super()._verify(item, tree, logits)
+            return super().verify(item, tree, logits)
         return Verdict(tuple(range(len(tree))), int(logits[len(tree)].argmax()))
 
 
@@ -48,27 +51,27 @@ class OneWrongDraft(AcceptsAll):
 
     left = 1
 
-    def _verify(self, item: RunningRequest, tree: TokenTree, logits: NDArray[np.float32]) -> Verdict:
+    def verify(self, item: RunningRequest, tree: TokenTree, logits: NDArray[np.float32]) -> Verdict:
         wrong = item.request.sampling.greedy and len(tree) and tree.tokens[0] != logits[0].argmax()
         if wrong and self.left:
             self.left -= 1
-            return super()._verify(item, tree, logits)
-        return Engine._verify(self, item, tree, logits)
+            return super().verify(item, tree, logits)
+        return Acceptance.verify(self, item, tree, logits)
 
 
-class TooCold(Engine):
+class TooCold(Acceptance):
     """Wrong in both arms alike: samples at another temperature than was asked for."""
 
-    def _verify(self, item: RunningRequest, tree: TokenTree, logits: NDArray[np.float32]) -> Verdict:
-        return super()._verify(item, tree, logits if item.request.sampling.greedy else logits * 1.2)
+    def verify(self, item: RunningRequest, tree: TokenTree, logits: NDArray[np.float32]) -> Verdict:
+        return super().verify(item, tree, logits if item.request.sampling.greedy else logits * 1.2)
 
 
-class TypicalAcceptance(Engine):
+class TypicalAcceptance(Acceptance):
     """Lossy: a sampled draft is kept if the target finds it likely enough, which makes the likely likelier."""
 
-    def _verify(self, item: RunningRequest, tree: TokenTree, logits: NDArray[np.float32]) -> Verdict:
+    def verify(self, item: RunningRequest, tree: TokenTree, logits: NDArray[np.float32]) -> Verdict:
         if item.request.sampling.greedy or not len(tree):
-            return super()._verify(item, tree, logits)
+            return super().verify(item, tree, logits)
         probs = target_distribution(logits, item.request.sampling)
         path: list[int] = []
         for node, token in enumerate(tree.tokens):
@@ -126,18 +129,21 @@ TRANSFORM = "probability integral transform, with speculation"
 
 @pytest.fixture
 def verify(compiled: Path) -> Iterator[Verify]:
-    """Runs the checks of served output on an engine of a class; gives them by name."""
+    """Runs the checks of served output on an engine with a rule of acceptance; gives them by name."""
     services: list[EngineService] = []
 
     def run(
-        kind: type[Engine],
+        rule: type[Acceptance],
         record: Callable[[Output], None],
         end_ids: frozenset[int],
         settings: VerifySettings = SETTINGS,
         joint: int = 0,
     ) -> dict[str, Check]:
         limits = EngineLimits(max_batch_size=8, max_sequence_length=LENGTH)
-        services.append(EngineService(kind(runner(compiled), create("anpd"), limits)))
+        target = runner(compiled)
+        engine = Engine(target, StaticPolicy([create("anpd")]), limits)
+        engine._accept = rule(target, (), 0)
+        services.append(EngineService(engine))
         generate = InProcess(services[-1], end_ids)
         checks = verify_served(PROMPTS, generate, runner(compiled), end_ids, settings, record)
         return {check.name: check for check in itertools.islice(checks, len(GREEDY) + 2 + joint)}
@@ -158,7 +164,7 @@ def ignore(output: Output) -> None:
 
 def test_lossless_engine_passes_bit_for_bit(verify: Verify) -> None:
     records: list[Output] = []
-    checks = verify(Engine, records.append, frozenset())
+    checks = verify(Acceptance, records.append, frozenset())
     assert not failed(checks)
     for name in GREEDY:
         assert checks[name].outcome == "16 of 16 prompts equal, 1600 tokens, 0 near-ties, 0 bugs"
@@ -174,7 +180,7 @@ def test_lossless_engine_passes_bit_for_bit(verify: Verify) -> None:
 def test_outputs_that_end_early_pass(verify: Verify) -> None:
     """End tokens, several of them, are draws like any other."""
     records: list[Output] = []
-    checks = verify(Engine, records.append, frozenset(range(0, VOCABULARY, 150)))
+    checks = verify(Acceptance, records.append, frozenset(range(0, VOCABULARY, 150)))
     assert not failed(checks)
     assert min(len(record.tokens) for record in records) < SETTINGS.max_tokens / 2
 
@@ -211,7 +217,7 @@ def test_another_temperature_is_not_the_target(verify: Verify) -> None:
 def test_too_few_tokens_leave_the_check_open(verify: Verify, max_tokens: int, told: str) -> None:
     """Neither a traceback nor a failure: nothing speaks against the engine."""
     settings = VerifySettings(max_tokens=max_tokens, sampled_prompts=16)
-    checks = verify(Engine, ignore, frozenset(), settings)
+    checks = verify(Acceptance, ignore, frozenset(), settings)
     assert not failed(checks)
     assert checks[TRANSFORM].passed is None and told in checks[TRANSFORM].outcome
     report = summary([*checks.values()])
@@ -221,7 +227,7 @@ def test_too_few_tokens_leave_the_check_open(verify: Verify, max_tokens: int, to
 def test_controls_are_told_as_what_they_are(verify: Verify) -> None:
     """A faulty verifier that is caught is good news, and is not told as a rejection."""
     settings = VerifySettings(max_tokens=8, joint_runs=4_000, control_runs=3_000)
-    checks = verify(Engine, ignore, frozenset(), settings, joint=1)
+    checks = verify(Acceptance, ignore, frozenset(), settings, joint=1)
     name, joint = [*checks.items()][-1]
     assert name == "joint distribution, chain, drawn"
     assert joint.passed and "4000 sequences agree with the target's distribution (p = " in joint.outcome
@@ -231,5 +237,5 @@ def test_controls_are_told_as_what_they_are(verify: Verify) -> None:
 
 def test_a_check_that_catches_nothing_does_not_pass(verify: Verify) -> None:
     settings = VerifySettings(max_tokens=8, joint_runs=200, control_runs=30)
-    joint = [*verify(Engine, ignore, frozenset(), settings, joint=1).values()][-1]
+    joint = [*verify(Acceptance, ignore, frozenset(), settings, joint=1).values()][-1]
     assert joint.passed is False and "this proves nothing, faulty verifiers pass as well: " in joint.outcome

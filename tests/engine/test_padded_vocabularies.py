@@ -14,13 +14,11 @@ from build.compile import compile_engine
 from build.drafters import check_draft, compile_speculator
 from build.targets.errors import TargetError
 from deployments.speculation import AnySpeculation, DraftModel
-from engine.drafters import open_speculator
 from engine.manifest import load_manifest
-from engine.openvino_graphs import OpenVinoBackend
 from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest
 from speculators.formats.errors import CheckpointError
-from tests.drafters import VARIANT, VOCABULARY, TinyDrafters, planted_prompts
+from tests.drafters import VARIANT, VOCABULARY, TinyDrafters, layers_of, opened, planted_prompts
 from tests.engine.driving import make_engine, plain, run
 from tests.tiny import MAX_LENGTH, NUM_BLOCKS, THREADS
 
@@ -67,24 +65,17 @@ def test_padding_changes_nothing(name: str, larger: str, tiny_drafters: TinyDraf
         speculation = with_checkpoint(speculation, padded(checkpoint_of(speculation), tmp_path / "drafter"))
     compile_engine(target, tmp_path / "engine", **_BUILD)  # type: ignore[arg-type]
     compile_speculator(speculation, tmp_path / "speculator", target=target, **_BUILD)  # type: ignore[arg-type]
-    speculator = open_speculator(
-        speculation,
-        tmp_path / "speculator",
-        target=load_manifest(tmp_path / "engine"),
-        slots=8,
-        max_sequence_length=MAX_LENGTH,
-        num_blocks=NUM_BLOCKS,
-        backend=OpenVinoBackend(THREADS),
-    )
+    manifest = load_manifest(tmp_path / "engine")
+    speculators = opened(speculation, tmp_path / "speculator", manifest, slots=8)
     runner = OpenVinoRunner(
         tmp_path / "engine",
         num_blocks=NUM_BLOCKS,
         threads=THREADS,
-        hidden_layers=speculator.needs_hidden,
+        hidden_layers=layers_of(speculators),
         branch_blocks=512,
     )
-    engine = make_engine(runner, speculator, max_batch_size=8)
-    last = load_manifest(tmp_path / "engine").vocab_size - 1
+    engine = make_engine(runner, speculators, max_batch_size=8)
+    last = manifest.vocab_size - 1
     requests = [GenerationRequest(prompt, 40) for prompt in planted_prompts()[:4]]
     requests.append(GenerationRequest((5, last, 9, last - 1), 20))  # ids that no text has
     found = [outcome.tokens for outcome in run(engine, requests)]

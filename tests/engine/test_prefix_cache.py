@@ -87,7 +87,7 @@ def start(
     lease = cache.lease(tokens, prompt_length, rows, drafts=drafts, salt=salt)
     if lease is None:
         return None
-    request = Running(lease, list(tokens), prompt_length, rows, salt, drafts, lease.drafted)
+    request = Running(lease, list(tokens), prompt_length, rows, salt, drafts, *(lease.drafted or [0]))
     memory.check_drafter(request)
     assert len(lease.blocks) == -(-rows // SIZE)
     assert len(set(lease.blocks)) == len(lease.blocks)
@@ -107,7 +107,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @initialize(reuse=st.booleans(), ahead=st.sampled_from([None, 0, 1, 2]))
     def begin(self, reuse: bool, ahead: int | None) -> None:
-        self.cache = PrefixCache(BLOCKS, SIZE, reuse=reuse, rows_ahead=ahead)
+        self.cache = PrefixCache(BLOCKS, SIZE, reuse=reuse, rows_ahead=[ahead])
         self.memory, self.ahead = Memory(ahead), ahead
         self.running: list[Running] = []
         self.ended: list[Running] = []
@@ -145,7 +145,7 @@ class CacheMachine(RuleBasedStateMachine):
         if request:
             self.running.append(request)
             if drafts and self.ahead is not None:  # its drafter lacks nothing of what was taken over
-                assert request.lease.drafted == request.lease.cached
+                assert list(request.lease.drafted) == [request.lease.cached]
         else:
             assert len(held) + -(-(len(tokens) + more) // SIZE) > BLOCKS
 
@@ -160,7 +160,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.memory.draft(request)
         kept = request.tokens[: min(computed, len(request.tokens))]
         drafted = min(request.drafted, len(kept))
-        self.cache.end(request.lease.blocks, kept, request.prompt_length, drafted, salt=request.salt)
+        self.cache.end(request.lease.blocks, kept, request.prompt_length, [drafted], salt=request.salt)
         if kept:
             self.ended.append(Running(request.lease, kept, request.prompt_length, 0, request.salt))
 
@@ -316,28 +316,28 @@ def test_without_reuse_nothing_is_kept() -> None:
 
 @pytest.mark.parametrize(("ahead", "expected"), [(None, 8), (0, 8), (1, 4), (5, 0)])
 def test_tokens_that_a_drafter_reads_ahead_must_agree_too(ahead: int | None, expected: int) -> None:
-    cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=ahead)
+    cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=[ahead])
     lease = cache.lease(PROMPT, 10, 12, drafts=True)
     assert lease is not None
-    cache.end(lease.blocks, PROMPT, 10, 10 - (ahead or 0))
+    cache.end(lease.blocks, PROMPT, 10, [10 - (ahead or 0)])
     found = cache.lease([*PROMPT[:8], 90, 91, 92, 93], 12, 13, drafts=True)
-    assert found is not None and found.cached == found.drafted == expected
+    assert found is not None and [found.cached] == found.drafted == [expected]
 
 
 def test_whoever_is_drafted_for_takes_over_what_has_the_drafters_rows() -> None:
-    cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=1)
+    cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=[1])
     after(cache, PROMPT, 10)
     for drafts, expected in ((True, 0), (False, 8)):
         lease = cache.lease(PROMPT, 10, 11, drafts=drafts)
-        assert lease is not None and (lease.cached, lease.drafted) == (expected, 0)
+        assert lease is not None and (lease.cached, lease.drafted) == (expected, [0])
         cache.end(lease.blocks, (), 10)
 
 
 def test_a_drafters_rows_are_not_lost_to_a_text_without_them() -> None:
-    cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=1)
+    cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=[1])
     for drafted, drafts in ((9, True), (0, False)):
         lease = cache.lease(PROMPT, 10, 14, drafts=drafts)
         assert lease is not None
-        cache.end(lease.blocks, [*PROMPT, 20, 21], 10, drafted or lease.drafted)
+        cache.end(lease.blocks, [*PROMPT, 20, 21], 10, [drafted] if drafted else lease.drafted)
     lease = cache.lease(PROMPT, 10, 11, drafts=True)
     assert lease is not None and lease.cached == 4

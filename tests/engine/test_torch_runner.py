@@ -18,7 +18,7 @@ from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest, SamplingParams
 from engine.runner import SequenceInput
 from tests.drafters import VARIANT as DRAFTED
-from tests.drafters import TinyDrafters, planted_prompts
+from tests.drafters import TinyDrafters, layers_of, planted_prompts
 from tests.engine.driving import generate, make_engine, prompt_of, run
 from tests.engine.test_runner_trees import DRAWN, as_input, trees
 from tests.tiny import NUM_BLOCKS, THREADS, TinyTargets
@@ -94,14 +94,14 @@ def test_drafters_on_pytorch_give_the_output_of_openvino(name: str, tiny_drafter
     from engine.torch_graphs import TorchBackend
 
     backend = TorchBackend()
-    speculator = tiny_drafters.speculator(name, "fp32", planted=True, slots=4, backend=backend)
+    speculators = tiny_drafters.speculators(name, "fp32", planted=True, slots=4, backend=backend)
     directory = tiny_drafters.targets.engine(DRAFTED, "fp32")
     runner = CompiledRunner(
-        directory, backend, num_blocks=NUM_BLOCKS, hidden_layers=speculator.needs_hidden, branch_blocks=256
+        directory, backend, num_blocks=NUM_BLOCKS, hidden_layers=layers_of(speculators), branch_blocks=256
     )
     requests = [GenerationRequest(prompt, 20) for prompt in planted_prompts()[:3]]
     requests.append(GenerationRequest(prompt_of(40), 12, SamplingParams(temperature=0.8, seed=3)))
-    engine = make_engine(runner, speculator, max_batch_size=4)
+    engine = make_engine(runner, speculators, max_batch_size=4)
     found = [outcome.tokens for outcome in run(engine, requests)]
     openvino = tiny_drafters.targets.runner(DRAFTED, "fp32")
     assert found == [generate(openvino, request).tokens for request in requests]

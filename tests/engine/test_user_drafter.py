@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from speculators.anpd import AnpdSpeculator
+from speculators.outcome import StepOutcome
 
 _DRAFTER = "tensorrt_llm._torch.speculative.drafter"
 _MANAGER = "tensorrt_llm._torch.pyexecutor.resource_manager"
@@ -113,7 +114,7 @@ def test_drafts_are_those_of_the_embedded_engine(module: Any) -> None:
             drafted += len(tree.tokens)
             accepted = [randomness.randrange(6) for _ in range(randomness.randrange(1, 5))]
             request.tokens += accepted
-            embedded.observe(request.request_id, accepted)
+            embedded.observe(request.request_id, StepOutcome(accepted))
     assert drafted > 100
 
 

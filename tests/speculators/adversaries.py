@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from speculators.base import Requirements, Speculator
 from speculators.graphs import DrafterRows
+from speculators.outcome import StepOutcome
 from speculators.tree import ROOT, TokenTree
 
 
-class RandomDrafter:
+class RandomDrafter(Speculator):
     """Proposes random trees of random tokens, repeated siblings included.
 
     Args:
@@ -22,10 +23,7 @@ class RandomDrafter:
     """
 
     name = "random"
-    needs_hidden: tuple[int, ...] = ()
-    max_branches = 64
-    ends_drafts = False
-    rows_ahead: int | None = None
+    requirements = Requirements(max_branches=64)
 
     def __init__(self, vocabulary: int, max_draft_length: int, drawn: bool, seed: int) -> None:
         self.max_draft_length = max_draft_length
@@ -42,9 +40,7 @@ class RandomDrafter:
         assert self.running.issuperset(request_ids)
         return [self._tree(min(budget, self.max_draft_length)) for budget in budgets]
 
-    def observe(
-        self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
-    ) -> None:
+    def observe(self, request_id: int, outcome: StepOutcome) -> None:
         if request_id not in self.running:
             raise KeyError(request_id)
 
@@ -66,7 +62,7 @@ class RandomDrafter:
         return TokenTree(tuple(tokens), parents, proposals)
 
 
-class OracleDrafter:
+class OracleDrafter(Speculator):
     """Proposes chains of what plain decoding would emit, as far as it is known, then of token 0.
 
     Args:
@@ -77,10 +73,7 @@ class OracleDrafter:
     """
 
     name = "oracle"
-    needs_hidden: tuple[int, ...] = ()
-    max_branches = 64
-    ends_drafts = False
-    rows_ahead: int | None = None
+    requirements = Requirements(max_branches=64)
 
     def __init__(
         self,
@@ -107,10 +100,8 @@ class OracleDrafter:
             trees.append(TokenTree.chain([(token + self._shift) % self._vocabulary for token in tokens]))
         return trees
 
-    def observe(
-        self, request_id: int, accepted: Sequence[int], hidden: NDArray[np.float32] | None = None
-    ) -> None:
-        del self._left[request_id][: len(accepted)]
+    def observe(self, request_id: int, outcome: StepOutcome) -> None:
+        del self._left[request_id][: len(outcome.emitted)]
 
     def finish(self, request_id: int) -> None:
         del self._left[request_id]

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speculators.anpd import AnpdSpeculator, NgramTable
+from speculators.outcome import StepOutcome
 from speculators.tree import TokenTree
 
 texts = st.lists(st.integers(0, 3), max_size=40)
@@ -44,7 +45,7 @@ def test_text_may_come_in_pieces(text: list[int], data: st.DataObject) -> None:
     whole.start(1, text)
     pieces.start(1, text[:cut])
     pieces.propose([1], [7])
-    pieces.observe(1, text[cut:])
+    pieces.observe(1, StepOutcome(text[cut:]))
     assert pieces.propose([1], [7]) == whole.propose([1], [7])
 
 
@@ -59,7 +60,7 @@ def test_ties_go_to_the_latest() -> None:
     speculator = AnpdSpeculator(ngram=2, draft_length=1)
     speculator.start(0, [1, 7, 1, 8, 1])
     assert speculator.propose([0], [1]) == [TokenTree.chain([8])]
-    speculator.observe(0, [7, 1])
+    speculator.observe(0, StepOutcome([7, 1]))
     assert speculator.propose([0], [1]) == [TokenTree.chain([7])]
 
 

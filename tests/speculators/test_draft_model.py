@@ -7,6 +7,7 @@ import numpy as np
 
 from speculators.draft_model.draft import DraftModelDrafter
 from speculators.graphs import Arrays, CachedInput, DrafterRows
+from speculators.outcome import StepOutcome
 
 
 class Counting:
@@ -45,7 +46,7 @@ def test_rows_of_accepted_tokens_stay_and_others_are_overwritten() -> None:
     drafter = DraftModelDrafter(graph, 3)
     drafter.start(1, [5, 6])
     assert drafter.propose([1], [3])[0].tokens == (7, 8, 9)  # 7 and 8 were fed: rows 2 and 3
-    drafter.observe(1, [7, 40])
+    drafter.observe(1, StepOutcome([7, 40]))
     drafter.propose([1], [1])
     (read,) = graph.calls[-1]
     assert (list(read.tokens), read.past) == ([40], 3)
@@ -59,7 +60,7 @@ def test_what_an_earlier_request_has_left_is_not_read_again() -> None:
     (read,) = graph.calls[0]
     assert (len(read.tokens), read.past, read.blocks) == (26, 64, range(4))
     assert rows.drafted == 90
-    drafter.observe(1, [6, 40])
+    drafter.observe(1, StepOutcome([6, 40]))
     assert rows.drafted == 91, "6 was fed, and accepted"
 
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speculators.outcome import StepOutcome
 from speculators.prompt_lookup import PromptLookupSpeculator
 
 texts = st.lists(st.integers(0, 3), max_size=40)
@@ -28,7 +29,7 @@ def test_drafts_what_the_definition_says(
     speculator = PromptLookupSpeculator(ngram, 9, use_oldest)
     speculator.start(1, text[:cut])
     speculator.propose([1], [4])
-    speculator.observe(1, text[cut:])
+    speculator.observe(1, StepOutcome(text[cut:]))
     assert speculator.propose([1], [length])[0].tokens == naive_draft(text, ngram, length, use_oldest)
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from speculators.base import Speculator
+from speculators.outcome import StepOutcome
 from speculators.registry import METHODS, create, settings_of
 from speculators.tree import EMPTY
 
@@ -27,11 +28,11 @@ def test_requests_start_once_and_end_for_good(speculator: Speculator) -> None:
     speculator.start(1, PROMPT)
     with pytest.raises(ValueError, match="request 1 is already running"):
         speculator.start(1, PROMPT)
-    speculator.observe(1, [3])
+    speculator.observe(1, StepOutcome([3]))
     speculator.finish(1)
     for use in (
         lambda: speculator.propose([1], [2]),
-        lambda: speculator.observe(1, [3]),
+        lambda: speculator.observe(1, StepOutcome([3])),
         lambda: speculator.finish(1),
     ):
         with pytest.raises(KeyError, match="request 1 is not running"):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from build.graph.eagle import build_eagle, build_eagle3, build_eagle3_fusion
 from build.graph.heads import build_medusa, build_mlp_stage
 from engine.attention_kernels import ANY_ATTENTION, open_kernel
-from engine.drafters import BlockGraph
+from engine.block_graph import BlockGraph
 from engine.openvino_graphs import PagedGraph, PlainGraph, settings
 from speculators.eagle.config import EagleConfig
 from speculators.eagle.model import Eagle

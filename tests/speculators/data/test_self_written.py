@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.engine import Engine, EngineLimits
+from engine.engine import Engine
+from engine.policy import StaticPolicy
+from engine.scheduler import EngineLimits
 from engine.serving.text import TextCodec
 from engine.writing import EngineWriter
 from speculators.data.overlap import HeldOut
@@ -28,7 +30,9 @@ def render(messages: Messages) -> str:
 @pytest.fixture
 def writer(tiny_targets: TinyTargets) -> EngineWriter:
     limits = EngineLimits(max_batch_size=4, max_sequence_length=256, prefill_chunk=64)
-    return EngineWriter(Engine(tiny_targets.runner("llama tied", "fp32"), create("none"), limits), [END])
+    return EngineWriter(
+        Engine(tiny_targets.runner("llama tied", "fp32"), StaticPolicy([create("none")]), limits), [END]
+    )
 
 
 @pytest.fixture

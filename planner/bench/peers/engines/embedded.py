@@ -8,19 +8,19 @@ from deployments.spec import DeploymentSpec
 from engine.deployment import open_engine
 from engine.events import Event
 from engine.manifest import load_manifest
+from engine.policy import DraftPolicy
 from engine.request import GenerationRequest
 from planner.bench.peers.protocol import Answer, Generate, by_depth, serve
-from planner.profile.records import RecordingSpeculator
-from speculators.base import Speculator
+from planner.profile.records import RecordingPolicy
 
 
 def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
     """Open the engine of the deployment that `settings["spec"]` holds."""
     spec = DeploymentSpec.model_validate(settings["spec"])
-    watched: list[RecordingSpeculator] = []
+    watched: list[RecordingPolicy] = []
 
-    def watch(speculator: Speculator) -> Speculator:
-        watched.append(RecordingSpeculator(speculator))
+    def watch(policy: DraftPolicy) -> DraftPolicy:
+        watched.append(RecordingPolicy(policy))
         return watched[-1]
 
     engine, _ = open_engine(spec, spec.engine_directory, spec.speculator_directory, watch=watch)

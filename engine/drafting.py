@@ -1,0 +1,168 @@
+"""The drafting side of a step: who drafts is asked of the policy, and speculators are asked for their trees.
+
+Speculators of all methods stand side by side here, with those of drafts that come with requests; each is told every
+step of each request that it has begun, whoever drafted, so that the policy may turn to it at any time.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from engine.events import EngineStatistics
+from engine.policy import Assignment, Choice, DraftPolicy, Proposal
+from engine.running import RunningRequest
+from engine.target_access import RunnerAccess
+from speculators.base import Speculator
+from speculators.given import GIVEN, GivenDrafts
+from speculators.outcome import StepOutcome
+from speculators.tree import TokenTree
+
+
+class Drafting:
+    """The speculators of an engine, and the policy that chooses among them.
+
+    Args:
+        policy: decides, and brings the speculators.
+        access: the target, for those that draft with it.
+        max_given: most tokens of a draft that comes with a request.
+        share: most tokens that a speculator may catch up with in one step.
+        statistics: whose `draft_seconds` count the time that all of it takes.
+
+    Raises:
+        ValueError: two speculators have the same name.
+    """
+
+    def __init__(
+        self,
+        policy: DraftPolicy,
+        access: RunnerAccess,
+        *,
+        max_given: int,
+        share: int,
+        statistics: EngineStatistics,
+    ) -> None:
+        self._given = GivenDrafts(max_given)
+        self.speculators: Mapping[str, Speculator] = {
+            each.name: each for each in (self._given, *policy.speculators)
+        }
+        if len(self.speculators) <= len(policy.speculators):
+            names = [each.name for each in policy.speculators]
+            raise ValueError(f"speculators of one engine need different names, none of them {GIVEN}: {names}")
+        self._policy, self._access = policy, access
+        self._share, self._statistics = share, statistics
+        for each in policy.speculators:
+            if each.requirements.drafts_with_target:
+                each.bind(access)
+
+    def begin(self, item: RunningRequest) -> None:
+        """Say of a request that has just arrived who may draft for it."""
+        if item.request.draft:
+            item.speculators = (GIVEN,)
+        elif self._policy.begin(item):
+            item.speculators = tuple(each.name for each in self._policy.speculators)
+
+    def start(self, item: RunningRequest) -> None:
+        """A request has been admitted."""
+        names = (each.name for each in self._policy.speculators)
+        rows = dict(zip(names, item.rows, strict=True))
+        for name in item.speculators:
+            self.speculators[name].start(item.id, item.request.prompt, rows.get(name))
+        if item.request.draft:
+            self._given.give(item.id, item.request.draft)
+
+    def propose(self, running: Sequence[RunningRequest]) -> list[Proposal]:
+        """What the speculators that the policy has chosen would have verified."""
+        with self._timed(), self._access.lent():
+            return self._proposals(self._caught_up(self._assigned(running)))
+
+    def select(self, proposals: Sequence[Proposal]) -> dict[int, Proposal]:
+        """What of it is verified in this step, by request id."""
+        with self._timed():
+            ours = [proposal for proposal in proposals if proposal.speculator != GIVEN]
+            selected = {
+                proposal.item.id: replace(proposal, tree=tree)
+                for proposal, tree in zip(ours, self._policy.select(ours), strict=True)
+            }
+        return {proposal.item.id: proposal for proposal in proposals} | selected
+
+    def observe(self, item: RunningRequest, proposal: Proposal | None, outcome: StepOutcome) -> None:
+        """Tell everybody what became of a step of a request."""
+        with self._timed():
+            for name in item.speculators:
+                self.speculators[name].observe(item.id, outcome)
+            if not item.request.draft:
+                self._policy.learn(proposal, item, outcome)
+
+    def finish(self, item: RunningRequest) -> None:
+        """A request that was admitted has ended."""
+        for name in item.speculators:
+            self.speculators[name].finish(item.id)
+
+    def end(self, item: RunningRequest) -> None:
+        """Forget a request, admitted or not."""
+        self._policy.end(item)
+
+    def _assigned(self, running: Sequence[RunningRequest]) -> list[tuple[RunningRequest, Assignment]]:
+        given: list[tuple[RunningRequest, Assignment]] = [
+            (item, (Choice(GIVEN, item.room),))
+            for item in running
+            if item.request.draft and not item.in_prefill
+        ]
+        return [*zip(running, self._policy.assign(running), strict=True), *given]
+
+    def _caught_up(
+        self, assigned: Sequence[tuple[RunningRequest, Assignment]]
+    ) -> list[tuple[RunningRequest, list[Choice]]]:
+        """The choices of each request that can draft now."""
+        behind: set[tuple[str, int]] = set()
+        for name, speculator in self.speculators.items():
+            ids = [
+                item.id for item, choices in assigned if any(choice.speculator == name for choice in choices)
+            ]
+            if ids:
+                left = speculator.catch_up(ids, self._share)
+                behind.update((name, identity) for identity, rows in zip(ids, left, strict=True) if rows)
+        return [
+            (item, [each for each in choices if each.budget > 0 and (each.speculator, item.id) not in behind])
+            for item, choices in assigned
+        ]
+
+    def _proposals(self, ready: Sequence[tuple[RunningRequest, list[Choice]]]) -> list[Proposal]:
+        """Ask each request's first choice, where it has nothing the next one; each speculator once for all of them."""
+        proposals: list[Proposal] = []
+        asking = [(item, choices) for item, choices in ready if choices]
+        while asking:
+            missed = []
+            for name, speculator in self.speculators.items():
+                mine = [(item, choices) for item, choices in asking if choices[0].speculator == name]
+                if not mine:
+                    continue
+                budgets = [choices[0].budget for _, choices in mine]
+                trees = speculator.propose([item.id for item, _ in mine], budgets)
+                for (item, choices), tree in zip(mine, trees, strict=True):
+                    if len(tree):
+                        self._check(item, choices[0], tree)
+                        proposals.append(Proposal(item, name, tree))
+                    elif len(choices) > 1:
+                        missed.append((item, choices[1:]))
+            asking = missed
+        return proposals
+
+    def _check(self, item: RunningRequest, choice: Choice, tree: TokenTree) -> None:
+        """Refuse what the runner cannot verify: a node too many would be written to a neighbour's cache."""
+        vocabulary, probes = (
+            self._access.vocab_size,
+            self.speculators[choice.speculator].requirements.max_probes,
+        )
+        if tree.drafted > choice.budget or tree.probes > probes or max(tree.tokens) >= vocabulary:
+            raise ValueError(
+                f"speculator {choice.speculator} proposed {tree} to request {item.id}; at most {choice.budget} nodes "
+                f"and {probes} probes are allowed, with tokens below {vocabulary}"
+            )
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._statistics.draft_seconds += time.perf_counter() - started
