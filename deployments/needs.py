@@ -35,6 +35,11 @@ NEEDS = {
     "suffix_automaton": Needs(
         "nothing", memory="an automaton of the request's text, on the host", engines=TENSORRT_LLM
     ),
+    "token_recycling": Needs(
+        "nothing",
+        memory="a row of successors for each token of the vocabulary, on the host",
+        engines=EMBEDDED,
+    ),
     "lookahead": Needs(
         "nothing",
         memory="none; a step computes about (window + verification_set) x (ngram - 1) tokens more",

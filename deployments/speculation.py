@@ -131,6 +131,17 @@ class SuffixAutomaton(Speculation):
         return self
 
 
+class TokenRecycling(Speculation):
+    """Token Recycling: trees of what the target found likely after a token before; nothing to train."""
+
+    method: Literal["token_recycling"]
+    max_draft_tokens: int = Field(12, ge=1, le=80, description="Nodes of the tree, at most.")
+    candidates: int = Field(8, ge=1, le=32, description="Successors that are kept of each token.")
+    shared: bool = Field(
+        True, description="Requests learn from each other; off: each from its own steps alone."
+    )
+
+
 class SelfLookupEnhancer(Section):
     """A lookup in the request's own text beside a trained drafter: used when its match is long enough."""
 
@@ -299,6 +310,7 @@ AnySpeculation = Annotated[
     | Annotated[Anpd, Tag("anpd")]
     | Annotated[PromptLookup, Tag("prompt_lookup")]
     | Annotated[SuffixAutomaton, Tag("suffix_automaton")]
+    | Annotated[TokenRecycling, Tag("token_recycling")]
     | Annotated[DraftModel, Tag("draft_model")]
     | Annotated[Medusa, Tag("medusa")]
     | Annotated[Eagle, Tag("eagle")]

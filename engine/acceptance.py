@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engine.runner import Runner
 from engine.running import RunningRequest
-from engine.sampling import LogitsError, TargetDistributions
+from engine.sampling import LogitsError, TargetDistributions, likeliest_tokens
 from engine.scheduler import Part
 from engine.verification import Verdict, verify_greedy, verify_sampling
 from speculators.tree import TokenTree
@@ -119,14 +119,9 @@ class Acceptance:
         most = min(self._target_tokens, logits.shape[1])
         if not most or not part.item.speculates:
             return np.empty((0, 0), np.int64)
-        if most == 1:
-            likeliest = logits.argmax(axis=1)[:, None].astype(np.int64)
-        else:
-            few = np.argpartition(-logits, most - 1, axis=1)[:, :most]
-            order = np.argsort(-np.take_along_axis(logits, few, axis=1), axis=1, kind="stable")
-            likeliest = np.take_along_axis(few, order, axis=1).astype(np.int64)
+        likeliest = np.stack([likeliest_tokens(row, most) for row in logits])
         tokens = [*(part.tree.tokens[node] for node in verdict.path), verdict.token]
         for row, token in zip([0, *(node + 1 for node in verdict.path)], tokens, strict=True):
             others = [other for other in likeliest[row].tolist() if other != token]
             likeliest[row] = [token, *others][:most]
-        return np.asarray(likeliest)
+        return likeliest

@@ -167,6 +167,16 @@ def _nucleus_threshold(probs: Distribution, top_p: float) -> float:
     return float(candidates[min(last, len(candidates) - 1)])
 
 
+def likeliest_tokens(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """The tokens of the greatest logits ``[V]``, the greatest first, of equal ones the lowest id; at most V."""
+    count = min(count, len(logits))
+    kept = _top_k(logits, count)
+    if len(kept) < count:  # NaN is never greater
+        kept = np.arange(len(logits))
+    order = np.lexsort((kept, -logits[kept]))[:count]
+    return np.asarray(kept[order], np.int64)
+
+
 def _top_k(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     """Indices of the k greatest logits and those that tie with the last of them.
 

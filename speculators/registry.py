@@ -15,8 +15,14 @@ from typing import Any
 from speculators.base import Speculator
 from speculators.model_free import MODEL_FREE
 from speculators.none import NoSpeculator
+from speculators.token_recycling import TokenRecycling
 
-METHODS: Mapping[str, Callable[..., Speculator]] = {"none": NoSpeculator, **MODEL_FREE}
+METHODS: Mapping[str, Callable[..., Speculator]] = {
+    "none": NoSpeculator,
+    **MODEL_FREE,
+    "token_recycling": TokenRecycling,
+}
+"""Those without weights."""
 
 
 def settings_of(method: str) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ class VllmMethod(Generic[S]):
 
 def vllm_method(speculation: AnySpeculation) -> VllmMethod[Any] | Unsupported | None:
     """The method of a section; None for plain decoding."""
-    return METHODS[type(speculation)]
+    return METHODS.get(type(speculation), _OTHER)
 
 
 def _checkpoint(method: str, path: Path, length: int, **more: Any) -> dict[str, Any]:
@@ -175,6 +175,7 @@ _LOOKUP = (
     Unsupported("has no lookup beside a trained drafter", "without it, or method: suffix_automaton"),
 )
 
+_OTHER = Unsupported("does not have this method", "engine.kind: embedded, or method: suffix_automaton")
 METHODS: Mapping[type, VllmMethod[Any] | Unsupported | None] = MappingProxyType(
     {
         NoSpeculation: None,

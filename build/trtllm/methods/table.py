@@ -24,15 +24,15 @@ from build.trtllm.methods.mtp import MTP
 from build.trtllm.methods.pard import PARD
 from build.trtllm.methods.plain import PLAIN
 from build.trtllm.methods.prompt_lookup import PROMPT_LOOKUP
-from build.trtllm.methods.record import Method
+from build.trtllm.methods.record import ENGINES, LLM_API_A, LLM_API_B, Method
 from build.trtllm.methods.redrafter import REDRAFTER
 from build.trtllm.methods.suffix_automaton import SUFFIX_AUTOMATON
 from build.trtllm.methods.windowed import WINDOWED
 from build.trtllm.releases import LineName
-from build.trtllm.resolved import Resolved
+from build.trtllm.resolved import Resolved, Unsupported
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
-from deployments.speculation import AnySpeculation, Choices
+from deployments.speculation import AnySpeculation, Choices, Speculation
 
 _ALL: tuple[Method[Any], ...] = (
     PLAIN,
@@ -61,15 +61,27 @@ def _name(method: Method[Any]) -> str:
 
 METHODS: Mapping[str, Method[Any]] = MappingProxyType({_name(method): method for method in _ALL})
 
+_ABSENT = Unsupported("TensorRT-LLM does not have this method", "engine.kind: embedded, or method: anpd")
+_OTHER: Method[Any] = Method(
+    section=Speculation,
+    support={ENGINES: _ABSENT, LLM_API_A: _ABSENT, LLM_API_B: _ABSENT},
+    draft_tokens=lambda section: section.draft_length,
+)
+
+
+def method_named(name: str) -> Method[Any]:
+    """The method of that name; one that no release has needs no record of its own."""
+    return METHODS.get(name, _OTHER)
+
 
 def method_of(resolved: Resolved) -> Method[Any]:
     """The method of a deployment."""
-    return METHODS[resolved.method]
+    return method_named(resolved.method)
 
 
 def draft_tokens(speculation: AnySpeculation) -> int:
     """Most tokens that one step of one request verifies besides its own; 0 without speculation."""
-    return METHODS[speculation.method].draft_tokens(speculation)
+    return method_named(speculation.method).draft_tokens(speculation)
 
 
 def tree_of(resolved: Resolved) -> Choices | None:
@@ -85,7 +97,7 @@ def accepts_by_logits(resolved: Resolved) -> bool:
 
 def drafter_directory(spec: DeploymentSpec) -> Path | None:
     """Where the weights lie that draft; None if there are none besides the target's."""
-    if METHODS[spec.speculation.method].drafts_itself:
+    if method_named(spec.speculation.method).drafts_itself:
         return spec.target.model
     return drafter_source(spec.speculation)
 
