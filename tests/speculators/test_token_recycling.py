@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from build.compile import compile_engine
-from build.trtllm.releases import Refused
 from build.trtllm.support.matrix import unchecked
+from deployments.findings import UnsupportedDeployment
 from deployments.spec import DeploymentSpec
 from engine.attention_kernels import KernelName
 from engine.deployment import open_engine
 from engine.request import GenerationRequest, SamplingParams
-from engine.vllm.speculation import refusals
+from engine.vllm.speculation import speculation_findings
 from speculators.outcome import StepOutcome
 from speculators.token_recycling import TokenRecycling, static_tree
 from speculators.tree import ROOT, TokenTree
@@ -130,7 +130,8 @@ def test_a_deployment_of_it(tiny_targets: TinyTargets, tmp_path: Path) -> None:
 
 def test_other_engines_refuse_it_with_a_remedy() -> None:
     engine = {"kind": "tensorrt_llm", "line": "B"}
-    with pytest.raises(Refused, match="token_recycling on line B: TensorRT-LLM does not have this method"):
+    absent = "token_recycling on line B: TensorRT-LLM does not have this method"
+    with pytest.raises(UnsupportedDeployment, match=absent):
         unchecked(deployment(engine=engine))
-    (refusal,) = refusals(deployment().speculation)
-    assert "token_recycling: vLLM 0.32.0 does not have this method" in str(refusal)
+    (finding,) = speculation_findings(deployment().speculation)
+    assert finding.reason == "method token_recycling: vLLM 0.32.0 does not have this method" and finding.remedy
