@@ -21,7 +21,7 @@ from speculators.tree import TokenTree
 Logits = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Accepted:
     """What became of a part of a step.
 
@@ -39,7 +39,7 @@ class Accepted:
     verdict: Verdict | None = None
     kept: Sequence[int] = ()
     hidden: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
-    target_tokens: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    target_tokens: NDArray[np.int64] | None = None
     logits: Logits | None = None
     error: LogitsError | None = None
 
@@ -99,26 +99,19 @@ class Acceptance:
         if len(item.output) < item.request.min_tokens:
             item.ban_early_end(logits, (0, *tree.depths))
         verdict = self.verify(item, tree, logits)
-        path = [0, *(node + 1 for node in verdict.path)]
         kept: Sequence[int] = range(len(part.batch.tokens))
         if not part.reads:
             root = part.batch.logits_from
-            kept = [*range(root), *(root + row for row in path)]
+            kept = [*range(root + 1), *(root + 1 + node for node in verdict.path)]
             self._runner.commit(index, kept)
-        return Accepted(
-            part,
-            verdict,
-            kept,
-            hidden,
-            self._likeliest(logits, part, verdict),
-            None if plain is None else plain[path],
-        )
+        rows = None if plain is None else plain[[0, *(node + 1 for node in verdict.path)]]
+        return Accepted(part, verdict, kept, hidden, self._likeliest(logits, part, verdict), rows)
 
-    def _likeliest(self, logits: Logits, part: Part, verdict: Verdict) -> NDArray[np.int64]:
+    def _likeliest(self, logits: Logits, part: Part, verdict: Verdict) -> NDArray[np.int64] | None:
         """The target's likeliest tokens [n + 1, k]; on the accepted path the emitted one comes first."""
         most = min(self._target_tokens, logits.shape[1])
         if not most or not part.item.speculates:
-            return np.empty((0, 0), np.int64)
+            return None
         likeliest = np.stack([likeliest_tokens(row, most) for row in logits])
         tokens = [*(part.tree.tokens[node] for node in verdict.path), verdict.token]
         for row, token in zip([0, *(node + 1 for node in verdict.path)], tokens, strict=True):

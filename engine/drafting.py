@@ -5,8 +5,7 @@ step of each request that it has begun, whoever drafted, so that the policy may 
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from engine.events import EngineStatistics
@@ -73,26 +72,33 @@ class Drafting:
 
     def propose(self, running: Sequence[RunningRequest]) -> list[Proposal]:
         """What the speculators that the policy has chosen would have verified."""
-        with self._timed(), self._access.lent():
-            return self._proposals(self._caught_up(self._assigned(running)))
+        started = time.perf_counter()
+        with self._access.lent():
+            proposals = self._proposals(self._caught_up(self._assigned(running)))
+        self._statistics.draft_seconds += time.perf_counter() - started
+        return proposals
 
     def select(self, proposals: Sequence[Proposal]) -> dict[int, Proposal]:
         """What of it is verified in this step, by request id."""
-        with self._timed():
-            ours = [proposal for proposal in proposals if proposal.speculator != GIVEN]
-            selected = {
-                proposal.item.id: replace(proposal, tree=tree)
-                for proposal, tree in zip(ours, self._policy.select(ours), strict=True)
-            }
-        return {proposal.item.id: proposal for proposal in proposals} | selected
+        started = time.perf_counter()
+        selected = {proposal.item.id: proposal for proposal in proposals}
+        ours = [proposal for proposal in proposals if proposal.speculator != GIVEN]
+        for proposal, tree in zip(ours, self._policy.select(ours), strict=True):
+            if tree is not proposal.tree:
+                selected[proposal.item.id] = replace(proposal, tree=tree)
+        self._statistics.draft_seconds += time.perf_counter() - started
+        return selected
 
     def observe(self, item: RunningRequest, proposal: Proposal | None, outcome: StepOutcome) -> None:
         """Tell everybody what became of a step of a request."""
-        with self._timed():
-            for name in item.speculators:
-                self.speculators[name].observe(item.id, outcome)
-            if not item.request.draft:
-                self._policy.learn(proposal, item, outcome)
+        if not item.speculators:
+            return
+        started = time.perf_counter()
+        for name in item.speculators:
+            self.speculators[name].observe(item.id, outcome)
+        if item.speculates:
+            self._policy.learn(proposal, item, outcome)
+        self._statistics.draft_seconds += time.perf_counter() - started
 
     def finish(self, item: RunningRequest) -> None:
         """A request that was admitted has ended."""
@@ -115,14 +121,14 @@ class Drafting:
         self, assigned: Sequence[tuple[RunningRequest, Assignment]]
     ) -> list[tuple[RunningRequest, list[Choice]]]:
         """The choices of each request that can draft now."""
+        asked: dict[str, list[int]] = {}
+        for item, choices in assigned:
+            for choice in choices:
+                asked.setdefault(choice.speculator, []).append(item.id)
         behind: set[tuple[str, int]] = set()
-        for name, speculator in self.speculators.items():
-            ids = [
-                item.id for item, choices in assigned if any(choice.speculator == name for choice in choices)
-            ]
-            if ids:
-                left = speculator.catch_up(ids, self._share)
-                behind.update((name, identity) for identity, rows in zip(ids, left, strict=True) if rows)
+        for name, ids in asked.items():
+            left = self.speculators[name].catch_up(ids, self._share)
+            behind.update((name, identity) for identity, rows in zip(ids, left, strict=True) if rows)
         return [
             (item, [each for each in choices if each.budget > 0 and (each.speculator, item.id) not in behind])
             for item, choices in assigned
@@ -133,20 +139,19 @@ class Drafting:
         proposals: list[Proposal] = []
         asking = [(item, choices) for item, choices in ready if choices]
         while asking:
-            missed = []
-            for name, speculator in self.speculators.items():
-                mine = [(item, choices) for item, choices in asking if choices[0].speculator == name]
-                if not mine:
-                    continue
+            groups: dict[str, list[tuple[RunningRequest, list[Choice]]]] = {}
+            for item, choices in asking:
+                groups.setdefault(choices[0].speculator, []).append((item, choices))
+            asking = []
+            for name, mine in groups.items():
                 budgets = [choices[0].budget for _, choices in mine]
-                trees = speculator.propose([item.id for item, _ in mine], budgets)
+                trees = self.speculators[name].propose([item.id for item, _ in mine], budgets)
                 for (item, choices), tree in zip(mine, trees, strict=True):
                     if len(tree):
                         self._check(item, choices[0], tree)
                         proposals.append(Proposal(item, name, tree))
                     elif len(choices) > 1:
-                        missed.append((item, choices[1:]))
-            asking = missed
+                        asking.append((item, choices[1:]))
         return proposals
 
     def _check(self, item: RunningRequest, choice: Choice, tree: TokenTree) -> None:
@@ -160,9 +165,3 @@ class Drafting:
                 f"speculator {choice.speculator} proposed {tree} to request {item.id}; at most {choice.budget} nodes "
                 f"and {probes} probes are allowed, with tokens below {vocabulary}"
             )
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._statistics.draft_seconds += time.perf_counter() - started

@@ -113,7 +113,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self._scheduler.all()
+        return self._scheduler.idle
 
     def step(self) -> bool:
         """Run one step; False if there was nothing to do."""
@@ -165,8 +165,7 @@ class Engine:
         if accepted.logits is not None:
             log_probs = [_log_prob(row, token) for row, token in zip(accepted.logits, taken, strict=False)]
         drafted = 0 if own else tree.drafted  # a draft of its own is counted as a whole
-        depth = max(tree.depths[: tree.drafted], default=0)
-        step = StepCount(len(taken), drafted, depth, min(len(verdict.path), len(taken)))
+        step = StepCount(len(taken), drafted, tree.depth, min(len(verdict.path), len(taken)))
         item.gate.end_step(step, log_probs)
         return taken
 

@@ -7,7 +7,7 @@ out to belong to a stop word are never given out; a step all of whose tokens do 
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from engine.automaton import Automaton
 from engine.request import GenerationRequest
@@ -133,5 +133,5 @@ class Gate:
             step = self._steps.popleft()
             emitted = max(0, min(step.emitted, self.given - self._counted))
             self._counted += step.emitted
-            steps.append(replace(step, emitted=emitted, accepted=min(step.accepted, emitted)))
+            steps.append(StepCount(emitted, step.nodes, step.depth, min(step.accepted, emitted)))
         return tuple(steps)

@@ -130,7 +130,7 @@ class StaticPolicy:
         if proposal.speculator != self.speculators[-1].name:
             used.append(lengths.first)
         for length in used:
-            length.update(tree.drafted, max(tree.depths[: tree.drafted]), outcome.accepted)
+            length.update(tree.drafted, tree.depth, outcome.accepted)
 
     def end(self, item: RunningRequest) -> None:
         self._lengths.pop(item.id, None)

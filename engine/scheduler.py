@@ -96,6 +96,11 @@ class Scheduler:
         self._waiting: deque[RunningRequest] = deque()
         self._pace = Pace()
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody runs or waits."""
+        return not self.running and not self._waiting
+
     def all(self) -> list[RunningRequest]:
         """All requests, the running ones first."""
         return [*self.running.values(), *self._waiting]

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from speculators.tree import EMPTY, TokenTree
 
-_NONE: NDArray[np.int64] = np.empty((0, 0), np.int64)
-
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
@@ -31,8 +29,8 @@ class StepOutcome:
             some speculator needs.
         target_tokens: the target's likeliest tokens at the root and at every node, accepted or not, int ``[len(tree) +
             1, k]``, best first; on the accepted path, the first one is what was emitted after it, which of a request
-            that samples is a sample. k is the greatest number that a speculator needs; no rows where nothing was
-            emitted or none needs any.
+            that samples is a sample. k is the greatest number that a speculator needs; None where nothing was emitted
+            or none needs any.
         reads_prompt: whether a part of the prompt was read.
         ended: whether the request ends with this step.
     """
@@ -42,7 +40,7 @@ class StepOutcome:
     path: tuple[int, ...] = ()
     kept: Sequence[int] = ()
     hidden: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
-    target_tokens: NDArray[np.int64] = field(default_factory=_NONE.copy)
+    target_tokens: NDArray[np.int64] | None = None
     reads_prompt: bool = False
     ended: bool = False
 

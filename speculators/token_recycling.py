@@ -99,9 +99,10 @@ class TokenRecycling(Speculator):
 
     def observe(self, request_id: int, outcome: StepOutcome) -> None:
         state = self._states[request_id]
-        nodes = (state.last, *outcome.tree.tokens)
-        for token, successors in zip(nodes, outcome.target_tokens.tolist(), strict=False):
-            state.successors[token] = tuple(successors)
+        if outcome.target_tokens is not None:
+            nodes = (state.last, *outcome.tree.tokens)
+            for token, successors in zip(nodes, outcome.target_tokens.tolist(), strict=True):
+                state.successors[token] = tuple(successors)
         if outcome.emitted:
             state.last = outcome.emitted[-1]
 

@@ -106,6 +106,13 @@ class TokenTree:
         return len(self.tokens) - self.probes
 
     @property
+    def depth(self) -> int:
+        """Levels of what is drafted."""
+        if not self.tokens or self.is_chain:
+            return self.drafted
+        return max(self.depths[: self.drafted], default=0)
+
+    @property
     def is_chain(self) -> bool:
         """Whether each node is the child of the one before it (so an empty tree is a chain)."""
         return self.parents == tuple(range(ROOT, len(self.parents) - 1))
@@ -120,7 +127,7 @@ class TokenTree:
 
     def children(self, node: int) -> tuple[int, ...]:
         """Children of ``node`` (``ROOT`` for the root) that may be accepted, in the order in which they were drawn."""
-        drafted = self.parents[: self.drafted]
+        drafted = self.parents[: self.drafted] if self.probes else self.parents
         return tuple([child for child, parent in enumerate(drafted) if parent == node])
 
     def ancestor_mask(self) -> NDArray[np.bool_]:

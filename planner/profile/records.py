@@ -91,4 +91,4 @@ def follow(tree: TokenTree, emitted: Sequence[int]) -> StepRecord:
             break
         ranks.append(tokens.index(token))
         node = below[ranks[-1]]
-    return StepRecord(tree.drafted, max(tree.depths[: tree.drafted]), tuple(children), tuple(ranks))
+    return StepRecord(tree.drafted, tree.depth, tuple(children), tuple(ranks))

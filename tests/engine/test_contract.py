@@ -83,6 +83,7 @@ def test_on_the_accepted_path_the_targets_own_token_is_the_one_that_was_emitted(
     run(make_engine(TableRunner(), prober), requests_of())
     for each in prober.outcomes:
         if each.emitted and not each.ended:
+            assert each.target_tokens is not None
             rows = [0, *(node + 1 for node in each.path)]
             assert each.target_tokens[rows, 0].tolist() == list(each.emitted)
 

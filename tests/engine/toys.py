@@ -53,6 +53,7 @@ class Prober(Speculator):
         self.outcomes.append(outcome)
         for node in range(len(tree)):
             if node not in outcome.path:
+                assert outcome.target_tokens is not None
                 path = [node]
                 while tree.parents[path[0]] != ROOT:
                     path.insert(0, tree.parents[path[0]])
