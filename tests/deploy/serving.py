@@ -10,9 +10,10 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -35,8 +36,10 @@ class Service:
         process: it.
     """
 
-    def __init__(self, folder: Path, **serving: Any) -> None:
-        """Write its spec; `serving` is the section, ports aside."""
+    def __init__(
+        self, folder: Path, engine: Mapping[str, Any] = MappingProxyType({}), **serving: Any
+    ) -> None:
+        """Write its spec; `engine` adds to that section, `serving` is the section, ports aside."""
         self.folder = folder
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
@@ -46,7 +49,13 @@ class Service:
         spec = {
             "name": "tiny",
             "target": {"model": str(target)},
-            "engine": {"precision": "fp32", "max_batch_size": 4, "max_sequence_length": 8192, "threads": 1},
+            "engine": {
+                "precision": "fp32",
+                "max_batch_size": 4,
+                "max_sequence_length": 8192,
+                "threads": 1,
+                **engine,
+            },
             "speculation": {"method": "anpd", "draft_length": 4, "ngram": 3},
             "serving": {**ports, **serving},
         }
@@ -171,9 +180,11 @@ class Asking:
 
 
 @contextmanager
-def served(folder: Path, **serving: Any) -> Iterator[Service]:
+def served(
+    folder: Path, engine: Mapping[str, Any] = MappingProxyType({}), **serving: Any
+) -> Iterator[Service]:
     """A service that is ready, and in any case ended."""
-    service = Service(folder, **serving)
+    service = Service(folder, engine, **serving)
     try:
         service.start()
         yield service

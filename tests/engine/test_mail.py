@@ -1,0 +1,100 @@
+"""Messages between the models of one server; and callers who never wait within Triton's own iterator."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+
+class _Backend(ModuleType):
+    """Of Triton's module, what the ones under test read when they are imported."""
+
+    TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+    TritonModelException = type("TritonModelException", (Exception,), {})
+
+
+@pytest.fixture
+def mail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", _Backend("triton_python_backend_utils"))
+    place = tmp_path / ("a" * 60) / ("b" * 60)  # longer than a socket's name may be
+    place.mkdir(parents=True)
+    monkeypatch.setenv("DRAFTHOUSE_PLACE", str(place))
+    sys.modules.pop("engine.serving.mail", None)
+    import engine.serving.mail
+
+    yield engine.serving.mail
+    sys.modules.pop("engine.serving.mail", None)
+
+
+def test_a_message_arrives(mail: Any) -> None:
+    got: queue.Queue[str] = queue.Queue()
+    box = mail.Mailbox("tensorrt_llm", got.put)
+    for number in range(2000):  # more than a socket holds: the sender waits
+        assert mail.send("tensorrt_llm", f"message {number}")
+    assert [got.get(timeout=10) for _ in range(2000)] == [f"message {number}" for number in range(2000)]
+    box.close()
+    assert not mail.send("tensorrt_llm", "too late")
+
+
+def test_who_has_no_box_gets_nothing(mail: Any) -> None:
+    assert not mail.send("nobody", "x") and not mail.send("../x", "x") and not mail.send("", "x")
+
+
+def test_a_box_that_was_left_behind_is_replaced(mail: Any) -> None:
+    got: queue.Queue[str] = queue.Queue()
+    mail.Mailbox("name", lambda text: None)._socket.close()
+    box = mail.Mailbox("name", got.put)
+    assert mail.send("name", "x") and got.get(timeout=10) == "x"
+    box.close()
+
+
+def test_whoever_answers_tells_of_each_response_after_it_was_sent(mail: Any) -> None:
+    happened: queue.Queue[Any] = queue.Queue()
+    box = mail.Mailbox("0123abcd", happened.put)
+    sender = SimpleNamespace(
+        send=lambda *given, **flags: happened.put(("sent", given, flags)), is_cancelled=lambda: False
+    )
+    identity = "0123abcd" * 4
+    request = SimpleNamespace(get_response_sender=lambda: sender, request_id=lambda: identity)
+    teller = mail.Teller(request)
+    teller.send("first")
+    assert happened.get(timeout=10)[0] == "sent" and mail.heard(happened.get(timeout=10)) == (identity, False)
+    teller.send(flags=1)
+    assert happened.get(timeout=10)[0] == "sent" and mail.heard(happened.get(timeout=10)) == (identity, True)
+    box.close()
+
+
+def test_nothing_is_asked_for_before_it_has_come(mail: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mail, "_PATIENCE_SECONDS", 60.0)
+    arrivals, asked = mail.Arrivals(), threading.Semaphore(0)
+
+    def ask() -> None:
+        for _ in range(4):
+            arrivals.wait()
+            asked.release()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    assert asked.acquire(timeout=10)  # the first has come when Triton gives a call back
+    assert not asked.acquire(timeout=0.1)
+    arrivals.hear(last=False)
+    assert not asked.acquire(timeout=0.1)
+    arrivals.hear(last=False)
+    assert asked.acquire(timeout=10) and not asked.acquire(timeout=0.1)
+    arrivals.hear(last=True)
+    assert asked.acquire(timeout=10) and asked.acquire(timeout=10)  # the third, and the end
+    thread.join(10)
+
+
+def test_of_an_error_of_tritons_own_nobody_tells(mail: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mail, "_PATIENCE_SECONDS", 0.01)
+    arrivals = mail.Arrivals()
+    for _ in range(3):
+        arrivals.wait()
