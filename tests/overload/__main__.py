@@ -107,7 +107,7 @@ def _run(service: Service, options: argparse.Namespace) -> int:
     expected = [alone.one_shot("ensemble", fields) for fields in _QUESTIONS]
     alone.close()
     crowd = Crowd(service, expected, clients - bad, options.seed)
-    found: dict[bool, list[float]] = {False: [], True: []}
+    found: dict[bool, list[list[float]]] = {False: [], True: []}
     time.sleep(options.seconds / 4)
     for _ in range(options.rounds):
         for hostile in (False, True):
@@ -127,7 +127,7 @@ def _run(service: Service, options: argparse.Namespace) -> int:
                 other.kill()
                 other.join()
             stretch = [seconds for when, seconds in list(crowd.latencies) if begun <= when <= ended]
-            found[hostile] += stretch
+            found[hostile].append(stretch)
             who = f"with {bad} hostile" if hostile else "without hostile"
             print(f"{who:16} {len(stretch):5} answers, {_told(stretch)}", flush=True)
             time.sleep(options.seconds / 4)
@@ -135,8 +135,14 @@ def _run(service: Service, options: argparse.Namespace) -> int:
     return _judge(found, crowd, clients, bad)
 
 
-def _judge(found: dict[bool, list[float]], crowd: Crowd, clients: int, bad: int) -> int:
-    calm, rough = (np.percentile(found[hostile], 95) for hostile in (False, True))
+def _judge(found: dict[bool, list[list[float]]], crowd: Crowd, clients: int, bad: int) -> int:
+    whole = [np.concatenate(found[hostile]) for hostile in (False, True)]
+    calm, rough = (np.percentile(seconds, 95) for seconds in whole)
+    by_round = [
+        float(np.percentile(after, 95) / np.percentile(before, 95))
+        for before, after in zip(found[False], found[True], strict=True)
+        if before and after
+    ]
     ratio = float(rough / calm)
     complaints = []
     if ratio > _ALLOWED_RATIO:
@@ -150,10 +156,11 @@ def _judge(found: dict[bool, list[float]], crowd: Crowd, clients: int, bad: int)
             {
                 "clients": clients,
                 "hostile": bad,
-                "answers": [len(found[False]), len(found[True])],
-                "p50_s": [round(float(np.median(found[hostile])), 3) for hostile in (False, True)],
+                "answers": [len(seconds) for seconds in whole],
+                "p50_s": [round(float(np.median(seconds)), 3) for seconds in whole],
                 "p95_s": [round(float(calm), 3), round(float(rough), 3)],
                 "ratio": round(ratio, 2),
+                "ratio_by_round": [round(value, 2) for value in by_round],
                 "refused": crowd.refused,
                 "wrong": crowd.wrong,
                 "complaints": complaints,
