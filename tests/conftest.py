@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +15,19 @@ from tests.tiny import TinyTargets
 if TYPE_CHECKING:
     from tests.drafters import TinyDrafters
 
-SMOLLM2 = Path(__file__).parents[1] / "models" / "smollm2-135m"
+TESTS = Path(__file__).parent
+SMOLLM2 = TESTS.parent / "models" / "smollm2-135m"
+SHARED_SERVERS = frozenset({"shared_deployment", "speculating_deployment", "tiny", "triton", "server"})
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several test processes: PyTorch's threads would be too many
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
 def tiny_targets(tmp_path_factory: pytest.TempPathFactory) -> TinyTargets:
-    """Tiny random targets and their compiled engines."""
-    return TinyTargets(tmp_path_factory.mktemp("tiny"))
+    """Tiny random targets and their compiled engines, in a place of their own or where another process made some."""
+    made = os.environ.get("DRAFTHOUSE_TEST_TARGETS")
+    return TinyTargets(Path(made) if made else tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +44,17 @@ def smollm2() -> Path:
     if not (SMOLLM2 / "model.safetensors").is_file():
         pytest.skip(f"{SMOLLM2} is missing: drafthouse model smollm2-135m models/smollm2-135m")
     return SMOLLM2
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes (`pytest -n 2 --dist loadgroup`) one runs a module, and all modules that share a server."""
+    groups: dict[Path, str] = {}
+    for item in items:
+        shared = SHARED_SERVERS.intersection(getattr(item, "fixturenames", ()))
+        if shared:
+            groups[item.path] = item.path.parent.name
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups.get(item.path, str(item.path.relative_to(TESTS)))))
 
 
 # How long an example takes depends on what else the machine does.

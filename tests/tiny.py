@@ -32,7 +32,9 @@ NUM_BLOCKS = 64
 BRANCH_BLOCKS = 128
 # The kit's own where it can run, as after `make setup` with a C++ compiler.
 KERNELS: tuple[KernelName, ...] = ("native", "openvino") if instructions() else ("openvino",)
-THREADS = int(os.environ.get("DRAFTHOUSE_TEST_THREADS", "2"))
+# Of those tests that compare the bits of different steps; others do with one where several processes run tests.
+SEVERAL_THREADS = int(os.environ.get("DRAFTHOUSE_TEST_THREADS", "2"))
+THREADS = min(SEVERAL_THREADS, 1) if "PYTEST_XDIST_WORKER" in os.environ else SEVERAL_THREADS
 
 _LLAMA3 = {
     "rope_type": "llama3",
@@ -78,12 +80,12 @@ class TinyTargets:
     """Sources, engines and runners by variant, each made once."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
-        self._runners: dict[tuple[str, str, int, KernelName | None], OpenVinoRunner] = {}
+        self.root = root
+        self._runners: dict[tuple[str, str, int, KernelName | None, int], OpenVinoRunner] = {}
 
     def source(self, variant: str) -> Path:
         """Model directory in Hugging Face layout, with a tokenizer."""
-        directory = self._root / "sources" / variant.replace(" ", "-")
+        directory = self.root / "sources" / variant.replace(" ", "-")
         if not directory.exists():
             full_size = variant == FULL_SIZE
             family, changes = ("llama", _FULL_SIZE_SETTINGS) if full_size else VARIANTS[variant]
@@ -97,27 +99,31 @@ class TinyTargets:
 
     def engine(self, variant: str, precision: str) -> Path:
         """Directory of the compiled engine."""
-        directory = self._root / "engines" / f"{variant.replace(' ', '-')}-{precision}"
+        directory = self.root / "engines" / f"{variant.replace(' ', '-')}-{precision}"
         compile_engine(self.source(variant), directory, precision=precision, max_sequence_length=MAX_LENGTH)
         return directory
 
-    def runner(self, variant: str, precision: str, kernel: KernelName | None = None) -> OpenVinoRunner:
+    def runner(
+        self, variant: str, precision: str, kernel: KernelName | None = None, *, threads: int = THREADS
+    ) -> OpenVinoRunner:
         """The loaded engine with NUM_BLOCKS cache blocks; it is shared, so they hold what others left."""
-        return self._runner(variant, precision, BRANCH_BLOCKS, kernel)
+        return self._runner(variant, precision, BRANCH_BLOCKS, kernel, threads)
 
-    def plain_runner(self, variant: str, precision: str, kernel: KernelName | None = None) -> OpenVinoRunner:
+    def plain_runner(
+        self, variant: str, precision: str, kernel: KernelName | None = None, *, threads: int = THREADS
+    ) -> OpenVinoRunner:
         """One that takes chains only on OpenVINO's attention kernel."""
-        return self._runner(variant, precision, 0, kernel)
+        return self._runner(variant, precision, 0, kernel, threads)
 
     def _runner(
-        self, variant: str, precision: str, branch_blocks: int, kernel: KernelName | None
+        self, variant: str, precision: str, branch_blocks: int, kernel: KernelName | None, threads: int
     ) -> OpenVinoRunner:
-        key = variant, precision, branch_blocks, kernel
+        key = variant, precision, branch_blocks, kernel, threads
         if key not in self._runners:
             self._runners[key] = OpenVinoRunner(
                 self.engine(variant, precision),
                 num_blocks=NUM_BLOCKS,
-                threads=THREADS,
+                threads=threads,
                 branch_blocks=branch_blocks,
                 attention=Attention(kernel),
             )

@@ -13,21 +13,33 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import FULL_SIZE, TinyTargets
+
 TESTS = Path(__file__).parents[1]
 AS_IF_CPUS = TESTS / "processors" / "as_if_cpus"
 BITS = ("tests/engine/test_runner_bits.py", "tests/engine/test_runner_trees.py")
+ONE_OF_SEVERAL = ("PYTEST_XDIST_WORKER", "OMP_NUM_THREADS")  # see tests/conftest.py
 OUTPUT = (
     "tests/engine/test_drafters_output.py",
     "tests/engine/test_engine_continuation.py",
 )
 
 
-def run_tests(processors: int, *arguments: str) -> "subprocess.CompletedProcess[str]":
+@pytest.fixture(scope="module")
+def compiled(tiny_targets: TinyTargets) -> Path:
+    """Where the engines lie that those tests run, compiled once for all of them."""
+    for precision in ("fp32", "int8"):
+        tiny_targets.engine(FULL_SIZE, precision)
+    return tiny_targets.root
+
+
+def run_tests(processors: int, compiled: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = {name: value for name, value in os.environ.items() if name not in ONE_OF_SEVERAL}
     pytest_command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(
         [AS_IF_CPUS, str(processors), *pytest_command],
         cwd=TESTS.parent,
-        env={**os.environ, "DRAFTHOUSE_TEST_THREADS": "0"},
+        env={**environment, "DRAFTHOUSE_TEST_THREADS": "0", "DRAFTHOUSE_TEST_TARGETS": str(compiled)},
         capture_output=True,
         text=True,
         timeout=900,
@@ -45,18 +57,18 @@ def namespaces() -> None:
 
 
 @pytest.mark.parametrize("processors", [4, 8, 16])
-def test_logits_are_the_same_bit_for_bit(processors: int) -> None:
-    done = run_tests(processors, "-k", "full_size", *BITS)
+def test_logits_are_the_same_bit_for_bit(processors: int, compiled: Path) -> None:
+    done = run_tests(processors, compiled, "-k", "full_size", *BITS)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_output_is_that_of_plain_decoding() -> None:
-    done = run_tests(8, "-k", "sampled_output or (calls_give and int8 and varying)", *OUTPUT)
+def test_output_is_that_of_plain_decoding(compiled: Path) -> None:
+    done = run_tests(8, compiled, "-k", "sampled_output or (calls_give and int8 and varying)", *OUTPUT)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_kernel_that_is_chosen_by_the_number_of_threads_is_noticed() -> None:
+def test_a_kernel_that_is_chosen_by_the_number_of_threads_is_noticed(compiled: Path) -> None:
     done = run_tests(
-        8, "-p", "tests.processors.without_fillers", "-k", "full_size and int8 and openvino", *BITS
+        8, compiled, "-p", "tests.processors.without_fillers", "-k", "full_size and int8 and openvino", *BITS
     )
     assert done.returncode == 1 and "AssertionError" in done.stdout, done.stdout + done.stderr

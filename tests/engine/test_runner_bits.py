@@ -16,7 +16,7 @@ from engine.attention_kernels import Attention, KernelName
 from engine.openvino_runner import OpenVinoRunner
 from engine.runner import SequenceInput
 from tests.engine.cache_rows import poison
-from tests.tiny import FULL_SIZE, KERNELS, TinyTargets
+from tests.tiny import FULL_SIZE, KERNELS, SEVERAL_THREADS, TinyTargets
 
 Logits = NDArray[np.float32]
 
@@ -77,7 +77,7 @@ class Contexts:
 
 @pytest.fixture(params=TINY, ids=[", ".join(how) for how in TINY])
 def contexts(request: pytest.FixtureRequest, tiny_targets: TinyTargets) -> Contexts:
-    return Contexts(tiny_targets.runner(*request.param))
+    return Contexts(tiny_targets.runner(*request.param, threads=SEVERAL_THREADS))
 
 
 def check_verified_chains(contexts: Contexts, lengths: Sequence[int]) -> None:

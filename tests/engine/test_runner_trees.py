@@ -11,7 +11,7 @@ from engine.openvino_runner import OpenVinoRunner
 from engine.runner import SequenceInput
 from speculators.tree import ROOT, TokenTree
 from tests.reference_model import forward
-from tests.tiny import FULL_SIZE, KERNELS, NUM_BLOCKS, THREADS, TinyTargets
+from tests.tiny import FULL_SIZE, KERNELS, NUM_BLOCKS, SEVERAL_THREADS, THREADS, TinyTargets
 
 TOLERANCE = 1e-4
 ROOT_TOKEN, NEXT_TOKEN = 77, 99
@@ -89,11 +89,15 @@ def check_equal_to_paths(runner: OpenVinoRunner, plain: OpenVinoRunner, tree: To
     read_prompt(runner, prompt, TREE_BLOCKS)
     found = run_tree(runner, tree, length)
     read_prompt(plain, prompt, PATH_BLOCKS)
-    for node in range(ROOT, len(tree)):
-        tokens = [ROOT_TOKEN, *(tree.tokens[index] for index in path_to(tree, node))]
-        for row, token in enumerate(tokens):
-            alone = plain.forward([SequenceInput([token], length + row, PATH_BLOCKS)])
+    nodes = [ROOT]
+    while (
+        nodes
+    ):  # depth first: the rows of a node's ancestors are always the last that were written at their places
+        node = nodes.pop()
+        token, row = (ROOT_TOKEN, 0) if node == ROOT else (tree.tokens[node], tree.depths[node])
+        alone = plain.forward([SequenceInput([token], length + row, PATH_BLOCKS)])
         np.testing.assert_array_equal(found[node + 1], alone[0], err_msg=f"node {node}")
+        nodes += tree.children(node)
 
 
 @pytest.mark.parametrize(("variant", "precision", "kernel"), EXACT)
@@ -102,8 +106,11 @@ def check_equal_to_paths(runner: OpenVinoRunner, plain: OpenVinoRunner, tree: To
 def test_node_and_path_are_equal_bit_for_bit(
     variant: str, precision: str, kernel: KernelName, tree: TokenTree, length: int, tiny_targets: TinyTargets
 ) -> None:
-    plain = tiny_targets.plain_runner(variant, precision, kernel)
-    check_equal_to_paths(tiny_targets.runner(variant, precision, kernel), plain, tree, length)
+    runner, plain = (
+        make(variant, precision, kernel, threads=SEVERAL_THREADS)
+        for make in (tiny_targets.runner, tiny_targets.plain_runner)
+    )
+    check_equal_to_paths(runner, plain, tree, length)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
