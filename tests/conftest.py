@@ -19,8 +19,8 @@ TESTS = Path(__file__).parent
 SMOLLM2 = TESTS.parent / "models" / "smollm2-135m"
 SHARED_SERVERS = frozenset({"shared_deployment", "speculating_deployment", "tiny", "triton", "server"})
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one of several test processes: PyTorch's threads would be too many
-    os.environ["OMP_NUM_THREADS"] = "1"
+# PyTorch's threads cost more than they bring with models this small, most of all where several processes run tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

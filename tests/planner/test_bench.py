@@ -79,5 +79,7 @@ def test_the_tables_show_every_subject(result: BenchResult) -> None:
 @pytest.mark.torch
 def test_the_backend_of_the_spec_is_measured(engine_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_openvino(monkeypatch)
+    monkeypatch.setattr("planner.bench.measure._REPEATS", 1)
+    monkeypatch.setattr("planner.bench.measure._GENERATED", 8)
     engine = EmbeddedEngine(backend="torch")
     assert run_bench(engine_directory, others={}, rounds=1, engine=engine).environment["backend"] == "torch"
