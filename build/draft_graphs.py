@@ -13,7 +13,7 @@ from build.graph.eagle import build_eagle, build_eagle3, build_eagle3_fusion
 from build.graph.heads import build_medusa, build_mlp_stage
 from build.targets.weights import Weights, load_weights
 from build.vocabulary import fitted, is_padding
-from deployments.speculation import Eagle, Eagle3, Medusa, MlpSpeculator
+from deployments.speculation import AnySpeculation, Eagle, Eagle3, Medusa, MlpSpeculator
 from engine.methods import Trained, tree_shape
 from engine.runner import BLOCK_SIZE
 from engine.tree_shapes import check_depth
@@ -53,10 +53,12 @@ class DraftGraphs:
 
 @dataclass(frozen=True)
 class _Target:
-    """The target that a speculator is compiled for."""
+    """The target that a speculator is compiled for, and how it is compiled."""
 
     directory: Path
     weights: Weights
+    precision: str
+    max_sequence_length: int
 
     @property
     def vocab_size(self) -> int:
@@ -102,7 +104,8 @@ def plan_graphs(
         TargetError: the target cannot be read.
         EngineError: the section's tree is none, or deeper than the checkpoint drafts.
     """
-    planned = _planned(speculation, _Target(target, load_weights(target)), precision, max_sequence_length)
+    compiled_for = _Target(target, load_weights(target), precision, max_sequence_length)
+    planned = _COMPILED[type(speculation)].plan(speculation, compiled_for)
     shape = tree_shape(speculation, planned.facts.get("top_k"))
     check_depth(shape, planned.facts.get("levels"), speculation.checkpoint.name)
     return planned
@@ -114,27 +117,15 @@ def read_drafter(speculation: Trained) -> None:
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    if isinstance(speculation, MlpSpeculator):
-        mlp_speculator.load_checkpoint(speculation.checkpoint)
-    elif isinstance(speculation, Medusa):
-        medusa.load_checkpoint(speculation.checkpoint)
-    elif isinstance(speculation, Eagle):
-        eagle.load_checkpoint(speculation.checkpoint)
-    else:
-        eagle3.load_checkpoint(speculation.checkpoint)
+    _COMPILED[type(speculation)].read(speculation.checkpoint)
 
 
-def _planned(speculation: Trained, target: _Target, precision: str, max_sequence_length: int) -> DraftGraphs:
-    if isinstance(speculation, MlpSpeculator):
-        return _mlp_speculator(speculation, target, precision)
-    if isinstance(speculation, Medusa):
-        return _medusa(speculation, target, precision)
-    if isinstance(speculation, Eagle):
-        return _eagle(speculation, target, precision, max_sequence_length)
-    return _eagle3(speculation, target, precision, max_sequence_length)
+def trained_section(speculation: AnySpeculation) -> Trained | None:
+    """The section, if its method has a checkpoint that is compiled to graphs."""
+    return speculation if isinstance(speculation, Trained) else None
 
 
-def _mlp_speculator(speculation: MlpSpeculator, target: _Target, precision: str) -> DraftGraphs:
+def _mlp_speculator(speculation: MlpSpeculator, target: _Target) -> DraftGraphs:
     checkpoint = mlp_speculator.load_checkpoint(speculation.checkpoint)
     config = checkpoint.config
     target.check(speculation, {"emb_dim": config.emb_dim}, config.vocab_size)
@@ -146,7 +137,7 @@ def _mlp_speculator(speculation: MlpSpeculator, target: _Target, precision: str)
     def build() -> Mapping[str, onnx.ModelProto]:
         return {
             f"stage.{stage}.onnx": build_mlp_stage(
-                checkpoint, stage, kept, precision=precision, count=count, read=target.vocab_size
+                checkpoint, stage, kept, precision=target.precision, count=count, read=target.vocab_size
             )
             for stage in range(distinct)
         }
@@ -161,7 +152,7 @@ def _mlp_speculator(speculation: MlpSpeculator, target: _Target, precision: str)
     return DraftGraphs(build, order, facts)
 
 
-def _medusa(speculation: Medusa, target: _Target, precision: str) -> DraftGraphs:
+def _medusa(speculation: Medusa, target: _Target) -> DraftGraphs:
     every = medusa.load_checkpoint(speculation.checkpoint)
     checkpoint = medusa.first_heads(every, speculation.num_heads)
     width, vocabulary = medusa.hidden_size(checkpoint), medusa.vocab_size(checkpoint)
@@ -172,13 +163,15 @@ def _medusa(speculation: Medusa, target: _Target, precision: str) -> DraftGraphs
 
     def build() -> Mapping[str, onnx.ModelProto]:
         lm_head = target.lm_head if vocabulary is None else None
-        return {"heads.onnx": build_medusa(checkpoint, lm_head, kept, precision=precision, count=count)}
+        return {
+            "heads.onnx": build_medusa(checkpoint, lm_head, kept, precision=target.precision, count=count)
+        }
 
     facts = {"candidates": count, "levels": speculation.num_heads, "widths": (width,)}
     return DraftGraphs(build, ("heads.onnx",), facts)
 
 
-def _eagle(speculation: Eagle, target: _Target, precision: str, max_sequence_length: int) -> DraftGraphs:
+def _eagle(speculation: Eagle, target: _Target) -> DraftGraphs:
     checkpoint = eagle.load_checkpoint(speculation.checkpoint)
     config = checkpoint.config
     target.check(speculation, {"hidden_size": config.hidden_size}, config.vocab_size)
@@ -190,9 +183,9 @@ def _eagle(speculation: Eagle, target: _Target, precision: str, max_sequence_len
             checkpoint,
             target.embedding if embedding is None else embedding,
             target.lm_head,
-            precision=precision,
+            precision=target.precision,
             count=count,
-            max_positions=max_sequence_length,
+            max_positions=target.max_sequence_length,
             block_size=BLOCK_SIZE,
         )
         return {"drafter.onnx": graph}
@@ -200,12 +193,12 @@ def _eagle(speculation: Eagle, target: _Target, precision: str, max_sequence_len
     facts = {
         "candidates": count,
         "widths": (config.hidden_size, config.intermediate_size),
-        "max_sequence_length": max_sequence_length,
+        "max_sequence_length": target.max_sequence_length,
     }
     return DraftGraphs(build, ("drafter.onnx",), facts)
 
 
-def _eagle3(speculation: Eagle3, target: _Target, precision: str, max_sequence_length: int) -> DraftGraphs:
+def _eagle3(speculation: Eagle3, target: _Target) -> DraftGraphs:
     checkpoint = eagle3.load_checkpoint(speculation.checkpoint)
     config = checkpoint.config
     target.check(speculation, {"width of the features": config.feature_width}, config.vocab_size)
@@ -218,9 +211,9 @@ def _eagle3(speculation: Eagle3, target: _Target, precision: str, max_sequence_l
         graph = build_eagle3(
             Checkpoint(config, {**checkpoint.tensors, eagle3.OUTPUT: head}),
             target.embedding if embedding is None else embedding,
-            precision=precision,
+            precision=target.precision,
             count=count,
-            max_positions=max_sequence_length,
+            max_positions=target.max_sequence_length,
             block_size=BLOCK_SIZE,
         )
         return {"drafter.onnx": graph, "fusion.onnx": build_eagle3_fusion(checkpoint)}
@@ -229,7 +222,7 @@ def _eagle3(speculation: Eagle3, target: _Target, precision: str, max_sequence_l
         "candidates": count,
         "widths": (config.hidden_size, config.feature_width, config.intermediate_size),
         "hidden_layers": _captured(speculation, config, target.weights.architecture.num_layers),
-        "max_sequence_length": max_sequence_length,
+        "max_sequence_length": target.max_sequence_length,
     }
     return DraftGraphs(build, ("drafter.onnx", "fusion.onnx"), facts)
 
@@ -309,3 +302,19 @@ def _drafted(speculation: Trained, known: int, target: _Target) -> NDArray[np.in
 
 def _candidates(speculation: Trained, top_k: list[int] | None, vocabulary: int) -> int:
     return min(vocabulary, max(_CANDIDATES, tree_shape(speculation, top_k).most_children))
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """How the checkpoint of a method is read, and what it is compiled to."""
+
+    read: Callable[[Path], object]
+    plan: Callable[[Any, _Target], DraftGraphs]
+
+
+_COMPILED: Mapping[type[Trained], _Compiled] = {
+    MlpSpeculator: _Compiled(mlp_speculator.load_checkpoint, _mlp_speculator),
+    Medusa: _Compiled(medusa.load_checkpoint, _medusa),
+    Eagle: _Compiled(eagle.load_checkpoint, _eagle),
+    Eagle3: _Compiled(eagle3.load_checkpoint, _eagle3),
+}

@@ -25,14 +25,14 @@ import onnx
 import openvino as ov
 
 from build.compile import compile_engine, hash_files
-from build.draft_graphs import DraftGraphs, plan_graphs
+from build.draft_graphs import DraftGraphs, plan_graphs, trained_section
 from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
 from build.targets.files import writing_errors
 from build.vocabulary import is_padding
 from deployments.content import content_hash
 from deployments.places import graph_settings
-from deployments.speculation import AnySpeculation, DraftModel, Eagle, Eagle3, Medusa, MlpSpeculator
+from deployments.speculation import AnySpeculation, DraftModel
 from engine.manifest import (
     FORMAT_VERSION,
     SPECULATOR_MANIFEST_NAME,
@@ -75,10 +75,11 @@ def compile_speculator(
         EngineError: the draft model is shorter-sighted than `max_sequence_length`, the section's tree is none, or
             the embedded engine does not run the method.
     """
+    trained = trained_section(speculation)
     if isinstance(speculation, DraftModel):
         _compile_draft(speculation.model, directory, target, precision, max_sequence_length, report)
-    elif isinstance(speculation, (MlpSpeculator, Medusa, Eagle, Eagle3)):
-        _compile_trained(speculation, directory, target, precision, max_sequence_length, report)
+    elif trained is not None:
+        _compile_trained(trained, directory, target, precision, max_sequence_length, report)
     elif speculation.method not in EMBEDDED_SETTINGS:
         raise EngineError(
             f"speculation.method {speculation.method} runs on TensorRT-LLM, not on the embedded engine"

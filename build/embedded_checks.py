@@ -4,7 +4,7 @@ from collections.abc import Iterator, Set
 
 from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
-from deployments.speculation import Eagle3
+from deployments.speculation import SelfLookupEnhancer
 from engine.methods import EMBEDDED_SETTINGS
 from speculators.model_free import MODEL_FREE
 
@@ -28,11 +28,8 @@ def embedded_findings(spec: DeploymentSpec) -> Iterator[Finding]:
         return
     has = {"method", "drafted_by", *EMBEDDED_SETTINGS[speculation.method], *_POLICIES}
     yield from _without_effect(spec, has, "on the embedded engine")
-    if (
-        isinstance(speculation, Eagle3)
-        and speculation.suffix_automaton
-        and speculation.suffix_automaton.global_pool
-    ):
+    lookup: SelfLookupEnhancer | None = getattr(speculation, "suffix_automaton", None)
+    if lookup is not None and lookup.global_pool:
         yield Finding(
             "setting-without-effect",
             "error",

@@ -8,7 +8,7 @@ draft models that come from elsewhere by their headers.
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
-from build.draft_graphs import plan_graphs, read_drafter
+from build.draft_graphs import plan_graphs, read_drafter, trained_section
 from build.drafters import check_draft, completed_draft
 from build.embedded_memory import disk_findings, memory_findings
 from build.model_paths import suggestion
@@ -20,7 +20,7 @@ from build.triton.model_config import repository_place_findings
 from deployments.findings import Finding
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
-from deployments.speculation import DraftModel, Eagle, Eagle3, Medusa, MlpSpeculator
+from deployments.speculation import DraftModel
 from engine.attention_kernels import Attention, chosen_kernel
 from engine.manifest import EngineError
 from speculators.formats.errors import CheckpointError
@@ -89,8 +89,7 @@ def _drafter(spec: DeploymentSpec, target: Architecture | None) -> Iterator[Find
         yield Finding("checkpoint-unusable", "error", f"{key}: {source} is a file; a directory is meant")
     elif isinstance(speculation, DraftModel):
         yield from _draft_model(spec, speculation.model, target)
-    elif isinstance(speculation, (MlpSpeculator, Medusa, Eagle, Eagle3)):
-        planned = speculation
+    elif (planned := trained_section(speculation)) is not None:
         yield from _refused(
             "checkpoint-unusable",
             key,

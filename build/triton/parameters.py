@@ -28,6 +28,8 @@ _ALIASES = {
     "engine_dir": "gpt_model_path",
     "encoder_engine_dir": "encoder_model_path",
 }
+TEMPLATE_VALUE = "template-value"
+"""Name of the findings about parameters."""
 _INTEGERS = r"-?\d+(,-?\d+)*"
 
 
@@ -143,7 +145,7 @@ def _form_findings(place: str, form: str | list[str], value: str) -> Iterator[Fi
 
 
 def _wrong(reason: str) -> Finding:
-    return Finding("template-value", "error", reason, reference="tensorrtllm_backend#720, TensorRT-LLM#2709")
+    return Finding(TEMPLATE_VALUE, "error", reason, reference="tensorrtllm_backend#720, TensorRT-LLM#2709")
 
 
 def _nearest(given: str, known: list[str]) -> str:

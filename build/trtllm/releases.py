@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
@@ -55,7 +55,6 @@ class ReleaseLine:
         schema: file in `schemas/` that the LLM API's YAML is checked with.
         schedule_bound: whether a key of `draft_len_schedule` is the smallest (lower) or the largest (upper) batch
             size of its bucket. The spec always gives the largest.
-        foreign_keys: keys of `speculative_config` that belong to other releases, and what this line has instead.
     """
 
     name: LineName
@@ -66,7 +65,6 @@ class ReleaseLine:
     runtimes: tuple[Runtime, ...]
     schema: str
     schedule_bound: Literal["lower", "upper"]
-    foreign_keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 LINE_A = ReleaseLine(
@@ -78,18 +76,6 @@ LINE_A = ReleaseLine(
     runtimes=("engines", "llm_api"),
     schema="1.2.1.json",
     schedule_bound="lower",
-    foreign_keys=MappingProxyType(
-        {
-            "acceptance_rate_window_size": "acceptance_window, of completed requests (speculation.acceptance_gate)",
-            "acceptance_rate_threshold": "acceptance_length_threshold (speculation.acceptance_gate.min_length)",
-            "use_rejection_sampling": "nothing; it came with 1.3",
-            "enable_penalty": "nothing; penalties need no switch",
-            "advanced_sampling_mode": "allow_advanced_sampling",
-            "moe_backend": "nothing; it came with 1.3.0rc29",
-            "sa_config": "nothing; suffix automata came with 1.3",
-            "spec_dec_variant": "nothing; its meaning is undocumented",
-        }
-    ),
 )
 
 # No Triton image of NVIDIA's with a release of line B is known (26.07, the newest seen, has 1.2.1), so the
@@ -103,24 +89,6 @@ LINE_B = ReleaseLine(
     runtimes=("llm_api",),
     schema="1.4.0rc0.json",
     schedule_bound="upper",
-    foreign_keys=MappingProxyType(
-        {
-            "acceptance_window": "acceptance_rate_window_size, of iterations (speculation.acceptance_gate)",
-            "acceptance_length_threshold": "acceptance_rate_threshold (speculation.acceptance_gate.min_rate)",
-            "num_nextn_predict_layers": "max_draft_len (speculation.draft_length)",
-            "eagle3_one_model": "nothing; every drafter runs in one model with the target since #17366",
-            "mtp_eagle_one_model": "nothing; every drafter runs in one model with the target since #17366",
-            "greedy_sampling": "use_rejection_sampling",
-            "posterior_threshold": "nothing; typical acceptance went with the engines",
-            "eagle_choices": "use_dynamic_tree (speculation.dynamic_tree)",
-            "medusa_choices": "nothing; Medusa went with the engines",
-            "allow_advanced_sampling": "nothing; it has no effect any more",
-            "spec_dec_variant": "nothing; its meaning is undocumented",
-            "max_batch_size": "max_concurrency (speculation.max_concurrency)",
-            "use_sa_spec": "sa_config (speculation.suffix_automaton)",
-            "sa_spec_threshold": "sa_config (speculation.suffix_automaton)",
-        }
-    ),
 )
 
 LINES: Mapping[LineName, ReleaseLine] = MappingProxyType({"A": LINE_A, "B": LINE_B})

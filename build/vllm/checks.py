@@ -18,6 +18,7 @@ from build.triton.model_config import repository_place_findings
 from build.vllm.arguments import engine_arguments
 from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
+from deployments.speculation import NoSpeculation
 from engine.vllm.methods import VllmMethod, vllm_method
 from engine.vllm.speculation import RELEASE, speculation_findings, speculative_config
 from planner.bench.peers.environments import Environment
@@ -61,10 +62,10 @@ def vllm_findings(spec: DeploymentSpec) -> Iterator[Finding]:
             "a model with a fast tokenizer",
         )
     if unsupported:
-        return
-    config = speculative_config(spec.speculation, spec.vllm.max_batch_size)
-    yield from _path_findings(config)
-    yield from _repeated(spec)
+        yield from _repeated(spec.model_copy(update={"speculation": NoSpeculation()}))
+    else:
+        yield from _path_findings(speculative_config(spec.speculation, spec.vllm.max_batch_size))
+        yield from _repeated(spec)
     method = vllm_method(spec.speculation)
     if isinstance(method, VllmMethod):
         yield from method.findings(spec.speculation)

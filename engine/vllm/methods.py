@@ -77,7 +77,7 @@ class VllmMethod(Generic[S]):
 
 def vllm_method(speculation: AnySpeculation) -> VllmMethod[Any] | Unsupported | None:
     """The method of a section; None for plain decoding."""
-    return METHODS.get(type(speculation), _OTHER)
+    return METHODS.get(type(speculation), _ABSENT)
 
 
 def _checkpoint(method: str, path: Path, length: int, **more: Any) -> dict[str, Any]:
@@ -170,12 +170,12 @@ def _in_config(remedy: str) -> tuple[Callable[[Any], bool], Unsupported]:
     return _given, Unsupported("reads it from the drafter's config.json", remedy)
 
 
+_ABSENT = Unsupported("does not have this method", "engine.kind: embedded, or method: suffix_automaton")
 _LOOKUP = (
     _given,
     Unsupported("has no lookup beside a trained drafter", "without it, or method: suffix_automaton"),
 )
 
-_OTHER = Unsupported("does not have this method", "engine.kind: embedded, or method: suffix_automaton")
 METHODS: Mapping[type, VllmMethod[Any] | Unsupported | None] = MappingProxyType(
     {
         NoSpeculation: None,

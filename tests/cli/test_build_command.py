@@ -44,14 +44,14 @@ def commands(printed: str) -> list[list[str]]:
 
 
 def test_there_is_an_example_for_every_cell() -> None:
-    cells = {
+    supported = {
         (line, runtime, method)
         for (line, runtime), methods in SUPPORT_MATRIX.items()
-        for method, cell in methods.items()
-        if isinstance(cell, Supported) and method != "none"
+        for method, entry in methods.items()
+        if isinstance(entry, Supported) and method != "none"
     }
     resolved = [resolve(load_spec(path)) for path in EXAMPLES]
-    assert {(item.line.name, item.runtime, item.method) for item in resolved} == cells
+    assert {(item.line.name, item.runtime, item.method) for item in resolved} == supported
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -34,8 +34,8 @@ def test_every_method_says_what_it_needs_and_where_it_runs() -> None:
     production = {
         method
         for methods in SUPPORT_MATRIX.values()
-        for method, cell in methods.items()
-        if isinstance(cell, Supported)
+        for method, entry in methods.items()
+        if isinstance(entry, Supported)
     }
     for method, needs in NEEDS.items():
         here, there = method in EMBEDDED_SETTINGS, method in production

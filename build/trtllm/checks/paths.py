@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from build.model_paths import is_hub_id, suggestion
-from build.trtllm.methods.table import drafter_directory, method_named
+from build.trtllm.methods.table import METHODS, drafter_directory
 from build.trtllm.releases import Runtime
 from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
@@ -63,7 +63,7 @@ def model_paths(spec: DeploymentSpec) -> dict[str, Path]:
 
 def _unconverted(spec: DeploymentSpec, key: str) -> str:
     """Drafters come in layouts that line A does not load, and those on the hub cannot be converted."""
-    unread = method_named(spec.speculation.method).llm_api.converted and key == "speculation.checkpoint"
+    unread = METHODS[spec.speculation.method].llm_api.converted and key == "speculation.checkpoint"
     return (
         ", in the layout that it has there (line A loads that of the EAGLE repository alone)"
         if unread

@@ -7,11 +7,12 @@ Example::
         steps = plan_steps(checked.resolved, spec_path)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from build.triton.model_config import repository_place_findings
+from build.triton.parameters import TEMPLATE_VALUE
 from build.trtllm.checks.commands import command_findings
 from build.trtllm.checks.existing import engine_findings, repository_findings
 from build.trtllm.checks.memory import memory_findings
@@ -20,7 +21,8 @@ from build.trtllm.checks.parallelism import parallelism_findings
 from build.trtllm.checks.paths import path_findings
 from build.trtllm.checks.settings import setting_findings
 from build.trtllm.checks.spelling import spelling_findings
-from build.trtllm.engines.commands import build_steps
+from build.trtllm.engines.commands import build_steps, compile_findings
+from build.trtllm.llm_api.arguments import free_form_findings
 from build.trtllm.repository.assemble import trtllm_models
 from build.trtllm.resolved import Resolved
 from build.trtllm.support.constraints import constraint_findings
@@ -69,7 +71,9 @@ def _findings(resolved: Resolved, stage: Stage) -> Iterator[Finding]:
     yield from unsupported
     yield from setting_findings(resolved)
     yield from spelling_findings(resolved)
-    if not any(finding.severity == "error" for finding in unsupported):
+    if any(finding.severity == "error" for finding in unsupported):
+        yield from _free_forms(resolved)
+    else:
         yield from _generated(resolved)
     if stage == "print":
         return
@@ -88,11 +92,26 @@ def _findings(resolved: Resolved, stage: Stage) -> Iterator[Finding]:
 
 def _generated(resolved: Resolved) -> Iterator[Finding]:
     """What the generators cannot make of the deployment, and what is wrong with the commands that they make."""
+    yield from _told(lambda: command_findings(resolved, build_steps(resolved)))
+    yield from _told(lambda: _made(resolved))
+
+
+def _free_forms(resolved: Resolved) -> Iterator[Finding]:
+    """What of that holds for a deployment that the generators are not made for."""
+    check = compile_findings if resolved.runtime == "engines" else free_form_findings
+    yield from _told(lambda: check(resolved))
+    models = _told(lambda: _made(resolved))
+    yield from (finding for finding in models if finding.name == TEMPLATE_VALUE)
+
+
+def _made(resolved: Resolved) -> Iterable[Finding]:
+    trtllm_models(resolved)
+    return ()
+
+
+def _told(check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """The findings of a check, and what it raises."""
     try:
-        yield from command_findings(resolved, build_steps(resolved))
-    except SpecError as error:
-        yield from findings_of(error)
-    try:
-        trtllm_models(resolved)
+        yield from check()
     except SpecError as error:
         yield from findings_of(error)

@@ -5,6 +5,7 @@ The schema of the line refuses them too; here they are named for what they are, 
 
 from collections.abc import Iterator
 
+from build.trtllm.llm_api.schema import foreign_keys
 from build.trtllm.methods.table import decoding_types
 from build.trtllm.releases import LINES
 from build.trtllm.resolved import Resolved
@@ -17,13 +18,14 @@ def spelling_findings(resolved: Resolved) -> Iterator[Finding]:
     if not isinstance(given, dict):
         return
     line = resolved.line
+    foreign = foreign_keys(line.name)
     for key in given:
-        if key in line.foreign_keys:
+        if key in foreign:
             yield Finding(
                 "key-of-another-line",
                 "error",
                 f"engine.llm_args.speculative_config.{key} is not in line {line.name} ({line.releases})",
-                f"{line.foreign_keys[key]}",
+                foreign[key],
                 "TensorRT-LLM PR #10124, #11158, #12905, #17366",
             )
     decoding_type, here = given.get("decoding_type"), decoding_types(line.name)

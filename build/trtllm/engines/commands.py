@@ -13,7 +13,7 @@ Example::
 Sources: READMEs of examples/draft_target_model, medusa, eagle, redrafter, lookahead and quantization.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,8 @@ def build_steps(resolved: Resolved) -> tuple[Step, ...]:
     """
     if resolved.runtime == "llm_api":
         return _drafter_steps(resolved)
+    require_none(compile_findings(resolved))
     target, draft = _target(resolved), _draft(resolved)
-    models = [model for model in (target, draft) if model is not None]
-    require_none(dict.fromkeys(finding for model in models for finding in model.findings()))
     heads = method_of(resolved).engines.heads
     steps, source = [target.checkpoint_step()], target.checkpoint
     if heads is not None:
@@ -54,6 +53,13 @@ def build_steps(resolved: Resolved) -> tuple[Step, ...]:
         steps += _draft_steps(resolved, target, draft)
     steps.append(target.engine_step(source, resolved.target_engine, _target_mode(resolved)))
     return tuple(steps)
+
+
+def compile_findings(resolved: Resolved) -> Iterable[Finding]:
+    """What the families of target and draft cannot do of a deployment on compiled engines."""
+    models = [model for model in (_target(resolved), _draft(resolved)) if model is not None]
+    found = (family_findings(resolved, model.directory, model.model_type) for model in models)
+    return dict.fromkeys(finding for findings in found for finding in findings)
 
 
 def _target(resolved: Resolved) -> "_Model":
@@ -79,10 +85,6 @@ class _Model:
         self.quantization = (own and own.quantization) or engine.quantization
         self.tensor_parallel = (own and own.tensor_parallel) or engine.tensor_parallel
         self.pipeline_parallel = engine.pipeline_parallel if own is None else 1
-
-    def findings(self) -> Iterator[Finding]:
-        """What its family cannot do of the deployment."""
-        return family_findings(self.resolved, self.directory, self.model_type)
 
     @property
     def family(self) -> Family:

@@ -8,10 +8,10 @@ user-provided drafter from.
 Example::
 
     arguments = llm_arguments(resolve(spec))
-    arguments["speculative_config"]   # {"decoding_type": "Eagle3", "max_draft_len": 3, …}
+    arguments["speculative_config"]   # {"decoding_type": "MTP", "max_draft_len": 1, …}
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from build.trtllm.llm_api.schema import schema_findings
@@ -35,16 +35,33 @@ def llm_arguments(resolved: Resolved) -> dict[str, Any]:
         UnsupportedDeployment: `engine.llm_args` repeats what another key of the spec sets, or has a key or value that
             the line does not know.
     """
-    found: list[Finding] = []
-    arguments = _merged(_base(resolved), resolved.engine.llm_args, "engine.llm_args", found)
-    renamed = (
-        {} if resolved.line.name == "A" else dict(zip(BY_RATE.keys, gate_of(resolved).keys, strict=True))
-    )
-    require_none([*found, *schema_findings(arguments, resolved.line, renamed)])
+    arguments, found = _assembled(resolved)
+    require_none(found)
     user_drafter = method_of(resolved).llm_api.user_drafter
     if user_drafter is not None:
         arguments[KIT_KEY] = user_drafter(resolved.speculation)
     return arguments
+
+
+def free_form_findings(resolved: Resolved) -> Iterator[Finding]:
+    """What is wrong with `engine.llm_args`, whatever else is wrong with the deployment."""
+    _, found = _assembled(resolved)
+    rest = set(_schema_findings(_base(resolved), resolved))
+    yield from (finding for finding in found if finding not in rest)
+
+
+def _assembled(resolved: Resolved) -> tuple[dict[str, Any], list[Finding]]:
+    """The arguments of `LLM()`, and what is wrong with them."""
+    twice: list[Finding] = []
+    arguments = _merged(_base(resolved), resolved.engine.llm_args, "engine.llm_args", twice)
+    return arguments, [*twice, *_schema_findings(arguments, resolved)]
+
+
+def _schema_findings(arguments: Mapping[str, Any], resolved: Resolved) -> Iterator[Finding]:
+    renamed = (
+        {} if resolved.line.name == "A" else dict(zip(BY_RATE.keys, gate_of(resolved).keys, strict=True))
+    )
+    return schema_findings(arguments, resolved.line, renamed)
 
 
 def _base(resolved: Resolved) -> dict[str, Any]:

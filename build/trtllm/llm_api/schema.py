@@ -6,6 +6,7 @@ Otherwise it is the restatement in `schemas/`, whose `$comment` names the source
 """
 
 import difflib
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from jsonschema import Draft202012Validator, ValidationError
 
 from build.trtllm.installed import installed_release
-from build.trtllm.releases import ReleaseLine, line_of_version
+from build.trtllm.releases import LineName, ReleaseLine, line_of_version
 from deployments.findings import Finding, require_none
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -29,6 +30,15 @@ def schema_path(line: ReleaseLine) -> Path:
         if official.is_file():
             return official
     return SCHEMAS / line.schema
+
+
+@functools.cache
+def foreign_keys(line: LineName) -> Mapping[str, str]:
+    """Keys of `speculative_config` that belong to other releases, and what this line has instead."""
+    content: Mapping[str, Mapping[str, str]] = json.loads(
+        (SCHEMAS / "foreign_keys.json").read_text(encoding="utf-8")
+    )
+    return content[line]
 
 
 def validate(
@@ -112,8 +122,8 @@ def _explain(error: ValidationError, line: ReleaseLine) -> Iterator[str]:
     known = error.schema["properties"]
     for key in sorted(set(error.instance) - set(known)):
         full = f"{where}.{key}" if where else key
-        if where == "speculative_config" and key in line.foreign_keys:
-            yield f"{full}: not in this line, which has {line.foreign_keys[key]}"
+        if where == "speculative_config" and key in foreign_keys(line.name):
+            yield f"{full}: not in this line, which has {foreign_keys(line.name)[key]}"
         else:
             near = difflib.get_close_matches(key, known, n=1)
             yield f"{full}: unknown key" + (f", did you mean {near[0]}?" if near else "")

@@ -2,16 +2,7 @@
 
 from typing import Any
 
-from build.trtllm.methods.record import (
-    DRAFT_TOKENS_EXTERNAL,
-    ENGINES,
-    LLM_API_A,
-    LLM_API_B,
-    InEngines,
-    InLlmApi,
-    Method,
-    given,
-)
+from build.trtllm.methods.record import FROM_BLS, InEngines, InLlmApi, Method, given, support
 from build.trtllm.resolved import Supported
 from deployments.speculation import Anpd
 
@@ -23,11 +14,11 @@ def _user_drafter(section: Anpd) -> dict[str, Any]:
 
 ANPD = Method(
     section=Anpd,
-    support={
-        ENGINES: Supported("bls", DRAFT_TOKENS_EXTERNAL),
-        **dict.fromkeys((LLM_API_A, LLM_API_B), Supported("user_drafter")),
-    },
-    draft_tokens=lambda section: section.draft_length,
+    support=support(
+        engines=FROM_BLS,
+        line_a=Supported("user_drafter"),
+        line_b=Supported("user_drafter"),
+    ),
     engines=InEngines(states_draft_length=True),
     llm_api=InLlmApi(user_drafter=_user_drafter, beside=frozenset({"A", "B"})),
 )

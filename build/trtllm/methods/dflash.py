@@ -3,22 +3,22 @@
 from typing import Any
 
 from build.trtllm.methods.record import (
-    ENGINES,
-    LLM_API_A,
-    LLM_API_B,
+    IN_MODEL,
     Drafter,
     InLlmApi,
     Method,
     as_list,
     given,
+    support,
+    with_weights,
 )
 from build.trtllm.releases import ReleaseLine
-from build.trtllm.resolved import Supported, Unsupported
+from build.trtllm.resolved import Unsupported
 from deployments.speculation import DFlash
 
 
 def _arguments(section: DFlash, line: ReleaseLine) -> dict[str, Any]:
-    own = {"max_draft_len": section.draft_length, "speculative_model_dir": str(section.model)}
+    own = with_weights(section.draft_length, section.model)
     return own | given(
         mask_token_id=section.mask_token_id, target_layer_ids=as_list(section.target_layer_ids)
     )
@@ -26,12 +26,11 @@ def _arguments(section: DFlash, line: ReleaseLine) -> dict[str, Any]:
 
 DFLASH = Method(
     section=DFlash,
-    support={
-        ENGINES: Unsupported("DFlash came with 1.3, after the engines", "line: B, or method: redrafter"),
-        LLM_API_A: Unsupported("DFlash came with 1.3", "line: B, or method: eagle3"),
-        LLM_API_B: Supported("in_model"),
-    },
-    draft_tokens=lambda section: section.draft_length,
+    support=support(
+        engines=Unsupported("DFlash came with 1.3, after the engines", "line: B, or method: redrafter"),
+        line_a=Unsupported("DFlash came with 1.3", "line: B, or method: eagle3"),
+        line_b=IN_MODEL,
+    ),
     llm_api=InLlmApi(decoding_types={"B": "DFlash"}, arguments=_arguments),
     drafter=Drafter("head"),
 )

@@ -4,23 +4,23 @@ from collections.abc import Iterator
 from typing import Any
 
 from build.trtllm.methods.record import (
-    DRAFT_TOKENS_EXTERNAL,
-    ENGINES,
-    LLM_API_A,
-    LLM_API_B,
+    FROM_DRAFT_ENGINE,
+    IN_MODEL,
     Drafter,
     InEngines,
     InLlmApi,
     Method,
+    support,
+    with_weights,
 )
 from build.trtllm.releases import ReleaseLine, not_in_line
-from build.trtllm.resolved import Resolved, Supported
+from build.trtllm.resolved import Resolved
 from deployments.findings import Finding
 from deployments.speculation import DraftModel
 
 
 def _arguments(section: DraftModel, line: ReleaseLine) -> dict[str, Any]:
-    return {"max_draft_len": section.draft_length, "speculative_model_dir": str(section.model)}
+    return with_weights(section.draft_length, section.model)
 
 
 def _logits(resolved: Resolved, section: DraftModel) -> Iterator[Finding]:
@@ -33,11 +33,11 @@ def _logits(resolved: Resolved, section: DraftModel) -> Iterator[Finding]:
 
 DRAFT_MODEL = Method(
     section=DraftModel,
-    support={
-        ENGINES: Supported("draft_engine", DRAFT_TOKENS_EXTERNAL),
-        **dict.fromkeys((LLM_API_A, LLM_API_B), Supported("in_model")),
-    },
-    draft_tokens=lambda section: section.draft_length,
+    support=support(
+        engines=FROM_DRAFT_ENGINE,
+        line_a=IN_MODEL,
+        line_b=IN_MODEL,
+    ),
     engines=InEngines(states_draft_length=True, accepts_by_logits=lambda section: section.use_draft_logits),
     llm_api=InLlmApi(
         decoding_types={"A": "DraftTarget", "B": "Draft_Target"},

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from build.trtllm.methods.record import ENGINES, LLM_API_A, LLM_API_B, Drafter, Heads, InEngines, Method, Tree
+from build.trtllm.methods.record import Drafter, Heads, InEngines, Method, Tree, support
 from build.trtllm.methods.trees import default_tree, depth, non_leaves, tree_findings
 from build.trtllm.releases import not_in_line, went_with_engines
 from build.trtllm.resolved import Resolved, Supported, Unsupported
@@ -59,15 +59,15 @@ def _quantization(resolved: Resolved, section: Eagle) -> Iterator[Finding]:
 
 EAGLE = Method(
     section=Eagle,
-    support={
-        ENGINES: Supported("in_model", "eagle", "eagle"),
-        LLM_API_A: Unsupported(
+    support=support(
+        engines=Supported("in_model", "eagle", "eagle"),
+        line_a=Unsupported(
             "the PyTorch backend does not load EAGLE-1 checkpoints", "runtime: engines, or method: eagle3"
         ),
-        LLM_API_B: Unsupported(
+        line_b=Unsupported(
             went_with_engines("EAGLE-1 and EAGLE-2"), "method: eagle3 with an EAGLE-3 head, or line: A"
         ),
-    },
+    ),
     draft_tokens=lambda section: section.max_draft_tokens,
     # examples/eagle/README.md: no pipeline parallelism.
     engines=InEngines(heads=Heads(_head_options, ("llama", "mistral", "mixtral")), pipeline_parallel=False),

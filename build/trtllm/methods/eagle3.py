@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from build.trtllm.methods.record import (
-    ENGINES,
-    LLM_API_A,
-    LLM_API_B,
+    IN_MODEL,
     Drafter,
     InLlmApi,
     Method,
     as_list,
     given,
+    support,
+    with_weights,
 )
 from build.trtllm.methods.suffix_automaton import (
     enhanced_has_probabilities,
@@ -20,7 +20,7 @@ from build.trtllm.methods.suffix_automaton import (
     enhancer_constraints,
 )
 from build.trtllm.releases import ReleaseLine, not_in_line
-from build.trtllm.resolved import Resolved, Supported, Unsupported
+from build.trtllm.resolved import Resolved, Unsupported
 from deployments.findings import Finding
 from deployments.spec import SpecError
 from deployments.speculation import Eagle3
@@ -35,11 +35,8 @@ def _draft_tokens(section: Eagle3) -> int:
 
 
 def _arguments(section: Eagle3, line: ReleaseLine) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "max_draft_len": section.draft_length,
-        "speculative_model_dir": str(section.checkpoint),
-        "eagle3_model_arch": section.architecture,
-    }
+    config = with_weights(section.draft_length, section.checkpoint)
+    config |= {"eagle3_model_arch": section.architecture}
     config |= given(eagle3_layers_to_capture=as_list(section.layers_to_capture))
     tree = section.dynamic_tree
     if tree is not None:
@@ -73,10 +70,11 @@ def _dynamic_tree(resolved: Resolved, section: Eagle3) -> Iterator[Finding]:
 
 EAGLE3 = Method(
     section=Eagle3,
-    support={
-        ENGINES: Unsupported("TensorRT engines know EAGLE-1 and EAGLE-2 only", "runtime: llm_api"),
-        **dict.fromkeys((LLM_API_A, LLM_API_B), Supported("in_model")),
-    },
+    support=support(
+        engines=Unsupported("TensorRT engines know EAGLE-1 and EAGLE-2 only", "runtime: llm_api"),
+        line_a=IN_MODEL,
+        line_b=IN_MODEL,
+    ),
     draft_tokens=_draft_tokens,
     llm_api=InLlmApi(
         decoding_types={"A": "Eagle", "B": "Eagle3"},

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from build.trtllm.methods.record import ENGINES, LLM_API_A, LLM_API_B, InEngines, Method
+from build.trtllm.methods.record import InEngines, Method, support
 from build.trtllm.releases import went_with_engines
 from build.trtllm.resolved import Supported, Unsupported
 from deployments.findings import Finding
@@ -34,15 +34,15 @@ def _formula(section: Lookahead, length: int, where: str) -> Iterator[Finding]:
 
 LOOKAHEAD = Method(
     section=Lookahead,
-    support={
-        ENGINES: Supported("in_model", "lookahead_decoding", "lookahead"),
-        LLM_API_A: Unsupported(
+    support=support(
+        engines=Supported("in_model", "lookahead_decoding", "lookahead"),
+        line_a=Unsupported(
             "the LLM API of 1.2.1 has Lookahead for compiled engines only", "runtime: engines"
         ),
-        LLM_API_B: Unsupported(
+        line_b=Unsupported(
             went_with_engines("Lookahead"), "method: suffix_automaton or prompt_lookup, or line: A"
         ),
-    },
+    ),
     draft_tokens=lambda section: section.max_draft_tokens,
     engines=InEngines(states_draft_length=True, parameters=_parameters, draft_length_findings=_formula),
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from build.trtllm.methods.record import ENGINES, LLM_API_A, LLM_API_B, Heads, InEngines, Method, Tree
+from build.trtllm.methods.record import Heads, InEngines, Method, Tree, support
 from build.trtllm.methods.trees import default_tree, depth, tree_findings
 from build.trtllm.releases import not_in_line, went_with_engines
 from build.trtllm.resolved import Supported, Unsupported
@@ -36,15 +36,13 @@ def _head_options(section: Medusa) -> Sequence[str]:
 
 MEDUSA = Method(
     section=Medusa,
-    support={
-        ENGINES: Supported("in_model", "medusa", "medusa"),
-        LLM_API_A: Unsupported(
-            "the LLM API of 1.2.1 has Medusa for compiled engines only", "runtime: engines"
-        ),
-        LLM_API_B: Unsupported(
+    support=support(
+        engines=Supported("in_model", "medusa", "medusa"),
+        line_a=Unsupported("the LLM API of 1.2.1 has Medusa for compiled engines only", "runtime: engines"),
+        line_b=Unsupported(
             went_with_engines("Medusa"), "line: A, or method: eagle3 with a head trained for it"
         ),
-    },
+    ),
     draft_tokens=lambda section: len(section.choices) if section.choices else MOST_NODES,
     # Model types of examples/medusa/convert_checkpoint.py.
     engines=InEngines(heads=Heads(_head_options, ("llama", "mistral", "mixtral", "qwen2"))),

@@ -1,6 +1,6 @@
 """The MLP speculator, which no release of TensorRT-LLM has."""
 
-from build.trtllm.methods.record import ENGINES, LLM_API_A, LLM_API_B, Method
+from build.trtllm.methods.record import Method, support
 from build.trtllm.resolved import Unsupported
 from deployments.speculation import MlpSpeculator
 
@@ -11,14 +11,13 @@ _EAGLE3 = "method: eagle3, a head on the target's hidden states that is trained 
 
 MLP_SPECULATOR: Method[MlpSpeculator] = Method(
     section=MlpSpeculator,
-    support={
-        ENGINES: Unsupported(
+    support=support(
+        engines=Unsupported(
             "no release of TensorRT-LLM loads an MLP speculator, and no head that it has computes the same: every "
             "step of one has its own weights, normalisation and token embedding",
             "method: redrafter, a head that carries state from token to token and is trained with `drafthouse train`",
         ),
-        LLM_API_A: Unsupported(_NO_HIDDEN_STATES, f"{_EAGLE3}; or method: redrafter with runtime: engines"),
-        LLM_API_B: Unsupported(_NO_HIDDEN_STATES, _EAGLE3),
-    },
-    draft_tokens=lambda section: section.draft_length,
+        line_a=Unsupported(_NO_HIDDEN_STATES, f"{_EAGLE3}; or method: redrafter with runtime: engines"),
+        line_b=Unsupported(_NO_HIDDEN_STATES, _EAGLE3),
+    ),
 )

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from typing import Any
 
-from build.trtllm.methods.record import ENGINES, LLM_API_A, LLM_API_B, InLlmApi, Method
+from build.trtllm.methods.record import IN_MODEL, InLlmApi, Method, support
 from build.trtllm.methods.suffix_automaton import (
     enhanced_has_probabilities,
     enhancer_arguments,
     enhancer_constraints,
 )
 from build.trtllm.releases import ReleaseLine
-from build.trtllm.resolved import Resolved, Supported, Unsupported
+from build.trtllm.resolved import Resolved, Unsupported
 from deployments.findings import Finding
 from deployments.speculation import Mtp
 
@@ -34,11 +34,11 @@ def _guided(resolved: Resolved, section: Mtp) -> Iterator[Finding]:
 
 MTP = Method(
     section=Mtp,
-    support={
-        ENGINES: Unsupported("TensorRT engines have no multi-token prediction layers", "runtime: llm_api"),
-        **dict.fromkeys((LLM_API_A, LLM_API_B), Supported("in_model")),
-    },
-    draft_tokens=lambda section: section.draft_length,
+    support=support(
+        engines=Unsupported("TensorRT engines have no multi-token prediction layers", "runtime: llm_api"),
+        line_a=IN_MODEL,
+        line_b=IN_MODEL,
+    ),
     llm_api=InLlmApi(
         decoding_types={"A": "MTP", "B": "MTP"},
         arguments=_arguments,

@@ -1,11 +1,11 @@
 """Plain decoding, token by token."""
 
-from build.trtllm.methods.record import ENGINES, LLM_API_A, LLM_API_B, Method
+from build.trtllm.methods.record import Method, support
 from build.trtllm.resolved import Supported
 from deployments.speculation import NoSpeculation
 
 PLAIN: Method[NoSpeculation] = Method(
     section=NoSpeculation,
-    support=dict.fromkeys((ENGINES, LLM_API_A, LLM_API_B), Supported("none")),
+    support=support(*3 * (Supported("none"),)),
     draft_tokens=lambda section: 0,
 )

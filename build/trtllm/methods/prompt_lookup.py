@@ -2,17 +2,8 @@
 
 from typing import Any
 
-from build.trtllm.methods.record import (
-    DRAFT_TOKENS_EXTERNAL,
-    ENGINES,
-    LLM_API_A,
-    LLM_API_B,
-    InEngines,
-    InLlmApi,
-    Method,
-)
+from build.trtllm.methods.record import FROM_BLS, IN_MODEL, InEngines, InLlmApi, Method, support
 from build.trtllm.releases import ReleaseLine
-from build.trtllm.resolved import Supported
 from deployments.speculation import PromptLookup
 
 
@@ -28,11 +19,11 @@ def _arguments(section: PromptLookup, line: ReleaseLine) -> dict[str, Any]:
 
 PROMPT_LOOKUP = Method(
     section=PromptLookup,
-    support={
-        ENGINES: Supported("bls", DRAFT_TOKENS_EXTERNAL),
-        **dict.fromkeys((LLM_API_A, LLM_API_B), Supported("in_model")),
-    },
-    draft_tokens=lambda section: section.draft_length,
+    support=support(
+        engines=FROM_BLS,
+        line_a=IN_MODEL,
+        line_b=IN_MODEL,
+    ),
     engines=InEngines(states_draft_length=True),
     llm_api=InLlmApi(
         decoding_types={"A": "NGram", "B": "NGram"},

@@ -19,12 +19,23 @@ S = TypeVar("S")
 Check = Callable[[Resolved, S], Iterator[Finding]]
 """Findings about a deployment and its section."""
 
-ENGINES: tuple[LineName, Runtime] = ("A", "engines")
-LLM_API_A: tuple[LineName, Runtime] = ("A", "llm_api")
-LLM_API_B: tuple[LineName, Runtime] = ("B", "llm_api")
+Entry = Supported | Unsupported
+Support = Mapping[tuple[LineName, Runtime], Entry]
 
-DRAFT_TOKENS_EXTERNAL = "draft_tokens_external"
-"""`speculative_decoding_mode` of a target that drafts are sent to."""
+
+def support(engines: Entry, line_a: Entry, line_b: Entry) -> Support:
+    """By release line and runtime: compiled engines, the LLM API of line A, and that of line B."""
+    return {("A", "engines"): engines, ("A", "llm_api"): line_a, ("B", "llm_api"): line_b}
+
+
+def own_length(section: Any) -> int:
+    """The tokens of a step, where a step drafts a chain."""
+    return int(section.draft_length)
+
+
+IN_MODEL = Supported("in_model")
+FROM_BLS = Supported("bls", "draft_tokens_external")
+FROM_DRAFT_ENGINE = Supported("draft_engine", "draft_tokens_external")
 
 
 @dataclass(frozen=True)
@@ -138,8 +149,8 @@ class Method(Generic[S]):
     """
 
     section: type[S]
-    support: Mapping[tuple[LineName, Runtime], Supported | Unsupported]
-    draft_tokens: Callable[[S], int]
+    support: Support
+    draft_tokens: Callable[[S], int] = own_length
     engines: InEngines[S] = field(default_factory=InEngines)
     llm_api: InLlmApi[S] = field(default_factory=InLlmApi)
     drafter: Drafter | None = None
@@ -147,6 +158,11 @@ class Method(Generic[S]):
     tree: Tree[S] | None = None
     constraints: tuple[Check[S], ...] = ()
     checks: tuple[Check[S], ...] = ()
+
+
+def with_weights(draft_length: int, directory: Path) -> dict[str, Any]:
+    """What `speculative_config` says of every drafter that has weights of its own."""
+    return {"max_draft_len": draft_length, "speculative_model_dir": str(directory)}
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from build.trtllm.methods.record import ENGINES, LLM_API_A, LLM_API_B, Heads, InEngines, Method
+from build.trtllm.methods.record import Heads, InEngines, Method, support
 from build.trtllm.releases import not_in_line, went_with_engines
 from build.trtllm.resolved import Resolved, Supported, Unsupported
 from deployments.findings import Finding
@@ -23,13 +23,13 @@ def _quantization(resolved: Resolved, section: Redrafter) -> Iterator[Finding]:
 
 REDRAFTER = Method(
     section=Redrafter,
-    support={
-        ENGINES: Supported("in_model", "explicit_draft_tokens", "redrafter"),
-        LLM_API_A: Unsupported("the LLM API has no ReDrafter", "runtime: engines"),
-        LLM_API_B: Unsupported(
+    support=support(
+        engines=Supported("in_model", "explicit_draft_tokens", "redrafter"),
+        line_a=Unsupported("the LLM API has no ReDrafter", "runtime: engines"),
+        line_b=Unsupported(
             went_with_engines("ReDrafter"), "line: A, or method: eagle3 with a head trained for it"
         ),
-    },
+    ),
     draft_tokens=lambda section: section.num_beams * section.draft_length,
     # REDRAFTER_MAP of examples/redrafter/convert_checkpoint.py, which has no --pp_size.
     engines=InEngines(heads=Heads(_head_options, ("llama", "qwen2")), pipeline_parallel=False),

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from build.trtllm.methods.record import ENGINES, LLM_API_A, LLM_API_B, InLlmApi, Method, given
+from build.trtllm.methods.record import IN_MODEL, InLlmApi, Method, given, support
 from build.trtllm.releases import ReleaseLine, not_in_line
-from build.trtllm.resolved import Resolved, Supported, Unsupported
+from build.trtllm.resolved import Resolved, Unsupported
 from deployments.findings import Finding
 from deployments.speculation import SelfLookupEnhancer, SuffixAutomaton
 
@@ -55,12 +55,11 @@ def _pool(resolved: Resolved, section: SuffixAutomaton) -> Iterator[Finding]:
 
 SUFFIX_AUTOMATON = Method(
     section=SuffixAutomaton,
-    support={
-        ENGINES: Unsupported("suffix automata came with 1.3, after the engines", "method: prompt_lookup"),
-        LLM_API_A: Unsupported("suffix automata came with 1.3", "line: B, or method: prompt_lookup"),
-        LLM_API_B: Supported("in_model"),
-    },
-    draft_tokens=lambda section: section.draft_length,
+    support=support(
+        engines=Unsupported("suffix automata came with 1.3, after the engines", "method: prompt_lookup"),
+        line_a=Unsupported("suffix automata came with 1.3", "line: B, or method: prompt_lookup"),
+        line_b=IN_MODEL,
+    ),
     llm_api=InLlmApi(
         decoding_types={"B": "SA"}, arguments=_arguments, has_probabilities=lambda section: False
     ),

@@ -6,7 +6,7 @@ Example::
     draft_tokens(spec.speculation)                          # 5
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
@@ -24,7 +24,7 @@ from build.trtllm.methods.mtp import MTP
 from build.trtllm.methods.pard import PARD
 from build.trtllm.methods.plain import PLAIN
 from build.trtllm.methods.prompt_lookup import PROMPT_LOOKUP
-from build.trtllm.methods.record import ENGINES, LLM_API_A, LLM_API_B, Method
+from build.trtllm.methods.record import Method, support
 from build.trtllm.methods.redrafter import REDRAFTER
 from build.trtllm.methods.suffix_automaton import SUFFIX_AUTOMATON
 from build.trtllm.methods.windowed import WINDOWED
@@ -32,7 +32,7 @@ from build.trtllm.releases import LineName
 from build.trtllm.resolved import Resolved, Unsupported
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
-from deployments.speculation import AnySpeculation, Choices, Speculation
+from deployments.speculation import AnySpeculation, Choices
 
 _ALL: tuple[Method[Any], ...] = (
     PLAIN,
@@ -53,35 +53,28 @@ _ALL: tuple[Method[Any], ...] = (
 )
 
 
-def _name(method: Method[Any]) -> str:
-    """The method's, as the spec has it."""
-    (name,) = get_args(method.section.model_fields["method"].annotation)
-    return str(name)
-
-
-METHODS: Mapping[str, Method[Any]] = MappingProxyType({_name(method): method for method in _ALL})
-
 _ABSENT = Unsupported("TensorRT-LLM does not have this method", "engine.kind: embedded, or method: anpd")
-_OTHER: Method[Any] = Method(
-    section=Speculation,
-    support={ENGINES: _ABSENT, LLM_API_A: _ABSENT, LLM_API_B: _ABSENT},
-    draft_tokens=lambda section: section.draft_length,
-)
 
 
-def method_named(name: str) -> Method[Any]:
-    """The method of that name; one that no release has needs no record of its own."""
-    return METHODS.get(name, _OTHER)
+def _records() -> Iterator[tuple[str, Method[Any]]]:
+    """Every method of the spec; one that has no record here runs nowhere."""
+    known = {method.section: method for method in _ALL}
+    for annotated in get_args(get_args(AnySpeculation)[0]):
+        section, tag = get_args(annotated)
+        yield tag.tag, known.get(section) or Method(section, support(_ABSENT, _ABSENT, _ABSENT))
+
+
+METHODS: Mapping[str, Method[Any]] = MappingProxyType(dict(_records()))
 
 
 def method_of(resolved: Resolved) -> Method[Any]:
     """The method of a deployment."""
-    return method_named(resolved.method)
+    return METHODS[resolved.method]
 
 
 def draft_tokens(speculation: AnySpeculation) -> int:
     """Most tokens that one step of one request verifies besides its own; 0 without speculation."""
-    return method_named(speculation.method).draft_tokens(speculation)
+    return METHODS[speculation.method].draft_tokens(speculation)
 
 
 def tree_of(resolved: Resolved) -> Choices | None:
@@ -97,7 +90,7 @@ def accepts_by_logits(resolved: Resolved) -> bool:
 
 def drafter_directory(spec: DeploymentSpec) -> Path | None:
     """Where the weights lie that draft; None if there are none besides the target's."""
-    if method_named(spec.speculation.method).drafts_itself:
+    if METHODS[spec.speculation.method].drafts_itself:
         return spec.target.model
     return drafter_source(spec.speculation)
 

@@ -2,16 +2,9 @@
 
 from collections.abc import Iterator
 
-from build.trtllm.methods.record import (
-    DRAFT_TOKENS_EXTERNAL,
-    ENGINES,
-    LLM_API_A,
-    LLM_API_B,
-    InEngines,
-    Method,
-)
+from build.trtllm.methods.record import FROM_DRAFT_ENGINE, InEngines, Method, support
 from build.trtllm.releases import not_in_line
-from build.trtllm.resolved import Resolved, Supported, Unsupported
+from build.trtllm.resolved import Resolved, Unsupported
 from deployments.findings import Finding
 from deployments.speculation import WindowedSelfDrafting
 
@@ -27,19 +20,18 @@ def _sinks(resolved: Resolved, section: WindowedSelfDrafting) -> Iterator[Findin
 
 WINDOWED = Method(
     section=WindowedSelfDrafting,
-    support={
-        ENGINES: Supported("draft_engine", DRAFT_TOKENS_EXTERNAL),
-        LLM_API_A: Unsupported(
+    support=support(
+        engines=FROM_DRAFT_ENGINE,
+        line_a=Unsupported(
             "the LLM API has one KV cache configuration for target and draft, so no window for the draft alone",
             "runtime: engines",
         ),
-        LLM_API_B: Unsupported(
+        line_b=Unsupported(
             "a second engine with a window of its own went with the TensorRT engines in 1.3.0rc21, and the LLM API has "
             "one KV cache configuration for target and draft",
             "line: A with runtime: engines, or method: draft_model",
         ),
-    },
-    draft_tokens=lambda section: section.draft_length,
+    ),
     engines=InEngines(
         states_draft_length=True,
         draft_parameters=lambda section: {"max_attention_window_size": str(section.window)},

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 
 from build.triton.tensors import DRAFT_MODEL
 from build.trtllm.engines.tools import OWN_BUILD_FLAGS, TRTLLM_BUILD, problem_of
-from build.trtllm.methods.record import ENGINES
 from build.trtllm.methods.table import method_of
 from build.trtllm.releases import not_in_line
 from build.trtllm.resolved import FROM_OUTSIDE, Resolved, Supported
@@ -60,7 +59,7 @@ def _draft_section(resolved: Resolved) -> Iterator[Finding]:
 
 def _or_engines(resolved: Resolved) -> str:
     """What a remedy adds where compiled engines have a second engine for the method."""
-    there = method_of(resolved).support.get(ENGINES)
+    there = method_of(resolved).support["A", "engines"]
     second = isinstance(there, Supported) and there.drafting == "draft_engine"
     return ", or runtime: engines" if resolved.line.name == "A" and second else ""
 

@@ -12,7 +12,7 @@ Example::
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from build.trtllm.methods.table import METHODS, method_named
+from build.trtllm.methods.table import METHODS
 from build.trtllm.releases import (
     LINE_A,
     LINES,
@@ -81,7 +81,7 @@ def _place(spec: DeploymentSpec, line: ReleaseLine) -> tuple[Runtime, Supported]
         )
     missing: list[Unsupported] = []
     for runtime in (wanted,) if wanted else line.runtimes:
-        entry = method_named(method).support[line.name, runtime]
+        entry = METHODS[method].support[line.name, runtime]
         if isinstance(entry, Supported):
             return runtime, entry
         missing.append(entry)

@@ -3,8 +3,8 @@
 The LLM API takes all three for every method and applies them where its code happens to look:
 
  - line A (1.2.1, `_torch/pyexecutor/py_executor.py`) looks at the drafter, so at drafters beside the target's model:
-   `draft_model`, `prompt_lookup`, one's own; EAGLE-3 and MTP draft within it, unless `eagle3_one_model` or
-   `mtp_eagle_one_model` is false;
+   `draft_model`, `prompt_lookup`, one's own; others draft within it, unless a switch of theirs is false
+   (`InLlmApi.beside_switch`);
  - line B drafts within the target's model but for n-grams and drafters of one's own. Its schedule is of those within
    (`SpeculativeDecodingMode.support_dynamic_draft_len`); that of n-grams is validated by largest batch sizes and read
    by smallest ones (`_torch/speculative/drafter.py`). Its gate (pull request #12905) watches those within, by
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from build.trtllm.installed import installed_release
-from build.trtllm.methods.record import LLM_API_A
 from build.trtllm.methods.table import method_of
 from build.trtllm.releases import line_of_version, not_in_line, version_in
 from build.trtllm.resolved import Resolved, Supported
@@ -180,4 +179,4 @@ def _free(resolved: Resolved) -> Mapping[str | None, Any]:
 
 
 def _llm_api_has(resolved: Resolved) -> bool:
-    return isinstance(method_of(resolved).support[LLM_API_A], Supported)
+    return isinstance(method_of(resolved).support["A", "llm_api"], Supported)

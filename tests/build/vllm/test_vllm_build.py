@@ -185,6 +185,13 @@ def test_heads_that_the_checkpoint_does_not_have_are_refused(target: Path, tmp_p
     assert finding.name == "too-few-heads"
 
 
+def test_all_that_is_wrong_is_told_at_once(target: Path) -> None:
+    section = {"method": "eagle3", "checkpoint": "e", "dynamic_tree": {}, "layers_to_capture": [1, 2, 3]}
+    arguments = {"max_num_seqs": 3, "speculative_config": {}}
+    names = [finding.name for finding in vllm_findings(deployment(target, section, arguments=arguments))]
+    assert names == ["not-in-vllm", "not-in-vllm", "argument-set-twice", "argument-set-twice"]
+
+
 @pytest.mark.parametrize(
     "content", [b"[]", b"{", b"[" * 100_000, b"\xff"], ids=["list", "cut", "nested", "no text"]
 )

@@ -115,3 +115,49 @@ def test_what_passes_has_a_plan_and_a_repository(drawn: Any) -> None:
     printed = script(plan_steps(result.resolved, Path("spec.yaml")), LocalRunner())
     assert all(shlex.split(line) for line in printed.splitlines() if line and not line.startswith("#"))
     assert trtllm_models(result.resolved)
+
+
+@pytest.mark.parametrize(
+    ("method", "line", "engine", "parts"),
+    [
+        (
+            *("eagle", "A"),
+            {
+                "quantization": "fp8",
+                "build_flags": {"max_seqlen": "9"},
+                "triton_parameters": {"tensorrt_llm": {"batch_scheduler": "x"}, "ensembel": {"x": "1"}},
+            },
+            (
+                *("EAGLE engines take a quantised target", "has no --max_seqlen"),
+                *("no eagle heads on model type qwen2", "batch_scheduler: unknown", "no such model"),
+            ),
+        ),
+        (
+            *("eagle3", "B"),
+            {
+                "quantization": "fp8",
+                "llm_args": {"max_batch_size": 3, "kv_cache_konfig": {}},
+                "triton_parameters": {"tensorrt_llm": {"gpu_device_ids": "x"}},
+            },
+            (
+                *("takes a checkpoint as it is", "max_batch_size: the kit sets it"),
+                *("kv_cache_konfig: unknown key", "gpu_device_ids is 'x'"),
+            ),
+        ),
+    ],
+)
+def test_free_forms_are_told_beside_what_cannot_be_had(
+    method: str, line: str, engine: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    found = preflight(deployment(method, line, model_type="qwen2", **engine), "print").findings
+    assert len(found) == len(parts)
+    for part in parts:
+        assert any(part in finding.reason for finding in found), part
+
+
+def test_what_follows_from_an_error_is_not_told_beside_it() -> None:
+    gate = {"acceptance_gate": {"window": 100, "min_length": 1.5}}
+    (found,) = preflight(
+        deployment("eagle3", "B", None, gate, llm_args={"revision": "main"}), "print"
+    ).findings
+    assert "gates on min_rate" in found.reason

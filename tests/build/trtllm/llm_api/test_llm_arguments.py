@@ -1,4 +1,4 @@
-"""Arguments of the LLM API: each cell's YAML against the line's schema, and every trap that the lines differ in."""
+"""Arguments of the LLM API: each method's YAML against the line's schema, and every trap that the lines differ in."""
 
 import json
 

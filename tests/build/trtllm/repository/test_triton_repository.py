@@ -1,4 +1,4 @@
-"""Triton repositories of every cell: they parse, hold the whole contract, and can be set from the spec throughout."""
+"""Triton repositories of every method: they parse, hold the whole contract, and can be set from the spec throughout."""
 
 from __future__ import annotations
 

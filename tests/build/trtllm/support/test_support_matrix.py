@@ -1,4 +1,4 @@
-"""The table of methods, lines and runtimes: every cell resolves or is refused with a reason and a way out."""
+"""The table of methods, lines and runtimes: every entry resolves or is refused with a reason and a way out."""
 
 import re
 from typing import Any, get_args
