@@ -10,7 +10,6 @@ Example::
     compile_engine(Path("models/smollm2-135m"), directory, precision="int8", max_sequence_length=2048)
 """
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
@@ -24,7 +23,8 @@ from build.graph.target import build_target_graph
 from build.targets.architecture import Architecture
 from build.targets.files import writing_errors
 from build.targets.weights import load_weights
-from deployments.content import content_hash
+from deployments.files.directories import replace_directory
+from deployments.files.hashes import content_hash, read_sha256
 from engine.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -35,7 +35,6 @@ from engine.manifest import (
 )
 from engine.runner import BLOCK_SIZE
 from speculators.formats.draft_vocabulary import read_draft_vocabulary
-from speculators.formats.files import replace_directory
 
 _WEIGHTS_NAME = "model.onnx.data"
 _TOKENIZER_FILES = (
@@ -102,7 +101,7 @@ def compile_engine(
             format_version=FORMAT_VERSION,
             source=source.name,
             source_sha256=digest,
-            graph_sha256=hash_files(*graph_files),
+            graph_sha256=read_sha256(*graph_files),
             file_sizes={path.name: path.stat().st_size for path in graph_files},
             precision="int8" if precision == "int8" else "fp32",
             max_sequence_length=max_sequence_length,
@@ -143,15 +142,5 @@ def _existing(directory: Path, wanted: tuple[str, str, int, int]) -> EngineManif
         return None
     if (found.source_sha256, found.precision, found.max_sequence_length, found.vocab_size) != wanted:
         return None
-    intact = hash_files(directory / MODEL_NAME, directory / _WEIGHTS_NAME) == found.graph_sha256
+    intact = read_sha256(directory / MODEL_NAME, directory / _WEIGHTS_NAME) == found.graph_sha256
     return found if intact else None
-
-
-def hash_files(*paths: Path) -> str:
-    """SHA-256 over the content of the files, in this order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()

@@ -24,13 +24,14 @@ from typing import Any
 import onnx
 import openvino as ov
 
-from build.compile import compile_engine, hash_files
+from build.compile import compile_engine
 from build.draft_graphs import DraftGraphs, plan_graphs, trained_section
 from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
 from build.targets.files import writing_errors
 from build.vocabulary import is_padding
-from deployments.content import content_hash
+from deployments.files.directories import replace_directory
+from deployments.files.hashes import content_hash, read_sha256
 from deployments.places import graph_settings
 from deployments.speculation import AnySpeculation, DraftModel
 from engine.manifest import (
@@ -44,7 +45,6 @@ from engine.methods import EMBEDDED_SETTINGS, Trained
 from engine.serving.tokenizer_files import vocabulary
 from speculators.draft_model.checkpoint import complete_draft
 from speculators.formats.draft_vocabulary import VOCABULARY_FILE
-from speculators.formats.files import replace_directory
 
 _TOKENIZER = "tokenizer.json"
 
@@ -198,7 +198,7 @@ def _compile_trained(
                 "format_version": FORMAT_VERSION,
                 "source": speculation.checkpoint.name,
                 "target": target.name,
-                "graph_sha256": hash_files(*files),
+                "graph_sha256": read_sha256(*files),
                 "file_sizes": {file.name: file.stat().st_size for file in files},
                 "versions": {
                     "openvino": ov.get_version(),
@@ -227,4 +227,4 @@ def _up_to_date(directory: Path, wanted: dict[str, Any]) -> bool:
         return False
     if any(getattr(found, name) != value for name, value in wanted.items()):
         return False
-    return hash_files(*(directory / name for name in found.file_sizes)) == found.graph_sha256
+    return read_sha256(*(directory / name for name in found.file_sizes)) == found.graph_sha256

@@ -17,16 +17,17 @@ from cli.prepare import build_deployment, build_engines
 from cli.serve import server_of, watched_server
 from client import DrafthouseClient
 from deployments.cache import cache_directory
-from deployments.spec import DeploymentSpec, SpecError
+from deployments.errors import DrafthouseError
+from deployments.files.writing import write_text
+from deployments.spec import DeploymentSpec
 from engine.serving.text import TextCodec
 from loadtest.provenance import collect
 from planner.bench.contexts import ContextCosts, context_table, measure_contexts
 from planner.bench.measure import BenchResult, Subject, run_bench
 from planner.bench.peers.arms import openvino_genai_arms
-from planner.bench.peers.environments import REQUIREMENTS, Unavailable, prepare_environment
-from planner.bench.peers.process import PeerError, PeerProcess
+from planner.bench.peers.environments import REQUIREMENTS, prepare_environment
+from planner.bench.peers.process import PeerProcess
 from planner.bench.table import step_table, throughput_table
-from speculators.formats.files import replace_file
 
 _PROMPT = "Tell me a long story about a ship and its crew. " * 20
 _TOKENS = 96
@@ -100,8 +101,7 @@ def _contexts(spec: DeploymentSpec, contexts: Sequence[int], rounds: int) -> Con
 
 def _tell(path: Path, document: str, *tables: Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as written:
-        written.write_text(document + "\n", encoding="utf-8")
+    write_text(path, document + "\n")
     for table in tables:
         console.print(table)
     say(f"raw figures: {path}")
@@ -152,7 +152,7 @@ def _openvino_genai(spec: DeploymentSpec, running: ExitStack, folder: Path) -> d
             log = folder / "openvino-genai.log"
             process = PeerProcess(arm, environment.python, log, environment.variables())
             running.enter_context(process).wait_until_ready()
-    except (SpecError, Unavailable, PeerError) as error:
+    except DrafthouseError as error:
         say(f"measured without openvino-genai: {error}")
         return {}
     prompt = list(TextCodec(spec.target.model).encode(_PROMPT))

@@ -17,27 +17,15 @@ from rich.text import Text
 
 from build.identity import identity
 from build.interrupts import terminate_is_interrupt
-from build.plan.run import PlanError
-from build.targets.errors import TargetError
 from client.errors import ClientError
 from deploy.server import TritonError
+from deployments.errors import DrafthouseError
 from deployments.printable import visible
 from deployments.spec import DeploymentSpec, SpecError, load_spec
-from engine.manifest import EngineError
-from engine.request import RequestError
 from engine.serving.text import TextCodec
-from loadtest.cache import CacheError
-from loadtest.prompts import PromptFileError, load, select
+from loadtest.prompts import load, select
 from loadtest.rendering import render
-from loadtest.run_directory import RunDirectoryError
-from loadtest.servers import ServerError
 from loadtest.settings import Deployment
-from loadtest.sweep import SweepError
-from planner.bench.peers.process import PeerError
-from planner.bench.peers.summary import SummaryError
-from speculators.data.errors import DataError
-from speculators.formats.errors import CheckpointError
-from speculators.training.errors import TrainingError
 
 
 class _Terminal(Console):
@@ -58,11 +46,7 @@ HostOption = Annotated[
     str | None, typer.Option("--host", help="Address of the server, instead of the spec's serving.host.")
 ]
 
-_EXPECTED = (
-    *(SpecError, TargetError, EngineError, PlanError, TritonError, ClientError),
-    *(PromptFileError, RunDirectoryError, SweepError, PeerError, SummaryError, OSError),
-    *(CheckpointError, DataError, TrainingError, RequestError, ServerError, CacheError),
-)
+_EXPECTED = (DrafthouseError, ClientError, TritonError, OSError)
 
 
 @dataclass

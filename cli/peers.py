@@ -12,6 +12,7 @@ import typer
 from cli.common import SpecArgument, console, for_programs, progress, read_spec, say, told
 from cli.prepare import build_engines
 from deployments.cache import cache_directory
+from deployments.files.writing import write_text
 from deployments.findings import UnsupportedDeployment
 from deployments.spec import DeploymentSpec, SpecError, with_loadtest
 from deployments.speculation import NoSpeculation
@@ -86,7 +87,7 @@ def peers(
         for name, reason in {**missing, **started.missing}.items():
             say(f"measured without {name}: {reason}")
         document = _document(spec, model, vllm, summaries, started, missing)
-        (folder / "result.json").write_text(document + "\n", encoding="utf-8")
+        write_text(folder / "result.json", document + "\n")
         say(f"records and result: {folder}")
         for_programs(document)
 

@@ -20,10 +20,10 @@ from cli.common import (
     told,
 )
 from cli.prepare import build_engines
+from deployments.files.writing import replace_file, write_json
 from loadtest.provenance import collect
 from planner.profile.records import RequestRecord
 from planner.profile.run import ProfileSettings, run_profile
-from speculators.formats.files import replace_file
 
 _RECORDS = Path("runs/profile")
 
@@ -75,8 +75,7 @@ def _save(folder: Path, found: dict[str, Any]) -> None:
     # Matplotlib takes a second to import.
     from planner.profile.plot import plot_profile
 
-    with replace_file(folder / "profile.json") as path:
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "profile.json", found, indent=1)
     with replace_file(folder / "profile.png") as path:
         plot_profile(found, path)
 

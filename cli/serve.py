@@ -17,8 +17,8 @@ from deploy.server import ServerDied, TritonError
 from deploy.triton import TritonServer
 from deploy.watch import watched
 from deployments.engines import EmbeddedEngine, VllmEngine
+from deployments.files.directories import in_use
 from deployments.spec import DeploymentSpec
-from speculators.formats.files import in_use
 
 _LOGS = Path("runs")
 

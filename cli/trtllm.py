@@ -24,8 +24,8 @@ from cli.serving import serve_until_ended
 from deploy.server import TritonError
 from deploy.trtllm_launch import Launch, hosts_from
 from deploy.trtllm_server import START_SECONDS, TensorRtLlmServer, compose_command, tensorrt_llm_triton
+from deployments.files.directories import in_use
 from deployments.spec import DeploymentSpec, SpecError
-from speculators.formats.files import in_use
 
 RunnerName = Literal["local", "compose"]
 

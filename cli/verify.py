@@ -20,12 +20,12 @@ from cli.common import (
     who_is,
 )
 from client import DrafthouseClient
+from deployments.files.writing import write_text
 from deployments.spec import DeploymentSpec
 from engine.deployment import open_runner
 from engine.lossless.served import Output, VerifySettings, summary, verify_served
 from engine.runner import BLOCK_SIZE
 from loadtest.servers import check, deployment_of, describe
-from speculators.formats.files import replace_file
 
 _RECORDS = Path("runs/verify")
 _MARKS = {True: "[green]pass[/]", False: "[bold red]FAIL[/]", None: "[yellow]open[/]"}
@@ -93,6 +93,5 @@ def _save(spec: DeploymentSpec, outputs: list[Output], report: dict[str, object]
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(asdict(output)) + "\n" for output in outputs)
     for name, content in (("outputs.jsonl", lines), ("report.json", json.dumps(report, indent=1) + "\n")):
-        with replace_file(folder / name) as partial:
-            partial.write_text(content, encoding="utf-8")
+        write_text(folder / name, content)
     say(f"raw answers and report: {folder}")

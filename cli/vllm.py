@@ -17,6 +17,7 @@ from deploy.triton import TritonServer
 from deploy.trtllm_launch import Launch
 from deploy.trtllm_server import TensorRtLlmServer, tensorrt_llm_triton
 from deployments.cache import cache_directory
+from deployments.files.directories import in_use
 from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
 from planner.bench.peers.environments import (
@@ -26,7 +27,6 @@ from planner.bench.peers.environments import (
     installed_environment,
     prepare_environment,
 )
-from speculators.formats.files import in_use
 
 _LOCK = REQUIREMENTS / "vllm.txt"
 START_SECONDS = 600.0

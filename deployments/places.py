@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deployments.content import content_hash
+from deployments.files.hashes import content_hash
 from deployments.speculation import AnySpeculation, Speculation
 
 ENGINE_FORMAT = 4

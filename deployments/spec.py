@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from deployments.engines import AnyEngine, EmbeddedEngine, TensorRtLlmEngine, VllmEngine
+from deployments.errors import DrafthouseError
 from deployments.places import filled_in, speculator_directory, target_directory
 from deployments.printable import control_characters
 from deployments.section import Section
@@ -40,7 +41,7 @@ _ENGINE_NAMES: Mapping[type, str] = {
 }
 
 
-class SpecError(ValueError):
+class SpecError(DrafthouseError, ValueError):
     """The spec is missing, is no YAML, or says something impossible."""
 
 

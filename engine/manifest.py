@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from deployments.errors import DrafthouseError
 from deployments.places import ENGINE_FORMAT
 
 FORMAT_VERSION = ENGINE_FORMAT
@@ -18,7 +19,7 @@ SPECULATOR_MANIFEST_NAME = "speculator.json"
 MODEL_NAME = "model.onnx"
 
 
-class EngineError(RuntimeError):
+class EngineError(DrafthouseError, RuntimeError):
     """A compiled engine is missing, damaged or does not fit."""
 
 

@@ -13,6 +13,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from deployments.errors import DrafthouseError
 from engine.automaton import Automaton
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ MOST_LENGTH = 8192
 """Of all words of a list together: characters, or tokens."""
 
 
-class RequestError(ValueError):
+class RequestError(DrafthouseError, ValueError):
     """The request alone is wrong; the engine and the other requests are not affected."""
 
 
@@ -32,15 +33,15 @@ class QueueFullError(RequestError):
     """The waiting queue is full; the same request may succeed later."""
 
 
-class StoppedError(RuntimeError):
+class StoppedError(DrafthouseError, RuntimeError):
     """The request was ended by another one that named it."""
 
 
-class TooLongError(RuntimeError):
+class TooLongError(DrafthouseError, RuntimeError):
     """The request has taken longer than a request may."""
 
 
-class StoppingError(RuntimeError):
+class StoppingError(DrafthouseError, RuntimeError):
     """The server is being stopped; the same request may succeed later, or elsewhere."""
 
 

@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deployments.errors import DrafthouseError
 from engine.request import SamplingParams
 
 Distribution = NDArray[np.float64]
@@ -31,7 +32,7 @@ _STRETCH = 2**40
 _BLOCK = 32
 
 
-class LogitsError(ArithmeticError):
+class LogitsError(DrafthouseError, ArithmeticError):
     """The target's logits give no token: one is NaN or +infinity, or all of them are -infinity."""
 
 

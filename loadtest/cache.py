@@ -28,6 +28,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from deployments.errors import DrafthouseError
+
 Mode = Literal["cold", "warm"]
 State = Literal["off", "salted", "numbered", "read"]
 
@@ -44,7 +46,7 @@ WORDS: Mapping[State, str] = {
 """Each state as a report says it."""
 
 
-class CacheError(ValueError):
+class CacheError(DrafthouseError, ValueError):
     """The state that was asked for cannot be had; the message says why."""
 
 

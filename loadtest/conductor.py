@@ -26,6 +26,7 @@ import gevent
 from gevent.event import Event
 from locust.runners import Runner
 
+from deployments.errors import DrafthouseError
 from loadtest import messages
 from loadtest.counters import Counters, MetricsUnavailable, difference, read_counters
 from loadtest.plan import Cell
@@ -38,7 +39,7 @@ _SPAWN_S = 30.0
 _POLL_S = 0.02
 
 
-class SweepAborted(RuntimeError):
+class SweepAborted(DrafthouseError, RuntimeError):
     """The sweep cannot go on; the message says why."""
 
 

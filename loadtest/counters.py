@@ -13,6 +13,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from deployments.errors import DrafthouseError
+
 _DRAFTED = "trtllm_spec_decode_drafted_tokens_total"
 _ACCEPTED = "trtllm_spec_decode_accepted_tokens_total"
 _REQUESTS = "nv_trt_llm_request_metrics"
@@ -23,7 +25,7 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _TIMEOUT_S = 5.0
 
 
-class MetricsUnavailable(RuntimeError):
+class MetricsUnavailable(DrafthouseError, RuntimeError):
     """The metrics page cannot be read; the message says where and why."""
 
 

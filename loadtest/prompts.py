@@ -26,6 +26,7 @@ from typing import Any
 
 from client import ChatTemplate
 from client.errors import InvalidRequest
+from deployments.errors import DrafthouseError
 
 Message = Mapping[str, Any]
 
@@ -41,7 +42,7 @@ _ROLES = {
 }
 
 
-class PromptFileError(ValueError):
+class PromptFileError(DrafthouseError, ValueError):
     """A prompt file that cannot be used; the message names the file, the line and what would be right."""
 
 

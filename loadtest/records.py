@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from deployments.errors import DrafthouseError
 from loadtest.workload import Role
 
 # perf_counter_ns is steady but its zero is arbitrary; one anchor per process ties it to the epoch.
@@ -27,7 +28,7 @@ def epoch_ns(perf_counter_ns: int) -> int:
     return perf_counter_ns + _EPOCH_OFFSET_NS
 
 
-class RecordError(ValueError):
+class RecordError(DrafthouseError, ValueError):
     """A record that cannot be read; the message names file and line."""
 
 

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from deployments.files.writing import replace_file, write_text
 from loadtest.findings import findings
 from loadtest.plots import DARK, LIGHT, PLOTS, draw
-from loadtest.run_directory import RunDirectory, write_atomically
+from loadtest.run_directory import RunDirectory
 from loadtest.schema import Distribution, Report
 from loadtest.summary import summarise
 
@@ -37,8 +38,8 @@ def write_report(path: Path) -> Report:
     """
     directory = RunDirectory(path)
     report = summarise(directory)
-    write_atomically(directory.report_json, report.model_dump_json(indent=1))
-    write_atomically(directory.report_html, render_html(report, _pictures(report, directory.plots)))
+    write_text(directory.report_json, report.model_dump_json(indent=1))
+    write_text(directory.report_html, render_html(report, _pictures(report, directory.plots)))
     return report
 
 
@@ -55,7 +56,8 @@ def _pictures(report: Report, folder: Path) -> dict[str, Picture]:
         if light is None or dark is None:
             file.unlink(missing_ok=True)
             continue
-        file.write_bytes(light)
+        with replace_file(file) as partial:
+            partial.write_bytes(light)
         pictures[name] = Picture(_data_uri(light), _data_uri(dark))
     return pictures
 

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deployments.errors import DrafthouseError
+from deployments.files.writing import write_json, write_text
 from loadtest.plan import Cell, plan_cells
 from loadtest.records import CellRecord, RecordError, RequestRecord, read_records
 from loadtest.servers import Server
@@ -29,7 +31,7 @@ from loadtest.settings import SweepSettings
 _LOCK = ".lock"
 
 
-class RunDirectoryError(RuntimeError):
+class RunDirectoryError(DrafthouseError, RuntimeError):
     """The folder cannot be used for this sweep; the message says why and what to do."""
 
 
@@ -61,7 +63,7 @@ class RunDirectory:
             "settings": settings.model_dump(mode="json"),
             "provenance": dict(provenance),
         }
-        write_atomically(self.sweep_file, json.dumps(document, indent=1, ensure_ascii=False))
+        write_json(self.sweep_file, document, indent=1)
 
     def note_servers(self, servers: Sequence[Server]) -> None:
         """Write down who answers for the arms.
@@ -77,7 +79,7 @@ class RunDirectory:
                 f"({', '.join(differing)}); give another directory, or delete this one"
             )
         document = [server.model_dump(mode="json") for server in servers]
-        write_atomically(self.servers_file, json.dumps(document, indent=1))
+        write_json(self.servers_file, document, indent=1)
 
     def read_servers(self) -> list[Server]:
         """Who answered for each arm; empty before anybody was asked."""
@@ -164,7 +166,7 @@ class RunDirectory:
 
     def finish_cell(self, record: CellRecord) -> None:
         """Mark a cell as finished."""
-        write_atomically(self._cell_file(record.name), record.to_json())
+        write_text(self._cell_file(record.name), record.to_json())
 
     def finished(self) -> list[tuple[CellRecord, list[RequestRecord]]]:
         """All finished cells but the warm-up, in the order of the sweep, with their records by index.
@@ -190,11 +192,3 @@ class RunDirectory:
 
     def _cell_file(self, name: str) -> Path:
         return self.cells / name / "cell.json"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is either there in full or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

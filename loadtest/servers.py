@@ -13,13 +13,14 @@ from pydantic import BaseModel, ConfigDict
 
 from client import DrafthouseClient, ModelDescription
 from client.errors import ClientError
+from deployments.errors import DrafthouseError
 from loadtest.cache import State, states
 from loadtest.settings import Arm, Deployment, Protocol, SweepSettings
 
 _PREFIX = "drafthouse_"
 
 
-class ServerError(RuntimeError):
+class ServerError(DrafthouseError, RuntimeError):
     """Servers that cannot be measured; the message names each, and what would be right."""
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deployments.errors import DrafthouseError
 from loadtest import provenance
 from loadtest.prompts import keep_categories, load
 from loadtest.rendering import render
@@ -38,7 +39,7 @@ _LOCUSTFILE = Path(__file__).with_name("sweep_locustfile.py")
 _STOP_S = 15.0
 
 
-class SweepError(RuntimeError):
+class SweepError(DrafthouseError, RuntimeError):
     """The sweep could not be measured; the message says why and where to look."""
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from build.converters.errors import ConversionError
-from build.converters.safetensors_append import append_tensors, read_header
+from build.converters.safetensors_append import append_tensors, damaged
 from build.converters.sharding import join, padded_vocabulary
-from speculators.formats.config import CONFIG_FILE, read_json_object
+from deployments.files.reading import read_json_object
+from deployments.files.safetensors import read_whole_header
+from speculators.formats.config import CONFIG_FILE
 from speculators.formats.tensors import FLOAT_TYPES, Array, Tensors, is_float, read_tensors
 
 OUTPUT_MATRIX = "lm_head.weight"
@@ -45,17 +47,16 @@ class EngineCheckpoint:
         """Open a checkpoint.
 
         Raises:
-            CheckpointError: `config.json` is missing or unreadable.
-            ConversionError: it is no TensorRT-LLM checkpoint, or a rank file is missing or truncated.
+            ConversionError: it is no TensorRT-LLM checkpoint, or one of its files is missing, unreadable or truncated.
         """
-        checkpoint = cls(directory, read_json_object(directory / CONFIG_FILE))
+        checkpoint = cls(directory, read_json_object(directory / CONFIG_FILE, ConversionError))
         if not is_engine_config(checkpoint.config):
             raise ConversionError(
                 f"{directory} is no TensorRT-LLM checkpoint (config.json has no `architecture`); make one with "
                 "convert_checkpoint.py of the target's family, or convert to the layout `source`"
             )
         for rank in range(checkpoint.world_size):
-            read_header(checkpoint.rank_file(rank))
+            read_whole_header(checkpoint.rank_file(rank), damaged)
         return checkpoint
 
     @property

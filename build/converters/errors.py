@@ -1,5 +1,7 @@
 """The error of checkpoint conversion; its message names what is wrong, where, and what would be right."""
 
+from deployments.errors import DrafthouseError
 
-class ConversionError(ValueError):
+
+class ConversionError(DrafthouseError, ValueError):
     """A drafter cannot be converted; nothing was written."""

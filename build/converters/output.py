@@ -13,7 +13,7 @@ from typing import Any
 from build.converters.errors import ConversionError
 from build.targets.errors import TargetError
 from build.targets.files import require_space, writing_errors
-from speculators.formats.files import replace_directory
+from deployments.files.directories import replace_directory
 
 PROVENANCE_FILE = "drafthouse_conversion.json"
 

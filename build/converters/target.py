@@ -5,14 +5,14 @@ Both know width and vocabulary, and give output matrix and token embedding to dr
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from build.converters.engine_checkpoint import EngineCheckpoint, is_engine_config, positive_integer
 from build.converters.errors import ConversionError
-from speculators.formats.config import CONFIG_FILE, read_json_object
+from deployments.files.reading import read_json_object
+from speculators.formats.config import CONFIG_FILE
 from speculators.formats.tensors import Array, find_file, is_float, read_tensors
 
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -69,10 +69,9 @@ def read_target(directory: Path) -> Target:
     """Open a target, whichever of the two it is.
 
     Raises:
-        CheckpointError: `config.json` is missing or unreadable.
-        ConversionError: a rank file is missing or truncated.
+        ConversionError: `config.json` or a rank file is missing, unreadable or truncated.
     """
-    config = read_json_object(directory / CONFIG_FILE)
+    config = read_json_object(directory / CONFIG_FILE, ConversionError)
     return (
         EngineCheckpoint.read(directory) if is_engine_config(config) else HuggingFaceTarget(directory, config)
     )
@@ -119,7 +118,7 @@ def _vocabulary_hint(vocabulary: int, target: Target) -> str:
 
 def _tokenizer_size(path: Path) -> int | None:
     try:
-        vocabulary = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        vocabulary = read_json_object(path, ConversionError)["model"]["vocab"]
+    except (ConversionError, KeyError, TypeError):
         return None  # it only words a hint
     return len(vocabulary)

@@ -5,13 +5,14 @@ it was hashed with. The memory is a JSON file and may be deleted at any time.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-_BLOCK_BYTES = 1 << 22
+from deployments.files.hashes import read_sha256
+from deployments.files.reading import read_json_object
+from deployments.files.writing import write_json
 
 
 class Digests:
@@ -40,9 +41,7 @@ class Digests:
 
     def save(self) -> None:
         """Write down what was learnt."""
-        partial = self._memory.with_name(f".{self._memory.name}.partial")
-        partial.write_text(json.dumps(self._known) + "\n", encoding="utf-8")
-        partial.replace(self._memory)
+        write_json(self._memory, self._known, indent=None)
 
     def _file(self, path: Path) -> str:
         status = path.stat()
@@ -52,12 +51,9 @@ class Digests:
         if known is not None and known[:-1] == stamp:
             return str(known[-1])
         self._on_file(path)
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
-        self._known[key] = [*stamp, digest.hexdigest()]
-        return digest.hexdigest()
+        digest = read_sha256(path)
+        self._known[key] = [*stamp, digest]
+        return digest
 
 
 def _files(directory: Path) -> Iterator[Path]:
@@ -69,7 +65,6 @@ def _files(directory: Path) -> Iterator[Path]:
 
 def _load(memory: Path) -> dict[str, Any]:
     try:
-        content = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(memory, ValueError)
+    except ValueError:
         return {}
-    return content if isinstance(content, dict) else {}

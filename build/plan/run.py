@@ -12,7 +12,6 @@ Example::
 
 import fcntl
 import hashlib
-import json
 import shlex
 import shutil
 from collections import Counter
@@ -27,13 +26,16 @@ from build.plan.digests import Digests
 from build.plan.processes import run_logged
 from build.plan.runners import Runner
 from build.plan.steps import Step
+from deployments.errors import DrafthouseError
+from deployments.files.directories import take_place
+from deployments.files.reading import read_json
+from deployments.files.writing import write_json
 from deployments.printable import one_line
-from speculators.formats.files import take_place
 
 _LAST_LINES = 12
 
 
-class PlanError(RuntimeError):
+class PlanError(DrafthouseError, RuntimeError):
     """A step failed or cannot be run; says which, why, and where its log is."""
 
 
@@ -113,9 +115,7 @@ class _Plan:
                 take_place(place, output)
         content = {"step": fingerprint, "outputs": _present(step.outputs, hashes)}
         hashes.save()
-        partial = record.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(record)
+        write_json(record, content, indent=1)
         self.report(f"{title}: done, log {self._log(step)}")
         return True
 
@@ -206,8 +206,8 @@ def _present(outputs: Sequence[Path], hashes: Digests) -> dict[str, str]:
 
 def _recorded(record: Path) -> Any:
     try:
-        return json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(record, ValueError)
+    except ValueError:
         return None
 
 

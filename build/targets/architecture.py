@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from build.targets.errors import TargetError, UnsupportedModelError
-from build.targets.layout import read_json
 from build.targets.rope import RopeScaling, inverse_frequencies, parse_scaling
+from deployments.files.reading import read_json_object
 from engine.serving.end_tokens import end_token_ids
 
 # Values that Transformers 5.23 assumes where a family's config.json is silent.
@@ -163,9 +163,11 @@ class Architecture:
         Raises:
             TargetError: as `from_config`, or a file is missing or is not JSON.
         """
-        config = read_json(directory / "config.json")
+        config = read_json_object(
+            directory / "config.json", TargetError, "a model in Hugging Face layout has it"
+        )
         generation_path = directory / "generation_config.json"
-        generation = read_json(generation_path) if generation_path.is_file() else {}
+        generation = read_json_object(generation_path, TargetError) if generation_path.is_file() else {}
         found = cls.from_config(config)
         try:
             ends = end_token_ids(directory, config, generation, default=found.eos_token_ids)

@@ -19,7 +19,7 @@ from pathlib import Path
 from build.targets.errors import TargetError
 from build.targets.files import require_space, writing_errors
 from deployments.cache import cache_directory
-from deployments.content import file_sha256
+from deployments.files.hashes import file_sha256
 
 Progress = Callable[[str, float | None], None]
 """Called with what is being done and the share that is done, 0 to 1, or None where that is unknown."""

@@ -1,7 +1,9 @@
 """Errors of target preparation; every message says what is wrong, where, and what would be right."""
 
+from deployments.errors import DrafthouseError
 
-class TargetError(ValueError):
+
+class TargetError(DrafthouseError, ValueError):
     """A target model cannot be prepared or read."""
 
 

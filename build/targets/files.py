@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from build.targets.errors import TargetError
-from speculators.formats.files import DirectoryInUseError, ForeignDirectoryError
+from deployments.files.directories import DirectoryInUseError, ForeignDirectoryError
 
 # Another file system, one without links, one that has too many to this file, or a file of somebody else.
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)

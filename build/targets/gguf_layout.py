@@ -10,9 +10,9 @@ from build.targets.files import require_space
 from build.targets.gguf_file import GgufFile
 from build.targets.gguf_model import huggingface_config, tensor_plans
 from build.targets.gguf_tokenizer import TokenizerFiles, read_tokenizer
-from build.targets.layout import write_json
 from build.targets.storage import write_safetensors
 from build.targets.weights import SINGLE_FILE
+from deployments.files.writing import write_json
 
 
 def convert_gguf(path: Path, directory: Path, progress: Progress) -> None:

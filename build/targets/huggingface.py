@@ -13,8 +13,9 @@ from build.targets.architecture import Architecture
 from build.targets.download import Progress
 from build.targets.errors import TargetError
 from build.targets.files import copy_new, link_or_copy
-from build.targets.layout import read_json, write_json
 from build.targets.weights import INDEX_FILE, SINGLE_FILE, load_weights, weight_files
+from deployments.files.reading import read_json_object
+from deployments.files.writing import write_json
 from speculators.formats.errors import CheckpointError
 from speculators.formats.shards import check_inside
 
@@ -104,14 +105,18 @@ def _gguf_hint(source: Path) -> str:
 def _complete_generation_config(directory: Path) -> None:
     if (directory / "generation_config.json").is_file():
         return
-    config = read_json(directory / "config.json")
+    config = read_json_object(directory / "config.json", TargetError)
     keys = ("bos_token_id", "eos_token_id", "pad_token_id")
     write_json(directory / "generation_config.json", {key: config[key] for key in keys if key in config})
 
 
 def _complete_tokenizer_config(source: Path, directory: Path) -> None:
     path = directory / "tokenizer_config.json"
-    config = read_json(path) if path.is_file() else {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config = (
+        read_json_object(path, TargetError)
+        if path.is_file()
+        else {"tokenizer_class": "PreTrainedTokenizerFast"}
+    )
     config.update(chat_templates({**_listed_templates(config), **_template_files(source)}))
     write_json(path, config)
 
@@ -142,7 +147,7 @@ def _template_files(source: Path) -> dict[str, str]:
 def _complete_special_tokens(directory: Path) -> None:
     if (directory / "special_tokens_map.json").is_file():
         return
-    config = read_json(directory / "tokenizer_config.json")
+    config = read_json_object(directory / "tokenizer_config.json", TargetError)
     found = {role: _content(config[role]) for role in _ROLES if config.get(role)}
     write_json(directory / "special_tokens_map.json", found)
 

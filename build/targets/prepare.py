@@ -30,10 +30,11 @@ from build.targets.files import require_space, writing_errors
 from build.targets.gguf_file import is_gguf
 from build.targets.gguf_layout import convert_gguf
 from build.targets.huggingface import check_huggingface, copy_huggingface, source_files
-from build.targets.layout import read_json, write_json
 from build.targets.weights import load_weights, weight_files
-from deployments.content import file_sha256
-from speculators.formats.files import replace_directory
+from deployments.files.directories import replace_directory
+from deployments.files.hashes import file_sha256
+from deployments.files.reading import read_json_object
+from deployments.files.writing import write_json
 
 PROVENANCE_FILE = "drafthouse_target.json"
 NAMED_MODELS = {SMOLLM2_135M.name: SMOLLM2_135M}
@@ -210,7 +211,7 @@ def _is_made_from(directory: Path, origin: _Origin) -> bool:
         return False
     if not (directory / PROVENANCE_FILE).is_file():
         raise TargetError(f"{directory} exists and is not a target; choose another directory, or remove it")
-    provenance = read_json(directory / PROVENANCE_FILE)
+    provenance = read_json_object(directory / PROVENANCE_FILE, TargetError)
     if provenance.get("source_sha256") != origin.sha256:
         now = "what it holds now" if provenance.get("source") == origin.source else origin.source
         raise TargetError(
@@ -259,7 +260,7 @@ def _provenance(origin: _Origin, directory: Path, gguf: Path | None) -> dict[str
 
 
 def _summary(directory: Path, reused: bool) -> TargetSummary:
-    provenance = read_json(directory / PROVENANCE_FILE)
+    provenance = read_json_object(directory / PROVENANCE_FILE, TargetError)
     weights = load_weights(directory)
     return TargetSummary(
         directory=directory,

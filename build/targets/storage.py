@@ -1,11 +1,9 @@
 """Writing safetensors one tensor at a time.
 
-The format is an eight-byte length, a JSON header with the type, shape and byte range of every tensor, and the
-tensors (https://huggingface.co/docs/safetensors, "Format"). The `safetensors` package writes only what is in
-memory all at once; converting a model tensor by tensor needs no more memory than its largest one.
+The `safetensors` package writes only what is in memory all at once; converting a model tensor by tensor needs no more
+memory than its largest one.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,15 +14,14 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from deployments.files.safetensors import METADATA, header_bytes
+
 STORAGE_TYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 """NumPy type of each safetensors type that holds weights; importing this teaches NumPy bfloat16."""
-
-# The header is padded with spaces so that tensors start on a multiple of eight bytes.
-_ALIGNMENT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +55,7 @@ def write_safetensors(path: Path, plans: Iterable[TensorPlan], on_written: Calla
 
 
 def _header(plans: list[TensorPlan]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {METADATA: {"format": "pt"}}
     offset = 0
     for plan in plans:
         entries[plan.name] = {
@@ -67,9 +64,7 @@ def _header(plans: list[TensorPlan]) -> bytes:
             "data_offsets": [offset, offset + plan.num_bytes],
         }
         offset += plan.num_bytes
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    return header_bytes(entries)
 
 
 def _stored(plan: TensorPlan) -> NDArray[Any]:

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 
 from build.targets.architecture import Architecture
 from build.targets.errors import TargetError, UnsupportedModelError
-from build.targets.layout import read_json
 from build.targets.storage import STORAGE_TYPES
+from deployments.files.reading import read_json_object
 from speculators.formats.errors import CheckpointError
 from speculators.formats.shards import shard_files
 
@@ -83,7 +83,7 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / SINGLE_FILE]
     if not (directory / INDEX_FILE).is_file():
         raise TargetError(f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}")
-    weight_map = read_json(directory / INDEX_FILE).get("weight_map")
+    weight_map = read_json_object(directory / INDEX_FILE, TargetError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise TargetError(
             f"{directory / INDEX_FILE}: weight_map is missing or empty; it maps tensors to files"

@@ -24,10 +24,10 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from build.targets.files import writing_errors
+from deployments.files.directories import ForeignDirectoryError, check_replaceable, replace_directory
 from deployments.findings import Finding
 from deployments.places import ENGINES, drafter_source
 from deployments.spec import DeploymentSpec
-from speculators.formats.files import ForeignDirectoryError, check_replaceable, replace_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "model_repo"

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
+from deployments.files.reading import read_json_object
 from deployments.findings import Finding
 from deployments.speculation import (
     Anpd,
@@ -31,7 +32,7 @@ from deployments.speculation import (
     SuffixAutomaton,
     WindowedSelfDrafting,
 )
-from speculators.formats.config import CONFIG_FILE, read_json_object
+from speculators.formats.config import CONFIG_FILE
 from speculators.formats.errors import CheckpointError
 
 KIT_KEY = "drafthouse"
@@ -122,7 +123,7 @@ def _medusa_arguments(section: Medusa) -> dict[str, Any]:
     """Heads with a draft vocabulary load with the check of names off, since vLLM 0.32.0 takes their `token_map`
     in and then misses it (`Medusa.load_weights`, `DefaultModelLoader.track_weights_loading`)."""
     try:
-        config = read_json_object(section.checkpoint / CONFIG_FILE)
+        config = read_json_object(section.checkpoint / CONFIG_FILE, CheckpointError)
         truncated = bool(config.get("truncated_vocab_size", config["vocab_size"]) < config["vocab_size"])
     except (CheckpointError, KeyError, TypeError):
         truncated = False  # not here, or not the kit's: vLLM says what it thinks of it
@@ -134,7 +135,7 @@ def _medusa_findings(section: Medusa) -> Iterator[Finding]:
     if not (path / CONFIG_FILE).is_file():
         return
     try:
-        heads = read_json_object(path / CONFIG_FILE).get("medusa_num_heads")
+        heads = read_json_object(path / CONFIG_FILE, CheckpointError).get("medusa_num_heads")
     except CheckpointError as error:
         yield Finding(
             "checkpoint-unusable",

@@ -12,15 +12,16 @@ weights go by it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from speculators.formats.config import PublishedConfig, read_json_object
+from deployments.files.directories import replace_directory
+from deployments.files.reading import read_json_object
+from deployments.files.writing import write_json
+from speculators.formats.config import PublishedConfig
 from speculators.formats.draft_vocabulary import VOCABULARY_FILE, write_draft_vocabulary
 from speculators.formats.errors import CheckpointError
-from speculators.formats.files import replace_directory, replace_file
 from speculators.formats.tensors import (
     Array,
     Tensors,
@@ -110,12 +111,11 @@ def _write_weights(tensors: Tensors, directory: Path) -> None:
         "metadata": {"total_size": sum(values.nbytes for values in tensors.values())},
         "weight_map": dict.fromkeys(sorted(tensors), weights.name),
     }
-    with replace_file(directory / f"{weights.name}.index.json") as path:
-        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / f"{weights.name}.index.json", index)
 
 
 def _shared(draft: Path, target: Path) -> Tensors:
-    ours, theirs = read_json_object(draft / "config.json"), read_json_object(target / "config.json")
+    ours, theirs = (read_json_object(path / "config.json", CheckpointError) for path in (draft, target))
     for key in ("vocab_size", "hidden_size"):
         if ours.get(key) != theirs.get(key):
             raise CheckpointError(

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from deployments.files.reading import read_json_object
+from deployments.files.writing import write_json
 from speculators.formats.errors import CheckpointError
-from speculators.formats.files import replace_file
 
 CONFIG_FILE = "config.json"
 
@@ -39,7 +40,7 @@ class PublishedConfig(BaseModel):
             CheckpointError: the file is missing or no JSON object, a key is missing, or a value is out of range.
         """
         path = directory / CONFIG_FILE
-        return cls.parse(read_json_object(path), str(path))
+        return cls.parse(read_json_object(path, CheckpointError), str(path))
 
     @classmethod
     def parse(cls: type[ConfigType], content: dict[str, Any], where: str) -> ConfigType:
@@ -72,26 +73,7 @@ class PublishedConfig(BaseModel):
         Raises:
             OSError: the directory cannot be written.
         """
-        text = json.dumps(self.content(), indent=2, ensure_ascii=False) + "\n"
-        with replace_file(directory / CONFIG_FILE) as path:
-            path.write_text(text, encoding="utf-8")
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Parse a JSON file that must hold an object.
-
-    Raises:
-        CheckpointError: the file is missing, cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}; it must hold an object")
-    return content
+        write_json(directory / CONFIG_FILE, self.content())
 
 
 def _told(error: Any) -> str:

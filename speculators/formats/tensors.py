@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from speculators.formats.config import read_json_object
+from deployments.files.reading import read_json_object
+from deployments.files.writing import replace_file
 from speculators.formats.errors import CheckpointError
-from speculators.formats.files import replace_file
 from speculators.formats.shards import shard_files
 
 Array = NDArray[Any]
@@ -87,7 +87,6 @@ def write_safetensors(path: Path, tensors: Mapping[str, Array]) -> None:
     """
     whole = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
     with replace_file(path) as partial:
-        partial.touch()
         mode = partial.stat().st_mode
         try:
             save_file(whole, partial, metadata={"format": "pt"})
@@ -166,7 +165,7 @@ def _read_safetensors(path: Path, keep: Callable[[str], bool]) -> Tensors:
 
 
 def _read_shards(index: Path, keep: Callable[[str], bool]) -> Tensors:
-    weight_map = read_json_object(index).get("weight_map")
+    weight_map = read_json_object(index, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing or empty; it maps tensors to files")
     tensors: Tensors = {}

@@ -7,7 +7,6 @@ again, and what a kill cut short is cut off.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from deployments.files.reading import read_json_object
+from deployments.files.writing import write_json
 from speculators.data.samples import Sample, content_hash
-from speculators.formats.files import replace_file
 from speculators.training.errors import TrainingError
 from speculators.training.target import FINAL, FrozenTarget
 
@@ -125,9 +125,9 @@ class CachedFeatures:
             states.unlink(missing_ok=True)
             return 0
         try:
-            content = json.loads(index.read_text(encoding="utf-8"))
+            content = read_json_object(index, TrainingError)
             done, key, digest = int(content["samples"]), content["key"], content["content"]
-        except (ValueError, KeyError, TypeError):
+        except (TrainingError, ValueError, KeyError, TypeError):
             raise TrainingError(f"{index} is damaged; remove {self._directory}") from None
         if key != self._key or done > len(samples) or digest != content_hash(samples[:done]):
             raise TrainingError(
@@ -147,8 +147,7 @@ class CachedFeatures:
 
     def _write_index(self, samples: Sequence[Sample]) -> None:
         content = {"key": self._key, "samples": len(samples), "content": content_hash(samples)}
-        with replace_file(self._directory / _INDEX) as path:
-            path.write_text(json.dumps(content), encoding="utf-8")
+        write_json(self._directory / _INDEX, content, indent=None)
 
     def open(self, samples: Sequence[Sample]) -> None:
         """Make the states of samples that `extend` has computed available to `states`."""

@@ -12,11 +12,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from deployments.files.directories import check_replaceable
+from deployments.files.reading import read_json_object
+from deployments.files.writing import write_json
 from deployments.training import TrainingSpec
-from speculators.formats.config import read_json_object
 from speculators.formats.draft_vocabulary import VOCABULARY_FILE
 from speculators.formats.errors import CheckpointError
-from speculators.formats.files import check_replaceable, replace_file
 from speculators.training.errors import TrainingError
 from speculators.training.provenance import PROVENANCE_FILE
 
@@ -86,8 +87,7 @@ def begin_run(directory: Path, identity: Identity, *, fresh: bool) -> None:
         if fresh and _is_used(directory):
             _set_aside(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        with replace_file(directory / RUN_FILE) as path:
-            path.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
+        write_json(directory / RUN_FILE, identity, indent=1)
     except OSError as error:
         raise TrainingError(f"{directory} cannot be written: {error}") from error
 
@@ -167,6 +167,6 @@ def _flat(identity: Identity) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return read_json_object(path)
+        return read_json_object(path, CheckpointError)
     except CheckpointError:
         return None

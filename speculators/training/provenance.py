@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -11,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from deployments.files.writing import write_json
 from speculators.data.samples import Sample, content_hash
-from speculators.formats.files import replace_file
 
 PROVENANCE_FILE = "training.json"
 
@@ -67,5 +66,4 @@ def write_provenance(directory: Path, content: Mapping[str, Any]) -> None:
     """
     versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
     whole = {**content, "versions": versions, "machine": platform.processor() or platform.machine()}
-    with replace_file(directory / PROVENANCE_FILE) as path:
-        path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / PROVENANCE_FILE, whole)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from speculators.formats.files import replace_file
+from deployments.files.writing import replace_file, write_text
 from speculators.training.errors import TrainingError
 
 _RECORDS, _CURVES = "records.jsonl", "curves.png"
@@ -107,8 +107,7 @@ class Records:
         path = self._directory / _RECORDS
         if path.is_file():
             kept = [record for record in self.read() if record["step"] <= step]
-            with replace_file(path) as partial:
-                partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def read(self) -> Iterator[dict[str, Any]]:
         """All records; a last line that a kill cut short is left out."""

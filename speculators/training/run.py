@@ -9,7 +9,6 @@ runs/training/smollm2-135m/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -19,14 +18,16 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
-from deployments.content import file_sha256
+from deployments.files.directories import replace_directory
+from deployments.files.hashes import file_sha256
+from deployments.files.reading import read_json_object
+from deployments.files.writing import write_json
 from deployments.training import TrainingSpec
 from speculators.data.errors import DataError
 from speculators.data.prompts import Prompt, read_prompts
 from speculators.data.samples import Sample, SampleFile, content_hash, read_samples
 from speculators.data.self_written import Author
 from speculators.data.writing import Task, Writer
-from speculators.formats.files import replace_directory, replace_file
 from speculators.training.errors import TrainingError
 from speculators.training.families import FAMILIES, Ingredients, layers_read, own_settings
 from speculators.training.features import CachedFeatures, FeatureSource, OnlineFeatures
@@ -168,7 +169,7 @@ def train(
             "stages_done": done,
             "data": {
                 **describe_data(samples, held_out),
-                "written": json.loads((training.directory / _TARGET).read_text(encoding="utf-8")).get("data"),
+                "written": read_json_object(training.directory / _TARGET, DataError).get("data"),
                 "coverage": coverage(held_out, kept, target.vocab_size),
             },
             "device": str(state.device),
@@ -209,8 +210,7 @@ def _claim(job: Job) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         if not (directory / _TARGET).is_file():
             owner = {"name": job.target.name, "sha256": target_hash(job.target), "data": _asked(job.training)}
-            with replace_file(directory / _TARGET) as path:
-                path.write_text(json.dumps(owner), encoding="utf-8")
+            write_json(directory / _TARGET, owner, indent=None)
     except OSError as error:
         raise DataError(f"{directory} cannot be written: {error.strerror}") from error
     _check_claim(job)
@@ -228,9 +228,9 @@ def _asked(training: TrainingSpec) -> dict[str, Any]:
 def _check_claim(job: Job) -> None:
     directory = job.training.directory
     try:
-        owner = json.loads((directory / _TARGET).read_text(encoding="utf-8"))
+        owner = read_json_object(directory / _TARGET, DataError)
         name, digest = owner["name"], owner["sha256"]
-    except (OSError, ValueError, KeyError):
+    except (DataError, KeyError):
         raise DataError(
             f"{directory / _TARGET} is missing or damaged; it says which target wrote the samples"
         ) from None
@@ -287,7 +287,7 @@ def _features(job: Job, target: FrozenTarget, samples: Sequence[Sample], report:
     layers = layers_read(training, target.num_layers)
     if training.features == "online":
         return OnlineFeatures(target, layers)
-    name = json.loads((training.directory / _TARGET).read_text(encoding="utf-8"))["sha256"]
+    name = read_json_object(training.directory / _TARGET, DataError)["sha256"]
     cache = CachedFeatures(training.directory / _FEATURES, layers, target.hidden_size, name)
     state = PartialState()
     if state.is_main_process:

@@ -14,9 +14,9 @@ from cli import vllm
 from deploy.place import Place, remove
 from deploy.triton import TritonServer
 from deploy.trtllm_server import TensorRtLlmServer
+from deployments.files.directories import DirectoryInUseError, replace_directory
 from deployments.spec import DeploymentSpec
 from planner.bench.peers.environments import Environment
-from speculators.formats.files import DirectoryInUseError, replace_directory
 from tests.deploy.stand_in_server import StandIn
 from tests.end_to_end.tiny_tokenizers import write_tokenizer
 
@@ -90,7 +90,7 @@ def test_vllm_is_taken_from_here_before_anywhere_else(
 def test_what_is_being_served_is_not_replaced(
     spec: DeploymentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("speculators.formats.files._PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("deployments.files.directories._PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr(vllm, "_server", lambda spec, environment, log: StandIn(log))
     places = spec.serving.repository, draft_directory(spec)
     for place in places:

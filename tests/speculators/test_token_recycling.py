@@ -134,4 +134,6 @@ def test_other_engines_refuse_it_with_a_remedy() -> None:
     with pytest.raises(UnsupportedDeployment, match=absent):
         unchecked(deployment(engine=engine))
     (finding,) = speculation_findings(deployment().speculation)
-    assert finding.reason == "method token_recycling: vLLM 0.32.0 does not have this method" and finding.remedy
+    assert (
+        finding.reason == "method token_recycling: vLLM 0.32.0 does not have this method" and finding.remedy
+    )

@@ -4,16 +4,16 @@ Only `config.json` and the headers of safetensors files are read, never a weight
 Any architecture will do, since nothing is computed with it.
 """
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from build.targets.errors import TargetError
-from build.targets.layout import read_json
+from deployments.files.reading import read_json_object
+from deployments.files.safetensors import METADATA, read_header
 
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _INTEGERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}  # packed weights stay as they are
@@ -46,7 +46,7 @@ class HuggingFaceCheckpoint:
             TargetError: there is none, or it is no JSON object.
         """
         self.directory = directory
-        config = read_json(directory / "config.json")
+        config = read_json_object(directory / "config.json", TargetError)
         # Models that also see or hear keep the language model's numbers in a section of their own.
         self.config: Mapping[str, Any] = {**config, **(config.get("text_config") or {})}
 
@@ -83,7 +83,10 @@ class HuggingFaceCheckpoint:
         """
         parameters = embeddings = num_bytes = 0
         for path in sorted(self.directory.glob("*.safetensors")):
-            for name, entry in _header(path):
+            header, _ = read_header(path, TargetError)
+            for name, entry in header.items():
+                if name == METADATA:
+                    continue
                 count = math.prod(entry["shape"])
                 kind = entry["dtype"]
                 num_bytes += count * (_INTEGERS.get(kind) or min(_FLOATS.get(kind, 2), 2))
@@ -111,7 +114,7 @@ class HuggingFaceCheckpoint:
         if not path.is_file():
             return None, None
         try:
-            content = read_json(path)
+            content = read_json_object(path, TargetError)
         except TargetError as error:
             return None, str(error)
         try:
@@ -128,16 +131,3 @@ class HuggingFaceCheckpoint:
         """Whether any tokenizer's file is there."""
         names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model", "tekken.json")
         return any((self.directory / name).is_file() for name in names)
-
-
-def _header(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names and entries of a safetensors file's tensors."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > path.stat().st_size:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, RecursionError) as error:
-        raise TargetError(f"{path} is no safetensors file: {error}") from error
-    yield from ((name, entry) for name, entry in header.items() if name != "__metadata__")

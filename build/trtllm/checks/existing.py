@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from build.targets.errors import TargetError
-from build.targets.layout import read_json
 from build.trtllm.checks.commands import length_findings, mode_findings
 from build.trtllm.engines.commands import sequence_length
 from build.trtllm.methods.table import accepts_by_logits
 from build.trtllm.resolved import Resolved
+from deployments.files.reading import read_json_object
 from deployments.findings import Finding
 
 # tensorrt_llm/models/modeling_utils.py, SpeculativeDecodingMode: an IntFlag, which config.json holds as its number.
@@ -103,7 +103,7 @@ def _build_config(directory: Path) -> Generator[Finding, None, dict[str, Any] | 
         )
         return None
     try:
-        build: dict[str, Any] = read_json(path).get("build_config", {})
+        build: dict[str, Any] = read_json_object(path, TargetError).get("build_config", {})
     except TargetError as error:
         yield Finding("engine-unreadable", "error", str(error), "an engine that trtllm-build has written")
         return None

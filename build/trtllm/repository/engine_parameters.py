@@ -9,7 +9,6 @@ Parameter names and meanings: NVIDIA/TensorRT-LLM triton_backend/inflight_batche
 model_state.cc and utils.cc, and its README's draft-target recipe (last release 1.2.1).
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from build.triton.parameters import READ_UNGUARDED
 from build.trtllm.methods.table import accepts_by_logits, draft_tokens, drafter_directory, method_of, tree_of
 from build.trtllm.methods.trees import as_braces
 from build.trtllm.resolved import FROM_OUTSIDE, Resolved
+from deployments.files.reading import read_json_object
 
 _GIB = 2**30
 # Bytes of KV cache that a draft needs for a token, by those of the target, where the checkpoints do not tell.
@@ -154,11 +154,11 @@ def _draft_share(resolved: Resolved) -> float:
 def _kv_elements(model: Path) -> int | None:
     """Elements of KV cache for a token, from a checkpoint's config.json; None if it does not tell."""
     try:
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        config = read_json_object(model / "config.json", ValueError)
         heads = config["num_attention_heads"]
         width = config.get("head_dim") or config["hidden_size"] // heads
         return int(2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * width)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

@@ -14,14 +14,14 @@ Example::
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from deployments.errors import DrafthouseError
+from deployments.files.directories import directory_beside, take_place
 from planner.bench.peers.processes import ProgramError, run
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
@@ -31,7 +31,7 @@ _INSTALL_SECONDS = 480
 _DROPPED = ("PYTHON", "VIRTUAL_ENV", "LD_", "HF_", "TRANSFORMERS_")
 
 
-class Unavailable(Exception):
+class Unavailable(DrafthouseError):
     """A program, or something it needs, cannot be had on this machine."""
 
 
@@ -82,16 +82,11 @@ def installed_environment(requirements: Path, folder: Path) -> Environment | Non
 def built_beside(directory: Path) -> Iterator[Path]:
     """A new directory that takes the place of `directory` once the block is through."""
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        with directory_beside(directory) as staging:
+            yield staging
+            take_place(staging, directory)
     except OSError as error:
         raise Unavailable(f"the cache cannot be written: {error}") from None
-    try:
-        yield staging
-        shutil.rmtree(directory, ignore_errors=True)
-        staging.rename(directory)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def last_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from deployments.errors import DrafthouseError
 from planner.bench.peers.arms import Arm
 from planner.bench.peers.protocol import Answer
 
@@ -17,7 +18,7 @@ LOAD_SECONDS = 180.0
 ANSWER_SECONDS = 300.0
 
 
-class PeerError(RuntimeError):
+class PeerError(DrafthouseError, RuntimeError):
     """An engine's program failed or did not answer in time; names its log."""
 
 

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from deployments.errors import DrafthouseError
+
 _TAIL = 4000  # characters of output that an error message shows
 
 
-class ProgramError(RuntimeError):
+class ProgramError(DrafthouseError, RuntimeError):
     """The program failed or took too long; carries the end of what it said."""
 
 

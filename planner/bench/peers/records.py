@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from speculators.formats.files import ForeignDirectoryError
+from deployments.files.directories import ForeignDirectoryError
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deployments.errors import DrafthouseError
 from planner.bench.peers.arms import BASE, OURS
 from planner.bench.peers.records import PeerRecord
 from planner.profile.acceptance import Figure, ratio
@@ -22,7 +23,7 @@ Totals = NDArray[np.float64]
 """``[prompts, 2, 2]``: decode or whole; tokens, seconds."""
 
 
-class SummaryError(ValueError):
+class SummaryError(DrafthouseError, ValueError):
     """The records cannot be compared."""
 
 

@@ -22,13 +22,14 @@ import torch
 from accelerate.utils import set_seed
 
 from deployments.cache import cache_directory
+from deployments.files.directories import replace_directory
+from deployments.files.writing import write_json
 from deployments.spec import DeploymentSpec, load_spec
 from planner.bench.peers.environments import prepare_environment
 from planner.bench.peers.processes import run
 from planner.bench.trainers.judge import Judgement, judge
 from speculators.data.samples import Sample
 from speculators.formats.config import CONFIG_FILE
-from speculators.formats.files import replace_directory, replace_file
 from speculators.training.families import FAMILIES, Ingredients, layers_read
 from speculators.training.features import OnlineFeatures
 from speculators.training.loop import LoopSettings, TrainingData, TrainingRun
@@ -181,8 +182,7 @@ def main() -> None:
         "host": platform.platform(),
         "threads": torch.get_num_threads(),
     }
-    with replace_file(given.output / "result.json") as path:
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_json(given.output / "result.json", document, indent=1)
     print(f"result: {given.output / 'result.json'}", flush=True)
 
 

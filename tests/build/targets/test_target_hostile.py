@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,10 @@ import pytest
 
 from build.targets.errors import TargetError
 from build.targets.gguf_file import GgufFile
-from build.targets.layout import read_json
-from build.trtllm.checks.checkpoints import _header
 from client import ChatTemplate
 from client.errors import InvalidRequest
-from speculators.formats.config import read_json_object
+from deployments.files.reading import read_json_object
+from deployments.files.safetensors import read_header
 from speculators.formats.errors import CheckpointError
 
 DEEP = "[" * 200_000
@@ -57,12 +57,11 @@ def test_a_gguf_file_is_held_to_its_size(content: bytes, tmp_path: Path) -> None
 
 def _safetensors(path: Path) -> Any:
     path.write_bytes(struct.pack("<Q", len(DEEP)) + DEEP.encode())
-    return list(_header(path))
+    return read_header(path, TargetError)
 
 
 READERS: dict[str, tuple[Callable[[Path], Any], type[Exception]]] = {
-    "config.json": (read_json, TargetError),
-    "a drafter's config.json": (read_json_object, CheckpointError),
+    "config.json": (partial(read_json_object, error=CheckpointError), CheckpointError),
     "tokenizer_config.json": (lambda path: ChatTemplate.from_directory(path.parent), InvalidRequest),
     "a header of safetensors": (_safetensors, TargetError),
 }

@@ -11,8 +11,8 @@ from build.targets.errors import TargetError
 from build.targets.files import require_space, writing_errors
 from build.targets.prepare import PROVENANCE_FILE, prepare_target
 from build.targets.weights import load_weights
-from deployments.content import file_sha256
-from speculators.formats.files import INVENTORY, replace_directory
+from deployments.files.directories import INVENTORY, replace_directory
+from deployments.files.hashes import file_sha256
 from tests.build.targets.tiny_models import tiny_gguf
 
 

@@ -12,8 +12,8 @@ pytest.importorskip("accelerate")
 
 from safetensors.torch import load_file  # noqa: E402
 
+from deployments.files.directories import ForeignDirectoryError  # noqa: E402
 from speculators.data.errors import DataError  # noqa: E402
-from speculators.formats.files import ForeignDirectoryError  # noqa: E402
 from speculators.training.errors import TrainingError  # noqa: E402
 from speculators.training.records import Started  # noqa: E402
 from speculators.training.run import Job, check_places, kept, train  # noqa: E402

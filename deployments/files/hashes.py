@@ -1,4 +1,4 @@
-"""What a directory of weights holds, as a hash: compiled engines are named by it.
+"""SHA-256 of files, and of what a directory of weights holds: compiled engines are named by it.
 
 Example::
 
@@ -29,7 +29,7 @@ def content_hash(directory: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """SHA-256 of a file's content, in hexadecimal; remembered while inode, size and time of change stay."""
     status = path.stat()
     return _content_sha256(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -37,8 +37,18 @@ def file_sha256(path: Path) -> str:
 @lru_cache(maxsize=256)
 def _content_sha256(path: Path, inode: int, size: int, modified_ns: int) -> str:
     """The three numbers make the remembered hash that of this very content."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
+    return read_sha256(path)
+
+
+def read_sha256(*paths: Path) -> str:
+    """SHA-256 over the content of files, in this order; they are read, whatever is remembered of them.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
     return digest.hexdigest()

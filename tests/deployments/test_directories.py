@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from speculators.formats import files
-from speculators.formats.files import (
+from deployments.files import directories as files
+from deployments.files.directories import (
     INVENTORY,
     DirectoryInUseError,
     ForeignDirectoryError,
@@ -162,37 +160,6 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["engine"]
 
 
-_ENDLESS = """
-import itertools, sys
-from pathlib import Path
-from speculators.formats.files import replace_directory
-for number in itertools.count():
-    with replace_directory(Path(sys.argv[1]), "mark.json") as partial:
-        (partial / "mark.json").write_text("{}")
-        for part in range(20):
-            (partial / f"{part}").write_text(str(number))
-    print(number, flush=True)
-"""
-
-
-def test_a_kill_at_any_moment_leaves_old_or_new(tmp_path: Path) -> None:
-    engine = tmp_path / "engine"
-    for attempt in range(12):
-        process = subprocess.Popen(
-            [sys.executable, "-c", _ENDLESS, str(engine)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(0.002 * attempt)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        assert len({path.read_text() for path in engine.iterdir() if path.name not in (MARK, INVENTORY)}) == 1
-        assert len(list(engine.iterdir())) == 22
-    write(engine, "tidy")
-    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
-
-
 def test_a_process_killed_between_two_renames_is_helped_out(tmp_path: Path) -> None:
     write(tmp_path / "engine", "old")
     (tmp_path / "engine").rename(tmp_path / ".engine.0123abcd.partial.old")
@@ -228,7 +195,7 @@ def _write_often(path: Path, name: str) -> None:
 
 def test_many_writers_do_not_hinder_each_other(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from tests.speculators.test_files import _write_often; "
+        "import sys; from pathlib import Path; from tests.deployments.test_directories import _write_often; "
         "_write_often(Path(sys.argv[1]), sys.argv[2])"
     )
     processes = [

@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, and replace nothing but the kit's own."""
+"""Directories that appear whole or not at all, and replace nothing but the kit's own."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from deployments.errors import DrafthouseError
+
 INVENTORY = ".drafthouse-files"
 """In every directory that `replace_directory` has written: the names of its files, as a JSON object's `files`."""
 _OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY)
@@ -25,27 +27,12 @@ _NAMES_SHOWN = 3
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
-class ForeignDirectoryError(OSError):
+class ForeignDirectoryError(DrafthouseError, OSError):
     """A directory would be replaced that the kit has not made, or that holds what the kit has not put there."""
 
 
-class DirectoryInUseError(OSError):
+class DirectoryInUseError(DrafthouseError, OSError):
     """A directory would be replaced that a running server reads."""
-
-
-@contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; it takes the name when the block ends without an error.
-
-    Raises:
-        OSError: the file cannot be renamed.
-    """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -67,20 +54,33 @@ def replace_directory(path: Path, mark: str, unlisted: Collection[str] = ()) -> 
         DirectoryInUseError: a server reads it (`in_use`), and it would change.
         OSError: the directory cannot be made or renamed.
     """
-    place = Path(os.path.realpath(path))
     check_replaceable(path, mark, unlisted)
+    with directory_beside(path) as partial:
+        yield partial
+        listed = json.dumps({"files": _names(partial)}, indent=0)
+        (partial / INVENTORY).write_text(listed + "\n", encoding="utf-8")
+        place = Path(os.path.realpath(path))
+        if not _is_same(partial, place):
+            take_place(partial, place, mark, unlisted)
+
+
+@contextmanager
+def directory_beside(path: Path) -> Iterator[Path]:
+    """Give a new directory beside `path`, which `take_place` may give that name; what is called as it was then goes.
+
+    What killed calls have left beside `path` is removed, too. A symbolic link is followed.
+
+    Raises:
+        OSError: the directory cannot be made.
+    """
+    place = Path(os.path.realpath(path))
     place.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(place)
     partial, handle = _new_partial(place)
     try:
         yield partial
-        (partial / INVENTORY).write_text(
-            json.dumps({"files": _names(partial)}, indent=0) + "\n", encoding="utf-8"
-        )
-        if not _is_same(partial, place):
-            take_place(partial, place, mark, unlisted)
-            _unlock(handle)
     finally:
+        _unlock(handle)
         shutil.rmtree(partial, ignore_errors=True)
         os.close(handle)
 
@@ -121,6 +121,7 @@ def in_use(*directories: Path) -> Iterator[None]:
     """Keep directories, as far as they are there, from being replaced by other processes while the block runs."""
     with ExitStack() as held:
         for directory in directories:
+            _put_back(Path(os.path.realpath(directory)))
             with suppress(FileNotFoundError):
                 _hold(directory, held)
         yield
@@ -241,18 +242,27 @@ def _new_partial(place: Path) -> tuple[Path, int]:
 
 def _remove_abandoned(place: Path) -> None:
     """Remove what processes that were killed have left; one that was killed between two renames is helped out."""
-    pattern = f".{glob.escape(place.name)}.{'?' * 8}.partial"
-    for old in place.parent.glob(f"{pattern}.old"):
-        if place.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.rename(place)
-    for partial in place.parent.glob(pattern):
+    _put_back(place)
+    for old in place.parent.glob(f"{_pattern(place)}.old"):
+        shutil.rmtree(old, ignore_errors=True)
+    for partial in place.parent.glob(_pattern(place)):
         with suppress(FileNotFoundError):
             handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
             if _lock(handle):
                 shutil.rmtree(partial, ignore_errors=True)
             os.close(handle)
+
+
+def _put_back(place: Path) -> None:
+    """Give a directory its name again if a process was killed between the two renames of an exchange."""
+    for old in place.parent.glob(f"{_pattern(place)}.old"):
+        if not place.exists():
+            with suppress(OSError):  # another process was faster
+                old.rename(place)
+
+
+def _pattern(place: Path) -> str:
+    return f".{glob.escape(place.name)}.{'?' * 8}.partial"
 
 
 def _lock(handle: int) -> bool | None:
