@@ -8,13 +8,13 @@ import yaml
 
 from build.triton.model_config import Tensors, contract, model_config, run_on_cpu, set_parameters
 from build.triton.models import Planned, TritonModel
+from build.triton.module_files import python_files
 from build.triton.tensors import CACHE_SALT
 from build.triton.text_models import (
     FrontedEngine,
     bls_config,
     ensemble_config,
     postprocessing_config,
-    python_files,
     waiting_requests,
 )
 from deployments.spec import DeploymentSpec

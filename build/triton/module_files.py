@@ -1,13 +1,12 @@
 """Copies the kit's modules that a Triton model imports beside its `model.py`.
 
 So such a repository needs neither an installed kit nor a PYTHONPATH, which NVIDIA's containers and a bucket of models
-do not have. What else a model imports must be in
-those containers already; `outside_imports` says what that is.
+do not have. The modules lie in the package `drafthouse`, since containers have others' `speculators` and the like. What
+else a model imports must be in those containers already; `outside_imports` says what that is.
 
 Example::
 
-    entry = "model_repo/preprocessing/model.py"
-    write_model(staging, config, {"model.py": ROOT / entry, **module_files(entry)})
+    write_model(staging, config, python_files("model_repo/preprocessing/model.py"))
 """
 
 import ast
@@ -18,7 +17,38 @@ from pathlib import Path
 
 from build.triton.model_config import ROOT
 
+PACKAGE = "drafthouse"
+"""What the rooms are called together, for processes that are somebody else's."""
+_MODEL = '''\
+"""Triton's entry to the kit's model, which lies beside this file with all that it imports of the kit."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from {module} import TritonPythonModel  # noqa: E402
+
+__all__ = ["TritonPythonModel"]
+'''
 _OURS = frozenset(path.parent.name for path in ROOT.glob("*/__init__.py"))
+
+
+def python_files(entry: str, *others: str) -> dict[str, Path | str]:
+    """A Python model's files: `model.py`, and what it is an entry to, by their path in the version's folder.
+
+    Args:
+        entry: the file in the kit that has `TritonPythonModel`.
+        others: files of the kit that somebody imports by name, in processes that the model starts.
+    """
+    module = ".".join((PACKAGE, *Path(entry).with_suffix("").parts))
+    carried = {name: ROOT / name for name in (entry, *others)} | module_files(entry, *others)
+    package = {f"{PACKAGE}/__init__.py": ROOT / PACKAGE / "__init__.py"}
+    return {
+        "model.py": _MODEL.format(module=module),
+        **package,
+        **{f"{PACKAGE}/{name}": path for name, path in sorted(carried.items())},
+    }
 
 
 def module_files(*entries: str) -> dict[str, Path]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from build.triton.model_config import (
-    ROOT,
     Tensor,
     Tensors,
     add_step,
@@ -21,7 +20,6 @@ from build.triton.model_config import (
     run_on_cpu,
     set_parameters,
 )
-from build.triton.module_files import module_files
 from build.triton.parameters import ModelSettings, settings
 from build.triton.tensors import kit_tensors
 from engine.serving.wiring import GENERATION_OUTPUTS, GENERATION_TO_POSTPROCESSING
@@ -58,21 +56,6 @@ _NOTHING = Tensors(inputs=(), outputs=())
 _TYPED = {"context_logits": "logits_datatype", "generation_logits": "logits_datatype"}
 _TYPED |= {"prompt_embedding_table": "prompt_embedding_table_data_type", "draft_logits": "logits_datatype"}
 _TYPED |= {"encoder_input_features": "encoder_input_features_data_type"}
-
-
-_CARRIED_FIRST = """\
-# Modules of the kit lie beside this file and go before what is installed under the same names.
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-"""
-
-
-def python_files(entry: str) -> dict[str, Path | str]:
-    """A Python model's files: `model.py` and the modules of the kit that it imports."""
-    return {"model.py": _CARRIED_FIRST + (ROOT / entry).read_text(encoding="utf-8"), **module_files(entry)}
 
 
 def typed(tensors: Tensors, variables: Mapping[str, str]) -> Tensors:

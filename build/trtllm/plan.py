@@ -15,7 +15,7 @@ from build.trtllm.resolved import Resolved
 
 _ROOT = Path(__file__).resolve().parents[2]
 # Rooms whose code goes into a repository or decides what is in it.
-_CODE = ("build", "deployments", "engine", "model_repo", "speculators")
+_CODE = ("build", "deployments", "drafthouse", "engine", "model_repo", "speculators")
 _TOKENIZER_SCRIPT = "generate_xgrammar_tokenizer_info.py"
 
 

@@ -11,10 +11,8 @@ from pathlib import Path
 from build.identity import identity
 from build.targets.files import writing_errors
 from build.triton.llmapi import llmapi_config, model_yaml, models_in_front
-from build.triton.model_config import ROOT
 from build.triton.models import TritonModel, identify, make_models, write_repository
-from build.triton.module_files import module_files
-from build.triton.text_models import python_files
+from build.triton.module_files import python_files
 from build.vllm.arguments import draft_directory, engine_arguments, incomplete_draft
 from deployments.spec import DeploymentSpec
 from engine.vllm.plugin import ENTRY_POINT
@@ -53,9 +51,7 @@ def _generation(spec: DeploymentSpec, base: Path) -> TritonModel:
     return TritonModel(
         llmapi_config({}),
         {
-            **python_files(entry),
-            **{path: ROOT / path for path in _IMPORTED},
-            **module_files(entry, *_IMPORTED),
+            **python_files(entry, *_IMPORTED),
             **_PLUGIN,
             "model.yaml": model_yaml(engine_arguments(spec, base), stop_by_id=spec.serving.stop_by_id),
         },

@@ -38,7 +38,7 @@ from speculators.formats.errors import CheckpointError
 KIT_KEY = "drafthouse"
 """Of vLLM's `additional_config`: what the kit's own drafters are told."""
 
-_PROPOSER = "engine.vllm.proposer.AnpdProposer"
+_PROPOSER = "drafthouse.engine.vllm.proposer.AnpdProposer"
 
 S = TypeVar("S")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-ENTRY_POINT = "[vllm.general_plugins]\ndrafthouse = engine.vllm.plugin:register\n"
+ENTRY_POINT = "[vllm.general_plugins]\ndrafthouse = drafthouse.engine.vllm.plugin:register\n"
 
 
 def register() -> None:

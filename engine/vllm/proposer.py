@@ -12,7 +12,7 @@ Example::
 
     LLM(
         model=...,
-        speculative_config={"method": "custom_class", "model": "engine.vllm.proposer.AnpdProposer",
+        speculative_config={"method": "custom_class", "model": "drafthouse.engine.vllm.proposer.AnpdProposer",
                             "num_speculative_tokens": 7},
         additional_config={"drafthouse": {"ngram": 5}},
     )

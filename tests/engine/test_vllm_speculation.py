@@ -82,7 +82,7 @@ def test_anpd_is_the_kits_own_table_with_its_own_settings() -> None:
     assert engine_settings(section, 8) == {
         "speculative_config": {
             "method": "custom_class",
-            "model": "engine.vllm.proposer.AnpdProposer",
+            "model": "drafthouse.engine.vllm.proposer.AnpdProposer",
             "num_speculative_tokens": 6,
         },
         "additional_config": {"drafthouse": {"ngram": 4}},

@@ -20,6 +20,7 @@ from build.repository import drafting_parameters
 from build.triton.llmapi import llmapi_config, model_yaml, models_in_front
 from build.triton.model_config import contract_tensors, model_config, run_on_cpu, set_parameters
 from build.triton.models import Planned, TritonModel, identify, make_models, write_repository
+from build.triton.module_files import python_files
 from build.triton.parameters import settings
 from build.triton.tensors import DRAFT_MODEL
 from build.triton.text_models import (
@@ -27,7 +28,6 @@ from build.triton.text_models import (
     ensemble_config,
     postprocessing_config,
     preprocessing_config,
-    python_files,
     set_queue,
     typed,
     waiting_requests,

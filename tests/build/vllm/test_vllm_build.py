@@ -106,7 +106,7 @@ def test_the_repository_carries_what_its_models_import(target: Path) -> None:
     classes = {node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)}
     assert name in classes, "what vLLM is to import is there"
     for path in module_files("engine/vllm/proposer.py"):
-        assert (version / path).is_file(), "and what it imports itself"
+        assert (version / "drafthouse" / path).is_file(), "and what it imports itself"
     (plugin,) = importlib.metadata.Distribution.discover(name="drafthouse-vllm", path=[str(version)])
     (entry,) = plugin.entry_points.select(group="vllm.general_plugins")
     assert (version / f"{entry.module.replace('.', '/')}.py").is_file()

@@ -221,10 +221,12 @@ def test_models_need_no_installed_kit(tmp_path: Path, runtime: str, method: str)
     (stubs / "triton_python_backend_utils.py").write_text("TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1\n")
     check = (
         "import sys; root = sys.argv[1]\n"
-        "for name in ('openvino', 'pydantic', 'torch', 'onnx', 'build', 'deployments'): sys.modules[name] = None\n"
+        "for name in ('openvino', 'pydantic', 'torch', 'onnx', 'build'): sys.modules[name] = None\n"
         "import model; print(model.TritonPythonModel.__module__)\n"
-        "ours = [m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in ('engine', 'speculators')]\n"
-        "assert all(path.startswith(root) for path in ours), ours"
+        "rooms = 'build', 'deployments', 'engine', 'model_repo', 'speculators'\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] in rooms and sys.modules[name]]\n"
+        "ours = [m.__file__ for n, m in sys.modules.items() if n.startswith('drafthouse.') and m.__file__]\n"
+        "assert ours and all(path.startswith(root) for path in ours), ours"
     )
     for path in repository.glob("*/1/model.py"):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(path.parent), str(stubs)])}
