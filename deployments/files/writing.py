@@ -27,12 +27,13 @@ from typing import Any
 def replace_file(path: Path) -> Iterator[Path]:
     """Give an empty file beside `path` to write to; it takes the name when the block ends without an error.
 
-    What killed calls have left beside `path` is removed. A link is replaced, not what it points to: it may be
-    somebody's only copy.
+    Folders above it are made, and what killed calls have left beside it is removed. A link is replaced, not what it
+    points to: that may be somebody's only copy.
 
     Raises:
         OSError: the file cannot be made or renamed.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
