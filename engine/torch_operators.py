@@ -133,6 +133,7 @@ _OPERATORS: Mapping[str, Callable[..., Any]] = {
     "Sigmoid": lambda attributes, value: torch.sigmoid(value),
     "Split": lambda attributes, value, sizes: torch.split(value, sizes.tolist(), attributes["axis"]),
     "Sqrt": lambda attributes, value: torch.sqrt(value),
+    "Tanh": lambda attributes, value: torch.tanh(value),
     "TopK": _top_k,
     "Unsqueeze": _unsqueeze,
 }

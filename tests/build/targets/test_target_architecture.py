@@ -25,14 +25,14 @@ def test_sizes_and_ids_are_read(family: str) -> None:
     architecture = Architecture.from_config(tiny_config(family))
     assert architecture.family == family
     assert (architecture.hidden_size, architecture.num_heads, architecture.num_kv_heads) == (64, 4, 2)
-    assert architecture.head_dim == (32 if family == "qwen3" else 16)
+    assert architecture.head_dim == (32 if family in ("qwen3", "gemma3_text") else 16)
     assert architecture.eos_token_ids == (2,)
 
 
 def test_families_differ_where_they_should() -> None:
     read = {family: Architecture.from_config(tiny_config(family)) for family in FAMILIES}
     assert [family for family in FAMILIES if read[family].qkv_bias] == ["qwen2"]
-    assert [family for family in FAMILIES if read[family].qk_norm] == ["qwen3"]
+    assert [family for family in FAMILIES if read[family].qk_norm] == ["qwen3", "gemma3_text"]
     assert [family for family in FAMILIES if read[family].no_rope_layers] == ["smollm3"]
     assert read["smollm3"].no_rope_layers == (3,)
     assert read["granite"].softmax_scale == 0.015625
@@ -45,12 +45,12 @@ def test_values_that_a_family_assumes_when_the_file_is_silent() -> None:
     required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     sizes = {**dict.fromkeys(required, 64), "num_attention_heads": 32, "hidden_size": 4096}
     llama = Architecture.from_config({"model_type": "llama", **sizes})
-    assert (llama.num_kv_heads, llama.head_dim, llama.rope_theta) == (32, 128, 10_000.0)
+    assert (llama.num_kv_heads, llama.head_dim, llama.rope.theta) == (32, 128, 10_000.0)
     assert Architecture.from_config({"model_type": "mistral", **sizes}).num_kv_heads == 8
     assert Architecture.from_config({"model_type": "qwen3", **sizes}).head_dim == 128
     smollm3 = Architecture.from_config({"model_type": "smollm3", **sizes})
     assert smollm3.tie_word_embeddings
-    assert smollm3.rope_theta == 2_000_000.0
+    assert smollm3.rope.theta == 2_000_000.0
 
 
 def test_rope_settings_in_both_spellings_of_transformers() -> None:
@@ -58,21 +58,21 @@ def test_rope_settings_in_both_spellings_of_transformers() -> None:
     new = tiny_config("llama", rope_parameters={**LLAMA3_RULE, "rope_theta": 5e5})
     del new["rope_theta"], new["rope_scaling"]
     assert Architecture.from_config(old) == Architecture.from_config(new)
-    assert Architecture.from_config(new).rope_scaling == Llama3Scaling(8.0, 1.0, 4.0, 8192)
+    assert Architecture.from_config(new).rope.scaling == Llama3Scaling(8.0, 1.0, 4.0, 8192)
 
 
 def test_default_rope_in_the_new_spelling_is_no_scaling() -> None:
     config = tiny_config("llama", rope_parameters={"rope_type": "default", "rope_theta": 1e6})
     architecture = Architecture.from_config(config)
-    assert architecture.rope_scaling is None
-    assert architecture.rope_theta == 1e6
+    assert architecture.rope.scaling is None
+    assert architecture.rope.theta == 1e6
 
 
 def test_yarn_temperature_multiplies_cosines_and_sines() -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     architecture = Architecture.from_config(tiny_config("qwen2", rope_scaling=scaling))
-    assert isinstance(architecture.rope_scaling, YarnScaling)
-    assert architecture.attention_scaling == pytest.approx(1.1386294)  # 0.1 ln 4 + 1
+    assert isinstance(architecture.rope.scaling, YarnScaling)
+    assert architecture.rope.attention_scaling == pytest.approx(1.1386294)  # 0.1 ln 4 + 1
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_parameter_shapes_name_every_tensor() -> None:
     assert "lm_head.weight" not in Architecture.from_config(tiny_config("qwen2")).parameter_shapes()
 
 
-@pytest.mark.parametrize("name", ["gemma3", "phi3", "mixtral", "mamba", "gpt2", "qwen3_moe", "granitemoe"])
+@pytest.mark.parametrize("name", ["gemma2", "phi3", "mixtral", "mamba", "gpt2", "qwen3_moe", "granitemoe"])
 def test_other_families_are_refused_by_name_with_those_supported(name: str) -> None:
     with pytest.raises(
         UnsupportedModelError, match=rf"'{name}' is not supported.*Llama.*Mistral.*Qwen3.*Granite"

@@ -50,7 +50,7 @@ def test_shapes_and_end_token() -> None:
         4,
         0,
     )  # <|im_end|>, and what llama.cpp ends at: <reponame>, <|endoftext|>
-    assert architecture.rope_theta == 100_000.0
+    assert architecture.rope.theta == 100_000.0
     assert architecture.num_parameters == 134_515_008
     assert weights["model.embed_tokens.weight"].shape == (49_152, 576)
     assert weights["model.layers.29.self_attn.k_proj.weight"].shape == (192, 576)

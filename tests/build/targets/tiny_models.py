@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 
 from build.targets.architecture import Architecture
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "gemma3_text")
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MERGES = ("Ġ t", "h e", "Ġt he", "1 2", "Ċ Ċ", "Ã ©")
 CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
@@ -32,21 +32,19 @@ _OWN_SETTINGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0], "tie_word_embeddings": True},
+    "gemma3_text": {
+        "num_hidden_layers": 3,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 9,
+        "sliding_window_pattern": 2,
+        "rope_local_base_freq": 500.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        "tie_word_embeddings": True,
+    },
 }
-_GGUF_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_GGUF_OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+# Families are spelled otherwise by llama.cpp, or lie in files of another.
+_GGUF_ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}
 
 
 def tiny_config(family: str, **changes: Any) -> dict[str, Any]:
@@ -83,6 +81,10 @@ def random_weights(architecture: Architecture, seed: int = 0) -> dict[str, NDArr
     for name, shape in architecture.parameter_shapes().items():
         values = random.standard_normal(shape, dtype=np.float32)
         weights[name] = 1.0 + 0.3 * values if "norm" in name else values / np.sqrt(shape[-1])
+        if (
+            "norm" in name and architecture.norm_offset
+        ):  # to few digits, as files have them: sums with 1 are exact
+            weights[name] = np.round(weights[name] - architecture.norm_offset, 3).astype(np.float16)
     return {name: values.astype(np.float32) for name, values in weights.items()}
 
 
@@ -131,14 +133,14 @@ class GgufBuilder:
     """Writes a model as llama.cpp's converter does; anything can be changed or left out before `write`."""
 
     def __init__(self, config: Mapping[str, Any], weights: Mapping[str, NDArray[np.float32]]) -> None:
-        self.architecture_name = "llama" if config["model_type"] == "mistral" else config["model_type"]
+        self.architecture_name = _GGUF_ARCHITECTURES.get(config["model_type"], config["model_type"])
         self.architecture = Architecture.from_config(config)
         self.settings: dict[str, Any] = self._settings(config)
         self.metadata: dict[str, Any] = byte_level_metadata()
         self.tensors: dict[str, NDArray[np.float32]] = {}
         self.types: dict[str, gguf.GGMLQuantizationType] = {}
         for name, values in weights.items():
-            self.tensors[_gguf_name(name)] = self._reordered(name, values)
+            self.tensors[self._gguf_name(name)] = self._with_one(name, self._reordered(name, values))
 
     def _settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         architecture = self.architecture
@@ -152,9 +154,16 @@ class GgufBuilder:
             "attention.key_length": architecture.head_dim,
             "attention.value_length": architecture.head_dim,
             "attention.layer_norm_rms_epsilon": architecture.rms_norm_eps,
-            "rope.freq_base": architecture.rope_theta,
+            "rope.freq_base": architecture.rope.theta,
             "rope.dimension_count": architecture.head_dim,
         }
+        if self.architecture_name == "gemma3":
+            del settings["rope.dimension_count"]
+            settings["rope.freq_base_swa"] = config["rope_local_base_freq"]
+            settings["rope.scaling.type"] = "linear"
+            settings["rope.scaling.factor"] = config["rope_scaling"]["factor"]
+            settings["attention.sliding_window"] = config["sliding_window"]
+            settings["attention.sliding_window_pattern"] = config["sliding_window_pattern"]
         if architecture.family == "granite":
             settings["embedding_scale"] = architecture.embedding_multiplier
             settings["attention.scale"] = architecture.softmax_scale
@@ -162,11 +171,23 @@ class GgufBuilder:
             settings["logit_scale"] = architecture.logits_divisor
         return settings
 
+    def _gguf_name(self, name: str) -> str:
+        """What the `gguf` package, which is llama.cpp's own, calls a tensor of Transformers."""
+        kinds = {text: kind for kind, text in gguf.MODEL_ARCH_NAMES.items()}
+        names = gguf.get_tensor_name_map(kinds[self.architecture_name], self.architecture.num_layers)
+        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert found is not None, name
+        return found
+
+    def _with_one(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """llama.cpp's converter stores 1 + weight for Gemma's norms."""
+        return values + np.float32(1) if self.architecture_name == "gemma3" and "norm" in name else values
+
     def _reordered(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The row (half s, pair i) of a query or key head goes to 2i + s, in all families but Qwen."""
+        """The row (half s, pair i) of a query or key head goes to 2i + s, in all families but Qwen and Gemma."""
         heads = {"q_proj": self.architecture.num_heads, "k_proj": self.architecture.num_kv_heads}
         module = name.split(".")[-2]
-        if module not in heads or self.architecture_name.startswith("qwen"):
+        if module not in heads or self.architecture_name.startswith(("qwen", "gemma")):
             return values
         half = self.architecture.head_dim // 2
         order = [row % 2 * half + row // 2 for row in range(2 * half)]
@@ -223,14 +244,6 @@ def tiny_gguf(
     config = tiny_config(family, **changes)
     weights = random_weights(Architecture.from_config(config))
     return GgufBuilder(config, weights).write(path), weights
-
-
-def _gguf_name(name: str) -> str:
-    module, _, kind = name.rpartition(".")
-    if module in _GGUF_OUTER:
-        return f"{_GGUF_OUTER[module]}.{kind}"
-    _, _, layer, rest = module.split(".", 3)
-    return f"blk.{layer}.{_GGUF_LAYER[rest]}.{kind}"
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
