@@ -33,6 +33,14 @@ class Finding:
         return f"{self.reason}; nearest that works: {self.remedy}" if self.remedy else self.reason
 
 
+@dataclass(frozen=True)
+class Unsupported:
+    """Why an engine does not have a method or a setting, and the nearest that it has, as a change of the spec."""
+
+    reason: str
+    remedy: str
+
+
 class UnsupportedDeployment(SpecError):
     """The engine cannot do what the spec asks for; nothing has been built.
 

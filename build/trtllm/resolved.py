@@ -39,14 +39,6 @@ class Supported:
 
 
 @dataclass(frozen=True)
-class Unsupported:
-    """Why a method does not run on a release line and runtime, and the nearest that does, as a change of the spec."""
-
-    reason: str
-    remedy: str
-
-
-@dataclass(frozen=True)
 class Resolved:
     """A deployment on TensorRT-LLM with nothing left open: release line and runtime are known and have its method.
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from deployments.files.reading import read_json_object
-from deployments.findings import Finding
+from deployments.findings import Finding, Unsupported
 from deployments.speculation import (
     Anpd,
     AnySpeculation,
@@ -44,20 +44,12 @@ S = TypeVar("S")
 
 
 @dataclass(frozen=True)
-class Unsupported:
-    """Why vLLM does not do something, as the rest of a sentence about it, and the nearest that works."""
-
-    reason: str
-    remedy: str
-
-
-@dataclass(frozen=True)
 class VllmMethod(Generic[S]):
     """A method that vLLM has, or that the kit adds to it.
 
     Attributes:
         config: what is the method's own in `speculative_config`; entries that are None are left out.
-        lacks: settings that vLLM does not have, by key: which values are meant, and why.
+        lacks: settings that vLLM does not have, by key: which values are meant, and why (of `vLLM RELEASE ...`).
         follows_batch_size: whether it drafts less in larger batches, if told so.
         arguments: of the engine, beside `speculative_config`.
         findings: about its checkpoint.

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from deployments.findings import Finding, require_none
+from deployments.findings import Finding, Unsupported, require_none
 from deployments.speculation import AnySpeculation, NoSpeculation, Speculation
-from engine.vllm.methods import Unsupported, VllmMethod, vllm_method
+from engine.vllm.methods import VllmMethod, vllm_method
 
 RELEASE = "0.32.0"
 """Of vLLM, for which this is written."""

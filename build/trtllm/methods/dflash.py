@@ -13,7 +13,7 @@ from build.trtllm.methods.record import (
     with_weights,
 )
 from build.trtllm.releases import ReleaseLine
-from build.trtllm.resolved import Unsupported
+from deployments.findings import Unsupported
 from deployments.speculation import DFlash
 
 

@@ -20,8 +20,8 @@ from build.trtllm.methods.suffix_automaton import (
     enhancer_constraints,
 )
 from build.trtllm.releases import ReleaseLine, not_in_line
-from build.trtllm.resolved import Resolved, Unsupported
-from deployments.findings import Finding
+from build.trtllm.resolved import Resolved
+from deployments.findings import Finding, Unsupported
 from deployments.spec import SpecError
 from deployments.speculation import Eagle3
 from speculators.eagle3.config import Eagle3Config

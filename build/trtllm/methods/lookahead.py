@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 
 from build.trtllm.methods.record import InEngines, Method, support
 from build.trtllm.releases import went_with_engines
-from build.trtllm.resolved import Supported, Unsupported
-from deployments.findings import Finding
+from build.trtllm.resolved import Supported
+from deployments.findings import Finding, Unsupported
 from deployments.speculation import Lookahead
 
 

@@ -1,7 +1,7 @@
 """The MLP speculator, which no release of TensorRT-LLM has."""
 
 from build.trtllm.methods.record import Method, support
-from build.trtllm.resolved import Unsupported
+from deployments.findings import Unsupported
 from deployments.speculation import MlpSpeculator
 
 _NO_HIDDEN_STATES = (

@@ -10,8 +10,8 @@ from build.trtllm.methods.suffix_automaton import (
     enhancer_constraints,
 )
 from build.trtllm.releases import ReleaseLine
-from build.trtllm.resolved import Resolved, Unsupported
-from deployments.findings import Finding
+from build.trtllm.resolved import Resolved
+from deployments.findings import Finding, Unsupported
 from deployments.speculation import Mtp
 
 _LENGTH = {"A": "num_nextn_predict_layers", "B": "max_draft_len"}

@@ -5,7 +5,7 @@ from typing import Any
 from build.trtllm.methods.record import IN_MODEL, Drafter, InLlmApi, Method, given, support, with_weights
 from build.trtllm.methods.suffix_automaton import enhanced_has_probabilities, enhancer_arguments
 from build.trtllm.releases import ReleaseLine
-from build.trtllm.resolved import Unsupported
+from deployments.findings import Unsupported
 from deployments.speculation import Pard
 
 

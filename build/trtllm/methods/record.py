@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
 
 from build.trtllm.releases import LineName, ReleaseLine, Runtime
-from build.trtllm.resolved import Resolved, Supported, Unsupported
-from deployments.findings import Finding
+from build.trtllm.resolved import Resolved, Supported
+from deployments.findings import Finding, Unsupported
 from deployments.speculation import Choices
 
 S = TypeVar("S")

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from build.trtllm.methods.record import Heads, InEngines, Method, support
 from build.trtllm.releases import not_in_line, went_with_engines
-from build.trtllm.resolved import Resolved, Supported, Unsupported
-from deployments.findings import Finding
+from build.trtllm.resolved import Resolved, Supported
+from deployments.findings import Finding, Unsupported
 from deployments.speculation import Redrafter
 
 

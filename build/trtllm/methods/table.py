@@ -29,7 +29,8 @@ from build.trtllm.methods.redrafter import REDRAFTER
 from build.trtllm.methods.suffix_automaton import SUFFIX_AUTOMATON
 from build.trtllm.methods.windowed import WINDOWED
 from build.trtllm.releases import LineName
-from build.trtllm.resolved import Resolved, Unsupported
+from build.trtllm.resolved import Resolved
+from deployments.findings import Unsupported
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
 from deployments.speculation import AnySpeculation, Choices

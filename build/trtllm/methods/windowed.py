@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from build.trtllm.methods.record import FROM_DRAFT_ENGINE, InEngines, Method, support
 from build.trtllm.releases import not_in_line
-from build.trtllm.resolved import Resolved, Unsupported
-from deployments.findings import Finding
+from build.trtllm.resolved import Resolved
+from deployments.findings import Finding, Unsupported
 from deployments.speculation import WindowedSelfDrafting
 
 

@@ -23,9 +23,9 @@ from build.trtllm.releases import (
     line_of_version,
     not_in_line,
 )
-from build.trtllm.resolved import Resolved, Supported, Unsupported
+from build.trtllm.resolved import Resolved, Supported
 from build.trtllm.support.constraints import constraint_findings
-from deployments.findings import UnsupportedDeployment, require_none
+from deployments.findings import Unsupported, UnsupportedDeployment, require_none
 from deployments.spec import DeploymentSpec
 
 SUPPORT_MATRIX: Mapping[tuple[LineName, Runtime], Mapping[str, Supported | Unsupported]] = MappingProxyType(
