@@ -11,7 +11,7 @@ demo: .venv/.run  ## the whole journey on one CPU: model, engine, real Triton, l
 	$(BIN)/drafthouse demo deployments/smollm2-anpd.yaml --beside deployments/smollm2-eagle3-lookup.yaml
 
 test: kernel .venv/.dev  ## all tests but the heavy outside clients
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not outside"
+	$(BIN)/python -m pytest -n 2 -m "not outside"
 
 test-outside: kernel .venv/.dev  ## outside clients and engines, Docker Compose, Prometheus, Kubernetes: each fetched into a place of its own
 	$(BIN)/python -m pytest -m outside -rs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 SMOLLM2 = TESTS.parent / "models" / "smollm2-135m"
-SHARED_SERVERS = frozenset({"shared_deployment", "speculating_deployment", "tiny", "triton", "server"})
+SERVED = frozenset({"tests/client", "tests/deploy", "tests/end_to_end", "tests/loadtest"})
+LONGEST = frozenset(
+    {
+        "engine/native/test_native_build.py",
+        "engine/test_processors.py",
+        "planner/test_trainers.py",
+        "speculators/training/test_families.py",
+        "speculators/training/test_resume.py",
+    }
+)
 
 # PyTorch's threads cost more than they bring with models this small, most of all where several processes run tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -47,14 +56,23 @@ def smollm2() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes (`pytest -n 2 --dist loadgroup`) one runs a module, and all modules that share a server."""
-    groups: dict[Path, str] = {}
-    for item in items:
-        shared = SHARED_SERVERS.intersection(getattr(item, "fixturenames", ()))
-        if shared:
-            groups[item.path] = item.path.parent.name
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups.get(item.path, str(item.path.relative_to(TESTS)))))
+    """The longest modules come first, so that no process is left alone with one of them in the end."""
+    items.sort(key=lambda item: str(item.path.relative_to(TESTS)) not in LONGEST)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes (`pytest -n 2`) one runs a module, or a folder whose tests share servers."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByServer(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            folder = module.rpartition("/")[0]
+            return folder if folder in SERVED else module
+
+    config.option.loadscopereorder = False
+    return ByServer(config, log)
 
 
 # How long an example takes depends on what else the machine does.
