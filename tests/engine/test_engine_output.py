@@ -108,7 +108,8 @@ def test_chains_do_not_change_the_output(sampling: str, speculator: str, runner:
 @pytest.mark.parametrize("speculator", TREES)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize(
-    ("variant", "precision"), [("llama", "fp32"), ("llama", "int8"), ("mistral window 9", "int8")]
+    ("variant", "precision"),
+    [("llama", "fp32"), ("llama", "int8"), ("mistral window 9", "int8"), ("gemma3_text", "int8")],
 )
 def test_trees_do_not_change_the_output(
     variant: str, precision: str, sampling: str, speculator: str, tiny_targets: TinyTargets
@@ -121,8 +122,20 @@ def test_trees_do_not_change_the_output(
     assert [outcome.tokens for outcome in run(engine, requests)] == expected
 
 
+def test_layers_that_slide_among_layers_that_do_not_keep_the_output(tiny_targets: TinyTargets) -> None:
+    """Gemma 3 in batches, verified in chains, and on rows that earlier requests left: contexts beyond its window."""
+    runner = tiny_targets.runner("gemma3_text", "int8")
+    requests = requests_of(GREEDY)
+    expected = [plain(runner, request) for request in requests]
+    outputs = {request.prompt: tokens for request, tokens in zip(requests, expected, strict=True)}
+    for speculator in CHAINS.values():
+        engine = make_engine(runner, speculator(outputs), max_batch_size=5, prefill_chunk=16)
+        for _ in range(2):  # the second time prompts are in the cache
+            assert [outcome.tokens for outcome in run(engine, requests)] == expected
+
+
 def test_drawn_trees_do_not_change_greedy_output(tiny_targets: TinyTargets) -> None:
-    for variant in ("llama", "mistral window 9"):
+    for variant in ("llama", "mistral window 9", "gemma3_text"):
         runner = tiny_targets.runner(variant, "int8")
         requests = requests_of(GREEDY)
         engine = make_engine(runner, RandomDrafter(VOCABULARY, 6, drawn=True, seed=3))

@@ -24,7 +24,7 @@ PROMPT, LENGTH = 45, 80
 _BLOCKS_EACH = 3
 TINY = [
     (variant, precision, kernel)
-    for variant in ("llama", "llama heads of 64", "qwen3", "mistral window 9", "smollm3")
+    for variant in ("llama", "llama heads of 64", "qwen3", "mistral window 9", "smollm3", "gemma3_text")
     for precision in ("fp32", "int8")
     for kernel in KERNELS
 ]

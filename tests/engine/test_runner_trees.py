@@ -16,10 +16,10 @@ from tests.tiny import FULL_SIZE, KERNELS, NUM_BLOCKS, SEVERAL_THREADS, THREADS,
 TOLERANCE = 1e-4
 ROOT_TOKEN, NEXT_TOKEN = 77, 99
 TREE_BLOCKS, PATH_BLOCKS = (9, 4, 6, 1), (10, 11, 12, 13)
-VARIANTS = ["llama", "qwen2", "qwen3", "granite", "smollm3", "mistral"]
+VARIANTS = ["llama", "qwen2", "qwen3", "granite", "smollm3", "mistral", "gemma3_text"]
 EXACT = [
     (variant, precision, kernel)
-    for variant in ("llama", "llama heads of 64", "qwen3", "mistral window 9", "smollm3")
+    for variant in ("llama", "llama heads of 64", "qwen3", "mistral window 9", "smollm3", "gemma3_text")
     for precision in ("fp32", "int8")
     for kernel in KERNELS
 ]

@@ -8,7 +8,7 @@ import pytest
 
 from build.targets.architecture import Architecture
 from build.targets.errors import TargetError, UnsupportedModelError
-from build.targets.rope import Llama3Scaling, YarnScaling
+from build.targets.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from tests.build.targets.tiny_models import FAMILIES, tiny_config, write_tokenizer
 
 LLAMA3_RULE = {
@@ -95,6 +95,10 @@ def test_yarn_temperature_multiplies_cosines_and_sines() -> None:
             (0,),
         ),
         ("smollm3", {"use_sliding_window": True, "sliding_window": 16}, 16, (3,)),
+        ("gemma3_text", {"num_hidden_layers": 7, "sliding_window_pattern": 6}, 9, (0, 1, 2, 3, 4, 6)),
+        ("gemma3_text", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, 9, (1,)),
+        # Its sliding layers keep a rotary embedding of their own.
+        ("gemma3_text", {"sliding_window": 256}, None, (0, 2)),
     ],
 )
 def test_a_sliding_window_is_named_only_where_it_hides_something(
@@ -102,6 +106,49 @@ def test_a_sliding_window_is_named_only_where_it_hides_something(
 ) -> None:
     architecture = Architecture.from_config(tiny_config(family, **changes))
     assert (architecture.sliding_window, architecture.sliding_layers) == (window, layers)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 is not supported; it must be None"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 is not supported"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention True is not supported"),
+        ({"hidden_activation": "relu"}, "hidden_activation 'relu' .* must be 'gelu_pytorch_tanh'"),
+        ({"layer_types": ["chunked_attention"] * 3}, "layer type 'chunked_attention' is not supported"),
+        (
+            {"rope_parameters": {"rope_type": "default"}},
+            "rope_parameters has rope_type; it must have full_attention",
+        ),
+    ],
+)
+def test_what_gemma_3_may_have_besides_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        Architecture.from_config(tiny_config("gemma3_text", **changes))
+
+
+def test_gemma_3_as_released_names_little(tmp_path: Path) -> None:
+    """The `text_config` of the model of 4 billion weights leaves most to Transformers' defaults."""
+    sizes = {
+        "hidden_size": 2560,
+        "intermediate_size": 10_240,
+        "num_hidden_layers": 34,
+        "sliding_window": 1024,
+    }
+    scaling = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    read = Architecture.from_config({"model_type": "gemma3_text", **sizes, **scaling})
+    assert (read.num_heads, read.num_kv_heads, read.head_dim, read.vocab_size) == (8, 4, 256, 262_208)
+    assert [layer for layer in range(34) if layer not in read.sliding_layers] == [5, 11, 17, 23, 29]
+    assert (read.rope.theta, read.rope.scaling) == (1e6, LinearScaling(8.0))
+    assert read.sliding_rope == Rope(1e4)
+    assert (read.softmax_scale, read.tie_word_embeddings, read.eos_token_ids) == (1 / 16, True, (1,))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "smollm3", "gemma3_text"])
+def test_a_list_of_layer_types_that_is_too_short_is_named(family: str) -> None:
+    config = tiny_config(family, use_sliding_window=True, sliding_window=9, layer_types=["full_attention"])
+    with pytest.raises(TargetError, match=r"layer_types has 1 entries for \d layers"):
+        Architecture.from_config(config)
 
 
 def test_parameter_shapes_name_every_tensor() -> None:

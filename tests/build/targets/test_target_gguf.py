@@ -12,7 +12,7 @@ from build.targets.architecture import Architecture
 from build.targets.errors import TargetError, UnsupportedModelError
 from build.targets.gguf_file import GgufFile
 from build.targets.gguf_model import huggingface_config, tensor_plans
-from build.targets.rope import inverse_frequencies
+from build.targets.rope import Rope, inverse_frequencies
 from tests.build.targets.tiny_models import FAMILIES, GgufBuilder, random_weights, tiny_config, tiny_gguf
 
 
@@ -203,6 +203,34 @@ def test_granites_multipliers_may_be_left_out(tmp_path: Path) -> None:
     builder.settings["rope.scaling.finetuned"] = False
     with pytest.raises(UnsupportedModelError, match=r"granite\.rope\.scaling\.finetuned is False"):
         _read(builder.write(tmp_path / "unrotated.gguf"))
+
+
+def test_what_a_file_of_gemma_3_leaves_to_llama_cpp(tmp_path: Path) -> None:
+    builder = _builder("gemma3_text", num_hidden_layers=7)
+    for key in ("attention.sliding_window_pattern", "rope.freq_base_swa", "rope.scaling.type"):
+        del builder.settings[key]
+    architecture, _, _ = _read(builder.write(tmp_path / "tiny.gguf"))
+    assert architecture.sliding_layers == (0, 1, 2, 3, 4, 6)
+    assert (architecture.sliding_rope, architecture.sliding_window) == (Rope(10_000.0), 9)
+    builder.settings["attention.sliding_window_pattern"] = [True, False] * 3 + [True]
+    architecture, _, _ = _read(builder.write(tmp_path / "listed.gguf"))
+    assert architecture.sliding_layers == (0, 2, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"final_logit_softcapping": 30.0}, r"gemma3\.final_logit_softcapping is 30\.0"),
+        ({"rope.scaling.type": "yarn"}, "rope scaling 'yarn' is not supported for gemma3"),
+        ({"attention.sliding_window_pattern": 0}, "sliding_window_pattern is 0; it must be at least 1"),
+        ({"attention.sliding_window_pattern": [True]}, "sliding_window_pattern has 1 entries for 3 layers"),
+    ],
+)
+def test_other_files_of_gemma_3_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    builder = _builder("gemma3_text")
+    builder.settings.update(settings)
+    with pytest.raises(UnsupportedModelError, match=message):
+        _read(builder.write(tmp_path / "tiny.gguf"))
 
 
 def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
