@@ -135,7 +135,12 @@ def grpc(triton: Triton) -> Iterator[DrafthouseClient]:
 
 def test_cancel_while_the_model_is_silent(grpc: DrafthouseClient, triton: Triton) -> None:
     stream = grpc.stream("silent")
-    threading.Timer(0.1, stream.cancel).start()
+
+    def cancel() -> None:
+        triton.wait_for(stream.request_id)
+        stream.cancel()
+
+    threading.Thread(target=cancel).start()
     with pytest.raises(errors.Cancelled):
         list(stream)
     assert_cancelled(triton, stream)
@@ -149,7 +154,11 @@ def test_deadline_while_the_model_is_silent(grpc: DrafthouseClient, triton: Trit
 
 
 def test_keyboard_interrupt_while_the_model_is_silent(grpc: DrafthouseClient, triton: Triton) -> None:
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    def interrupt() -> None:
+        triton.wait_for("interrupted")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         grpc.generate("silent", request_id="interrupted")
     assert triton.ending("interrupted") == "cancelled"

@@ -12,6 +12,7 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
@@ -37,14 +38,21 @@ class Triton:
 
     def ending(self, request_id: str) -> str:
         """How the request ended as the model saw it; waits for its line in the journal."""
+        return self._noted(request_id, lambda how: how != "began")
+
+    def wait_for(self, request_id: str) -> None:
+        """Return once the model has the request."""
+        self._noted(request_id, lambda how: how == "began")
+
+    def _noted(self, request_id: str, wanted: Callable[[str], bool]) -> str:
         end = time.monotonic() + 15
         while time.monotonic() < end:
             for line in self.journal.read_text().splitlines() if self.journal.exists() else ():
                 how, _, name = line.partition(" ")
-                if name == request_id:
+                if name == request_id and wanted(how):
                     return how
             time.sleep(0.02)
-        raise AssertionError(f"the model never ended request {request_id}")
+        raise AssertionError(f"the model did not note that of the request {request_id}")
 
     def kill(self) -> None:
         """Let the server die without a word, its model processes too, even those that outlived it.

@@ -10,7 +10,7 @@ It says the words of its prompt again, two words (= tokens) a response, and take
     breaks ...       says two words, then fails
     raises ...       raises a Python exception
 
-How each request ended goes to the journal, a file with one line a request: `finished ID` or `cancelled ID`.
+How each request goes is noted in the journal, a file: `began ID`, then `finished ID` or `cancelled ID`.
 """
 
 import json
@@ -60,12 +60,16 @@ class TritonPythonModel:
         return found
 
     def run(self, request_id, inputs, sender):
+        self.note("began", request_id)
         try:
             how = self.speak(inputs, sender)
         except pb_utils.TritonModelException as error:
             how = f"lost:{error}".replace(" ", "-")
+        self.note(how, request_id)
+
+    def note(self, what, request_id):
         with self.lock, self.journal.open("a") as journal:
-            journal.write(f"{how} {request_id}\n")
+            journal.write(f"{what} {request_id}\n")
 
     def speak(self, inputs, sender):
         final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
