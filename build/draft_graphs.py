@@ -14,9 +14,8 @@ from build.graph.heads import build_medusa, build_mlp_stage
 from build.targets.weights import Weights, load_weights
 from build.vocabulary import fitted, is_padding
 from deployments.speculation import AnySpeculation, Eagle, Eagle3, Medusa, MlpSpeculator
-from engine.methods import Trained, tree_shape
+from engine.methods import Trained, check_depth, tree_shape
 from engine.runner import BLOCK_SIZE
-from engine.tree_shapes import check_depth
 from speculators.eagle import checkpoint as eagle
 from speculators.eagle.checkpoint import EagleCheckpoint
 from speculators.eagle3 import checkpoint as eagle3

@@ -2,7 +2,7 @@
 
 Example::
 
-    print(terminal_page("speculation.eagle3", width=80))
+    print(terminal_page("speculation.anpd", width=80))
 """
 
 import difflib
@@ -51,7 +51,7 @@ def parts() -> tuple[Part, ...]:
 
 
 def terminal_page(wanted: str | None = None, *, width: int = 80) -> str:
-    """The page as plain text, or what begins with a path of it, such as `engine` or `speculation.eagle3`.
+    """The page as plain text, or what begins with a path of it, such as `engine` or `speculation.anpd`.
 
     Raises:
         SpecError: there is no such path; names the nearest.
@@ -121,9 +121,7 @@ def _key(name: str, item: Schema, definitions: Schema, *, required: bool) -> Key
     tags = [tag for reference in references if (tag := _tag(definitions[reference]))]
     if references:
         value = (
-            f"section, by {'method' if 'eagle3' in tags else 'kind'}: {', '.join(tags)}"
-            if tags
-            else "section"
+            f"section, by {'method' if 'none' in tags else 'kind'}: {', '.join(tags)}" if tags else "section"
         )
     else:
         value = _value(item)

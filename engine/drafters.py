@@ -26,8 +26,7 @@ from engine.manifest import (
     load_manifest,
     load_speculator_manifest,
 )
-from engine.methods import DRAFT_MODEL, TRAINED, TrainedParts
-from engine.tree_shapes import check_depth, least_likely
+from engine.methods import DRAFT_MODEL, TRAINED, TrainedParts, check_depth, least_likely
 from speculators.base import Requirements, Speculator
 from speculators.draft_model.draft import DraftModelDrafter
 from speculators.growth import TreeShape

@@ -5,7 +5,7 @@ every so many steps, beside their place and then renamed; a run that is killed r
 
 Example::
 
-    run = TrainingRun(trainee, data, settings, Path("runs/training/eagle3"))
+    run = TrainingRun(trainee, data, settings, Path("runs/training/smollm2"))
     run.train(report=print)
 """
 
