@@ -161,7 +161,7 @@ def call_model(
         requested_output_names=list(dict.fromkeys(outputs)),
         request_id=request_id,
     )
-    answers = _awaited(request.exec(decoupled=True), wait) if decoupled else iter([request.exec()])
+    answers = _awaited(request.exec(decoupled=True) if decoupled else [request.exec()], wait)
     try:
         for answer in answers:
             if answer.has_error():
