@@ -101,7 +101,8 @@ def _judge(records: Records) -> int:
         print(f"{name:24} {slope.mib:8.1f} {slope.value:12.2f}  {slope.low:.2f} to {slope.high:.2f}")
     complaints = [one["text"] for run in found for one in run if one["kind"] == "complaint"]
     complaints += [_told(one) for one in ends if one["outcome"] in ("wrong", "late", "failed")]
-    complaints += [f"memory of {name} grows" for name, slope in growth.items() if slope.grows]
+    if "all" in growth and growth["all"].grows:  # a process alone goes up and down by whole pools
+        complaints.append("the server's memory grows")
     for complaint in complaints[:20]:
         print(complaint)
     counts: dict[str, Any] = dict.fromkeys(("right", "wrong", "left", "refused", "failed", "late"), 0)
