@@ -9,6 +9,7 @@ import pytest
 
 from engine.attention_kernels import KernelName
 from engine.engine import Engine
+from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest, SamplingParams
 from engine.runner import SequenceInput
 from speculators.anpd import AnpdSpeculator
@@ -18,11 +19,11 @@ from speculators.growth import Likeliest
 from speculators.outcome import StepOutcome
 from speculators.target_access import TargetInput
 from speculators.tree import TokenTree
-from tests.drafters import TinyDrafters, layers_of, planted_prompts
+from tests.drafters import VARIANT, TinyDrafters, layers_of, planted_prompts
 from tests.engine.driving import Outcome, generate, make_engine, prompt_of, run, submit
 from tests.engine.tables import VOCABULARY, TableDrafter, TableRunner, fusion
 from tests.engine.toys import Prober, Switching, Windowed
-from tests.tiny import KERNELS, TinyTargets
+from tests.tiny import KERNELS, NUM_BLOCKS, THREADS, TinyTargets
 
 LAYERS = (2, 4, 5)
 ROOM = {"max_sequence_length": 512}
@@ -107,10 +108,11 @@ def test_the_target_drafts_on_some_of_its_rows() -> None:
     assert engine.statistics.accepted_tokens / engine.statistics.drafted_tokens > 0.4
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_window_of_a_real_target(kernel: KernelName, tiny_targets: TinyTargets) -> None:
+def test_a_window_of_a_real_target(kernel: KernelName, precision: str, tiny_targets: TinyTargets) -> None:
     """Where the window is the whole context it is always right, and elsewhere it changes nothing."""
-    runner = tiny_targets.runner("llama", "fp32", kernel)
+    runner = tiny_targets.runner("llama", precision, kernel)
     short, long = GenerationRequest(prompt_of(20), 40), GenerationRequest(prompt_of(130), 40)
     found = []
     for requests in ([short], [short, long]):
@@ -255,28 +257,40 @@ def test_a_drafter_that_was_off_catches_up_in_bounded_pieces() -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_real_drafter_that_was_off_drafts_as_one_that_never_was(
-    precision: str, tiny_drafters: TinyDrafters
+    precision: str, tiny_drafters: TinyDrafters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.engine.test_drafters_output import runner_for
-
-    request = GenerationRequest(planted_prompts()[0], 230)
-    found, plainly = [], []
+    request, first = GenerationRequest(planted_prompts()[0], 230), OFF
+    found = []
     for keeps_up in ((), ("eagle3",)):
         speculators = tiny_drafters.speculators("eagle3, chain", precision, planted=True, slots=1)
-        assert layers_of(speculators)
-        policy = Switching(speculators, lambda n: ["eagle3"] if n >= OFF else [], keeps_up)
-        runner = runner_for(tiny_drafters, precision, speculators)
+        runner = OpenVinoRunner(
+            tiny_drafters.targets.engine(VARIANT, precision),
+            num_blocks=NUM_BLOCKS,
+            threads=THREADS,
+            hidden_layers=layers_of(speculators),
+        )
+        batches: list[Sequence[SequenceInput]] = []
+        forward = runner.forward
+
+        def watched(batch: Sequence[SequenceInput], forward=forward, batches=batches):  # type: ignore[no-untyped-def]
+            batches.append(batch)
+            return forward(batch)
+
+        policy = Switching(speculators, lambda n, first=first: ["eagle3"] if n >= first else [], keeps_up)  # type: ignore[misc]
         engine = make_engine(
             runner, policy=policy, max_batch_size=1, idle_prefill_chunk=SHARE, prefill_chunk=SHARE
         )
-        outcome = run(engine, [request])[0]
-        plainly.append(outcome.tokens == generate(runner, request).tokens)
-        sizes = [len(event.tokens) for event in outcome.events]
-        found.append([size for size in sizes if size > 1])
-    assert plainly == [True, True]
-    assert (
-        max(found[0]) > 2 and abs(sum(found[0]) - sum(found[1])) <= 12
-    )  # it has a few steps less to draft in
+        with monkeypatch.context() as patched:
+            patched.setattr(runner, "forward", watched)
+            tokens = run(engine, [request])[0].tokens
+        assert tokens == generate(runner, request).tokens
+        drafts = {
+            part.past: list(part.tokens) for (part,) in batches if not part.is_prompt and len(part.tokens) > 1
+        }
+        first = min(drafts) - len(request.prompt) + 1
+        found.append(drafts)
+    assert found[0] == found[1] and len(found[0]) > 5
+    assert first <= OFF + 7
 
 
 class Careless(AnpdSpeculator):
