@@ -13,11 +13,11 @@ from cli.machine import (
     memory_told,
     output,
     package_version,
-    processor,
     tensorrt_llm_release,
 )
 from deploy.triton import python_library
 from engine.attention_kernels import WHY_NOT
+from engine.fingerprint import processor
 from engine.native.library import instructions
 
 _PACKAGES = ("openvino", "nvidia-pytriton", "tritonclient", "locust", "torch")

@@ -75,16 +75,6 @@ def server_findings(spec: DeploymentSpec) -> Iterator[Finding]:
             yield Finding("port-in-use", "warning", str(error))
 
 
-def processor() -> str:
-    """Its name, as Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.machine()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
 def package_version(name: str) -> str:
     """Version of an installed package."""
     try:

@@ -23,7 +23,7 @@ from cli.prepare import build_engines
 from deployments.files.writing import replace_file, write_json
 from loadtest.provenance import collect
 from planner.profile.records import RequestRecord
-from planner.profile.run import ProfileSettings, run_profile
+from planner.profile.run import BATCHES, CONTEXTS, ProfileSettings, run_profile
 
 _RECORDS = Path("runs/profile")
 
@@ -38,11 +38,28 @@ def profile(
         typer.Option("--temperature", help="Profiled on all prompts; can be given several times."),
     ] = [0.0, 1.0],  # noqa: B006
     rounds: Annotated[int, typer.Option(help="Alternating rounds of the costs; 0: acceptance only.")] = 5,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Costs behind so many tokens, where the deployment takes them; repeatable. By default 32, 512, 2000.",
+        ),
+    ] = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Costs of so many requests; repeatable. By default 1, 2, 4, 8, 16."),
+    ] = None,
 ) -> None:
     """Measure acceptance by category, position and rank, and the costs of drafting and verification."""
     with told() as stop:
         spec = read_spec(spec_path)
-        settings = ProfileSettings(max_tokens=max_tokens, temperatures=tuple(temperatures), rounds=rounds)
+        settings = ProfileSettings(
+            max_tokens=max_tokens,
+            temperatures=tuple(temperatures),
+            contexts=tuple(sorted(set(context or CONTEXTS))),
+            batches=tuple(sorted(set(batch or BATCHES))),
+            rounds=rounds,
+        )
         build_engines(spec)
         chosen = tokenized_prompts(spec, prompts or spec.loadtest.prompts, count, max_tokens)
         folder = _RECORDS / spec.name
@@ -64,8 +81,9 @@ def profile(
         _save(folder, found)
         console.print(length_table(found["acceptance"]))
         for kind, title in (("verify", "verifying so many tokens"), ("draft", "drafting as many")):
-            if found["cost"].get(kind):
-                console.print(cost_table(found["cost"][kind], title))
+            for behind in sorted({row["context"] for row in found["cost"].get(kind, [])}):
+                rows = [row for row in found["cost"][kind] if row["context"] == behind]
+                console.print(cost_table(rows, f"{title}, context {behind},"))
         say(f"records, figures and picture: {folder}")
         for_programs(json.dumps(found))
 

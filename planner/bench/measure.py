@@ -220,6 +220,32 @@ class VerificationStep:
         return (time.perf_counter() - started) * 1e3
 
 
+class PromptChunk:
+    """Median milliseconds of a step in which one request reads a chunk of its prompt.
+
+    Args:
+        runner: what runs it.
+        tokens: of the chunk.
+        past: tokens that were read before it.
+        filled: with how many `fill_cache` was called; room for past and chunk.
+    """
+
+    def __init__(self, runner: CompiledRunner, tokens: int, past: int, filled: int) -> None:
+        self._runner = runner
+        chunk = [token % runner.vocab_size for token in range(tokens)]
+        self._batch = [
+            SequenceInput(chunk, past, _blocks(runner, 0, filled), is_prompt=True, logits_from=tokens)
+        ]
+
+    def __call__(self) -> float:
+        return repeated(self._step, _REPEATS)
+
+    def _step(self) -> float:
+        started = time.perf_counter()
+        self._runner.forward(self._batch)
+        return (time.perf_counter() - started) * 1e3
+
+
 def _generations(runner: CompiledRunner) -> dict[str, Subject]:
     """Plain decoding through the whole engine, tokens a second after the prompts."""
 

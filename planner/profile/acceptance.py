@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from planner.profile.match import LONGEST
 from planner.profile.records import RequestRecord
 
 _RESAMPLES = 2000
@@ -37,7 +38,8 @@ def summarise(records: Sequence[RequestRecord]) -> dict[str, Any]:
 
     `acceptance_length` is tokens per target step, `acceptance_rate` accepted over drafted tokens. `by_position[d]` is
     the share of the drafts with a level d + 1 in which it was accepted; `by_rank[r]` the share of the nodes with more
-    than r guesses below them, reached by accepted tokens, at which guess r was accepted.
+    than r guesses below them, reached by accepted tokens, at which guess r was accepted. `by_match[m]` is how many
+    tokens of a draft were accepted where the last m tokens had stood together before (the last entry: m or more).
     """
     figures: dict[str, Any] = _overall(records)
     names = sorted({record.category for record in records})
@@ -50,6 +52,7 @@ def summarise(records: Sequence[RequestRecord]) -> dict[str, Any]:
         (count for record in records for draft in record.drafts for count in draft.children), default=0
     )
     figures["by_rank"] = [_told(records, partial(_at_rank, rank=r)) for r in range(most)]
+    figures["by_match"] = [_told(records, partial(_after_match, match=m)) for m in range(LONGEST + 1)]
     return figures
 
 
@@ -99,3 +102,8 @@ def _at_rank(record: RequestRecord, rank: int) -> tuple[int, int]:
         trials += sum(count > rank for count in draft.children)
         hits += draft.ranks.count(rank)
     return hits, trials
+
+
+def _after_match(record: RequestRecord, match: int) -> tuple[int, int]:
+    drafted = [draft for draft in record.drafts if draft.match == match]
+    return sum(len(draft.path) for draft in drafted), len(drafted)

@@ -1,4 +1,4 @@
-"""What drafting and verification cost: milliseconds by batch size and by tokens, alternating in rounds."""
+"""What drafting, verification and reading cost: milliseconds by context, batch and tokens, alternating in rounds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine.compiled_runner import CompiledRunner
-from planner.bench.measure import CONTEXT, MOST_TOKENS, VerificationStep, fill_cache, repeated
+from planner.bench.measure import MOST_TOKENS, PromptChunk, VerificationStep, fill_cache, repeated
 from speculators.base import Speculator
 from speculators.graphs import DrafterRows
 from speculators.outcome import StepOutcome
@@ -20,23 +20,27 @@ _REPEATS = 4  # drafts of one subject in one round
 Report = Callable[[str, float], None]
 
 
-def longest_request(tokens: int) -> int:
-    """Tokens that there must be room for in each request while steps with so many are measured."""
-    return CONTEXT + max(tokens + 2 * _REPEATS, MOST_TOKENS)
+def longest_request(tokens: int, context: int) -> int:
+    """Tokens that there must be room for in each request while steps with so many are measured behind a context."""
+    return context + max(tokens + 2 * _REPEATS, MOST_TOKENS)
 
 
 class Drafting:
-    """Requests of a batch that have read `CONTEXT` tokens, and what a draft for all of them costs.
+    """Requests of a batch that have read their contexts, and what a draft for all of them costs.
 
     Args:
         speculator: what drafts.
         hidden_size: of the target.
         blocks: cache blocks of each request.
         batch: requests.
+        context: tokens of each.
     """
 
-    def __init__(self, speculator: Speculator, hidden_size: int, blocks: int, batch: int) -> None:
+    def __init__(
+        self, speculator: Speculator, hidden_size: int, blocks: int, batch: int, context: int
+    ) -> None:
         self._speculator, self._batch, self._blocks = speculator, batch, blocks
+        self._context = context
         self._random = np.random.default_rng(0)
         self._width = hidden_size
 
@@ -49,9 +53,9 @@ class Drafting:
         """Start each request with so many rows of its prompt in place, and give the states of the others."""
         for request in range(self._batch):
             rows = DrafterRows(range(request * self._blocks, (request + 1) * self._blocks), read)
-            self._speculator.start(request, [7 + row % 50 for row in range(CONTEXT)], rows)
-            self._speculator.observe(request, self._outcome([7], CONTEXT - read))
-        while any(self._speculator.catch_up(range(self._batch), CONTEXT)):
+            self._speculator.start(request, [7 + row % 50 for row in range(self._context)], rows)
+            self._speculator.observe(request, self._outcome([7], self._context - read))
+        while any(self._speculator.catch_up(range(self._batch), self._context)):
             pass
 
     def finish(self) -> None:
@@ -62,7 +66,7 @@ class Drafting:
     def milliseconds(self, nodes: int) -> float:
         """Median of a draft of so many nodes for each request, behind its prompt."""
         self.finish()
-        self._begin(read=CONTEXT - 1)
+        self._begin(read=self._context - 1)
         return repeated(lambda: self._propose(nodes), _REPEATS)
 
     def _propose(self, nodes: int) -> float:
@@ -81,8 +85,10 @@ class Drafting:
 
 
 @contextmanager
-def _drafting(speculator: Speculator, hidden_size: int, blocks: int, batch: int) -> Iterator[Drafting]:
-    requests = Drafting(speculator, hidden_size, blocks, batch)
+def _drafting(
+    speculator: Speculator, hidden_size: int, blocks: int, batch: int, context: int
+) -> Iterator[Drafting]:
+    requests = Drafting(speculator, hidden_size, blocks, batch, context)
     requests.start()
     try:
         yield requests
@@ -94,8 +100,10 @@ def measure_costs(
     runner: CompiledRunner,
     speculator: Speculator,
     *,
+    contexts: Sequence[int],
     batches: Sequence[int],
     tokens: Sequence[int],
+    chunks: Sequence[int],
     rounds: int,
     report: Report = lambda line, share: None,
 ) -> dict[str, list[dict[str, Any]]]:
@@ -107,42 +115,69 @@ def measure_costs(
     Args:
         runner: the target; its cache must hold the largest batch.
         speculator: what drafts; no request of its own may be running.
+        contexts: tokens of each request that stand before.
         batches: requests of a step.
         tokens: of verification, tokens of a request in a step; one less are drafted.
+        chunks: prompt tokens that one request reads in a step: at the beginning, and up to each context.
         rounds: how often each is measured; one more round warms up.
         report: gets what is measured, and the share of all that is done.
 
     Returns:
-        `verify` and `draft`: `batch`, `tokens` (of drafts: nodes) and `ms`.
+        `verify` and `draft`: `context`, `batch`, `tokens` (of drafts: nodes) and `ms`; `read`: the same of chunks, with
+        as much context as was read before.
     """
-    most = speculator.max_draft_length
+    most, longest = speculator.max_draft_length, max(contexts)
     nodes = sorted({min(count, most) for count in (1, *(value - 1 for value in tokens)) if count > 0})
     drafts = nodes if most else []
-    blocks = -(-longest_request(max(tokens, default=1)) // runner.block_size)
-    verify = {(batch, count): VerificationStep(runner, batch, count) for batch in batches for count in tokens}
-    figures: dict[tuple[str, int, int], list[float]] = {
+    blocks = -(-longest_request(max(tokens), longest) // runner.block_size)
+    verify = {
+        (context, batch, count): VerificationStep(runner, batch, count, context, longest)
+        for context in contexts
+        for batch in batches
+        for count in tokens
+    }
+    sizes = {min(chunk, longest) for chunk in chunks}
+    read = {
+        (past, 1, size): PromptChunk(runner, size, past, longest)
+        for size in sizes
+        for past in sorted({0, *(context - size for context in contexts if context > size)})
+    }
+    figures: dict[tuple[str, int, int, int], list[float]] = {
         **{("verify", *key): [] for key in verify},
-        **{("draft", batch, count): [] for batch in batches for count in drafts},
+        **{
+            ("draft", context, batch, count): []
+            for context in contexts
+            for batch in batches
+            for count in drafts
+        },
+        **{("read", *key): [] for key in read},
     }
     # What is still to come is weighed by the tokens that pass through: a batch of 16 takes longer than one of 1.
-    whole, done = (rounds + 1) * sum(batches), 0
-    fill_cache(runner, range(max(batches)))
+    whole, done = (rounds + 1) * sum(batches) * len(contexts), 0
+    fill_cache(runner, range(max(batches)), longest)
     for number in range(rounds + 1):
         title = "warming up" if number == 0 else f"round {number} of {rounds}"
-        for batch in batches:
-            report(f"costs: {title}, batch {batch}", done / whole)
-            found = {("verify", batch, count): verify[batch, count]() for count in tokens}
-            if drafts:
-                with _drafting(speculator, runner.manifest.hidden_size, blocks, batch) as requests:
-                    found |= {("draft", batch, count): requests.milliseconds(count) for count in drafts}
-            for key, value in found.items() if number else ():
-                figures[key].append(round(value, 4))
-            done += batch
+        found = {("read", *key): subject() for key, subject in read.items()}
+        for context in contexts:
+            for batch in batches:
+                report(f"costs: {title}, context {context}, batch {batch}", done / whole)
+                found |= {
+                    ("verify", context, batch, count): verify[context, batch, count]() for count in tokens
+                }
+                if drafts:
+                    width = runner.manifest.hidden_size
+                    with _drafting(speculator, width, blocks, batch, context) as requests:
+                        found |= {
+                            ("draft", context, batch, count): requests.milliseconds(count) for count in drafts
+                        }
+                done += batch
+        for key, value in found.items() if number else ():
+            figures[key].append(round(value, 4))
     return {
         kind: [
-            {"batch": batch, "tokens": count, "ms": row}
-            for (name, batch, count), row in figures.items()
+            {"context": context, "batch": batch, "tokens": count, "ms": row}
+            for (name, context, batch, count), row in figures.items()
             if name == kind
         ]
-        for kind in ("verify", "draft")
+        for kind in ("verify", "draft", "read")
     }

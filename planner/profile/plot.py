@@ -76,14 +76,15 @@ def _curves(axes: Axes, acceptance: Mapping[str, Any], key: str, label: str) -> 
 
 
 def _costs(axes: Axes, cost: Mapping[str, Any]) -> None:
+    shortest = min((row["context"] for row in cost.get("verify", [])), default=0)
     for kind, style in (("verify", "-"), ("draft", "--")):
-        rows = cost.get(kind, [])
+        rows = [row for row in cost.get(kind, []) if row["context"] == shortest]
         for batch in sorted({row["batch"] for row in rows}):
             points = sorted(
                 (row["tokens"], statistics.median(row["ms"])) for row in rows if row["batch"] == batch
             )
             axes.plot(*zip(*points, strict=True), style, marker=".", label=f"{kind}, batch {batch}")
-    axes.set_xlabel("tokens of a request in a step")
+    axes.set_xlabel(f"tokens of a request in a step, context {shortest}")
     axes.set_ylabel("milliseconds (median)")
     if cost:
         axes.legend(ncols=2, fontsize="small")

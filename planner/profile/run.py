@@ -8,23 +8,29 @@ Example::
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from deployments.spec import DeploymentSpec
+from engine.buckets import buckets_for
 from engine.compiled_runner import CompiledRunner
 from engine.deployment import open_engine
 from engine.engine import Engine
 from engine.events import Event
+from engine.fingerprint import Fingerprint, drafter_identity
+from engine.manifest import MODEL_NAME
 from engine.policy import DraftPolicy
 from engine.request import GenerationRequest, SamplingParams
 from engine.scheduler import EngineLimits
-from planner.bench.measure import CONTEXT
 from planner.profile.acceptance import summarise
 from planner.profile.cost import longest_request, measure_costs
 from planner.profile.records import RecordingPolicy, RequestRecord
 from speculators.base import Speculator
+
+CONTEXTS = (32, 512, 2000)
+BATCHES = (1, 2, 4, 8, 16)
 
 Report = Callable[[str, float | None], None]
 Prompts = Mapping[tuple[str, str], Sequence[int]]
@@ -38,6 +44,7 @@ class ProfileSettings:
     Attributes:
         max_tokens: tokens of each answer.
         temperatures: each is profiled on all prompts.
+        contexts: tokens before a step whose cost is measured, as far as the deployment takes such requests.
         batches: requests of a step whose cost is measured, as far as the deployment takes so many.
         tokens: tokens of a request in such a step.
         rounds: of the costs; 0 measures none.
@@ -49,7 +56,8 @@ class ProfileSettings:
 
     max_tokens: int = 128
     temperatures: tuple[float, ...] = (0.0, 1.0)
-    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    contexts: tuple[int, ...] = CONTEXTS
+    batches: tuple[int, ...] = BATCHES
     tokens: tuple[int, ...] = (1, 2, 4, 6, 8, 16)
     rounds: int = 5
     seed: int = 0
@@ -108,16 +116,21 @@ def run_profile(
             record(item)
         acceptance[f"{temperature:g}"] = summarise(records)
     drafter = watched[-1].speculators[-1]  # a lookup before it costs nothing
-    costs = _costs(runner, drafter, settings, engine.limits, report) if settings.rounds else {}
+    measured = _costs(runner, drafter, settings, engine.limits, report) if settings.rounds else {}
     return {
         "deployment": spec.name,
         "target": runner.manifest.source,
         "precision": runner.manifest.precision,
         "speculation": spec.speculation.model_dump(mode="json", exclude_none=True),
         "prompts": len(prompts),
+        "prompt_tokens": statistics.mean(map(len, prompts.values())),
         "settings": asdict(settings),
+        "fingerprint": Fingerprint.of(spec).model_dump(),
+        "drafter": drafter_identity(spec.speculation),
+        "buckets": _buckets(spec),
+        "chunks": [spec.embedded.prefill_chunk, spec.embedded.idle_prefill_chunk],
         "acceptance": acceptance,
-        "cost": costs,
+        "cost": measured,
     }
 
 
@@ -131,6 +144,13 @@ def _at_full_length(spec: DeploymentSpec) -> DeploymentSpec:
             "engine": spec.embedded.model_copy(update={"kv_cache_reuse": False}),
         }
     )
+
+
+def _buckets(spec: DeploymentSpec) -> list[int]:
+    """Numbers of tokens for which the target has a graph of its own."""
+    if spec.embedded.backend != "openvino":
+        return []
+    return buckets_for(sum(file.stat().st_size for file in spec.engine_directory.glob(f"{MODEL_NAME}*")))
 
 
 def _generate(
@@ -171,11 +191,18 @@ def _costs(
     limits: EngineLimits,
     report: Report,
 ) -> dict[str, Any]:
-    tokens = [count for count in settings.tokens if longest_request(count) <= limits.max_sequence_length]
-    if not tokens:
+    most = limits.max_sequence_length
+    contexts = [context for context in settings.contexts if longest_request(1, context) <= most]
+    if not contexts:
         return {}
-    batches = [batch for batch in settings.batches if batch <= limits.max_batch_size]
-    found = measure_costs(
-        runner, speculator, batches=batches, tokens=tokens, rounds=settings.rounds, report=report
+    tokens = [count for count in settings.tokens if longest_request(count, max(contexts)) <= most]
+    return measure_costs(
+        runner,
+        speculator,
+        contexts=contexts,
+        batches=[batch for batch in settings.batches if batch <= limits.max_batch_size],
+        tokens=tokens,
+        chunks=sorted({limits.prefill_chunk, limits.idle_prefill_chunk}),
+        rounds=settings.rounds,
+        report=report,
     )
-    return {"context": CONTEXT, **found}

@@ -29,30 +29,30 @@ TREE = TokenTree((5, 6, 7, 8, 9), (ROOT, ROOT, 0, 0, 3))
 
 
 @pytest.mark.parametrize(
-    ("emitted", "children", "ranks"),
+    ("emitted", "children", "ranks", "path"),
     [
-        ([4], (2,), ()),
-        ([5, 1], (2, 2), (0,)),
-        ([6, 1], (2,), (1,)),
-        ([5, 8, 9, 2], (2, 2, 1), (0, 1, 0)),
-        ([5, 8, 1], (2, 2, 1), (0, 1)),
+        ([4], (2,), (), ()),
+        ([5, 1], (2, 2), (0,), (0,)),
+        ([6, 1], (2,), (1,), (1,)),
+        ([5, 8, 9, 2], (2, 2, 1), (0, 1, 0), (0, 3, 4)),
+        ([5, 8, 1], (2, 2, 1), (0, 1), (0, 3)),
     ],
 )
 def test_a_record_follows_the_emitted_tokens(
-    emitted: list[int], children: tuple[int, ...], ranks: tuple[int, ...]
+    emitted: list[int], children: tuple[int, ...], ranks: tuple[int, ...], path: tuple[int, ...]
 ) -> None:
-    assert follow(TREE, emitted) == StepRecord(5, 3, children, ranks)
+    assert follow(TREE, emitted) == StepRecord(5, 3, children, ranks, path)
 
 
 def test_figures_are_sums_over_requests() -> None:
     drafts = [
-        StepRecord(5, 3, (2, 2, 1), (0, 1, 0)),
-        StepRecord(5, 3, (2,), ()),
-        StepRecord(2, 1, (2,), (1,)),
+        StepRecord(5, 3, (2, 2, 1), (0, 1, 0), (0, 3, 4), 40, 2),
+        StepRecord(5, 3, (2,), (), (), 44, 0),
+        StepRecord(2, 1, (2,), (1,), (1,), 45, 2),
     ]
     records = [
         RequestRecord("1", "math", 0.0, 12, 4, drafts),
-        RequestRecord("2", "qa", 0.0, 3, 3, [StepRecord(1, 1, (1,), ())]),
+        RequestRecord("2", "qa", 0.0, 3, 3, [StepRecord(1, 1, (1,), (), ())]),
     ]
     found = summarise(records)
     assert found["acceptance_length"]["value"] == 15 / 7
@@ -60,6 +60,11 @@ def test_figures_are_sums_over_requests() -> None:
     assert found["by_category"]["qa"]["acceptance_length"]["value"] == 1
     assert [figure["value"] for figure in found["by_position"]] == [2 / 4, 1 / 2, 1 / 2]
     assert [(figure["value"], figure["count"]) for figure in found["by_rank"]] == [(2 / 6, 6), (2 / 4, 4)]
+    assert [(figure["value"], figure["count"]) for figure in found["by_match"][:3]] == [
+        (0, 1),
+        (None, 0),
+        (2, 2),
+    ]
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
@@ -138,24 +143,20 @@ def test_costs_are_measured_for_every_batch_and_length(
     tiny_drafters: TinyDrafters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("planner.profile.run.CONTEXT", 64)
-    monkeypatch.setattr("planner.profile.cost.CONTEXT", 64)
-    monkeypatch.setattr("planner.bench.measure.CONTEXT", 64)
     spec = deployment(tiny_drafters, Anpd(method="anpd", draft_length=4))
     prompts = {("any", "1"): prompt_of(9)}
-    settings = ProfileSettings(4, (0.0,), batches=(1, 2, 16), tokens=(1, 3, 8), rounds=2)
+    settings = ProfileSettings(4, (0.0,), (16, 64, 999), batches=(1, 2, 16), tokens=(1, 3, 8), rounds=2)
     found = run_profile(spec, prompts, settings, lambda record: None)["cost"]
-    assert [(row["batch"], row["tokens"]) for row in found["verify"]] == [
-        (batch, tokens) for batch in (1, 2) for tokens in (1, 3, 8)
+    assert [(row["context"], row["batch"], row["tokens"]) for row in found["verify"]] == [
+        (context, batch, tokens) for context in (16, 64) for batch in (1, 2) for tokens in (1, 3, 8)
     ]
-    assert [(row["batch"], row["tokens"]) for row in found["draft"]] == [
-        (batch, tokens) for batch in (1, 2) for tokens in (1, 2, 4)
+    assert [(row["context"], row["batch"], row["tokens"]) for row in found["draft"]] == [
+        (context, batch, tokens) for context in (16, 64) for batch in (1, 2) for tokens in (1, 2, 4)
     ]
-    assert all(
-        len(row["ms"]) == 2 and min(row["ms"]) > 0
-        for rows in (found["verify"], found["draft"])
-        for row in rows
-    )
+    assert [(row["context"], row["tokens"]) for row in found["read"]] == [
+        (0, 64)
+    ]  # no chunk is longer than a context
+    assert all(len(row["ms"]) == 2 and min(row["ms"]) > 0 for rows in found.values() for row in rows)
     json.dumps(found)
 
 
@@ -167,12 +168,10 @@ def test_costs_of_a_drafter_with_a_cache_fill_it_to_the_last_row(
     """All requests at once, each as long as the deployment takes; a step that would be longer is left out."""
     monkeypatch.chdir(tmp_path)
     context = MAX_LENGTH - 3 - 2 * cost._REPEATS
-    for module in ("planner.profile.run", "planner.profile.cost", "planner.bench.measure"):
-        monkeypatch.setattr(f"{module}.CONTEXT", context)
     for module in ("planner.profile.cost", "planner.bench.measure"):
         monkeypatch.setattr(f"{module}.MOST_TOKENS", MAX_LENGTH - context)
     spec = deployment(tiny_drafters, tiny_drafters.speculation(name, "int8", planted=False))
-    settings = ProfileSettings(4, (0.0,), batches=(1, 3), tokens=(1, 2, 3, 4), rounds=1)
+    settings = ProfileSettings(4, (0.0,), (context,), batches=(1, 3), tokens=(1, 2, 3, 4), rounds=1)
     found = run_profile(spec, {("any", "1"): prompt_of(9)}, settings, lambda record: None)["cost"]
     assert {row["tokens"] for row in found["verify"]} == {1, 2, 3}
     assert [(row["batch"], row["tokens"]) for row in found["draft"]] == [(1, 1), (1, 2), (3, 1), (3, 2)]
@@ -183,5 +182,5 @@ def test_a_deployment_too_short_for_costs_is_profiled_without(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     spec = deployment(tiny_drafters, Anpd(method="anpd", draft_length=4))
-    settings = ProfileSettings(4, (0.0,), batches=(1,), tokens=(1, 3), rounds=1)
+    settings = ProfileSettings(4, (0.0,), (MAX_LENGTH,), batches=(1,), tokens=(1, 3), rounds=1)
     assert run_profile(spec, {("any", "1"): prompt_of(9)}, settings, lambda record: None)["cost"] == {}

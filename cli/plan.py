@@ -1,0 +1,156 @@
+"""`drafthouse plan`: from profiles to what to draft with, at which load, and what that will bring."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cli.common import (
+    SpecArgument,
+    console,
+    for_programs,
+    progress,
+    read_spec,
+    say,
+    tokenized_prompts,
+    told,
+)
+from deployments.files.writing import replace_file, write_text
+from deployments.spec import DeploymentSpec, SpecError
+from engine.plan import Objective, Plan
+from loadtest.provenance import collect
+from planner.plan.choose import options
+from planner.plan.errors import ProfileError
+from planner.plan.plan import cells_at, make_plan
+from planner.plan.predict import Traffic
+from planner.plan.profiles import Profile, profile_of, profiles_beside
+from planner.plan.section import as_yaml, speculation_section
+from planner.plan.words import answer, plan_table
+
+_PLANS = Path("runs/plan")
+
+
+def plan(
+    spec_path: SpecArgument,
+    concurrency: Annotated[
+        str | None, typer.Option(help="Users, as in 1,2,4; by default as many as were profiled.")
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of a prompt, on average; by default those of the profile's."),
+    ] = None,
+    output_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of an answer, instead of loadtest.max_tokens.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSONL of prompts as they come, instead of --prompt-tokens.")
+    ] = None,
+    objective: Annotated[
+        Literal["throughput", "latency", "goodput"],
+        typer.Option(
+            help="Tokens a second, latency of the slowest tenth, or tokens a second within --ttft and --tpot."
+        ),
+    ] = "throughput",
+    ttft: Annotated[float | None, typer.Option(help="Goodput: most milliseconds to the first token.")] = None,
+    tpot: Annotated[
+        float | None, typer.Option(help="Goodput: most milliseconds for each one after it.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Of the answers; one that was profiled.")] = 0.0,
+) -> None:
+    """Say whether speculation pays, with what, by how much and how sure, from what was profiled on this machine."""
+    with told() as stop:
+        spec = read_spec(spec_path)
+        stop.kept = f"{_PLANS / spec.name} is as it was"
+        aim = _objective(objective, ttft, tpot)
+        mine = profile_of(spec, spec_path)
+        others, left_out = profiles_beside(mine)
+        for reason in left_out:
+            say(f"left out: the profile of {reason}")
+        given = _load(spec, mine, concurrency, prompt_tokens, output_tokens, prompts)
+        with progress() as show:
+            show("replaying what was profiled", None)
+            try:
+                known = options([mine, *others], temperature)
+                made = make_plan(
+                    spec.name, [mine, *others], known, given.loads, aim, temperature, report=show
+                )
+            except ProfileError as error:
+                raise ProfileError(
+                    f"the profile of {spec.name} does not tell: {error}; measure it with `drafthouse profile "
+                    f"{spec_path} --context {given.context:.0f}`; --context and --batch say what is measured"
+                ) from None
+        made = made.model_copy(update={"provenance": collect()})
+        _tell(made, mine, given.context)
+
+
+@dataclass(frozen=True)
+class _Load:
+    """Concurrencies at the context that is asked about, and the context."""
+
+    loads: list[Traffic]
+    context: float
+
+
+def _objective(
+    kind: Literal["throughput", "latency", "goodput"], ttft: float | None, tpot: float | None
+) -> Objective:
+    limited = ttft is not None or tpot is not None
+    if limited != (kind == "goodput"):
+        raise SpecError(
+            "--ttft and --tpot are limits of --objective goodput, which needs one of them or both"
+        )
+    return Objective(kind=kind, ttft_ms=ttft, tpot_ms=tpot)
+
+
+def _load(
+    spec: DeploymentSpec,
+    profile: Profile,
+    concurrency: str | None,
+    prompt_tokens: int | None,
+    output_tokens: int | None,
+    prompts: Path | None,
+) -> _Load:
+    if prompts is not None and prompt_tokens is not None:
+        raise SpecError("give --prompt-tokens or --prompts, not both")
+    output = output_tokens or max(2, spec.loadtest.max_tokens)
+    length: float = prompt_tokens or profile.prompt_tokens
+    if prompts is not None:
+        found = tokenized_prompts(spec, prompts, _EVERY, output)
+        length = sum(map(len, found.values())) / len(found)
+    levels = _levels(concurrency) if concurrency else sorted({row["batch"] for row in profile.cost["verify"]})
+    loads = [Traffic(level, length, output) for level in levels]
+    return _Load(loads, loads[0].context)
+
+
+_EVERY = 1_000_000
+
+
+def _levels(text: str) -> list[int]:
+    try:
+        levels = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        levels = []
+    if not levels or levels[0] < 1:
+        raise SpecError(f"--concurrency is {text}; it must be numbers of users, as in 1,2,4")
+    return levels
+
+
+def _tell(made: Plan, mine: Profile, context: float) -> None:
+    """Files, table, and the answer."""
+    # Matplotlib takes a second to import.
+    from planner.plan.plot import plot_plan
+
+    folder, asked = _PLANS / made.deployment, cells_at(made, context)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "plan.json", made.model_dump_json(indent=1) + "\n")
+    with replace_file(folder / "plan.png") as path:
+        plot_plan(made, context, path)
+    names = list(made.speculation)
+    console.print(plan_table(made.cells, names))
+    for cell in asked:
+        say(answer(cell, made.objective, names))
+    say("\nAs one method and a schedule, for the spec:\n")
+    say(as_yaml(speculation_section(mine, asked)))
+    say(f"\nplan, figures and picture: {folder}")
+    for_programs(made.model_dump_json())

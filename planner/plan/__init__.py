@@ -1,0 +1,1 @@
+"""From profiles to a decision, and what it will bring: `drafthouse plan`."""

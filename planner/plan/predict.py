@@ -1,0 +1,205 @@
+"""What a way of drafting brings: tokens a step from replayed records, milliseconds from the cost table.
+
+A decoding step of B requests verifies B roots and what was drafted for each. How much that is differs from request to
+request and step to step; so the expected cost is taken over its distribution, that of the sum of B independent drafts.
+Tokens a second are expected tokens over expected milliseconds (renewal reward).
+
+Requests also have to be read. Of C users who wait for their answers, X requests a millisecond end; each of them takes
+W ms of reading and S = (tokens - 1) / (tokens a step) decoding steps, which it shares with D requests, so
+1 = X W + X S f(D) / D. How many are being read meanwhile, and wait for it, follows from Little's law with the
+approximation of Schweitzer for closed queueing networks: who arrives finds what the others leave on average.
+
+Every figure comes as an array of samples: the first one from the records and medians as they are, the others from
+requests and rounds drawn anew (bootstrap), the same ones for every candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from planner.plan.costs import CostTable, check_covered
+from planner.plan.profiles import Profile
+from planner.plan.replay import Behaviour
+
+Floats = NDArray[np.float64]
+SAMPLES = 200
+_ITERATIONS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What is asked of a service: means."""
+
+    concurrency: int
+    prompt_tokens: float
+    output_tokens: float
+
+    @property
+    def context(self) -> float:
+        """Tokens before a decoding step, on average."""
+        return self.prompt_tokens + self.output_tokens / 2
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Samples of what requests see; the first one is the prediction, the others say how sure it is.
+
+    Attributes:
+        tokens_per_step: of a request, in decoding.
+        step_ms, draft_ms: of a step at the full batch: verification, and drafting before it.
+        tokens_per_second: of all requests, the reading of prompts included.
+        ttft_ms, tpot_ms, latency_ms: means over requests.
+        shares: ``[requests]``, tokens a step of each recorded request in relation to the mean.
+    """
+
+    tokens_per_step: Floats
+    step_ms: Floats
+    draft_ms: Floats
+    tokens_per_second: Floats
+    ttft_ms: Floats
+    tpot_ms: Floats
+    latency_ms: Floats
+    shares: Floats
+
+
+class Predictor:
+    """Predicts from one profile.
+
+    Args:
+        profile: costs and records.
+        samples: how many are drawn, besides the first.
+
+    Raises:
+        ProfileError: its costs are incomplete.
+    """
+
+    def __init__(self, profile: Profile, samples: int = SAMPLES) -> None:
+        self._random = np.random.default_rng(0)
+        rounds = min((len(row["ms"]) for row in profile.cost["verify"]), default=0)
+        drawn = self._random.integers(0, max(rounds, 1), (samples, rounds))
+        self._drawn = np.concatenate([np.arange(rounds)[None], drawn])
+        self.verify = CostTable(profile.cost["verify"], self._drawn, profile.buckets)
+        self.draft = CostTable(profile.cost["draft"], self._drawn) if profile.cost["draft"] else None
+        self._read = {
+            size: CostTable([row for row in profile.cost["read"] if row["tokens"] == size], self._drawn)
+            for size in {row["tokens"] for row in profile.cost["read"]}
+        }
+        self._chunks = profile.chunks
+        self._weights: dict[int, Floats] = {}
+
+    def decoding(self, behaviour: Behaviour, context: float, batch: int) -> tuple[Floats, Floats, Floats]:
+        """Tokens a step of a request, and milliseconds of verification and of drafting, in samples.
+
+        Raises:
+            ProfileError: that was not measured.
+        """
+        weights = self._requests(len(behaviour.steps))
+        steps = weights @ behaviour.steps
+        share = weights @ behaviour.nodes / steps[:, None]
+        # The distribution of the sum of so many independent drafts is a power of the transform.
+        longest = behaviour.most * batch
+        sums = np.fft.irfft(np.fft.rfft(share, longest + 1, axis=1) ** batch, longest + 1, axis=1)
+        sizes = 1 + np.arange(longest + 1) / batch
+        step_ms = (sums * self.verify.milliseconds(context, batch, sizes)).sum(axis=1)
+        return (
+            weights @ behaviour.tokens / steps,
+            step_ms,
+            self._drafting(weights @ behaviour.asked / steps, context, batch),
+        )
+
+    def predict(self, behaviour: Behaviour, traffic: Traffic) -> Prediction:
+        """What so many users get.
+
+        Raises:
+            ProfileError: costs of that were not measured.
+        """
+        users = traffic.concurrency
+        check_covered("batches", (1, users), self.verify.batches)
+        batches = [batch for batch in self.verify.batches if batch < users] + [users]
+        found = [self.decoding(behaviour, traffic.context, batch) for batch in batches]
+        tau, step_ms, draft_ms = found[-1]
+        curve = np.stack([step + draft for _, step, draft in found], axis=1)
+        steps = (traffic.output_tokens - 1) / tau
+        chunk = self._chunks[users == 1]
+        pieces, reading = self._reading(traffic.prompt_tokens, chunk)
+        ended, waits = _closed_network(users, steps, batches, curve, pieces, reading)
+        latency = users / ended
+        decoding = latency - waits
+        return Prediction(
+            tokens_per_step=tau,
+            step_ms=step_ms,
+            draft_ms=draft_ms,
+            tokens_per_second=ended * traffic.output_tokens * 1e3,
+            ttft_ms=waits,
+            tpot_ms=decoding / max(traffic.output_tokens - 1, 1),
+            latency_ms=latency,
+            shares=behaviour.tokens / behaviour.steps / tau[0],
+        )
+
+    def _requests(self, count: int) -> Floats:
+        """``[samples, requests]``: how often each request is drawn."""
+        if count not in self._weights:
+            random, samples = np.random.default_rng(1), len(self._drawn) - 1
+            drawn = random.multinomial(count, np.full(count, 1 / count), samples)
+            self._weights[count] = np.concatenate([np.ones((1, count)), drawn])
+        return self._weights[count]
+
+    def _drafting(self, asked: Floats, context: float, batch: int) -> Floats:
+        """Milliseconds of drafts of so many nodes on average, in each sample."""
+        if self.draft is None or not asked.any():
+            return np.zeros(len(asked))
+        sizes = np.asarray(self.draft.sizes, np.float64)
+        check_covered("draft lengths", (0, float(asked[0])), (0, sizes[-1]))
+        known = self.draft.milliseconds(context, batch, sizes)
+        nothing = np.zeros((len(asked), 1))
+        return _at([0.0, *sizes], np.concatenate([nothing, known], axis=1), asked)
+
+    def _reading(self, tokens: float, chunk: int) -> tuple[int, Floats]:
+        """Steps in which a prompt is read, and their milliseconds; the last chunk is as long as it has to be."""
+        size = chunk if chunk in self._read else max(self._read)
+        table, begins = self._read[size], np.arange(0, tokens, size)
+        total: Floats = np.zeros(len(self._drawn))
+        check_covered("prompts", (tokens, tokens), (0, max(table.contexts) + size))
+        for begin in begins:
+            whole = table.milliseconds(max(0.0, min(float(begin), tokens - size)), 1, [size])[:, 0]
+            total = total + whole * min(1.0, (tokens - begin) / size)
+        return len(begins), total
+
+
+def _closed_network(
+    users: int, steps: Floats, batches: Sequence[int], curve: Floats, pieces: int, reading: Floats
+) -> tuple[Floats, Floats]:
+    """Requests that end in a millisecond, and milliseconds to a first token.
+
+    Args:
+        users: requests at once.
+        steps: ``[samples]``, decoding steps of a request.
+        batches, curve: ``[samples, batches]``, milliseconds of a step of so many.
+        pieces, reading: steps in which a prompt is read, and what that adds to them, ``[samples]``.
+    """
+    read = np.zeros(len(steps))  # how many requests are being read, or wait for it
+    for _ in range(_ITERATIONS):
+        others = 1 - read / users
+        decoding = 1 + (users - 1) * others
+        beside = (users - 1) * others  # who decodes while another one is read
+        ended = 1 / (reading + steps * _at(batches, curve, decoding) / decoding)
+        alone = reading + pieces * _at(batches, curve, np.maximum(beside, 1)) * np.minimum(beside, 1)
+        waits = alone * (1 + read * (users - 1) / users)
+        read = (read + np.minimum(ended * waits, users - 0.5)) / 2
+    return ended, np.minimum(waits, users / ended)
+
+
+def _at(knots: ArrayLike, curves: Floats, asked: Floats) -> Floats:
+    """Each sample's own curve ``[samples, knots]`` at its own place, linear between knots, beyond them the end's."""
+    places = np.asarray(knots, np.float64)
+    if len(places) == 1:
+        return curves[:, 0]
+    inside = np.clip(asked, places[0], places[-1])
+    upper = np.clip(np.searchsorted(places, inside), 1, len(places) - 1)
+    share = (inside - places[upper - 1]) / (places[upper] - places[upper - 1])
+    rows = np.arange(len(curves))
+    return np.asarray(curves[rows, upper - 1] * (1 - share) + curves[rows, upper] * share)

@@ -1,0 +1,143 @@
+"""Reads what `drafthouse profile` wrote, and checks that it is about this deployment on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from deployments.spec import DeploymentSpec
+from engine.fingerprint import Fingerprint, drafter_identity
+from planner.plan.errors import ProfileError
+from planner.profile.records import RequestRecord, load_records
+
+PROFILES = Path("runs/profile")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One deployment's measurements.
+
+    Attributes:
+        name: of the deployment.
+        speculation: the section that was profiled.
+        fingerprint: what they belong to.
+        records: of all temperatures.
+        cost: `verify`, `draft` and `read`, points as `planner.plan.costs.CostTable` takes them.
+        buckets: numbers of tokens that steps are filled up to.
+        chunks: prompt tokens that a step reads beside requests that decode, and where none does.
+        prompt_tokens: of its prompts, on average.
+    """
+
+    name: str
+    speculation: Mapping[str, Any]
+    fingerprint: Fingerprint
+    records: Sequence[RequestRecord]
+    cost: Mapping[str, Sequence[Mapping[str, Any]]]
+    buckets: Sequence[int]
+    chunks: tuple[int, int]
+    prompt_tokens: float
+
+    @property
+    def drafts_chains(self) -> bool:
+        """Whether no recorded draft had branches."""
+        return all(
+            count < 2 for record in self.records for draft in record.drafts for count in draft.children
+        )
+
+    def at(self, temperature: float) -> list[RequestRecord]:
+        """Records of one temperature.
+
+        Raises:
+            ProfileError: it was not profiled.
+        """
+        found = [record for record in self.records if record.temperature == temperature]
+        if not found:
+            known = ", ".join(
+                f"{value:g}" for value in sorted({record.temperature for record in self.records})
+            )
+            raise ProfileError(f"it has no records of temperature {temperature:g}, only of {known or 'none'}")
+        return found
+
+
+def read_profile(directory: Path) -> tuple[Profile, dict[str, Any]]:
+    """A profile, and the identity of the drafter that it is about.
+
+    Raises:
+        ProfileError: it is missing, damaged or of an earlier release.
+    """
+    path = directory / "profile.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not found["cost"]:
+            raise ProfileError(f"{path} has no costs")
+        profile = Profile(
+            name=found["deployment"],
+            speculation=found["speculation"],
+            fingerprint=Fingerprint.model_validate(found["fingerprint"]),
+            records=load_records(directory / "records.jsonl"),
+            cost=found["cost"],
+            buckets=found["buckets"],
+            chunks=(found["chunks"][0], found["chunks"][1]),
+            prompt_tokens=float(found["prompt_tokens"]),
+        )
+        return profile, dict(found["drafter"])
+    except FileNotFoundError as error:
+        raise ProfileError(f"{error.filename} is missing") from None
+    except ProfileError:
+        raise
+    except (ValidationError, ValueError, KeyError, TypeError, IndexError) as error:
+        what = (
+            error
+            if isinstance(error, ValueError) and not isinstance(error, ValidationError)
+            else "fields are missing"
+        )
+        raise ProfileError(f"{path} is damaged or of another release: {what}") from None
+
+
+def profile_of(spec: DeploymentSpec, spec_path: Path) -> Profile:
+    """The profile of a deployment, if it belongs to it as it is here and now.
+
+    Raises:
+        ProfileError: there is none, or one of another model, drafter, machine or kit; says what to run.
+    """
+    remedy = f"run `drafthouse profile {spec_path}`"
+    try:
+        profile, drafter = read_profile(PROFILES / spec.name)
+    except ProfileError as error:
+        raise ProfileError(f"no profile of {spec.name}: {error}; {remedy}") from None
+    differences = profile.fingerprint.differences(Fingerprint.of(spec))
+    now = drafter_identity(spec.speculation)
+    differences += [
+        f"speculation.{key} was {drafter.get(key)}, is {now.get(key)}"
+        for key in sorted(drafter.keys() | now.keys())
+        if drafter.get(key) != now.get(key)
+    ]
+    if differences:
+        raise ProfileError(
+            f"the profile of {spec.name} is of something else: {'; '.join(differences)}; {remedy}"
+        )
+    return profile
+
+
+def profiles_beside(first: Profile) -> tuple[list[Profile], list[str]]:
+    """Other deployments' profiles of the same target on the same machine, and why the rest are left out."""
+    found, left_out = [], []
+    for path in sorted(PROFILES.glob("*/profile.json")):
+        if path.parent.name == first.name:
+            continue
+        try:
+            other, _ = read_profile(path.parent)
+        except ProfileError as error:
+            left_out.append(f"{path.parent.name}: {error}")
+            continue
+        differences = other.fingerprint.differences(first.fingerprint)
+        if differences:
+            left_out.append(f"{other.name}: {'; '.join(differences)}")
+        else:
+            found.append(other)
+    return found, left_out

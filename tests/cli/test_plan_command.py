@@ -1,0 +1,171 @@
+"""`drafthouse plan` on a tiny model, from its profile to its files; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from build.targets.architecture import Architecture
+from cli.main import app
+from deployments.spec import load_spec
+from engine.plan import load_plan
+from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
+
+LEVELS = ["--batch", "1", "--batch", "2"]
+
+
+def drafthouse(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a deployment that has been profiled."""
+    root = tmp_path_factory.mktemp("plan")
+    config = tiny_config("llama", head_dim=32, max_position_embeddings=256)
+    write_huggingface(root / "tiny", config, random_weights(Architecture.from_config(config)))
+    spec = {
+        "name": "x",
+        "target": {"model": "tiny"},
+        "engine": {"max_sequence_length": 256, "max_batch_size": 2, "threads": 2},
+        "speculation": {"method": "anpd", "draft_length": 4},
+    }
+    (root / "spec.yaml").write_text(yaml.safe_dump(spec))
+    (root / "prompts.jsonl").write_text(
+        "".join(json.dumps({"text": "ab " * 9 + str(n)}) + "\n" for n in range(3))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        options = ["--count", "3", "--max-tokens", "16", "--temperature", "0", "--rounds", "2"]
+        contexts = ["--context", "8", "--context", "100"]
+        status, output = drafthouse(
+            "profile", "spec.yaml", "--prompts", "prompts.jsonl", *options, *contexts, *LEVELS
+        )
+        assert status == 0, output
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+def test_it_answers_and_writes_what_can_be_served() -> None:
+    load = ["--concurrency", "1,2", "--prompt-tokens", "40", "--output-tokens", "20"]
+    status, output = drafthouse("plan", "spec.yaml", *load)
+    assert status == 0, output
+    assert "2 users, prompts of 40 tokens and answers of 20: " in output
+    plan = load_plan(Path("runs/plan/x/plan.json"))
+    assert {(cell.concurrency, cell.context) for cell in plan.cells} == {(1, 50), (2, 50), (1, 100), (2, 100)}
+    assert len(plan.cells[0].candidates) == 1 + 4 * 2
+    assert Path("runs/plan/x/plan.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(output.splitlines()[-1]) == json.loads(plan.model_dump_json())
+    section = output[output.index("speculation:") : output.index("plan, figures and picture")]
+    spec = yaml.safe_load(Path("spec.yaml").read_text()) | yaml.safe_load(section)
+    Path("pasted.yaml").write_text(yaml.safe_dump(spec))
+    assert load_spec(Path("pasted.yaml")).speculation.method in ("none", "anpd")
+
+
+def test_traffic_can_be_a_file_of_prompts() -> None:
+    status, output = drafthouse("plan", "spec.yaml", "--prompts", "prompts.jsonl", "--output-tokens", "20")
+    assert status == 0, output
+    given = json.loads(Path("runs/profile/x/profile.json").read_text())["prompt_tokens"]
+    assert f"1 user, prompts of {given:.0f} tokens" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--prompt-tokens", "200"], "covers contexts of 8 to 100; 232 is asked"),
+        (["--concurrency", "4", "--prompt-tokens", "20"], "covers batches of 1 to 2; 4 is asked"),
+        (["--temperature", "1"], "no records of temperature 1, only of 0"),
+    ],
+)
+def test_what_the_profile_does_not_cover_is_refused_with_what_to_run(options: list[str], told: str) -> None:
+    status, output = drafthouse("plan", "spec.yaml", *options)
+    output = " ".join(output.split())
+    assert status == 2 and told in output and "`drafthouse profile spec.yaml --context " in output
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--concurrency", "1,x"], "--concurrency is 1,x; it must be numbers of users"),
+        (["--ttft", "100"], "--ttft and --tpot are limits of --objective goodput"),
+        (["--objective", "goodput"], "needs one of them or both"),
+        (
+            ["--prompt-tokens", "9", "--prompts", "prompts.jsonl"],
+            "give --prompt-tokens or --prompts, not both",
+        ),
+    ],
+)
+def test_options_that_say_nothing_are_refused(options: list[str], told: str) -> None:
+    status, output = drafthouse("plan", "spec.yaml", *options)
+    assert status == 2 and told in " ".join(output.split())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("engine", {"max_sequence_length": 256, "max_batch_size": 2, "threads": 1}, "threads was 2, is 1"),
+        (
+            "engine",
+            {"max_sequence_length": 256, "max_batch_size": 2, "threads": 2, "precision": "fp32"},
+            "precision was int8, is fp32",
+        ),
+        ("speculation", {"method": "anpd", "draft_length": 7}, "speculation.draft_length was 4, is 7"),
+    ],
+)
+def test_the_profile_of_something_else_is_refused(key: str, value: dict[str, object], told: str) -> None:
+    spec = yaml.safe_load(Path("spec.yaml").read_text()) | {key: value}
+    Path("other.yaml").write_text(yaml.safe_dump(spec))
+    status, output = drafthouse("plan", "other.yaml")
+    output = " ".join(output.split())
+    assert status == 2 and told in output and "run `drafthouse profile other.yaml`" in output
+
+
+def test_another_machine_s_profile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.fingerprint.processor", lambda: "another one")
+    status, output = drafthouse("plan", "spec.yaml")
+    assert status == 2 and "is another one" in " ".join(output.split())
+
+
+def test_without_a_profile_it_says_how_to_get_one() -> None:
+    spec = yaml.safe_load(Path("spec.yaml").read_text()) | {"name": "never"}
+    Path("never.yaml").write_text(yaml.safe_dump(spec))
+    status, output = drafthouse("plan", "never.yaml")
+    assert status == 2 and "run `drafthouse profile never.yaml`" in " ".join(output.split())
+
+
+def test_a_damaged_profile_is_told(tmp_path: Path, place: Path) -> None:
+    records = place / "runs/profile/x/records.jsonl"
+    kept = records.read_text()
+    records.write_text(kept + '{"prompt": 3}\n')
+    try:
+        status, output = drafthouse("plan", "spec.yaml")
+    finally:
+        records.write_text(kept)
+    assert status == 2 and "is damaged or of another release" in " ".join(output.split())
+
+
+def test_a_profile_beside_it_is_compared_if_it_is_of_the_same_target(place: Path) -> None:
+    for name, precision in (("y", "int8"), ("z", "fp32")):
+        other = place / "runs/profile" / name
+        other.mkdir()
+        found = json.loads((place / "runs/profile/x/profile.json").read_text())
+        found["deployment"], found["fingerprint"]["precision"] = name, precision
+        (other / "profile.json").write_text(json.dumps(found))
+        (other / "records.jsonl").write_text((place / "runs/profile/x/records.jsonl").read_text())
+    try:
+        status, output = drafthouse("plan", "spec.yaml", "--prompt-tokens", "40", "--output-tokens", "20")
+    finally:
+        for path in [*place.glob("runs/profile/[yz]/*"), *place.glob("runs/profile/[yz]")]:
+            path.rmdir() if path.is_dir() else path.unlink()
+    assert status == 0, output
+    assert "left out: the profile of z: precision was fp32, is int8" in output
+    assert set(load_plan(Path("runs/plan/x/plan.json")).speculation) == {"x", "y"}

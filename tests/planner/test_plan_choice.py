@@ -1,0 +1,207 @@
+"""Plans: the prediction is what a simulation of such steps brings, and the choice is the best of all there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.plan import Objective, load_plan
+from planner.plan.choose import NONE, best_of, choose, options
+from planner.plan.errors import ProfileError
+from planner.plan.plan import cells_at, make_plan
+from planner.plan.predict import Predictor, Traffic
+from planner.plan.profiles import Profile
+from planner.plan.replay import replay
+from planner.plan.section import speculation_section
+from planner.profile.records import RequestRecord
+from tests.planner.synthetic_profile import chain, profile, records
+
+THROUGHPUT = Objective()
+
+
+def steep(context: int, batch: int, size: int) -> float:
+    """Free up to eight rows, then a millisecond each."""
+    return 10 + max(0, batch * size - 8) + batch * context / 1000
+
+
+def drafting(context: int, batch: int, size: int) -> float:
+    return 0.1 * batch * size
+
+
+def simulated(found: Profile, length: int, batch: int, context: int, steps: int = 4_000) -> float:
+    """Tokens a millisecond of requests that are decoded together, each taking its steps at random from the records."""
+    random = np.random.default_rng(3)
+    pool = [(len(d.path), d.nodes) for record in found.records for d in record.drafts]
+    predictor = Predictor(found, samples=0)
+    costs = {
+        rows: float(predictor.verify.milliseconds(context, batch, [rows / batch])[0, 0])
+        for rows in range(batch, batch * (length + 1) + 1)
+    }
+    left = [list(pool[random.integers(len(pool))]) for _ in range(batch)]
+    tokens = milliseconds = 0.0
+    for _ in range(steps):
+        rows = batch
+        for each in left:
+            drafted = min(length, each[1])
+            taken = min(each[0], drafted)
+            rows += drafted
+            tokens += taken + 1
+            if taken == each[0]:
+                each[:] = pool[random.integers(len(pool))]
+            else:
+                each[:] = each[0] - taken - 1, max(0, each[1] - taken - 1)
+        milliseconds += costs[rows] + (drafting(context, batch, length) if length else 0.0)
+    return tokens / milliseconds
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 7), (4, 3), (4, 0)])
+def test_the_prediction_is_what_a_simulation_brings(batch: int, length: int) -> None:
+    found = profile(records(0.6), steep, drafting, buckets=(2, 4, 6, 8, 12, 16))
+    behaviour = replay(found.records, length, adaptive=False)
+    tau, step_ms, draft_ms = Predictor(found, samples=0).decoding(behaviour, 100, batch)
+    assert (batch * tau / (step_ms + draft_ms))[0] == pytest.approx(
+        simulated(found, length, batch, 100), rel=0.03
+    )
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 3, 8])
+def test_without_reading_users_get_what_decoding_brings(concurrency: int) -> None:
+    found = profile(records(0.6), steep, drafting)
+    predictor = Predictor(found, samples=0)
+    behaviour = replay(found.records, 3, adaptive=False)
+    tau, step_ms, draft_ms = predictor.decoding(behaviour, 150, concurrency)
+    told = predictor.predict(behaviour, Traffic(concurrency, 100, 100))
+    # The first token of a hundred comes with the prompt.
+    assert told.tokens_per_second[0] == pytest.approx(
+        1e3 * concurrency * 100 / 99 * (tau / (step_ms + draft_ms))[0], rel=0.01 if concurrency == 1 else 0.06
+    )
+
+
+def test_users_that_wait_for_prompts_are_counted_once() -> None:
+    """One user: a prompt of 300 tokens is three chunks of 50 ms, of which the last one is not full."""
+    found = profile(records(0.6), lambda *_: 10.0, read_ms=50.0)
+    told = Predictor(found, samples=0).predict(replay(found.records, 0, adaptive=False), Traffic(1, 300, 11))
+    reading = 50 + 50 + 50 * 44 / 128
+    assert told.ttft_ms[0] == pytest.approx(reading)
+    assert told.tpot_ms[0] == pytest.approx(10)
+    assert told.latency_ms[0] == pytest.approx(reading + 100)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.4, 0.8])
+def test_the_choice_is_the_best_of_all(rate: float) -> None:
+    """Brute force: every length at every concurrency, valued by the formulas and not by the planner."""
+    found = profile(records(rate), steep, drafting)
+    known, predictor = options([found], 0.0), Predictor(found, samples=0)
+    behaviours = [replay(found.records, length, adaptive=False) for length in range(16)]
+    for concurrency in (1, 4, 8):
+        figures = [predictor.decoding(behaviour, 150, concurrency) for behaviour in behaviours]
+        rates = [float(tau[0] / (step_ms + draft_ms)[0]) for tau, step_ms, draft_ms in figures]
+        cell = choose(known, Traffic(concurrency, 100, 100), THROUGHPUT)
+        static = [each for each in cell.candidates if not each.candidate.adaptive]
+        best = max(static, key=lambda each: each.worth)
+        assert len(static) == 16
+        assert rates[best.candidate.draft_length] == pytest.approx(max(rates), rel=0.01)
+        assert cell.best.worth == pytest.approx(max(each.worth for each in cell.candidates), rel=1e-3)
+
+
+def test_latency_is_that_of_the_slowest_tenth() -> None:
+    found = profile(records(0.4), steep, drafting)
+    cell = choose(options([found], 0.0), Traffic(1, 100, 100), Objective(kind="latency"))
+    for outlook in cell.candidates[:16:2]:
+        behaviour = replay(found.records, outlook.candidate.draft_length, adaptive=outlook.candidate.adaptive)
+        slow = float(np.quantile(behaviour.steps / behaviour.tokens, 0.9))
+        step = outlook.step_ms.value + outlook.draft_ms.value
+        assert -outlook.worth == pytest.approx(99 * slow * step)
+    assert cell.best.worth == pytest.approx(max(each.worth for each in cell.candidates), rel=1e-3)
+
+
+def test_drafts_that_are_never_right_lose_to_none_and_ties_go_to_the_smaller() -> None:
+    wrong = [RequestRecord("1", "a", 0.0, 11, 11, [chain(0, 7)] * 10)] * 2
+    cell = choose(options([profile(wrong, lambda *_: 10.0)], 0.0), Traffic(1, 100, 50), THROUGHPUT)
+    assert cell.best.candidate == NONE  # all of them are equal
+    cell = choose(options([profile(wrong, steep, drafting)], 0.0), Traffic(4, 100, 50), THROUGHPUT)
+    assert cell.best.candidate == NONE and cell.best.gain.value == 1
+    assert all(each.gain.value < 1 for each in cell.candidates[1:])
+
+
+def test_the_interval_knows_how_much_requests_differ() -> None:
+    """Half the requests accept everything, half nothing: with few of them nobody knows what the next ones do."""
+
+    def mixed(count: int) -> list[RequestRecord]:
+        halves = [records(0.95, requests=count), records(0.02, requests=count)]
+        return [record for half in halves for record in half]
+
+    widths = []
+    for count in (3, 60):
+        cell = choose(options([profile(mixed(count), steep)], 0.0), Traffic(1, 100, 50), THROUGHPUT)
+        widths.append(cell.best.gain.high - cell.best.gain.low)
+        assert cell.best.gain.low < cell.best.gain.value < cell.best.gain.high
+    assert widths[0] > 2.5 * widths[1]
+
+
+def test_goodput_counts_requests_within_the_limit() -> None:
+    found = profile(records(0.6), steep, drafting)
+    known, traffic = options([found], 0.0), Traffic(4, 100, 100)
+    free = choose(known, traffic, THROUGHPUT)
+    plain = free.candidates[0]
+    tight = choose(known, traffic, Objective(kind="goodput", tpot_ms=plain.tpot_ms.value * 0.9))
+    assert tight.candidates[0].worth == 0 < tight.best.worth <= tight.best.tokens_per_second.value
+    assert choose(known, traffic, Objective(kind="goodput", tpot_ms=0.1)).best.worth == 0
+
+
+def test_two_profiles_are_compared_by_what_each_gains_in_its_own_run() -> None:
+    """The second was measured while the machine was half as fast, and accepts more."""
+    first = profile(records(0.3), steep)
+    second = profile(records(0.7), lambda *key: 2 * steep(*key), name="other")
+    cell = choose(options([first, second], 0.0), Traffic(1, 100, 100), THROUGHPUT)
+    assert cell.best.candidate.deployment == "other"
+    alone = choose(options([second], 0.0), Traffic(1, 100, 100), THROUGHPUT)
+    assert cell.best.gain == alone.best.gain
+    ratio = cell.best.tokens_per_second.value / cell.candidates[0].tokens_per_second.value
+    assert ratio == pytest.approx(cell.best.gain.value)
+
+
+def test_a_plan_is_written_read_and_asked(tmp_path: Path) -> None:
+    found = profile(records(0.7), steep, drafting)
+    loads = [Traffic(level, 100, 64) for level in (1, 2, 4, 8)]
+    plan = make_plan("mine", [found], options([found], 0.0), loads, THROUGHPUT, 0.0)
+    assert {cell.context for cell in plan.cells} == {
+        132,
+        512,
+    }  # a context of 32 has no room for such an answer
+    path = tmp_path / "plan.json"
+    path.write_text(plan.model_dump_json())
+    again = load_plan(path)
+    assert again == plan
+    here = {cell.concurrency: cell.best.candidate for cell in cells_at(plan, 132)}
+    assert [again.choice(users, 200) for users in (1, 2, 3, 4, 5, 20)] == [
+        here[key] for key in (1, 2, 4, 4, 8, 8)
+    ]
+
+
+def test_the_schedule_is_the_best_length_of_each_concurrency() -> None:
+    found = profile(records(0.7), steep, drafting)
+    cells = [choose(options([found], 0.0), Traffic(level, 100, 64), THROUGHPUT) for level in (1, 2, 4, 8)]
+    section = speculation_section(found, cells)
+    able = [
+        [
+            each
+            for each in cell.candidates
+            if each.candidate.adaptive == section["adaptive"] or each.candidate == NONE
+        ]
+        for cell in cells
+    ]
+    way = [best_of(outlooks).candidate.draft_length for outlooks in able]
+    schedule = section["draft_length_schedule"]
+    assert section["draft_length"] == way[0] == max(schedule.values())
+    for level, length in zip((1, 2, 4, 8), way, strict=True):
+        bound = min((key for key in schedule if key >= level), default=None)
+        assert (schedule[bound] if bound else 0) == length
+    assert speculation_section(profile(records(0.01), steep, drafting), []) == {"method": "none"}
+
+
+def test_a_temperature_that_was_not_profiled_is_refused() -> None:
+    with pytest.raises(ProfileError, match="no records of temperature 1, only of 0"):
+        options([profile(records(0.5), steep)], 1.0)
