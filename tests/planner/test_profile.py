@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from engine.deployment import open_engine
 from engine.request import GenerationRequest
 from planner.profile import cost
 from planner.profile.acceptance import ratio, summarise
+from planner.profile.match import LONGEST
 from planner.profile.plot import plot_profile
-from planner.profile.records import RequestRecord, StepRecord, follow
+from planner.profile.records import RequestRecord, StepRecord, follow, load_records
 from planner.profile.run import ProfileSettings, run_profile
 from speculators.tree import ROOT, TokenTree
 from tests.drafters import VARIANT, TinyDrafters, planted_prompts
@@ -126,6 +128,15 @@ def test_the_profile_of_a_planted_speculator(
     settings = ProfileSettings(max_tokens=24, batches=(1, 2, 16), tokens=(1, 3), rounds=0)
     found = run_profile(spec, prompts, settings, records.append)
     assert len(records) == 14 and {record.temperature for record in records} == {0.0, 1.0}
+    for record in records:
+        contexts = [draft.context for draft in record.drafts]
+        assert contexts == sorted(set(contexts)) and contexts[:1] >= [9]  # the shortest prompt, and a token
+        assert all(
+            0 <= draft.match <= LONGEST and len(draft.path) == len(draft.ranks) for draft in record.drafts
+        )
+    raw = tmp_path / "records.jsonl"
+    raw.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records))
+    assert load_records(raw) == records
     greedy = found["acceptance"]["0"]
     fixed = spec.model_copy(update={"speculation": spec.speculation.model_copy(update={"adaptive": False})})
     engine, _ = open_engine(fixed, spec.engine_directory, spec.speculator_directory)
