@@ -1,1 +1,3 @@
-"""What to run when: step costs (`drafthouse bench`), acceptance and costs of a speculator (`drafthouse profile`)."""
+"""What to run when: step costs (`drafthouse bench`), a speculator's acceptance and costs (`drafthouse profile`), the
+decision (`drafthouse plan`).
+"""
