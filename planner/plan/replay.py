@@ -57,19 +57,29 @@ def replay(records: Sequence[RequestRecord], length: int, *, adaptive: bool) -> 
     nodes = np.zeros((len(records), length + 1))
     for row, record in enumerate(records):
         lengths = DraftLength(length, adaptive=adaptive)
-        for draft in record.drafts:
+        for draft in (*record.drafts, *_last(record)):
             for budget, drafted, emitted in _steps(draft, lengths):
                 asked[row] += budget
                 nodes[row, drafted] += 1
                 tokens[row] += emitted
-        # Of these nothing was drafted, or the request ended before anything could be learnt.
-        others = max(0, record.steps - 1 - len(record.drafts))
+        # In these nothing was drafted.
+        others = max(0, record.steps - 1 - len(record.drafts) - len(_last(record)))
         nodes[row, 0] += others
         tokens[row] += others
         asked[row] += others * lengths.current
         steps[row] = nodes[row].sum()
     kept = steps > 0
     return Behaviour(tokens[kept], steps[kept], asked[kept], nodes[kept])
+
+
+def _last(record: RequestRecord) -> list[StepRecord]:
+    """The draft of the last step, which is not among the records: what was accepted of it is what is missing."""
+    told = sum(len(draft.path) + 1 for draft in record.drafts)
+    accepted = record.tokens - told - (record.steps - len(record.drafts))
+    if accepted <= 0:
+        return []
+    nodes = max([accepted, *(draft.nodes for draft in record.drafts)])
+    return [StepRecord(nodes, nodes, (), (), tuple(range(accepted)))]
 
 
 def _steps(draft: StepRecord, lengths: DraftLength) -> Iterator[tuple[int, int, int]]:

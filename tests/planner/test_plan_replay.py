@@ -30,6 +30,15 @@ def test_at_full_length_it_is_the_record() -> None:
     assert found.nodes[0].tolist() == [3, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2]
 
 
+def test_what_the_last_step_accepted_counts_though_it_was_not_written_down() -> None:
+    """The request ended with three tokens more than its records and a plain step tell."""
+    record = request(chain(1, 8), undrafted=1)
+    record.tokens += 3
+    assert replay([record], 8, adaptive=False).tokens.tolist() == [2 + 1 + 3]
+    assert replay([record], 8, adaptive=False).steps.tolist() == [2]
+    assert replay([record], 1, adaptive=False).steps.tolist() == [1 + 2]
+
+
 def test_without_drafts_every_token_takes_a_step() -> None:
     found = replay([request(chain(5, 10), undrafted=2)], 0, adaptive=False)
     assert (found.tokens.tolist(), found.steps.tolist(), found.asked.tolist()) == ([8], [8], [0])
