@@ -55,6 +55,14 @@ def smollm2() -> Path:
     return SMOLLM2
 
 
+@pytest.fixture
+def one_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw one figure of a report, for tests that look at none: they take longer than a small sweep."""
+    from loadtest.report import PLOTS
+
+    monkeypatch.setattr("loadtest.report.PLOTS", {"throughput": PLOTS["throughput"]})
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest modules come first, so that no process is left alone with one of them in the end."""
     items.sort(key=lambda item: str(item.path.relative_to(TESTS)) not in LONGEST)

@@ -29,11 +29,15 @@ def test_everything_is_read() -> None:
             **{"drafter": "anpd", "drafter_settings": '{"ngram": 4}', "num_draft_tokens": "6"},
             "adaptive": "false",
             **{"exclude_input_in_output": "False", "skip_special_tokens": "false", "max_requests": "7"},
+            **{"max_one_shot_tokens": "64", "max_request_seconds": "2.5", "part_cache": "true"},
             "gpt_model_path": "engine",
         }
     )
     assert settings == BlsSettings(
-        "somewhere", False, "target", "", "anpd", {"ngram": 4}, 6, False, 7, 100, False, False, "engine"
+        *("somewhere", False, "target", "", "anpd", {"ngram": 4}, 6, False, 7, 100, 64, 2.5, True),
+        exclude_input_in_output=False,
+        skip_special_tokens=False,
+        gpt_model_path="engine",
     )
 
 

@@ -12,7 +12,6 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from loadtest.plots import PLOTS
 from tests.client.repository import write_repository
 from tests.client.triton_server import Triton, free_ports, launch
 
@@ -31,12 +30,6 @@ class Server:
     @property
     def http(self) -> str:
         return self.triton.http
-
-
-@pytest.fixture
-def one_plot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw one figure of a report, for tests that look at none: they take longer than a small sweep."""
-    monkeypatch.setattr("loadtest.report.PLOTS", {"throughput": PLOTS["throughput"]})
 
 
 @pytest.fixture(scope="session")
