@@ -28,6 +28,7 @@ _PLACE = "DRAFTHOUSE_PLACE"
 _FOLDER = "mail"
 _LONGEST = 256
 _PATIENCE_SECONDS = 5.0
+_FULL_SECONDS = 1.0
 _NAME = re.compile(r"\w[\w.-]*")
 NAME_DIGITS = 8
 """Of a caller's name, with which the ids of its calls begin."""
@@ -66,7 +67,7 @@ class Mailbox:
 
     def close(self) -> None:
         """Take no more."""
-        send(self._path.name, "")
+        self._socket.shutdown(socket.SHUT_RD)  # wakes the thread also where the box itself has been removed
         self._thread.join()
         self._socket.close()
         self._path.unlink(missing_ok=True)
@@ -79,14 +80,15 @@ class Mailbox:
 
 
 def send(name: str, text: str) -> bool:
-    """Put a message into a box; whether there is such a box. Waits while the box is full."""
+    """Put a message into a box; whether it is in there. Waits a moment while the box is full."""
     if not _NAME.fullmatch(name):
         return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own, _near(_folder() / name) as path:
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own, _near(_folder() / name) as path:
+            own.settimeout(_FULL_SECONDS)  # whoever is stopped does not hold up those who answer others
             own.sendto(text.encode(), path)
-        except OSError:  # there is none, or nobody behind it
-            return False
+    except OSError:  # there is none, or nobody behind it
+        return False
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -52,6 +53,23 @@ def test_a_box_that_was_left_behind_is_replaced(mail: Any) -> None:
     mail.Mailbox("name", lambda text: None)._socket.close()
     box = mail.Mailbox("name", got.put)
     assert mail.send("name", "x") and got.get(timeout=10) == "x"
+    box.close()
+
+
+def test_whoever_is_stopped_holds_nobody_up(mail: Any) -> None:
+    go_on = threading.Event()
+    box = mail.Mailbox("name", lambda text: go_on.wait())
+    try:
+        assert not all(mail.send("name", "x" * 200) for _ in range(10_000))
+    finally:
+        go_on.set()
+        box.close()
+
+
+def test_a_box_is_closed_also_where_it_has_been_removed(mail: Any, tmp_path: Path) -> None:
+    box = mail.Mailbox("name", lambda text: None)
+    shutil.rmtree(mail._folder().parent)
+    assert not mail.send("name", "x")
     box.close()
 
 

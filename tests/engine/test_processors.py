@@ -33,13 +33,17 @@ def compiled(tiny_targets: TinyTargets) -> Path:
     return tiny_targets.root
 
 
+def alone() -> dict[str, str]:
+    """The environment of a process that may use all processors; `nproc`, too, counts by `OMP_NUM_THREADS`."""
+    return {name: value for name, value in os.environ.items() if name not in ONE_OF_SEVERAL}
+
+
 def run_tests(processors: int, compiled: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = {name: value for name, value in os.environ.items() if name not in ONE_OF_SEVERAL}
     pytest_command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(
         [AS_IF_CPUS, str(processors), *pytest_command],
         cwd=TESTS.parent,
-        env={**environment, "DRAFTHOUSE_TEST_THREADS": "0", "DRAFTHOUSE_TEST_TARGETS": str(compiled)},
+        env={**alone(), "DRAFTHOUSE_TEST_THREADS": "0", "DRAFTHOUSE_TEST_TARGETS": str(compiled)},
         capture_output=True,
         text=True,
         timeout=900,
@@ -51,7 +55,7 @@ def namespaces() -> None:
     """What `as_if_cpus` needs: a compiler, and mounts of its own."""
     if not shutil.which("gcc"):
         pytest.skip("no gcc")
-    found = subprocess.run([AS_IF_CPUS, "3", "nproc"], capture_output=True, text=True)
+    found = subprocess.run([AS_IF_CPUS, "3", "nproc"], env=alone(), capture_output=True, text=True)
     if found.stdout.strip() != "3":
         pytest.skip(f"this machine does not let a process see other processors: {found.stderr.strip()}")
 
