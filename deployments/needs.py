@@ -7,7 +7,7 @@ repositories, for targets of 7 to 70 billion parameters.
 
 from dataclasses import dataclass
 
-BOTH, EMBEDDED, TENSORRT_LLM = "both engines", "the embedded engine", "TensorRT-LLM"
+EMBEDDED, TENSORRT_LLM, VLLM = ENGINES = ("the embedded engine", "TensorRT-LLM", "vLLM")
 _DATA = "0.5M answer tokens that the target writes (20 min), hidden states (22 min)"
 
 
@@ -25,7 +25,12 @@ class Needs:
     weights: str
     training: str = ""
     memory: str = ""
-    engines: str = BOTH
+    engines: tuple[str, ...] = ENGINES
+
+    @property
+    def runs_on(self) -> str:
+        """Its engines in words."""
+        return "all engines" if self.engines == ENGINES else " and ".join(self.engines)
 
 
 NEEDS = {
@@ -33,22 +38,22 @@ NEEDS = {
     "anpd": Needs("nothing", memory="tables of the request's n-grams, on the host"),
     "prompt_lookup": Needs("nothing", memory="tables of n-grams of all requests, on the host"),
     "suffix_automaton": Needs(
-        "nothing", memory="an automaton of the request's text, on the host", engines=TENSORRT_LLM
+        "nothing", memory="an automaton of the request's text, on the host", engines=(TENSORRT_LLM, VLLM)
     ),
     "token_recycling": Needs(
         "nothing",
         memory="a row of successors for each token of the vocabulary, on the host",
-        engines=EMBEDDED,
+        engines=(EMBEDDED,),
     ),
     "lookahead": Needs(
         "nothing",
         memory="none; a step computes about (window + verification_set) x (ngram - 1) tokens more",
-        engines=TENSORRT_LLM,
+        engines=(TENSORRT_LLM,),
     ),
     "windowed": Needs(
         "nothing: the target drafts",
         memory="a second engine of the target, a cache of `window` tokens",
-        engines=TENSORRT_LLM,
+        engines=(TENSORRT_LLM,),
     ),
     "draft_model": Needs(
         "a small model with the target's tokenizer",
@@ -64,7 +69,7 @@ NEEDS = {
         "stages trained for this target",
         f"trained here: {_DATA}, then 14 min. Published: a few days",
         "for each stage two matrices of its width x draft vocabulary (19 MiB trained here); no cache",
-        engines=EMBEDDED,
+        engines=(EMBEDDED,),
     ),
     "eagle": Needs(
         "a layer trained for this target, which the kit does not train",
@@ -81,23 +86,23 @@ NEEDS = {
         "a head trained for this target, which the kit does not train",
         "published: ShareGPT, 2 passes; 1.5 h on eight H100 for Vicuna-7B",
         "one head of 2 hidden x vocabulary; no cache",
-        engines=TENSORRT_LLM,
+        engines=(TENSORRT_LLM,),
     ),
     "mtp": Needs(
         "layers that the target was trained with",
         memory="these layers, and their KV cache",
-        engines=TENSORRT_LLM,
+        engines=(TENSORRT_LLM, VLLM),
     ),
     "pard": Needs(
         "a draft model with mask tokens, one for a family of targets, which the kit does not train",
         "published: a small model trained further for 4 passes",
         "its weights, and the KV cache of its layers",
-        engines=TENSORRT_LLM,
+        engines=(TENSORRT_LLM, VLLM),
     ),
     "dflash": Needs(
         "a block drafter trained for this target, which the kit does not train",
         "published: 800,000 samples answered by the target",
         "5 to 8 layers, and their KV cache",
-        engines=TENSORRT_LLM,
+        engines=(TENSORRT_LLM, VLLM),
     ),
 }

@@ -193,7 +193,7 @@ def _chosen(wanted: str | None) -> Sequence[Part]:
 def _text(part: Part, width: int) -> str:
     lines = [f"{part.path or 'the file'}: {part.about}"]
     if part.needs is not None:
-        lines += [f"runs on: {part.needs.engines}", f"needs: {part.needs.weights}"]
+        lines += [f"runs on: {part.needs.runs_on}", f"needs: {part.needs.weights}"]
         lines += [f"training: {part.needs.training}"] if part.needs.training else []
         lines += [f"memory: {part.needs.memory}"] if part.needs.memory else []
     told = [textwrap.fill(line, width, subsequent_indent="    ") for line in lines]
@@ -231,7 +231,7 @@ def _needs_table(found: Sequence[Part]) -> str:
             needs = part.needs
             method = part.path.rpartition(".")[2]
             training, memory = needs.training or "none", needs.memory or "none"
-            lines.append(f"| `{method}` | {needs.engines} | {needs.weights} | {training} | {memory} |")
+            lines.append(f"| `{method}` | {needs.runs_on} | {needs.weights} | {training} | {memory} |")
     return "\n".join([*lines, ""])
 
 

@@ -1,6 +1,7 @@
 """`drafthouse spec`: every key, explained, from the schema; and the page in the repository is that page."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
@@ -8,10 +9,13 @@ from typer.testing import CliRunner
 from build.trtllm.resolved import Supported
 from build.trtllm.support.matrix import SUPPORT_MATRIX
 from cli.main import app
-from deployments.needs import BOTH, EMBEDDED, NEEDS, TENSORRT_LLM
+from deployments.findings import Unsupported
+from deployments.needs import EMBEDDED, NEEDS, TENSORRT_LLM, VLLM
 from deployments.page import markdown_page, parts, terminal_page
 from deployments.spec import DeploymentSpec, SpecError
+from deployments.speculation import AnySpeculation
 from engine.methods import EMBEDDED_SETTINGS
+from engine.vllm.methods import vllm_method
 
 PAGE = Path(__file__).parents[2] / "deployments" / "README.md"
 
@@ -37,11 +41,22 @@ def test_every_method_says_what_it_needs_and_where_it_runs() -> None:
         for method, entry in methods.items()
         if isinstance(entry, Supported)
     }
-    for method, needs in NEEDS.items():
-        here, there = method in EMBEDDED_SETTINGS, method in production
-        assert (here, there) == {BOTH: (True, True), EMBEDDED: (True, False), TENSORRT_LLM: (False, True)}[
-            needs.engines
-        ]
+    for part in parts():
+        if part.needs is None:
+            continue
+        method = part.path.rpartition(".")[2]
+        runs = {EMBEDDED: method in EMBEDDED_SETTINGS, TENSORRT_LLM: method in production}
+        runs[VLLM] = not isinstance(vllm_method(section_of(method)), Unsupported)
+        assert part.needs.engines == tuple(engine for engine, does in runs.items() if does), method
+
+
+def section_of(method: str) -> AnySpeculation:
+    """Any section of the method."""
+    places = {"model": Path("somewhere"), "checkpoint": Path("somewhere")}
+    sections = {tag.tag: section for section, tag in map(get_args, get_args(get_args(AnySpeculation)[0]))}
+    known = {key: place for key, place in places.items() if key in sections[method].model_fields}
+    found: AnySpeculation = sections[method].model_validate({"method": method, **known})
+    return found
 
 
 def test_the_page_in_the_repository_is_up_to_date() -> None:
