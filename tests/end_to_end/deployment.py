@@ -83,7 +83,7 @@ class Deployment:
         )
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     """Return once the condition holds."""
     end = time.monotonic() + seconds
     while not condition():

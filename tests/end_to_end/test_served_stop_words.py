@@ -87,7 +87,7 @@ def test_the_engine_ends_with_the_answer(
     word = reference.text(PROMPT, LENGTH)[30:34]
     before = served.metrics()["drafthouse_spec_tokens_total/engine"]
     grpc_caller.infer(model, text_inputs(PROMPT, max_tokens=6000, stop_words=[word]))
-    wait_until(served.is_idle, "the engine is idle", seconds=5)
+    wait_until(served.is_idle, "the engine is idle")
     assert served.metrics()["drafthouse_spec_tokens_total/engine"] - before < LENGTH
 
 
