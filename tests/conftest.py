@@ -58,7 +58,7 @@ def smollm2() -> Path:
 @pytest.fixture
 def one_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw one figure of a report, for tests that look at none: they take longer than a small sweep."""
-    from loadtest.report import PLOTS
+    from loadtest.plots import PLOTS
 
     monkeypatch.setattr("loadtest.report.PLOTS", {"throughput": PLOTS["throughput"]})
 
