@@ -16,6 +16,7 @@ import contextlib
 import os
 import re
 import socket
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -37,13 +38,22 @@ _LAST = "."
 
 def _folder() -> Path:
     """Of this server: in its place, or under a tritonserver that somebody else has started by the server's number."""
-    place = os.environ.get(_PLACE)
-    folder = (
-        Path(place) / _FOLDER
-        if place
-        else Path(tempfile.gettempdir()) / f"drafthouse-{_FOLDER}-{os.getuid()}-{os.getppid()}"
-    )
+    if place := os.environ.get(_PLACE):
+        return Path(place) / _FOLDER
+    return Path(tempfile.gettempdir()) / f"drafthouse-{_FOLDER}-{os.getuid()}-{os.getppid()}"
+
+
+def _made_folder() -> Path:
+    """As above, and there.
+
+    Raises:
+        PermissionError: it is another user's, who could read what is said, or a link to files of other kinds.
+    """
+    folder = _folder()
     folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(f"{folder} is not a directory of this user's; remove it")
     return folder
 
 
@@ -57,11 +67,12 @@ class Mailbox:
             name: under which others find it.
             take: gets each message.
         """
-        self._path, self._take = _folder() / name, take
+        self._path, self._take = _made_folder() / name, take
         self._path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         with _near(self._path) as path:
             self._socket.bind(path)
+        self._inode = self._path.lstat().st_ino
         self._thread = threading.Thread(target=self._run, name="mail", daemon=True)
         self._thread.start()
 
@@ -69,8 +80,10 @@ class Mailbox:
         """Take no more."""
         self._socket.shutdown(socket.SHUT_RD)  # wakes the thread also where the box itself has been removed
         self._thread.join()
-        self._socket.close()
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if self._path.lstat().st_ino == self._inode:  # else it is that of a model loaded anew meanwhile
+                self._path.unlink()
+        self._socket.close()  # no sooner, or another box could have its inode
         with contextlib.suppress(OSError):  # others still have theirs
             self._path.parent.rmdir()
 

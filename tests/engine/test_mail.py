@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import shutil
 import sys
@@ -54,6 +55,43 @@ def test_a_box_that_was_left_behind_is_replaced(mail: Any) -> None:
     box = mail.Mailbox("name", got.put)
     assert mail.send("name", "x") and got.get(timeout=10) == "x"
     box.close()
+
+
+def test_a_model_that_is_loaded_anew_keeps_its_box_when_the_old_one_is_closed(mail: Any) -> None:
+    got: queue.Queue[str] = queue.Queue()
+    old = mail.Mailbox("tensorrt_llm", lambda text: None)
+    new = mail.Mailbox("tensorrt_llm", got.put)
+    old.close()
+    assert mail.send("tensorrt_llm", "x") and got.get(timeout=10) == "x"
+    new.close()
+    assert not mail._folder().exists()
+
+
+def test_whoever_speaks_after_the_last_box_has_been_closed_leaves_nothing_behind(mail: Any) -> None:
+    mail.Mailbox("name", lambda text: None).close()
+    assert not mail.send("name", "x") and not mail._folder().exists()
+
+
+def test_a_directory_that_another_has_put_there_is_not_used(
+    mail: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name can be guessed where somebody else's tritonserver runs."""
+    monkeypatch.delenv("DRAFTHOUSE_PLACE")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "name").write_text("of the user")
+    mail._folder().symlink_to(own)
+    with pytest.raises(PermissionError, match="is not a directory of this user's"):
+        mail.Mailbox("name", lambda text: None)
+    assert (own / "name").read_text() == "of the user"
+    mail._folder().unlink()
+    mail.Mailbox("name", lambda text: None).close()
+    other = os.getuid() + 1
+    monkeypatch.setattr("os.getuid", lambda: other)
+    mail._folder().mkdir()
+    with pytest.raises(PermissionError, match="is not a directory of this user's"):
+        mail.Mailbox("name", lambda text: None)
 
 
 def test_whoever_is_stopped_holds_nobody_up(mail: Any) -> None:
