@@ -29,6 +29,7 @@ _PLACE = "DRAFTHOUSE_PLACE"
 _FOLDER = "mail"
 _LONGEST = 256
 _PATIENCE_SECONDS = 5.0
+_PAUSE_SECONDS = 0.05
 _FULL_SECONDS = 1.0
 _NAME = re.compile(r"\w[\w.-]*")
 NAME_DIGITS = 8
@@ -154,11 +155,14 @@ class Arrivals:
     def wait(self) -> None:
         """Return when the next one can be asked for: the first at once, for Triton waits for that itself.
 
-        Returns after some seconds in any case: of an error of Triton's own nobody tells.
+        Returns after some seconds in any case: of an error of Triton's own nobody tells. Where more than one response
+        that came was never heard of, nobody tells of the others either: what is left is a pause in which they come.
         """
         with self._changed:
             if self._asked:
-                self._changed.wait_for(lambda: self._heard > self._asked, _PATIENCE_SECONDS)
+                told = self._heard >= self._asked - 1
+                patience = _PATIENCE_SECONDS if told else _PAUSE_SECONDS
+                self._changed.wait_for(lambda: self._heard > self._asked, patience)
             self._asked += 1
 
 

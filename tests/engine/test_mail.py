@@ -154,3 +154,21 @@ def test_of_an_error_of_tritons_own_nobody_tells(mail: Any, monkeypatch: pytest.
     arrivals = mail.Arrivals()
     for _ in range(3):
         arrivals.wait()
+
+
+def test_one_message_that_is_lost_does_not_slow_down_all_that_follows(
+    mail: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mail, "_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(mail, "_PAUSE_SECONDS", 0.001)
+    arrivals = mail.Arrivals()
+    arrivals.hear(last=False)
+
+    def ask() -> None:
+        for _ in range(60):
+            arrivals.wait()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(30)  # with patience each time they would take a minute
+    assert not thread.is_alive()
