@@ -60,10 +60,14 @@ class _Renderer:
         return str(answer["text"])
 
     def _exchange(self, job: bytes) -> bytes:
-        if self._process is None or self._process.poll() is not None:
-            self._start()
-            self._within(_START_SECONDS, _NOTHING)
-        return self._within(_SECONDS, job)
+        try:
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+                self._within(_START_SECONDS, _NOTHING)
+            return self._within(_SECONDS, job)
+        except BaseException:  # also an interrupt: what is under way would answer the next job
+            self.end()
+            raise
 
     def _within(self, limit: float, job: bytes) -> bytes:
         assert self._socket is not None
@@ -78,25 +82,20 @@ class _Renderer:
                 if not pieces[-1]:
                     raise ConnectionError
         except TimeoutError:
-            self.end()
             raise TemplateFault(f"it takes longer than {limit:g} s") from None
         except OSError:
-            self.end()
             raise TemplateFault("it has ended the process that renders templates") from None
-        except BaseException:  # an interrupt: what is under way would answer the next job
-            self.end()
-            raise
         return b"".join(pieces)
 
     def _start(self) -> None:
-        ours, its = socket.socketpair()
+        self._socket, its = socket.socketpair()
+        path = [place for place in sys.path if isinstance(place, str)]  # as `import` reads it
         limits = [str(_MEMORY), str(_LONGEST), str(int(2 * _SECONDS))]
         with its:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", str(_PROGRAM), json.dumps(sys.path), *limits],
+                [sys.executable, "-I", str(_PROGRAM), json.dumps(path), *limits],
                 stdin=its.fileno(), stdout=its.fileno(), stderr=subprocess.DEVNULL,
             )  # fmt: skip
-        self._socket = ours
 
     def end(self) -> None:
         """End the process; harmless if there is none."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever asks, who may go on
     sys.path[:] = json.loads(sys.argv[1])
 
 import jinja2

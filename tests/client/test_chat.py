@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
+import socket
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from client import ChatTemplate, errors
+from client import ChatTemplate, errors, rendering
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -250,6 +253,41 @@ def test_children_of_this_process_render_too() -> None:
     expected = template.render(HELLO)
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(template.render, [HELLO] * 8) == [expected] * 8
+
+
+def test_an_interrupt_while_the_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(socket.socket):
+        def close(self) -> None:
+            super().close()
+            raise KeyboardInterrupt
+
+    def pair() -> tuple[socket.socket, socket.socket]:
+        ours, its = real()
+        return ours, Interrupted(its.family, its.type, its.proto, its.detach())
+
+    rendering._RENDERER.end()
+    real = socket.socketpair
+    with monkeypatch.context() as during:
+        during.setattr("client.rendering.socket.socketpair", pair)
+        with pytest.raises(KeyboardInterrupt):
+            ChatTemplate(CHATML)
+    assert ChatTemplate(CHATML).render(HELLO).startswith("<|im_start|>system")
+
+
+def test_an_interrupt_does_not_end_the_process_of_whoever_goes_on() -> None:
+    template = ChatTemplate(CHATML)
+    process = rendering._RENDERER._process
+    assert process is not None
+    for _ in range(20):
+        process.send_signal(signal.SIGINT)  # as a terminal does, to all that run in it
+        assert template.render(HELLO)
+    assert rendering._RENDERER._process is process and process.poll() is None
+
+
+def test_what_import_ignores_on_the_path_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rendering._RENDERER.end()
+    monkeypatch.setattr("sys.path", [*sys.path, tmp_path])
+    assert ChatTemplate(CHATML).render(HELLO)
 
 
 def test_threads_do_not_get_each_others_texts() -> None:
