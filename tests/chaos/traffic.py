@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.deploy.throng import Throng
+
 FIXED = {"text_input": "one two three four", "max_tokens": 32}
 _PROMPTS = ("one two three", "a b a b a b a b", "the", "x " * 500)
 # Streams a long answer, slowly, until it is killed.
@@ -39,8 +41,8 @@ class Tally:
     slowest: float = 0.0
 
 
-class Traffic:
-    """Threads that ask all the time, and processes that can be hit; a context manager that ends those in any case."""
+class Traffic(Throng):
+    """Clients, and processes that can be hit; as a context manager it ends those in any case."""
 
     def __init__(
         self, port: int, expected: str, *, limit: float, threads: int = 6, victims: int = 2, seed: int = 0
@@ -50,19 +52,10 @@ class Traffic:
         self.victims = [_victim(port) for _ in range(victims)]
         self._port, self._expected, self._limit = port, expected, limit
         self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(random.Random(f"{seed}/{number}"),), daemon=True)
-            for number in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def __enter__(self) -> Traffic:
-        return self
+        super().__init__(threads, seed)
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
+        super().__exit__()
         for victim in self.victims:
             victim.kill()
             victim.wait()
@@ -73,14 +66,8 @@ class Traffic:
         victim.wait()
         self.victims[self.victims.index(victim)] = _victim(self._port)
 
-    def end(self) -> None:
-        """Wait for what is under way."""
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self, chance: random.Random) -> None:
-        while not self._ended.is_set():
+    def run(self, chance: random.Random) -> None:
+        while not self.ended.is_set():
             fields, stream = (FIXED, False) if chance.random() < 0.3 else _question(chance)
             begun = time.monotonic()
             told, text = "", None
@@ -93,7 +80,7 @@ class Traffic:
             with self._lock:
                 self._count(fields, text, told, seconds)
             if told:
-                self._ended.wait(0.2)
+                self.ended.wait(0.2)
 
     def _count(self, fields: dict[str, Any], text: str | None, told: str, seconds: float) -> None:
         tally = self.tally

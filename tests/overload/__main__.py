@@ -9,7 +9,6 @@ import multiprocessing
 import random
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.deploy.serving import Service, served
+from tests.deploy.throng import Throng
 from tests.overload.hostile import KINDS
 from tests.soak.questions import Answer, Asker, Refused
 
@@ -33,39 +33,27 @@ _QUESTIONS = [
 ]
 
 
-class Crowd:
-    """Well-behaved clients, in threads."""
+class Crowd(Throng):
+    """Well-behaved clients."""
 
     def __init__(self, service: Service, expected: Sequence[Answer], count: int, seed: int) -> None:
         self.latencies: list[tuple[float, float]] = []
         """When each answer had come, and how long it took."""
         self.wrong = self.refused = 0
         self._service, self._expected = service, expected
-        self._ended = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(random.Random(f"{seed}/{number}"),), daemon=True)
-            for number in range(count)
-        ]
-        for thread in self._threads:
-            thread.start()
+        super().__init__(count, seed)
 
-    def end(self) -> None:
-        """Wait for what is under way."""
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self, chance: random.Random) -> None:
+    def run(self, chance: random.Random) -> None:
         asker = Asker(self._service.http_port, self._service.grpc_port, _SECONDS)
-        while not self._ended.is_set():
+        while not self.ended.is_set():
             number, begun = chance.randrange(len(_QUESTIONS)), time.monotonic()
             answer = None
-            while answer is None and not self._ended.is_set():
+            while answer is None and not self.ended.is_set():
                 try:
                     answer = asker.ways["HTTP stream"]("ensemble", _QUESTIONS[number])
                 except (Refused, OSError, http.client.HTTPException):
                     self.refused += 1
-                    self._ended.wait(_REST_SECONDS)
+                    self.ended.wait(_REST_SECONDS)
             if answer is not None:
                 now = time.monotonic()
                 self.latencies.append((now, now - begun))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import http.client
 import random
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.deploy.serving import Service
+from tests.deploy.throng import Throng
 from tests.soak.questions import DOORS, Answer, Asker, Refused
 from tests.soak.records import Records
 
@@ -17,8 +17,8 @@ _REST_SECONDS = 0.2
 _ABANDONED_SHARE = 0.05
 
 
-class Clients:
-    """Threads that ask all the time and record how it ended; a context manager that ends them in any case."""
+class Clients(Throng):
+    """Each records how what it asked has ended."""
 
     def __init__(
         self,
@@ -33,30 +33,12 @@ class Clients:
         """`limit`: seconds of a request; `expected`: what was answered to each of `asked` when asked alone."""
         self._service, self._asked, self._expected = service, asked, expected
         self._limit, self._records = limit, records
-        self._ended = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(random.Random(f"{seed}/{number}"),), daemon=True)
-            for number in range(count)
-        ]
-        for thread in self._threads:
-            thread.start()
+        super().__init__(count, seed)
 
-    def __enter__(self) -> Clients:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-
-    def end(self) -> None:
-        """Wait for what is under way."""
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self, chance: random.Random) -> None:
+    def run(self, chance: random.Random) -> None:
         asker = Asker(self._service.http_port, self._service.grpc_port, self._limit)
         often = [way for way in asker.ways if way != "one-shot, abandoned"]
-        while not self._ended.is_set():
+        while not self.ended.is_set():
             number = chance.randrange(len(self._asked))
             rare = chance.random() < _ABANDONED_SHARE
             way = "one-shot, abandoned" if rare else chance.choice(often)
@@ -68,7 +50,7 @@ class Clients:
             fields = {"way": way, "door": door, "question": number, "outcome": outcome, "told": told}
             self._records.write("end", seconds=round(seconds, 3), **fields)
             if outcome in ("refused", "failed"):
-                self._ended.wait(_REST_SECONDS)
+                self.ended.wait(_REST_SECONDS)
         asker.close()
 
     def _ask(self, asker: Asker, way: str, door: str, number: int) -> tuple[str, str]:

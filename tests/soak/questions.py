@@ -6,7 +6,6 @@ import http.client
 import json
 import math
 import random
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,14 @@ from typing import Any
 import grpc
 from numpy.typing import NDArray
 
-from tests.end_to_end.calls import GrpcCaller, ServerRefusal, responses, text_inputs, write_message
+from tests.end_to_end.calls import (
+    GrpcCaller,
+    ServerRefusal,
+    http_vanish,
+    responses,
+    text_inputs,
+    write_message,
+)
 
 DOORS = ("ensemble", "tensorrt_llm_bls")
 _PROMPTS = ("one two three", "a b a b a b a b", "the", "x " * 500, "éàü ßø 漢字 " * 20, "zz")
@@ -116,9 +122,7 @@ class Asker:
 
     def _abandon(self, door: str, fields: Mapping[str, Any]) -> None:
         body = json.dumps(fields).encode()
-        head = f"POST /v2/models/{door}/generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-        with socket.create_connection(("127.0.0.1", self._port), timeout=self._seconds) as connection:
-            connection.sendall(head.encode() + body)
+        http_vanish(f"127.0.0.1:{self._port}", f"/v2/models/{door}/generate", body, read=0)
 
     def _open(self, door: str, fields: Mapping[str, Any]) -> Any:
         others = {name: value for name, value in fields.items() if name != "text_input"}
