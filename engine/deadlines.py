@@ -78,8 +78,9 @@ def check_one_shot(tokens: int, limit: int | None) -> None:
 class Deadline:
     """Of a request that is made of many calls, none of which is too long."""
 
-    def __init__(self, arrival_ns: int, seconds: float | None) -> None:
-        self._arrival_ns, self._seconds = arrival_ns, seconds
+    def __init__(self, arrived: float, seconds: float | None) -> None:
+        """`arrived`: by the monotonic clock."""
+        self._arrived, self._seconds = arrived, seconds
 
     def check(self) -> None:
         """Look at the clock.
@@ -87,6 +88,6 @@ class Deadline:
         Raises:
             TooLongError: it has passed.
         """
-        passed = (time.time_ns() - self._arrival_ns) / 1e9
+        passed = time.monotonic() - self._arrived
         if self._seconds is not None and passed > self._seconds:
             raise _too_long(passed, self._seconds)

@@ -277,7 +277,7 @@ class BlsModel:
         drafting = self._drafter.start(request, task.inputs, exchange.gone, by_logits=task.by_logits)
         with closing(drafting), self._counts.row() as count:
             length = DraftLength(task.draft_length, adaptive=self._settings.adaptive)
-            deadline = Deadline(exchange.arrival_ns, self._settings.max_request_seconds)
+            deadline = Deadline(exchange.arrived, self._settings.max_request_seconds)
             for event in speculate(row, self._target, drafting, length, exchange.gone, count):
                 deadline.check()
                 outputs = answer.add(event)

@@ -27,7 +27,7 @@ class Exchange:
     def __init__(self, request: Any, rows: int) -> None:
         """Expect so many rows to end."""
         self.handle = secrets.randbits(64)
-        self.arrival_ns = time.time_ns()
+        self.arrival_ns, self.arrived = time.time_ns(), time.monotonic()
         self.wanted = frozenset(request.requested_output_names())
         self._sender = request.get_response_sender()
         self._lock = threading.RLock()
