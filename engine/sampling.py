@@ -169,11 +169,13 @@ def _nucleus_threshold(probs: Distribution, top_p: float) -> float:
 
 
 def likeliest_tokens(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """The tokens of the greatest logits ``[V]``, the greatest first, of equal ones the lowest id; at most V."""
-    count = min(count, len(logits))
-    kept = _top_k(logits, count)
-    if len(kept) < count:  # NaN is never greater
-        kept = np.arange(len(logits))
+    """The tokens of the greatest logits ``[V]``, the greatest first, of equal ones the lowest id; at most V.
+
+    NaN, which only rows that nothing is emitted from may hold, counts as -infinity.
+    """
+    if np.isnan(logits.max()):
+        logits = np.where(np.isnan(logits), np.float32(-np.inf), logits)
+    kept = _top_k(logits, min(count, len(logits)))
     order = np.lexsort((kept, -logits[kept]))[:count]
     return np.asarray(kept[order], np.int64)
 
@@ -185,10 +187,12 @@ def _top_k(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     few to choose from, which saves a partition of the whole vocabulary.
     """
     blocks = len(logits) // _BLOCK
-    candidates: NDArray[np.intp] = np.arange(len(logits))
+    candidates: NDArray[np.intp]
     if k <= blocks:
         maxima = logits[: blocks * _BLOCK].reshape(_BLOCK, blocks).max(axis=0)
         candidates = np.flatnonzero(logits >= np.partition(maxima, -k)[-k])
+    else:
+        candidates = np.arange(len(logits))
     values = logits[candidates]
     kept: NDArray[np.intp] = candidates[values >= np.partition(values, -k)[-k]]
     return kept

@@ -15,6 +15,7 @@ from engine.sampling import (
     LogitsError,
     RequestRandom,
     TargetDistributions,
+    likeliest_tokens,
     target_distribution,
 )
 
@@ -86,6 +87,20 @@ def test_bad_logits_name_the_request_and_the_row(bad: float) -> None:
     assert rows[1].tolist() == pytest.approx([0.2] * 5)
     with pytest.raises(LogitsError, match="request 41, row 2 of the step: 1 of 5 logits"):
         rows[2]
+
+
+@pytest.mark.parametrize("size", [48, 320, 49152])
+@pytest.mark.parametrize("bad", [0, 1, 9, 40, 48])
+def test_the_likeliest_tokens_are_never_those_without_a_logit(size: int, bad: int) -> None:
+    """What the target says of a rejected token may be anything, and must not end other requests."""
+    random = np.random.default_rng([size, bad])
+    logits = random.permutation(size).astype(np.float32)
+    spoilt = random.permutation(size)[:bad]
+    logits[spoilt] = np.nan
+    found = likeliest_tokens(logits, 8).tolist()
+    valid = [token for token in range(size) if token not in spoilt]
+    expected = sorted(valid, key=lambda token: -logits[token])[:8]
+    assert len(set(found)) == 8 and found[: len(expected)] == expected
 
 
 def test_all_tokens_banned_is_an_error() -> None:
