@@ -90,9 +90,7 @@ class Drafting:
         return selected
 
     def observe(self, item: RunningRequest, proposal: Proposal | None, outcome: StepOutcome) -> None:
-        """Tell everybody what became of a step of a request."""
-        if not item.speculators:
-            return
+        """Tell everybody what became of a step of a request that somebody may draft for."""
         started = time.perf_counter()
         for name in item.speculators:
             self.speculators[name].observe(item.id, outcome)

@@ -148,7 +148,8 @@ class Engine:
                 continue
             item.cached += len(outcome.kept)
             taken = self._take(outcome)
-            self._drafting.observe(item, drafts.get(item.id), _told(outcome, taken))
+            if item.speculators:
+                self._drafting.observe(item, drafts.get(item.id), _told(outcome, taken))
             if outcome.verdict is not None:
                 self._emit(item)
 
@@ -181,6 +182,8 @@ class Engine:
             item.sink(Event(item.id, release.tokens, item.metrics, release.log_probs))
 
     def _fail(self, item: RunningRequest, error: Exception) -> None:
+        if not self._scheduler.holds(item):  # cancelled by the sink of a request that failed before it
+            return
         item.finish_reason = "error"
         self._close(item, item.gate.abandon(), error)
 

@@ -105,6 +105,10 @@ class Scheduler:
         """All requests, the running ones first."""
         return [*self.running.values(), *self._waiting]
 
+    def holds(self, item: RunningRequest) -> bool:
+        """Whether a request has not been taken out yet."""
+        return item.id in self.running or item in self._waiting
+
     def check_room(self, request: GenerationRequest) -> None:
         """Refuse a request that would have to wait behind too many.
 

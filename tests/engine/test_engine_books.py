@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -69,6 +70,29 @@ def test_a_request_that_another_ones_sink_cancels_in_the_same_step_counts_nothin
     expected = generate(TableRunner(), request_of(seed=2)).tokens
     assert second.tokens == expected[: len(second.tokens)]
     assert second.last.metrics.num_output_tokens == len(second.tokens) < 4
+
+
+@pytest.mark.parametrize("fails", ["late", "aborted", "late while it runs"])
+def test_a_request_that_another_ones_sink_cancels_when_both_fail_ends_once(fails: str) -> None:
+    engine = make_engine(TableRunner(), max_request_seconds=0.05 if "late" in fails else None)
+    second, third = Outcome(), Outcome()
+
+    def cancel(event: Event) -> None:
+        if event.finish_reason:
+            engine.cancel(2)
+
+    engine.submit(request_of(most=99), cancel)
+    engine.submit(request_of(most=99), second.events.append)
+    engine.submit(request_of(most=99), third.events.append)
+    if fails != "late":
+        engine.step()
+    if fails == "aborted":
+        engine.abort(RuntimeError("the device is gone"))
+    else:
+        time.sleep(0.06)
+        engine.step()
+    check_empty(engine)
+    assert (second.last.finish_reason, third.last.finish_reason) == ("cancelled", "error")
 
 
 def test_cancelled_and_aborted_requests_leave_nothing_behind() -> None:
