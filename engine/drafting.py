@@ -154,12 +154,16 @@ class Drafting:
 
     def _check(self, item: RunningRequest, choice: Choice, tree: TokenTree) -> None:
         """Refuse what the runner cannot verify: a node too many would be written to a neighbour's cache."""
-        vocabulary, probes = (
-            self._access.vocab_size,
-            self.speculators[choice.speculator].requirements.max_probes,
-        )
-        if tree.drafted > choice.budget or tree.probes > probes or max(tree.tokens) >= vocabulary:
+        vocabulary = self._access.vocab_size
+        needs = self.speculators[choice.speculator].requirements
+        levels = item.room + 1 + needs.scratch_rows
+        if (
+            tree.drafted > choice.budget
+            or tree.probes > needs.max_probes
+            or (tree.probes and max(tree.depths) > levels)
+            or max(tree.tokens) >= vocabulary
+        ):
             raise ValueError(
                 f"speculator {choice.speculator} proposed {tree} to request {item.id}; at most {choice.budget} nodes "
-                f"and {probes} probes are allowed, with tokens below {vocabulary}"
+                f"and {needs.max_probes} probes are allowed, with tokens below {vocabulary}, on {levels} levels"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from speculators.eagle.draft import EagleDrafter
 from speculators.growth import Likeliest
 from speculators.outcome import StepOutcome
 from speculators.target_access import TargetInput
-from speculators.tree import TokenTree
+from speculators.tree import ROOT, TokenTree
 from tests.drafters import VARIANT, TinyDrafters, layers_of, planted_prompts
 from tests.engine.driving import Outcome, generate, make_engine, prompt_of, run, submit
 from tests.engine.tables import VOCABULARY, TableDrafter, TableRunner, fusion
@@ -317,6 +318,32 @@ def test_what_the_runner_cannot_verify_is_refused(fault: str) -> None:
     with pytest.raises(ValueError, match="nodes and 0 probes are allowed, with tokens below 48"):
         engine.step()
         engine.step()
+
+
+class Deep(Prober):
+    """Probes in a row, three levels deep."""
+
+    def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
+        return [TokenTree((1, 2, 3), (ROOT, 0, 1), probes=3)] * len(request_ids)
+
+
+def test_probes_behind_the_rows_of_their_request_are_refused() -> None:
+    """Such a row would lie in the cache of another one."""
+    for rows in (0, 1):
+        prober = Deep(VOCABULARY)
+        prober.requirements = replace(Prober.requirements, scratch_rows=rows)
+        runner = TableRunner()
+        engine = make_engine(runner, prober)
+        submit(engine, GenerationRequest(text_of(20), 12))
+        if rows:
+            while engine.step():
+                pass
+        else:
+            with pytest.raises(ValueError, match=r"and 3 probes are allowed, .* on 2 levels"):
+                for _ in range(20):
+                    engine.step()
+        last = max(max(item.positions) for batch in runner.batches for item in batch)
+        assert last == 32 - 1 + rows
 
 
 def test_scratch_rows_are_leased_with_the_context() -> None:
