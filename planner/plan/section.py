@@ -26,14 +26,15 @@ def speculation_section(profile: Profile, cells: Sequence[Cell]) -> dict[str, An
         adaptive: _lengths(profile.name, cells, adaptive=adaptive)
         for adaptive in _adaptive(profile.name, cells)
     }
-    if not any(length for way in ways.values() for length, _ in way.values()):
+    drafting = {adaptive: way for adaptive, way in ways.items() if any(length for length, _ in way.values())}
+    if not drafting:
         return {"method": "none"}
-    adaptive, chosen = max(ways.items(), key=lambda way: sum(gain for _, gain in way[1].values()))
+    adaptive, chosen = max(drafting.items(), key=lambda way: sum(gain for _, gain in way[1].values()))
     kept = {key: value for key, value in profile.speculation.items() if key not in _DECIDED}
     if not profile.drafts_chains or "draft_length" not in kept:
         # Of a tree a schedule would cut nodes off, which the section has no key for: all of it, or nothing.
-        drafting = [level for level, (length, _) in chosen.items() if length]
-        return {**kept, "adaptive": adaptive, "max_concurrency": max(drafting)}
+        most = max(level for level, (length, _) in chosen.items() if length)
+        return {**kept, "adaptive": adaptive, "max_concurrency": most}
     schedule = _falling({level: length for level, (length, _) in chosen.items()})
     longest = schedule[min(schedule)]
     return {**kept, "draft_length": longest, "draft_length_schedule": schedule, "adaptive": adaptive}

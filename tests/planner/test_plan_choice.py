@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.plan import Objective, load_plan
+from engine.plan import Candidate, Objective, load_plan
 from planner.plan.choose import NONE, best_of, choose, options
 from planner.plan.errors import ProfileError
 from planner.plan.plan import cells_at, make_plan
@@ -200,6 +200,24 @@ def test_the_schedule_is_the_best_length_of_each_concurrency() -> None:
         bound = min((key for key in schedule if key >= level), default=None)
         assert (schedule[bound] if bound else 0) == length
     assert speculation_section(profile(records(0.01), steep, drafting), []) == {"method": "none"}
+
+
+def test_a_way_that_keeps_a_limit_is_taken_although_it_gains_no_tokens() -> None:
+    """One way of drafting is worth more than none by the objective, and the other one is worth nothing."""
+    found = profile(records(0.4), steep, drafting)
+    cell = choose(options([found], 0.0), Traffic(1, 100, 64), THROUGHPUT)
+    kept = Candidate(deployment="mine", method="anpd", draft_length=3, adaptive=True)
+    changed = [
+        each.model_copy(
+            update={
+                "worth": {kept: 2.0, NONE: 1.0}.get(each.candidate, 0.0),
+                "gain": each.gain.model_copy(update={"value": 0.9 if each.candidate == kept else 1.0}),
+            }
+        )
+        for each in cell.candidates
+    ]
+    section = speculation_section(found, [cell.model_copy(update={"candidates": changed})])
+    assert section["adaptive"] and section["draft_length_schedule"] == {1: 3}
 
 
 def test_a_temperature_that_was_not_profiled_is_refused() -> None:
