@@ -204,7 +204,7 @@ def tokenized_prompts(
     most = spec.embedded.max_sequence_length - max_tokens
     if most < 1:
         raise SpecError(
-            f"--max-tokens {max_tokens} leaves no room for a prompt: engine.max_sequence_length is "
+            f"answers of {max_tokens} tokens leave no room for a prompt: engine.max_sequence_length is "
             f"{spec.embedded.max_sequence_length}"
         )
     codec = TextCodec(spec.target.model)

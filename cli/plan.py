@@ -1,5 +1,7 @@
 """`drafthouse plan`: from profiles to what to draft with, at which load, and what that will bring."""
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,15 +20,18 @@ from cli.common import (
 )
 from deployments.files.writing import replace_file, write_text
 from deployments.spec import DeploymentSpec, SpecError
-from engine.plan import Objective, Plan
+from engine.plan import Cell, Objective, Plan
+from engine.request import SamplingParams
 from loadtest.provenance import collect
-from planner.plan.choose import options
+from planner.plan.choose import Option, options
 from planner.plan.errors import ProfileError
 from planner.plan.plan import cells_at, make_plan
 from planner.plan.predict import Traffic
 from planner.plan.profiles import Profile, profile_of, profiles_beside
 from planner.plan.section import as_yaml, speculation_section
 from planner.plan.words import answer, plan_table
+from planner.profile.cost import longest_request
+from planner.profile.run import ProfileSettings
 
 _PLANS = Path("runs/plan")
 
@@ -63,6 +68,7 @@ def plan(
         spec = read_spec(spec_path)
         stop.kept = f"{_PLANS / spec.name} is as it was"
         aim = _objective(objective, ttft, tpot)
+        SamplingParams(temperature=temperature)  # refuses what is none
         mine = profile_of(spec, spec_path)
         others, left_out = profiles_beside(mine)
         for reason in left_out:
@@ -71,16 +77,22 @@ def plan(
         with progress() as show:
             show("replaying what was profiled", None)
             try:
-                known = options([mine, *others], temperature)
-                made = make_plan(
-                    spec.name, [mine, *others], known, given.loads, aim, temperature, report=show
-                )
+                known, compared = options([mine], temperature), [mine]
+                for other in others:
+                    try:
+                        known += options([other], temperature)[1:]
+                        compared.append(other)
+                    except ProfileError as error:
+                        say(f"left out: the profile of {other.name}: {error}")
+                made = make_plan(spec.name, compared, known, given.loads, aim, temperature, report=show)
             except ProfileError as error:
                 raise ProfileError(
-                    f"the profile of {spec.name} does not tell: {error}; measure it with `drafthouse profile "
-                    f"{spec_path} --context {given.context:.0f}`; --context and --batch say what is measured"
+                    f"the profile of {spec.name} does not tell: {error}; measure it with "
+                    f"{_remedy(spec, spec_path, given, temperature)}"
                 ) from None
         made = made.model_copy(update={"provenance": collect()})
+        for line in _not_compared(known, cells_at(made, given.context)):
+            say(line)
         _tell(made, mine, given.context)
 
 
@@ -100,6 +112,9 @@ def _objective(
         raise SpecError(
             "--ttft and --tpot are limits of --objective goodput, which needs one of them or both"
         )
+    for name, limit in (("--ttft", ttft), ("--tpot", tpot)):
+        if limit is not None and not 0 < limit < math.inf:
+            raise SpecError(f"{name} is {limit:g}; it must be a number of milliseconds above 0")
     return Objective(kind=kind, ttft_ms=ttft, tpot_ms=tpot)
 
 
@@ -136,13 +151,37 @@ def _levels(text: str) -> list[int]:
     return levels
 
 
+def _remedy(spec: DeploymentSpec, spec_path: Path, given: _Load, temperature: float) -> str:
+    """The command that measures all that is asked, and what in the spec is in its way."""
+    context, users = given.context, given.loads[-1].concurrency
+    options = [f" --context {place}" for place in sorted({math.floor(context), math.ceil(context)})]
+    options += [f" --batch {level}" for level in sorted({1, *(load.concurrency for load in given.loads)})]
+    options += [f" --temperature {temperature:g}"] * (temperature not in ProfileSettings().temperatures)
+    engine = spec.embedded
+    needs = {
+        "max_sequence_length": (engine.max_sequence_length, longest_request(1, math.ceil(context))),
+        "max_batch_size": (engine.max_batch_size, users),
+    }
+    short = [f"engine.{key} {most}" for key, (has, most) in needs.items() if most > has]
+    command = f"`drafthouse profile {spec_path}{''.join(options)}`"
+    return f"{command}, which takes {' and '.join(short)} or more" if short else command
+
+
+def _not_compared(known: Sequence[Option], cells: Sequence[Cell]) -> Iterator[str]:
+    """What other deployments' profiles do not cover."""
+    deployments = {option.candidate.deployment or "" for option in known} - {""}
+    for cell in cells:
+        missing = sorted(deployments - {each.candidate.deployment for each in cell.candidates})
+        if missing:
+            yield f"left out at a concurrency of {cell.concurrency}: {', '.join(missing)}, profiled for other loads"
+
+
 def _tell(made: Plan, mine: Profile, context: float) -> None:
     """Files, table, and the answer."""
     # Matplotlib takes a second to import.
     from planner.plan.plot import plot_plan
 
     folder, asked = _PLANS / made.deployment, cells_at(made, context)
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "plan.json", made.model_dump_json(indent=1) + "\n")
     with replace_file(folder / "plan.png") as path:
         plot_plan(made, context, path)

@@ -21,7 +21,9 @@ from cli.common import (
 )
 from cli.prepare import build_engines
 from deployments.files.writing import replace_file, write_json
+from deployments.spec import DeploymentSpec, SpecError
 from loadtest.provenance import collect
+from planner.profile.cost import longest_request
 from planner.profile.records import RequestRecord
 from planner.profile.run import BATCHES, CONTEXTS, ProfileSettings, run_profile
 
@@ -31,13 +33,15 @@ _RECORDS = Path("runs/profile")
 def profile(
     spec_path: SpecArgument,
     prompts: Annotated[Path | None, typer.Option(help="JSONL of prompts, instead of the spec's.")] = None,
-    count: Annotated[int, typer.Option(help="Prompts to take, balanced over the categories.")] = 240,
+    count: Annotated[int, typer.Option(min=1, help="Prompts to take, balanced over the categories.")] = 240,
     max_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 128,
     temperatures: Annotated[
         list[float],
         typer.Option("--temperature", help="Profiled on all prompts; can be given several times."),
     ] = [0.0, 1.0],  # noqa: B006
-    rounds: Annotated[int, typer.Option(help="Alternating rounds of the costs; 0: acceptance only.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(min=0, help="Alternating rounds of the costs; 0: acceptance only.")
+    ] = 5,
     context: Annotated[
         list[int] | None,
         typer.Option(
@@ -60,6 +64,7 @@ def profile(
             batches=tuple(sorted(set(batch or BATCHES))),
             rounds=rounds,
         )
+        _check_taken(spec, context, batch)
         build_engines(spec)
         chosen = tokenized_prompts(spec, prompts or spec.loadtest.prompts, count, max_tokens)
         folder = _RECORDS / spec.name
@@ -86,6 +91,21 @@ def profile(
                 console.print(cost_table(rows, f"{title}, context {behind},"))
         say(f"records, figures and picture: {folder}")
         for_programs(json.dumps(found))
+
+
+def _check_taken(spec: DeploymentSpec, context: list[int] | None, batch: list[int] | None) -> None:
+    """Refuse to measure where a deployment takes nothing of what was asked for."""
+    engine = spec.embedded
+    most = engine.max_sequence_length - longest_request(1, 0)
+    if context and min(context) > most:
+        raise SpecError(
+            f"--context {min(context)} is too long: with engine.max_sequence_length {engine.max_sequence_length} "
+            f"costs are measured behind at most {most} tokens"
+        )
+    if batch and min(batch) > engine.max_batch_size:
+        raise SpecError(
+            f"--batch {min(batch)} is more than the {engine.max_batch_size} requests that engine.max_batch_size takes"
+        )
 
 
 def _save(folder: Path, found: dict[str, Any]) -> None:

@@ -9,12 +9,14 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.plan import Candidate, Cell, Estimate, Objective, Outlook
+from planner.plan.errors import ProfileError
 from planner.plan.predict import Prediction, Predictor, Traffic
 from planner.plan.profiles import Profile
 from planner.plan.replay import Behaviour, longest_draft, replay
@@ -47,6 +49,8 @@ def options(profiles: Sequence[Profile], temperature: float) -> list[Option]:
     for profile in profiles:
         records, predictor = profile.at(temperature), Predictor(profile)
         plain = replay(records, 0, adaptive=False)
+        if not len(plain.steps):
+            raise ProfileError("its answers end with their first token")
         if not found:
             found.append(Option(NONE, plain, predictor, plain))
         for candidate in _candidates(profile, longest_draft(records), predictor):
@@ -70,19 +74,25 @@ def choose(known: Sequence[Option], traffic: Traffic, objective: Objective) -> C
     """The best of the options.
 
     What another profile than the first measured counts by its ratio to plain decoding in the same profile: two
-    profiles are two runs, between which a machine may have become another.
+    profiles are two runs, between which a machine may have become another. Options of one that does not cover the
+    traffic are left out.
 
     Raises:
-        ProfileError: costs of this traffic were not measured.
+        ProfileError: costs of this traffic were not measured in the first profile.
     """
-    plain: dict[int, Prediction] = {}
+    base = known[0].predictor.predict(known[0].plain, traffic)
+    plain: dict[int, Prediction | None] = {id(known[0].predictor): base}
     outlooks = []
     for option in known:
         key = id(option.predictor)
         if key not in plain:
-            plain[key] = option.predictor.predict(option.plain, traffic)
+            plain[key] = None
+            with suppress(ProfileError):
+                plain[key] = option.predictor.predict(option.plain, traffic)
+        own = plain[key]
+        if own is None:
+            continue
         found = option.predictor.predict(option.behaviour, traffic)
-        base, own = plain[id(known[0].predictor)], plain[key]
         scaled = _rescaled(found, base, own)
         gain = found.tokens_per_second / own.tokens_per_second
         outlooks.append(_outlook(option.candidate, scaled, gain, worth(scaled, traffic, objective)))

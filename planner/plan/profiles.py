@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
+from deployments.files.reading import read_json_object
 from deployments.spec import DeploymentSpec
 from engine.fingerprint import Fingerprint, drafter_identity
 from planner.plan.errors import ProfileError
@@ -64,39 +72,82 @@ class Profile:
         return found
 
 
+class _Point(BaseModel):
+    context: NonNegativeInt
+    batch: PositiveInt
+    tokens: PositiveInt
+    ms: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+
+class _Costs(BaseModel):
+    verify: list[_Point] = Field(min_length=1)
+    draft: list[_Point]
+    read: list[_Point] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _of_the_same_rounds(self) -> _Costs:
+        points = [*self.verify, *self.draft, *self.read]
+        rounds = {len(point.ms) for point in points}
+        if len(rounds) != 1 or rounds == {0}:
+            raise ValueError("points have figures of different rounds, or none")
+        if not all(value for point in self.verify for value in point.ms):
+            raise ValueError("a step takes no time")
+        return self
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    method: str
+
+
+class _Written(BaseModel):
+    """What a plan needs of `profile.json`."""
+
+    deployment: str
+    speculation: _Section
+    fingerprint: Fingerprint
+    drafter: dict[str, Any]
+    cost: _Costs
+    buckets: list[PositiveInt]
+    chunks: tuple[PositiveInt, PositiveInt]
+    prompt_tokens: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 def read_profile(directory: Path) -> tuple[Profile, dict[str, Any]]:
     """A profile, and the identity of the drafter that it is about.
 
     Raises:
-        ProfileError: it is missing, damaged or of an earlier release.
+        ProfileError: it is missing, damaged, of an earlier release, or of another deployment than the directory.
     """
     path = directory / "profile.json"
+    content = read_json_object(path, ProfileError)
+    if content.get("cost") == {}:
+        raise ProfileError(f"{path} has no costs")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not found["cost"]:
-            raise ProfileError(f"{path} has no costs")
-        profile = Profile(
-            name=found["deployment"],
-            speculation=found["speculation"],
-            fingerprint=Fingerprint.model_validate(found["fingerprint"]),
-            records=load_records(directory / "records.jsonl"),
-            cost=found["cost"],
-            buckets=found["buckets"],
-            chunks=(found["chunks"][0], found["chunks"][1]),
-            prompt_tokens=float(found["prompt_tokens"]),
-        )
-        return profile, dict(found["drafter"])
+        found = _Written.model_validate(content)
+        records = load_records(directory / "records.jsonl")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ProfileError(f"{path} is damaged or of another release: {where}: {first['msg']}") from None
     except FileNotFoundError as error:
         raise ProfileError(f"{error.filename} is missing") from None
-    except ProfileError:
-        raise
-    except (ValidationError, ValueError, KeyError, TypeError, IndexError) as error:
-        what = (
-            error
-            if isinstance(error, ValueError) and not isinstance(error, ValidationError)
-            else "fields are missing"
-        )
-        raise ProfileError(f"{path} is damaged or of another release: {what}") from None
+    except (OSError, ValueError) as error:
+        raise ProfileError(f"{path} is damaged or of another release: {error}") from None
+    if found.deployment != directory.name:
+        raise ProfileError(f"{path} is a copy of that of {found.deployment}")
+    profile = Profile(
+        name=found.deployment,
+        speculation=found.speculation.model_dump(),
+        fingerprint=found.fingerprint,
+        records=records,
+        cost=found.cost.model_dump(),
+        buckets=found.buckets,
+        chunks=found.chunks,
+        prompt_tokens=found.prompt_tokens,
+    )
+    return profile, found.drafter
 
 
 def profile_of(spec: DeploymentSpec, spec_path: Path) -> Profile:

@@ -193,14 +193,15 @@ def _costs(
 ) -> dict[str, Any]:
     most = limits.max_sequence_length
     contexts = [context for context in settings.contexts if longest_request(1, context) <= most]
-    if not contexts:
+    batches = [batch for batch in settings.batches if batch <= limits.max_batch_size]
+    if not contexts or not batches:
         return {}
     tokens = [count for count in settings.tokens if longest_request(count, max(contexts)) <= most]
     return measure_costs(
         runner,
         speculator,
         contexts=contexts,
-        batches=[batch for batch in settings.batches if batch <= limits.max_batch_size],
+        batches=batches,
         tokens=tokens,
         chunks=sorted({limits.prefill_chunk, limits.idle_prefill_chunk}),
         rounds=settings.rounds,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -84,6 +86,15 @@ def test_traffic_can_be_a_file_of_prompts() -> None:
         (["--prompt-tokens", "200"], "covers contexts of 8 to 100; 232 is asked"),
         (["--concurrency", "4", "--prompt-tokens", "20"], "covers batches of 1 to 2; 4 is asked"),
         (["--temperature", "1"], "no records of temperature 1, only of 0"),
+        (
+            ["--prompt-tokens", "4", "--output-tokens", "3", "--temperature", "0"],
+            "--context 5 --context 6 --batch 1 --batch 2`",
+        ),
+        (
+            ["--concurrency", "2,9", "--prompt-tokens", "20"],
+            "--batch 1 --batch 2 --batch 9`, which takes engine",
+        ),
+        (["--temperature", "0.5"], "--batch 2 --temperature 0.5`"),
     ],
 )
 def test_what_the_profile_does_not_cover_is_refused_with_what_to_run(options: list[str], told: str) -> None:
@@ -98,6 +109,10 @@ def test_what_the_profile_does_not_cover_is_refused_with_what_to_run(options: li
         (["--concurrency", "1,x"], "--concurrency is 1,x; it must be numbers of users"),
         (["--ttft", "100"], "--ttft and --tpot are limits of --objective goodput"),
         (["--objective", "goodput"], "needs one of them or both"),
+        (["--objective", "goodput", "--ttft", "nan"], "--ttft is nan; it must be a number of milliseconds"),
+        (["--objective", "goodput", "--tpot", "-5"], "--tpot is -5; it must be a number of milliseconds"),
+        (["--temperature", "-1"], "temperature is -1.0; it must be a finite number"),
+        (["--prompts", "prompts.jsonl", "--output-tokens", "999"], "answers of 999 tokens leave no room"),
         (
             ["--prompt-tokens", "9", "--prompts", "prompts.jsonl"],
             "give --prompt-tokens or --prompts, not both",
@@ -151,6 +166,98 @@ def test_a_damaged_profile_is_told(tmp_path: Path, place: Path) -> None:
     finally:
         records.write_text(kept)
     assert status == 2 and "is damaged or of another release" in " ".join(output.split())
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("cost", "read"), []),
+        (("cost", "verify"), []),
+        (("cost", "verify", 0, "ms"), [1.0]),
+        (("cost", "verify", 0, "ms"), ["a", "b"]),
+        (("cost", "verify", 0, "ms"), [0.0, 0.0]),
+        (("cost", "draft", 0), 5),
+        (("cost",), [1]),
+        (("speculation",), {}),
+        (("buckets",), ["a"]),
+        (("chunks",), [0, 0]),
+        (("prompt_tokens",), "nan"),
+        (("deployment",), "y"),
+    ],
+)
+def test_a_profile_with_wrong_figures_is_told(
+    keys: tuple[str | int, ...], value: object, place: Path
+) -> None:
+    path = place / "runs/profile/x/profile.json"
+    kept = path.read_text()
+    found: Any = json.loads(kept)
+    inner = found
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(found))
+    try:
+        status, output = drafthouse("plan", "spec.yaml")
+    finally:
+        path.write_text(kept)
+    assert status == 2 and "no profile of x: " in " ".join(output.split())
+
+
+def test_answers_of_one_token_are_told(place: Path) -> None:
+    records = place / "runs/profile/x/records.jsonl"
+    kept = records.read_text()
+    lines = [json.loads(line) | {"tokens": 1, "steps": 1, "drafts": []} for line in kept.splitlines()]
+    records.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    try:
+        status, output = drafthouse("plan", "spec.yaml", "--prompt-tokens", "40", "--output-tokens", "20")
+    finally:
+        records.write_text(kept)
+    assert status == 2 and "its answers end with their first token" in " ".join(output.split())
+
+
+def test_profiles_beside_it_that_do_not_cover_the_load_or_are_copies_are_left_out(place: Path) -> None:
+    folder = place / "runs/profile"
+    records = (folder / "x/records.jsonl").read_text()
+    for name in ("copy", "narrow", "warm"):
+        (folder / name).mkdir()
+        found = json.loads((folder / "x/profile.json").read_text())
+        if name != "copy":
+            found["deployment"] = name
+        if name == "narrow":
+            found["cost"] = {
+                kind: [row for row in rows if row["batch"] == 1] for kind, rows in found["cost"].items()
+            }
+        warm = records.replace('"temperature": 0.0', '"temperature": 1.0')
+        (folder / name / "records.jsonl").write_text(warm if name == "warm" else records)
+        (folder / name / "profile.json").write_text(json.dumps(found))
+    try:
+        status, output = drafthouse("plan", "spec.yaml", "--prompt-tokens", "40", "--output-tokens", "20")
+    finally:
+        for name in ("copy", "narrow", "warm"):
+            shutil.rmtree(folder / name)
+    assert status == 0, output
+    assert "left out: the profile of copy: runs/profile/copy/profile.json is a copy of that of x" in output
+    assert "left out: the profile of warm: it has no records of temperature 0, only of 1" in output
+    assert "left out at a concurrency of 2: narrow, profiled for other loads" in output
+    compared = {
+        cell.concurrency: {each.candidate.deployment for each in cell.candidates}
+        for cell in load_plan(Path("runs/plan/x/plan.json")).cells
+    }
+    assert compared == {1: {None, "x", "narrow"}, 2: {None, "x"}}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--context", "225"], "--context 225 is too long: with engine.max_sequence_length 256"),
+        (["--batch", "3"], "--batch 3 is more than the 2 requests that engine.max_batch_size takes"),
+        (["--rounds", "-1"], "--rounds"),
+        (["--count", "0"], "--count"),
+    ],
+)
+def test_a_profile_of_nothing_is_refused(options: list[str], told: str) -> None:
+    status, output = drafthouse("profile", "spec.yaml", "--prompts", "prompts.jsonl", *options)
+    assert status == 2 and told in " ".join(output.split())
 
 
 def test_a_profile_beside_it_is_compared_if_it_is_of_the_same_target(place: Path) -> None:
