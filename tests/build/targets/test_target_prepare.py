@@ -166,7 +166,7 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     [
         (
             "nowhere",
-            "neither a file nor a directory.*smollm2-135m; a GGUF file; a local Hugging Face directory",
+            "neither a file nor a directory.*smollm2-135m, gemma3-270m; a GGUF file; a local Hugging Face directory",
         ),
         ("HuggingFaceTB/SmolLM2-360M", "hf download HuggingFaceTB/SmolLM2-360M --local-dir SmolLM2-360M"),
         ("./models/missing.gguf", "neither a file nor a directory"),

@@ -11,11 +11,12 @@ from tokenizers import Tokenizer
 
 from build.targets.prepare import prepare_target
 from build.targets.weights import load_weights
+from tests.conftest import SMOLLM2
 from tests.reference_model import forward
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("smollm2")]
 
-DIRECTORY = Path("models/smollm2-135m")
+DIRECTORY = SMOLLM2
 # Encodings of the original tokenizer on the Hugging Face Hub.
 KNOWN = {
     "Hello world! 123": [19556, 905, 17, 216, 33, 34, 35],
@@ -26,8 +27,8 @@ KNOWN = {
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(DIRECTORY / "tokenizer.json"))
+def tokenizer(smollm2: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
 
 
 def _json(name: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ SPECULATION: dict[str, dict[str, Any]] = {
     "pard": {"method": "pard", "model": "models/pard"},
     "dflash": {"method": "dflash", "model": "models/dflash"},
     "mlp_speculator": {"method": "mlp_speculator", "checkpoint": "models/mlp"},
+    "token_recycling": {"method": "token_recycling"},
 }
 
 
