@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
+from deployments.free_form import FreeForm
 from deployments.section import Section
 
 
@@ -177,7 +178,7 @@ class TensorRtLlmEngine(Section):
     triton_parameters: dict[str, dict[str, str]] = Field(
         {}, description="Parameters of config.pbtxt by model; they override what the kit sets."
     )
-    llm_args: dict[str, Any] = Field({}, description="More arguments of the LLM API, checked by its schema.")
+    llm_args: FreeForm = Field({}, description="More arguments of the LLM API, checked by its schema.")
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> "TensorRtLlmEngine":
@@ -236,7 +237,7 @@ class VllmEngine(Section):
     triton_parameters: dict[str, dict[str, str]] = Field(
         {}, description="Parameters of config.pbtxt by model; they override what the kit sets."
     )
-    arguments: dict[str, Any] = Field(
+    arguments: FreeForm = Field(
         {}, description="More arguments of vLLM's AsyncEngineArgs, checked by the installed release."
     )
 

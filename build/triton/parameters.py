@@ -31,6 +31,8 @@ _ALIASES = {
 TEMPLATE_VALUE = "template-value"
 """Name of the findings about parameters."""
 _INTEGERS = r"-?\d+(,-?\d+)*"
+_MOST = 2**31 - 1
+"""Of a number in `config.pbtxt`: its fields are int32 or wider (model_config.proto)."""
 
 
 def _is_choices(value: str) -> bool:
@@ -120,6 +122,10 @@ def settings(
         else:
             near = _nearest(given, [*known, *fields, *_ALIASES])
             found.append(_wrong(f"{place}: unknown parameter{near}"))
+    numbers = {name: value for name, value in changed.items() if fields.get(name) == "int"}
+    for name, value in numbers.items():
+        if (value.isdigit() and int(value) > _MOST) or value.startswith("-"):
+            found.append(_wrong(f"{name} of {model} is {value}; it must be from 0 to {_MOST}"))
     require_none(found)
     return ModelSettings(filled, changed)
 

@@ -96,17 +96,26 @@ LINES: Mapping[LineName, ReleaseLine] = MappingProxyType({"A": LINE_A, "B": LINE
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)(?:rc(\d+))?(?:\.?(?:post|dev)\d+)?(?:\+\S+)?")
 
 
+def release_and_candidate(version: str) -> tuple[tuple[int, int, int], int | None]:
+    """The numbers of a version: its release, and its candidate; None: it is none.
+
+    Raises:
+        UnsupportedDeployment: it is no version of TensorRT-LLM.
+    """
+    match = _VERSION.fullmatch(version.strip())
+    if match is None:
+        raise _neither(f"{version!r} is no version of TensorRT-LLM", f"the image {LINE_A.triton_image}")
+    major, minor, patch, candidate = match.groups()
+    return (int(major), int(minor), int(patch)), None if candidate is None else int(candidate)
+
+
 def line_of_version(version: str) -> ReleaseLine:
     """The release line that a version of TensorRT-LLM belongs to.
 
     Raises:
         UnsupportedDeployment: the version belongs to neither, with the reason.
     """
-    match = _VERSION.fullmatch(version.strip())
-    if match is None:
-        raise _neither(f"{version!r} is no version of TensorRT-LLM", f"the image {LINE_A.triton_image}")
-    release = tuple(int(part) for part in match.group(1, 2, 3))
-    candidate = int(match.group(4)) if match.group(4) else None
+    release, candidate = release_and_candidate(version)
     if release[:2] == (1, 2) and release >= (1, 2, 1) and candidate is None:
         return LINE_A
     if release > (1, 3, 0) or (release == (1, 3, 0) and (candidate is None or candidate >= 21)):

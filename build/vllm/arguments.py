@@ -50,7 +50,8 @@ def engine_arguments(spec: DeploymentSpec, root: Path) -> dict[str, Any]:
 
 def draft_directory(spec: DeploymentSpec) -> Path:
     """Where a draft model that was kept without its embedding is completed; no deployment has such a name."""
-    return spec.serving.repository.with_name(f"{spec.serving.repository.name}+draft")
+    repository = spec.serving.repository
+    return repository.parent / f"{repository.name}+draft"  # `.` and `/` have no name
 
 
 def located(path: Path, root: Path) -> str:

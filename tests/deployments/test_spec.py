@@ -117,3 +117,36 @@ def test_training_an_example_leaves_the_shipped_weights_alone(path: Path) -> Non
     drafter = getattr(spec.speculation, "checkpoint", None) or getattr(spec.speculation, "model", None)
     if drafter is not None and drafter.is_relative_to("speculators"):
         assert spec.training.checkpoint == Path("runs/checkpoints", spec.name)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "2024-01-01",
+            "2024-01-01T00:00:00Z",
+            "!!binary aGVsbG8=",
+            "!!set {a, b}",
+            "{2024-01-01: 1}",
+            "[[2024-01-01]]",
+        ),
+        "&a [*a]",
+        "{"
+        + ", ".join(f"y{n}: &b{n + 1} [{'1' if n == 0 else ', '.join([f'*b{n}'] * 9)}]" for n in range(30))
+        + "}",
+    ],
+)
+@pytest.mark.parametrize("key", ["kind: tensorrt_llm, llm_args", "kind: vllm, arguments"])
+def test_what_is_handed_on_is_what_json_can_say(key: str, value: str, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(
+        f"{{name: a, target: {{model: m}}, engine: {{{key}: {{x: {value}}}}}}}"
+    )
+    with pytest.raises(SpecError, match=key.split()[-1]) as refusal:
+        load_spec(tmp_path / "spec.yaml")
+    assert len(str(refusal.value)) < 2000
+
+
+def test_what_json_can_say_is_handed_on_as_it_is(tmp_path: Path) -> None:
+    given = {"a": {1: [True, None, 2.5, "x"], "b": {}}, "c": {"draft_len_schedule": {4: 3, 8: 0}}}
+    spec = _load(tmp_path, engine={"kind": "tensorrt_llm", "line": "B", "llm_args": given})
+    assert spec.tensorrt_llm.llm_args == given

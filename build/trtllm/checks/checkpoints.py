@@ -43,12 +43,15 @@ class HuggingFaceCheckpoint:
         """Read the config.
 
         Raises:
-            TargetError: there is none, or it is no JSON object.
+            TargetError: there is none, or it or its `text_config` is no JSON object.
         """
         self.directory = directory
         config = read_json_object(directory / "config.json", TargetError)
         # Models that also see or hear keep the language model's numbers in a section of their own.
-        self.config: Mapping[str, Any] = {**config, **(config.get("text_config") or {})}
+        section = config.get("text_config") or {}
+        if not isinstance(section, dict):
+            raise TargetError(f"{directory / 'config.json'}: text_config holds no keys with values")
+        self.config: Mapping[str, Any] = {**config, **section}
 
     def number(self, *names: str) -> int | None:
         """The first of these keys that holds an integer."""
@@ -87,8 +90,7 @@ class HuggingFaceCheckpoint:
             for name, entry in header.items():
                 if name == METADATA:
                     continue
-                count = math.prod(entry["shape"])
-                kind = entry["dtype"]
+                count, kind = _size_and_type(path, name, entry)
                 num_bytes += count * (_INTEGERS.get(kind) or min(_FLOATS.get(kind, 2), 2))
                 if kind not in _INTEGERS:
                     parameters += count
@@ -122,7 +124,10 @@ class HuggingFaceCheckpoint:
             if isinstance(vocabulary, list):  # Unigram: pairs of piece and score, the id is the position
                 vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
             added = {entry["content"]: entry["id"] for entry in content.get("added_tokens") or ()}
-            return {**vocabulary, **added}, None
+            tokens = {**vocabulary, **added}
+            if strange := [token for token, number in tokens.items() if type(number) is not int]:
+                raise ValueError(f"the id of {strange[0]!r} is no whole number")
+            return tokens, None
         except (KeyError, TypeError, ValueError) as error:
             return None, f"{path} is no tokenizer of the tokenizers library: {error!r}"
 
@@ -131,3 +136,15 @@ class HuggingFaceCheckpoint:
         """Whether any tokenizer's file is there."""
         names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model", "tekken.json")
         return any((self.directory / name).is_file() for name in names)
+
+
+def _size_and_type(path: Path, name: str, entry: Mapping[str, Any]) -> tuple[int, str]:
+    """Of a tensor, by its entry in the header of a file."""
+    shape, kind = entry.get("shape"), entry.get("dtype")
+    if (
+        not isinstance(kind, str)
+        or not isinstance(shape, list)
+        or any(type(size) is not int for size in shape)
+    ):
+        raise TargetError(f"{path} is damaged: {name} has no type or shape")
+    return math.prod(shape), kind

@@ -44,7 +44,7 @@ def repository_findings(repository: Path) -> Iterator[Finding]:
 
 
 def _configuration(path: Path) -> Iterator[Finding]:
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     unfilled = sorted(set(_UNFILLED.findall(text)))
     if unfilled:
         yield Finding(
@@ -70,7 +70,7 @@ def _target_engine(resolved: Resolved, directory: Path) -> Iterator[Finding]:
         return
     mode = _mode(build.get("speculative_decoding_mode"))
     yield from mode_findings(resolved, mode, f"the engine in {directory}")
-    yield from length_findings(resolved, int(build.get("max_draft_len") or 0), f"the engine in {directory}")
+    yield from length_findings(resolved, build.get("max_draft_len") or 0, f"the engine in {directory}")
     for key, wanted in _sizes(resolved).items():
         built = build.get(key)
         if isinstance(built, int) and built < wanted:
@@ -104,6 +104,8 @@ def _build_config(directory: Path) -> Generator[Finding, None, dict[str, Any] | 
         return None
     try:
         build: dict[str, Any] = read_json_object(path, TargetError).get("build_config", {})
+        if not isinstance(build, dict) or not isinstance(build.get("max_draft_len") or 0, int):
+            raise TargetError(f"{path} does not say what the engine was built with (build_config)")
     except TargetError as error:
         yield Finding("engine-unreadable", "error", str(error), "an engine that trtllm-build has written")
         return None

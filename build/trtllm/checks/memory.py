@@ -29,6 +29,7 @@ from deployments.findings import Finding
 GIB = 2**30
 _BYTES = {"none": 2.0, "fp8": 1.0, "int4_awq": 0.5 + 2 / 128}  # AWQ: a 16-bit scale for each group of 128
 _FIXED_GIB = 1.5
+_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -152,14 +153,17 @@ def estimate(
 
 
 def smallest_gpu_gib() -> float | None:
-    """Memory of the smallest GPU here, by `nvidia-smi`; None without one."""
+    """Memory of the smallest GPU here, by `nvidia-smi`; None without one, or an answer."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
-    answer = subprocess.run(
-        [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
-        capture_output=True, text=True, check=False, timeout=30,
-    )  # fmt: skip
+    try:
+        answer = subprocess.run(
+            [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+            capture_output=True, text=True, check=False, timeout=_SECONDS,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):  # a driver that is broken, or hangs
+        return None
     sizes = [int(line) for line in answer.stdout.split() if line.isdigit()]
     return min(sizes) / 1024 if sizes and answer.returncode == 0 else None
 

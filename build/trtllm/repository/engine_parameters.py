@@ -158,7 +158,7 @@ def _kv_elements(model: Path) -> int | None:
         heads = config["num_attention_heads"]
         width = config.get("head_dim") or config["hidden_size"] // heads
         return int(2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * width)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
 
 

@@ -151,8 +151,14 @@ def _speculative_arguments(resolved: Resolved) -> Iterator[Finding]:
     more = resolved.engine.llm_args.get("speculative_config")
     if more is None:
         return
+    if not isinstance(more, dict):
+        yield not_in_line(
+            f"engine.llm_args.speculative_config is {more!r}, and not keys with values",
+            "the speculation section",
+        )
+        return
     llm_api = method_of(resolved).llm_api
-    if resolved.line.name not in llm_api.decoding_types or not isinstance(more, dict):
+    if resolved.line.name not in llm_api.decoding_types:
         yield not_in_line(
             f"{resolved.method} has no speculative_config that engine.llm_args could add to",
             "the speculation section",

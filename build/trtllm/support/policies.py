@@ -13,13 +13,14 @@ The LLM API takes all three for every method and applies them where its code hap
 What would be passed over is refused.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from build.trtllm.installed import installed_release
 from build.trtllm.methods.table import method_of
-from build.trtllm.releases import line_of_version, not_in_line, version_in
+from build.trtllm.releases import line_of_version, not_in_line, release_and_candidate, version_in
 from build.trtllm.resolved import Resolved, Supported
 from deployments.findings import Finding
 
@@ -72,15 +73,13 @@ def release_named(resolved: Resolved) -> str:
 
 
 def _by_version(version: str) -> Gate:
-    return BY_RATE if _candidate(version) >= _candidate(_FIRST_BY_RATE) else BY_LENGTH
+    return BY_RATE if _order(version) >= _order(_FIRST_BY_RATE) else BY_LENGTH
 
 
-def _candidate(version: str) -> tuple[int, int, int, int]:
-    """Release and candidate as numbers; a final release comes after its candidates."""
-    release, _, candidate = version.partition("rc")
-    major, minor, patch = (int(part) for part in release.split("."))
-    digits = candidate.split(".")[0].split("+")[0]
-    return major, minor, patch, int(digits) if digits else 10**6
+def _order(version: str) -> tuple[tuple[int, int, int], float]:
+    """By which releases come one after the other; a final release after its candidates."""
+    release, candidate = release_and_candidate(version)
+    return release, math.inf if candidate is None else candidate
 
 
 def policy_findings(resolved: Resolved) -> Iterator[Finding]:

@@ -171,6 +171,12 @@ def test_what_is_there_but_no_model_is_named(tmp_path: Path) -> None:
     assert models(tmp_path, "eagle3", checkpoint=tmp_path / "heads") == {"model-unreadable": "error"}
 
 
+@pytest.mark.parametrize("section", [["llama"], "llama"])
+def test_what_is_said_of_a_language_model_has_keys(section: Any, tmp_path: Path) -> None:
+    checkpoint(tmp_path / "target", text_config=section)
+    assert models(tmp_path, "none") == {"model-unreadable": "error"}
+
+
 def test_a_tokenizer_must_be_there_and_fit(tmp_path: Path) -> None:
     target = checkpoint(tmp_path / "target")
     write_tokenizer(target, {"a": 0, "added": 40})
@@ -180,7 +186,11 @@ def test_a_tokenizer_must_be_there_and_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", "{}", '{"model": null}', '{"model": {"vocab": {}}, "added_tokens": [{}]}']
+    "content",
+    [
+        *("{", "[]", "{}", '{"model": null}', '{"model": {"vocab": {}}, "added_tokens": [{}]}'),
+        '{"model": {"vocab": {"a": 0, "": "1"}}}',
+    ],
 )
 def test_a_damaged_tokenizer_hides_nothing_else(content: str, tmp_path: Path) -> None:
     draft = checkpoint(tmp_path / "draft", max_position_embeddings=2048)
@@ -289,6 +299,17 @@ def test_draft_logits_need_engines_that_give_them(tmp_path: Path, monkeypatch: p
     assert engines(folder, monkeypatch, "draft_model", {"use_draft_logits": True}, **build) == {}
 
 
+@pytest.mark.parametrize("build", [[], {"max_draft_len": "5"}, {"max_draft_len": [5]}])
+def test_an_engine_that_does_not_say_how_it_was_built_is_named(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = resolved("medusa", runtime="engines")
+    known.target_engine.mkdir(parents=True)
+    (known.target_engine / "config.json").write_text(json.dumps({"build_config": build}))
+    assert named(engine_findings(known)) == {"engine-unreadable": "error"}
+
+
 def test_a_missing_engine_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert named(engine_findings(resolved("draft_model", runtime="engines"))) == {"engine-missing": "error"}
@@ -306,3 +327,9 @@ def test_a_repository_is_filled_in(text: str, expected: dict[str, str], tmp_path
     (tmp_path / "tensorrt_llm").mkdir()
     (tmp_path / "tensorrt_llm" / "config.pbtxt").write_text(text)
     assert named(repository_findings(tmp_path)) == expected
+
+
+def test_a_configuration_in_no_known_encoding_is_looked_at_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "tensorrt_llm").mkdir()
+    (tmp_path / "tensorrt_llm" / "config.pbtxt").write_bytes(b"# caf\xe9\nmax_batch_size: ${size}")
+    assert named(repository_findings(tmp_path)) == {"unfilled-template": "error"}

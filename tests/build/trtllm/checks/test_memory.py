@@ -1,10 +1,12 @@
 """The memory estimate: its arithmetic by hand, and what does not fit."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from build.trtllm.checks import memory
 from build.trtllm.checks.memory import GIB, MemoryEstimate, estimate, memory_findings
 from build.trtllm.support.matrix import resolve
 from tests.build.trtllm.checkpoints import checkpoint
@@ -152,3 +154,26 @@ def test_a_model_without_kv_cache_is_estimated(tmp_path: Path) -> None:
     (found,) = estimates(tmp_path, gpu=24, config={"num_attention_heads": None, "num_key_value_heads": None})
     assert found.request == 0
     assert found.arithmetic().endswith(" GiB")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{"shape": [3, 4]}, {"dtype": "F16"}, {"dtype": "F16", "shape": 7}, {"dtype": "F16", "shape": ["a"]}],
+)
+def test_a_damaged_header_is_told(entry: dict[str, Any], tmp_path: Path) -> None:
+    header = json.dumps({"layer": {**entry, "data_offsets": [0, 2]}}).encode()
+    target = checkpoint(tmp_path / "target")
+    (target / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    (found,) = memory_findings(resolve(deployment(model=target)))
+    assert found.name == "gpu-memory-unknown" and "layer has no type or shape" in found.reason
+
+
+@pytest.mark.parametrize("program", ["#!/bin/sh\nexec sleep 5\n", "no program"])
+def test_a_driver_that_does_not_answer_leaves_the_memory_unknown(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nvidia-smi").write_text(program)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(memory, "_SECONDS", 0.2)
+    assert memory.smallest_gpu_gib() is None

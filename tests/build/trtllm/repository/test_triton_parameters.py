@@ -108,6 +108,8 @@ def test_template_variables_can_be_set_too(model: str, variables: dict[str, str]
         ({"tensorrt_llm": {"decoding_mode": "draft_tokens_external"}}, "one of .*medusa"),
         ({"tensorrt_llm": {"gpu_device_ids": r"0\,1"}}, "semicolons"),
         ({"preprocessing": {"add_special_tokens": "yes"}}, "true or false"),
+        ({"tensorrt_llm": {"triton_max_batch_size": "9" * 30}}, "from 0 to 2147483647"),
+        ({"preprocessing": {"max_queue_size": "-1"}}, "from 0 to 2147483647"),
     ],
 )
 def test_mistakes_are_refused_with_what_would_be_right(given_parameters: Any, told: str) -> None:

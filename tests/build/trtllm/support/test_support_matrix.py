@@ -184,6 +184,7 @@ SCHEDULE = {"draft_length_schedule": {4: 5, 8: 2}}
         ("medusa", "A", None, {}, {"build_flags": {"max_beam_width": "4"}}, "beams", "max_beam_width: 1"),
         ("eagle3", "B", None, {}, {"llm_args": {"max_beam_width": 4}}, "beams", "max_beam_width: 1"),
         ("anpd", "B", None, {}, {"llm_args": {"speculative_config": {}}}, "anpd", "speculation"),
+        ("mtp", "A", None, {}, {"llm_args": {"speculative_config": ["MTP"]}}, "not keys with values", "speculation"),
         (
             "prompt_lookup", "B", None, {}, {"llm_args": {"speculative_config": {"use_rejection_sampling": True}}},
             "probabilities", "use_rejection_sampling: false",
