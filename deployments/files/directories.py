@@ -6,17 +6,16 @@ import ctypes
 import errno
 import fcntl
 import filecmp
-import glob
 import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from deployments.errors import DrafthouseError
+from deployments.files.partial import lock, name_beside, pattern
 
 INVENTORY = ".drafthouse-files"
 """In every directory that `replace_directory` has written: the names of its files, as a JSON object's `files`."""
@@ -143,12 +142,15 @@ def take_place(new: Path, place: Path, mark: str | None = None, unlisted: Collec
         if mark is not None:
             check_replaceable(place, mark, unlisted)
         try:
-            with _claimed(place) as free:
-                if free:
+            with _claimed(place) as ours:
+                if ours is None:
+                    new.rename(place)
+                    return
+                if ours:
                     _exchange(new, place)
                     return
         except OSError as error:
-            if error.errno not in _OCCUPIED:
+            if error.errno not in _OCCUPIED:  # another process was faster
                 raise
         if time.monotonic() > end:
             raise DirectoryInUseError(
@@ -158,15 +160,18 @@ def take_place(new: Path, place: Path, mark: str | None = None, unlisted: Collec
 
 
 @contextmanager
-def _claimed(place: Path) -> Iterator[bool]:
-    """Whether nobody else uses what is at `place`, which nobody else can begin to while the block runs."""
+def _claimed(place: Path) -> Iterator[bool | None]:
+    """Whether nobody else uses what is at `place`, which nobody else can begin to while the block runs.
+
+    None where nothing is there: what comes meanwhile is not claimed.
+    """
     try:
         handle = os.open(place, os.O_RDONLY)
     except FileNotFoundError:
-        yield True
+        yield None
         return
     try:
-        yield _lock(handle) is not False and _is_at(handle, place)
+        yield lock(handle) is not False and _is_at(handle, place)
     finally:
         os.close(handle)
 
@@ -198,13 +203,6 @@ def _exchange(new: Path, place: Path) -> None:
     Raises:
         OSError: it cannot be renamed.
     """
-    try:
-        if not place.exists():
-            new.rename(place)
-            return
-    except OSError as error:
-        if error.errno not in _OCCUPIED:  # another process was faster
-            raise
     if _exchanged(new, place):
         return
     old = new.with_name(f"{new.name}.old")
@@ -216,7 +214,7 @@ def _exchange(new: Path, place: Path) -> None:
         if old.exists() and not place.exists():
             old.rename(place)
         raise
-    if old.exists():
+    with suppress(FileNotFoundError):  # also where another process took it for abandoned
         old.rename(new)
 
 
@@ -231,11 +229,11 @@ def _exchanged(first: Path, second: Path) -> bool:
 def _new_partial(place: Path) -> tuple[Path, int]:
     """A new directory, and a handle that locks it until this process ends."""
     while True:
-        partial = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.partial")
+        partial = name_beside(place)
         partial.mkdir()
         with suppress(FileNotFoundError):  # another process took it for abandoned before it was locked
             handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
-            if _lock(handle) is not False and partial.exists():
+            if lock(handle) is not False and partial.exists():
                 return partial, handle
             os.close(handle)
 
@@ -243,37 +241,22 @@ def _new_partial(place: Path) -> tuple[Path, int]:
 def _remove_abandoned(place: Path) -> None:
     """Remove what processes that were killed have left; one that was killed between two renames is helped out."""
     _put_back(place)
-    for old in place.parent.glob(f"{_pattern(place)}.old"):
+    for old in place.parent.glob(f"{pattern(place)}.old"):
         shutil.rmtree(old, ignore_errors=True)
-    for partial in place.parent.glob(_pattern(place)):
-        with suppress(FileNotFoundError):
-            handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
-            if _lock(handle):
+    for partial in place.parent.glob(pattern(place)):
+        with suppress(OSError):  # gone meanwhile, no directory, or somebody else's
+            handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            if lock(handle):
                 shutil.rmtree(partial, ignore_errors=True)
             os.close(handle)
 
 
 def _put_back(place: Path) -> None:
     """Give a directory its name again if a process was killed between the two renames of an exchange."""
-    for old in place.parent.glob(f"{_pattern(place)}.old"):
+    for old in place.parent.glob(f"{pattern(place)}.old"):
         if not place.exists():
             with suppress(OSError):  # another process was faster
                 old.rename(place)
-
-
-def _pattern(place: Path) -> str:
-    return f".{glob.escape(place.name)}.{'?' * 8}.partial"
-
-
-def _lock(handle: int) -> bool | None:
-    """Lock a directory; False if another process holds it, None where the file system cannot (NFS)."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
 
 
 def _unlock(handle: int) -> None:

@@ -12,15 +12,14 @@ Example::
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import json
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from deployments.files.partial import lock, name_beside, pattern
 
 
 @contextmanager
@@ -35,10 +34,8 @@ def replace_file(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    partial, handle = _new_partial(path)
     try:
-        _lock(handle)
         yield partial
         os.fsync(handle)
         partial.replace(path)
@@ -66,24 +63,23 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
-def _lock(handle: int) -> bool:
-    """Say that somebody writes to a file; False if that has been said."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # the file system cannot (NFS): better to leave a file than to take one away
-        return False
-    return True
+def _new_partial(path: Path) -> tuple[Path, int]:
+    """An empty file, and a handle that locks it until this process ends."""
+    while True:
+        partial = name_beside(path)
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if lock(handle) is not False and partial.exists():
+            return partial, handle
+        os.close(handle)  # another process took it for abandoned before it was locked
 
 
 def _remove_abandoned(path: Path) -> None:
     """Remove what processes that were killed have left."""
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}.partial"):
+    for partial in path.parent.glob(pattern(path)):
         with suppress(OSError):
             handle = os.open(partial, os.O_RDWR | os.O_NOFOLLOW)
             try:
-                if _lock(handle):
+                if lock(handle):  # where the file system cannot, better to leave a file than to take one away
                     partial.unlink()
             finally:
                 os.close(handle)

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -166,6 +168,47 @@ def test_a_process_killed_between_two_renames_is_helped_out(tmp_path: Path) -> N
     with pytest.raises(RuntimeError), replace_directory(tmp_path / "engine", MARK):
         raise RuntimeError
     assert tree(tmp_path) == {f"engine/{MARK}": b"{}", "engine/weights": b"old"}
+
+
+@pytest.mark.parametrize(
+    "name", [".engine.0123abcd.partial", ".engine.download.partial", ".engine.download.partial.old"]
+)
+def test_what_others_call_alike_is_left_alone(name: str, tmp_path: Path) -> None:
+    """A file where the kit has directories, a link to somebody's directory, and other programs' names."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "precious.txt").write_text("x")
+    if "download" in name:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious.txt").write_text("x")
+    else:
+        (tmp_path / name).write_text("x")
+        (tmp_path / ".engine.0123abce.partial").symlink_to(home)
+    before = tree(tmp_path)
+    write(tmp_path / "engine", "new")
+    assert tree(tmp_path) == before | {f"engine/{MARK}": b"{}", "engine/weights": b"new"}
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_comes_at_the_last_moment_is_not_replaced(
+    at_once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody moves a directory there after it has been looked whether one is there."""
+    claimed = files._claimed
+    if not at_once:
+        monkeypatch.setattr(files, "_exchanged", lambda first, second: False)
+
+    @contextmanager
+    def late(place: Path) -> Iterator[bool | None]:
+        with claimed(place) as ours:
+            place.mkdir(exist_ok=True)
+            (place / "precious.txt").write_text("x")
+            yield ours
+
+    monkeypatch.setattr(files, "_claimed", late)
+    with pytest.raises(ForeignDirectoryError):
+        write(tmp_path / "engine", "new")
+    assert tree(tmp_path) == {"engine/precious.txt": b"x"}
 
 
 def test_what_another_process_is_writing_is_not_taken_for_abandoned(tmp_path: Path) -> None:
