@@ -29,7 +29,7 @@ from tests.end_to_end.tiny_tokenizers import END_ID, write_tokenizer
 VOCABULARY = 600
 MAX_BATCH_SIZE = 8
 MAX_QUEUE_SIZE = 6
-MAX_SEQUENCE_LENGTH = 8192  # long enough that nobody waits for the end of a full-length output
+MAX_SEQUENCE_LENGTH = 32768  # long enough that nobody waits for the end of a full-length output
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
 
 
