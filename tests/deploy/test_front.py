@@ -14,7 +14,7 @@ from client import DrafthouseClient, errors
 from deploy.server import ServerDied
 from deploy.watch import Watch
 from tests.deploy.front import Front, front_of
-from tests.end_to_end.calls import GrpcCaller, ServerRefusal, text_inputs, whole_text
+from tests.end_to_end.calls import GrpcCaller, ServerRefusal, responses, text_inputs, whole_text
 from tests.end_to_end.deployment import MAX_BATCH_SIZE, MAX_QUEUE_SIZE, Deployment, deployed, wait_until
 
 pytestmark = [pytest.mark.triton, pytest.mark.outside]
@@ -124,9 +124,10 @@ def test_what_is_too_large_is_refused_before_triton_reads_it(front: Front, behin
 
 
 def test_a_full_queue_is_503_with_a_time_to_retry(front: Front, behind: Deployment) -> None:
+    """The streams are read to their end: Triton 2.51 may abort when many are cancelled at once (docs/serve.md)."""
     with GrpcCaller(front.grpc) as caller:
-        endless = text_inputs("one two", max_tokens=8000, min_tokens=8000, stream=True, num_draft_tokens=1)
-        streams = [caller.open("ensemble", endless) for _ in range(MAX_BATCH_SIZE + MAX_QUEUE_SIZE)]
+        long = text_inputs("one two", max_tokens=2000, min_tokens=2000, stream=True)
+        streams = [caller.open("ensemble", long) for _ in range(MAX_BATCH_SIZE + MAX_QUEUE_SIZE)]
         wait_until(lambda: behind.running() == len(streams), "the queue is full")
         for path in (GENERATE, f"{GENERATE}_stream"):
             status, headers, told = ask(front.http, path, question(stream=path != GENERATE))
@@ -136,7 +137,7 @@ def test_a_full_queue_is_503_with_a_time_to_retry(front: Front, behind: Deployme
             client.generate("one two", max_tokens=4)
         assert full.value.retry_after is not None and 1 <= full.value.retry_after <= 60
         for stream in streams:
-            stream.cancel()
+            assert list(responses(stream))
     wait_until(behind.is_idle, "nothing runs any more")
     status, headers, told = ask(front.http, GENERATE, question(max_tokens=-1))
     assert status == 400 and b"max_tokens is -1" in told and "retry-after" not in headers
