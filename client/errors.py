@@ -52,7 +52,7 @@ class ServerUnavailable(ClientError):
 
 
 class QueueFull(ClientError):
-    """The server's queue is full. Nothing was computed, so trying again later is safe.
+    """The server's queue is full, or has enough of this address's. Nothing was computed: trying again later is safe.
 
     Attributes:
         retry_after: seconds after which to try again, as the server reckons; None where it did not say.
@@ -81,7 +81,7 @@ class ServerError(ClientError):
 _BY_MESSAGE = tuple(
     (re.compile(pattern, re.IGNORECASE), kind)
     for pattern, kind in (
-        (r"queue is full|exceeds maximum queue size|max_queue_size", QueueFull),
+        (r"queue is full|exceeds maximum queue size|max_queue_size|^too many requests", QueueFull),
         (r"server is (stopping|shutting down)", ServerUnavailable),
         (r"message larger than max", ServerError),
         (r"invalid request|unexpected (inference input|shape)|missing .*input|data-type is", InvalidRequest),

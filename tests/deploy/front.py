@@ -35,7 +35,7 @@ class Front:
 
 
 @contextmanager
-def front_of(server: ServerProcess, folder: Path) -> Iterator[Front]:
+def front_of(server: ServerProcess, folder: Path, unanswered: int = 32) -> Iterator[Front]:
     """The proxy in front of a server, with the kit's configuration."""
     http, grpc, metrics = free_ports(3)
     variables = {
@@ -45,6 +45,7 @@ def front_of(server: ServerProcess, folder: Path) -> Iterator[Front]:
         "FRONT_TRITON_HTTP_PORT": str(server.http_port),
         "FRONT_TRITON_GRPC_PORT": str(server.grpc_port),
         "FRONT_METRICS_PORT": str(metrics),
+        "FRONT_UNANSWERED": str(unanswered),
         "FRONT_TRITON_METRICS_PORT": str(server.metrics_port),
     }
     try:

@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,6 +142,34 @@ def test_a_full_queue_is_503_with_a_time_to_retry(front: Front, behind: Deployme
     wait_until(behind.is_idle, "nothing runs any more")
     status, headers, told = ask(front.http, GENERATE, question(max_tokens=-1))
     assert status == 400 and b"max_tokens is -1" in told and "retry-after" not in headers
+
+
+def test_what_nobody_waits_for_takes_few_places(behind: Deployment, tmp_path: Path) -> None:
+    """Triton does not see that the client of a one-shot has gone; by the client's address the proxy can."""
+    few = 4
+    with front_of(behind.server, tmp_path, unanswered=few) as front:
+        body = question(max_tokens=3000, min_tokens=3000)
+        gone = [http.client.HTTPConnection(front.http, timeout=60) for _ in range(few)]
+        for connection in gone:
+            connection.request("POST", GENERATE, body, {"Content-Type": "application/json"})
+        wait_until(lambda: behind.running() == few, "all of them run")
+        for connection in gone:
+            connection.close()
+        status, headers, _ = ask(front.http, GENERATE, question())
+        assert status == 429 and headers["retry-after"] == "30"
+        with DrafthouseClient(front.http, protocol="http") as client, pytest.raises(errors.QueueFull) as full:
+            client.generate("one two", max_tokens=4)
+        with DrafthouseClient(front.grpc) as client, pytest.raises(errors.QueueFull) as full_grpc:
+            client.generate("one two", max_tokens=4)
+        assert full.value.retry_after == full_grpc.value.retry_after == 30
+        assert behind.running() == few
+        other = http.client.HTTPConnection(front.http, timeout=60, source_address=("127.0.0.2", 0))
+        for _ in range(3 * few):  # whoever waits for the answers may ask on
+            other.request("POST", GENERATE, question(), {"Content-Type": "application/json"})
+            answer = other.getresponse()
+            assert answer.status == 200 and answer.read()
+        other.close()
+    wait_until(behind.is_idle, "nothing runs any more")
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
