@@ -1,11 +1,11 @@
-"""Whether a server answers: asks it for a token.
+"""Whether a server answers: asks it for a token over HTTP, and over gRPC for an answer of any kind.
 
 Triton's own health page does not tell: 2.51 is "ready" when every process behind it has been killed. A server
 that is busy is well, though it has no room for the question: then something must be seen to get done.
 
 A container's health check::
 
-    python3 -m deploy.health --http http://127.0.0.1:8000 --metrics http://127.0.0.1:8002/metrics
+    python3 -m deploy.health --http http://127.0.0.1:8000 --grpc 127.0.0.1:8001 --metrics http://127.0.0.1:8002/metrics
 
 Exit status 0 if it is well, 1 if not; a line says why.
 """
@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from deploy.grpc_door import fault
 from deploy.metrics import work_done
 
 _MODEL = "ensemble"
@@ -96,12 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check, and print what was found."""
     parser = argparse.ArgumentParser(prog="python -m deploy.health", description="Asks a server for a token.")
     parser.add_argument("--http", default="http://127.0.0.1:8000", help="KServe over HTTP (%(default)s)")
+    parser.add_argument("--grpc", default="127.0.0.1:8001", help="KServe over gRPC (%(default)s)")
     parser.add_argument(
         "--metrics", default="http://127.0.0.1:8002/metrics", help="page for Prometheus (%(default)s)"
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="how long it may take (%(default)s)")
     options = parser.parse_args(arguments)
-    health = check(options.http, options.metrics, options.seconds)
+    wrong = fault(options.grpc, options.seconds)
+    health = Health(False, wrong) if wrong else check(options.http, options.metrics, options.seconds)
     print(health.shown_by)
     return 0 if health.well else 1
 

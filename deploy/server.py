@@ -172,6 +172,11 @@ class ServerProcess:
         return f"http://{_reachable(self.host)}:{self.http_port}"
 
     @property
+    def grpc(self) -> str:
+        """Address of KServe over gRPC, from this machine."""
+        return f"{_reachable(self.host)}:{self.grpc_port}"
+
+    @property
     def metrics(self) -> str:
         """Address of the page for Prometheus, from this machine."""
         return f"http://{_reachable(self.host)}:{self.metrics_port}/metrics"

@@ -5,7 +5,8 @@ Triton 2.51 answers "ready" when a model's process was killed: every request fai
 
  * the server's processes: whether one has ended, or has been stopped (SIGSTOP);
  * the models' signs of life (`engine.serving.life`): whether a process, or the engine's thread, is stuck;
- * whether requests are answered: where none was for a while, it asks for a token (`deploy.health`).
+ * whether requests are answered: where none was for a while, it asks for a token (`deploy.health`);
+ * whether gRPC's own threads still answer (`deploy.grpc_door`).
 """
 
 import threading
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deploy.grpc_door import fault
 from deploy.health import Health, check
 from deploy.log import bound
 from deploy.metrics import work_done
@@ -138,7 +140,7 @@ def watched(server: ServerProcess, silence_seconds: float) -> Iterator[None]:
 
 
 class _Asking:
-    """Asks for a token, beside everything else, when no request has been answered for a while."""
+    """Asks at the gRPC door, and for a token when no request has been answered for a while, beside everything else."""
 
     def __init__(self, server: ServerProcess, silence_seconds: float) -> None:
         self._server = server
@@ -158,6 +160,9 @@ class _Asking:
         self._thread.start()
 
     def _ask(self) -> None:
+        if wrong := fault(self._server.grpc, self._seconds):
+            self._health = Health(False, wrong)
+            return
         done = work_done(self._server.metrics)
         if done is not None and done != self._seen:
             self._seen = done

@@ -21,6 +21,9 @@ from tests.soak.records import Records
 
 _QUESTIONS = 42
 _IDLE_SECONDS = 120.0
+_SILENCE_SECONDS = 30.0
+_LOCKUP = "gRPC streams at"
+"""What `serve` says of a fault of Triton's own (`deploy.grpc_door`): the service is begun anew, and it is counted."""
 
 
 def main() -> int:
@@ -41,13 +44,17 @@ def main() -> int:
     parser.add_argument("--judge", action="store_true", help="only say what the records tell")
     options = parser.parse_args()
     records = Records(options.into)
-    left = 60 * options.minutes - records.seconds()
-    if left > 0 and not options.judge:
-        with tempfile.TemporaryDirectory(prefix="soak-") as folder, served(Path(folder)) as service:
+    while (left := 60 * options.minutes - records.seconds()) > 0 and not options.judge:
+        with (
+            tempfile.TemporaryDirectory(prefix="soak-") as folder,
+            served(Path(folder), silence_seconds=_SILENCE_SECONDS) as service,
+        ):
             try:
                 _run(service, records, options, left)
             finally:
                 shutil.copy(Path(folder) / "runs" / "triton-tiny.log", records.log)
+        if not records.locked_up():
+            break
     return _judge(records)
 
 
@@ -69,7 +76,8 @@ def _run(service: Service, records: Records, options: argparse.Namespace, second
         clients.end()
     if not of_session(session):
         service.status()
-        records.write("complaint", text=f"serve ended with {service.process.poll()}: {service.output[-500:]}")
+        text = f"serve ended with {service.process.poll()}: {service.output[-500:]}"
+        records.write("lockup" if _LOCKUP in service.output else "complaint", text=text)
         return
     address = f"http://127.0.0.1:{service.metrics_port}/metrics"
     end = time.monotonic() + _IDLE_SECONDS
@@ -100,7 +108,10 @@ def _judge(records: Records) -> int:
     for name, slope in growth.items():
         print(f"{name:24} {slope.mib:8.1f} {slope.value:12.2f}  {slope.low:.2f} to {slope.high:.2f}")
     complaints = [one["text"] for run in found for one in run if one["kind"] == "complaint"]
-    complaints += [_told(one) for one in ends if one["outcome"] in ("wrong", "late", "failed")]
+    lockups = [one["text"] for run in found for one in run if one["kind"] == "lockup"]
+    cut_off = [one for run in found for one in _cut_off(run)]
+    bad = [one for one in ends if one["outcome"] in ("wrong", "late", "failed")]
+    complaints += [_told(one) for one in bad if one not in cut_off]
     if "all" in growth and growth["all"].grows:  # a process alone goes up and down by whole pools
         complaints.append("the server's memory grows")
     for complaint in complaints[:20]:
@@ -116,10 +127,20 @@ def _judge(records: Records) -> int:
         "mib_per_hour": [round(value, 2) for value in (whole.value, whole.low, whole.high)]
         if whole
         else None,
+        "lockups": len(lockups),
+        "cut_off": len(cut_off),
         "complaints": len(complaints),
     }
     print(json.dumps(figures))
     return 1 if complaints else 0
+
+
+def _cut_off(run: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What failed in a service that locked up, when it was ended: after the last look at its memory."""
+    if not any(one["kind"] == "lockup" for one in run):
+        return []
+    last = max(index for index, one in enumerate(run) if one["kind"] == "memory")
+    return [one for one in run[last:] if one.get("outcome") == "failed"]
 
 
 def _told(one: dict[str, Any]) -> str:
