@@ -63,6 +63,12 @@ def one_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loadtest.report.PLOTS", {"throughput": PLOTS["throughput"]})
 
 
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw none at the end of a training run, for tests that look at none: they take as long as forty steps."""
+    monkeypatch.setattr("speculators.training.records.Records.draw", lambda records: None)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest modules come first, so that no process is left alone with one of them in the end."""
     items.sort(key=lambda item: str(item.path.relative_to(TESTS)) not in LONGEST)

@@ -38,7 +38,7 @@ def tiny_samples(tiny_target: FrozenTarget) -> list[Sample]:
 
 
 @pytest.fixture
-def make_job(tmp_path: Path, tiny_source: Path, tiny_samples: list[Sample]) -> MakeJob:
+def make_job(tmp_path: Path, tiny_source: Path, tiny_samples: list[Sample], no_curves: None) -> MakeJob:
     """A job in the directory `name`; keyword arguments are settings of its `training` section."""
 
     def make(method: str, name: str = "run", **settings: Any) -> Job:

@@ -1,12 +1,6 @@
 """Killed runs end with the weights of an uninterrupted one; two processes equal one with double accumulation."""
 
-import os
-import random
-import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,40 +11,14 @@ pytest.importorskip("accelerate")
 from safetensors.torch import load_file  # noqa: E402
 
 from speculators.training.run import Job, train  # noqa: E402
+from tests.speculators.training.processes import Run  # noqa: E402
 from tests.speculators.training.samples import ignore  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-ROOT = Path(__file__).parents[3]
-STEPS = 30  # of a run on the tiny samples, at least
-PROGRAM = """
-import sys
-import torch
-from pathlib import Path
-from deployments.training import TrainingSpec
-from speculators.training.run import Job, train
-torch.set_num_threads(1)
-settings = TrainingSpec.model_validate_json(sys.argv[1])
-job = Job("eagle3", "eagle3", Path(sys.argv[2]), Path(sys.argv[3]), settings)
-train(job, lambda *_: None, lambda record: print(record.step, flush=True))
-"""
-
-
-def start(job: Job, **environment: str) -> "subprocess.Popen[str]":
-    arguments = [job.training.model_dump_json(), str(job.target), str(job.checkpoint)]
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: "subprocess.Popen[str]") -> None:
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
+SAVED_EVERY = 3
+# Before anything is saved; while the first state is written; from it on; right before, at, and right after another.
+KILLED_AFTER = (2, 3, 5, 11, 12, 13)
 
 
 def weights(job: Job) -> dict[str, Any]:
@@ -58,26 +26,28 @@ def weights(job: Job) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_kills_at_random_steps_do_not_change_the_weights(make_job: Any, optimizer: str) -> None:
-    settings = {"epochs": 1, "save_every": 3, "evaluate_every": 100, "optimizer": optimizer}
+def test_kills_do_not_change_the_weights(make_job: Any, optimizer: str) -> None:
+    settings = {
+        "epochs": 1,
+        "batch_tokens": 512,
+        "save_every": SAVED_EVERY,
+        "evaluate_every": 100,
+        "optimizer": optimizer,
+    }
     job = make_job("eagle3", **settings)
-    finish(start(job))
+    Run(job).finish()
     whole = weights(job)
 
     killed = make_job("eagle3", "killed", **settings)
-    for last in sorted(random.Random(0).sample(range(1, STEPS), 5)):
-        process = start(killed)
-        assert process.stdout is not None
-        while int(process.stdout.readline()) < last:
-            pass
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.communicate()
+    for step in KILLED_AFTER:
+        Run(killed).kill_after(step)
         assert not killed.checkpoint.exists()
-    finish(start(killed))
+    Run(killed).finish()
     found = weights(killed)
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[name], whole[name]) for name in whole)
+    curves = killed.training.directory / "eagle3-outputs" / "curves.png"
+    assert curves.read_bytes().startswith(b"\x89PNG")
 
 
 def test_another_seed_gives_other_weights(make_job: Any) -> None:
@@ -92,7 +62,7 @@ def test_another_seed_gives_other_weights(make_job: Any) -> None:
 
 def test_two_processes_equal_one_with_double_accumulation(make_job: Any) -> None:
     one = make_job("eagle3", epochs=1, accumulation=2, features="online")
-    finish(start(one))
+    Run(one).finish()
     two = make_job("eagle3", "two", epochs=1, accumulation=1, features="online")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -104,9 +74,9 @@ def test_two_processes_equal_one_with_double_accumulation(make_job: Any) -> None
         "LOCAL_WORLD_SIZE": "2",
         "ACCELERATE_USE_CPU": "true",
     }
-    processes = [start(two, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
-    for process in processes:
-        finish(process)
+    runs = [Run(two, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    for run in runs:
+        run.finish()
     first, second = weights(one), weights(two)
     for name in first:
         assert torch.allclose(first[name].float(), second[name].float(), rtol=0, atol=1e-5), name
