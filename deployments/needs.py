@@ -47,8 +47,9 @@ NEEDS = {
     ),
     "lookahead": Needs(
         "nothing",
-        memory="none; a step computes about (window + verification_set) x (ngram - 1) tokens more",
-        engines=(TENSORRT_LLM,),
+        memory="a pool of the request's n-grams, on the host; a step computes about (window + verification_set) x "
+        "(ngram - 1) tokens more",
+        engines=(EMBEDDED, TENSORRT_LLM),
     ),
     "windowed": Needs(
         "nothing: the target drafts",

@@ -230,12 +230,12 @@ class Redrafter(Speculation):
 
 
 class Lookahead(Speculation):
-    """Lookahead decoding: n-grams from a Jacobi window; nothing to train. Its engines decode greedily."""
+    """Lookahead decoding: n-grams from a Jacobi window; nothing to train. TensorRT-LLM's engines decode it greedily."""
 
     method: Literal["lookahead"]
-    window: int = Field(4, ge=2, description="Positions of the Jacobi window (W).")
-    ngram: int = Field(3, ge=2, description="Length of an n-gram (N).")
-    verification_set: PositiveInt = Field(4, description="N-grams verified in a step (G).")
+    window: int = Field(4, ge=2, le=256, description="Positions of the Jacobi window (W).")
+    ngram: int = Field(3, ge=2, le=32, description="Length of an n-gram (N).")
+    verification_set: int = Field(4, ge=1, le=256, description="N-grams verified in a step (G).")
 
     @property
     def max_draft_tokens(self) -> int:

@@ -144,13 +144,21 @@ class Drafting:
             for name, mine in groups.items():
                 budgets = [choices[0].budget for _, choices in mine]
                 trees = self.speculators[name].propose([item.id for item, _ in mine], budgets)
-                for (item, choices), tree in zip(mine, trees, strict=True):
+                for (item, choices), proposed in zip(mine, trees, strict=True):
+                    tree = self._within(item, proposed)
                     if len(tree):
                         self._check(item, choices[0], tree)
                         proposals.append(Proposal(item, name, tree))
                     elif len(choices) > 1:
                         asking.append((item, choices[1:]))
         return proposals
+
+    def _within(self, item: RunningRequest, tree: TokenTree) -> TokenTree:
+        """Without the probes, if some would stand at positions that the target does not know."""
+        root = len(item.request.prompt) + len(item.output) - 1
+        if tree.probes and root + max(tree.depths) >= self._access.positions:
+            return tree.truncate(tree.drafted)
+        return tree
 
     def _check(self, item: RunningRequest, choice: Choice, tree: TokenTree) -> None:
         """Refuse what the runner cannot verify: a node too many would be written to a neighbour's cache."""

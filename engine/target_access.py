@@ -17,10 +17,14 @@ class RunnerAccess:
     Args:
         runner: runs the target.
         running: the requests, by id.
+
+    Attributes:
+        positions: that the target knows.
     """
 
     def __init__(self, runner: Runner, running: Mapping[int, RunningRequest]) -> None:
         self.block_size, self.vocab_size = runner.block_size, runner.vocab_size
+        self.positions = runner.max_sequence_length
         self._runner, self._running = runner, running
         self._lent = False
 

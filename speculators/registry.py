@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from speculators.base import Speculator
+from speculators.lookahead import LookaheadSpeculator
 from speculators.model_free import MODEL_FREE
 from speculators.none import NoSpeculator
 from speculators.token_recycling import TokenRecycling
@@ -21,6 +22,7 @@ METHODS: Mapping[str, Callable[..., Speculator]] = {
     "none": NoSpeculator,
     **MODEL_FREE,
     "token_recycling": TokenRecycling,
+    "lookahead": LookaheadSpeculator,
 }
 """Those without weights."""
 

@@ -26,6 +26,7 @@ from deployments.speculation import (
     DynamicTree,
     Eagle,
     Eagle3,
+    Lookahead,
     Medusa,
     MlpSpeculator,
     SelfLookupEnhancer,
@@ -85,6 +86,11 @@ SPECULATIONS: dict[str, Callable[[Path], AnySpeculation]] = {
         method="draft_model", model=path, draft_length=4, adaptive=False
     ),
 }
+UNTRAINED: dict[str, AnySpeculation] = {
+    "lookahead, tree": Lookahead(method="lookahead", window=5, ngram=4, verification_set=5),
+}
+"""Methods without weights that need the engine."""
+EVERY = (*SPECULATIONS, *UNTRAINED)
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,8 @@ class TinyDrafters:
 
     def speculation(self, name: str, precision: str, *, planted: bool) -> AnySpeculation:
         """The spec's section, with a checkpoint that is there; planted ones are fitted to the precision's output."""
+        if name in UNTRAINED:
+            return UNTRAINED[name]
         method = name.partition(",")[0]
         path = self._root / f"{method}-{f'planted-{precision}' if planted else 'random'}"
         if not path.exists():
@@ -113,7 +121,7 @@ class TinyDrafters:
         return SPECULATIONS[name](path)
 
     def directory(self, name: str, precision: str, *, planted: bool) -> Path:
-        """The compiled speculator."""
+        """The compiled speculator; not there where there is nothing to compile."""
         speculation = self.speculation(name, precision, planted=planted)
         directory = self._root / f"compiled-{name.replace(', ', '-')}-{precision}-{planted}"
         if not directory.exists():

@@ -1,4 +1,4 @@
-"""Trained speculators behind a real Triton: output with and without them is the same, token for token."""
+"""Speculators behind a real Triton: output with and without them is the same, token for token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from client import DrafthouseClient, GenerationResult
 from deploy.server import free_ports
 from deploy.triton import TritonServer
 from deployments.spec import DeploymentSpec
-from tests.drafters import VARIANT, TinyDrafters, planted_prompts
+from tests.drafters import UNTRAINED, VARIANT, TinyDrafters, planted_prompts
 from tests.end_to_end.deployment import running
 from tests.engine.driving import prompt_of
 from tests.tiny import MAX_LENGTH
@@ -34,6 +34,7 @@ PROMPTS = [*planted_prompts()[:5], prompt_of(3), prompt_of(40), prompt_of(70)]
         "eagle3, tree",
         "eagle3, tree, enhanced",
         "draft_model, chain",
+        *UNTRAINED,
     ],
 )
 def address(

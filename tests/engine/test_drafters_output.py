@@ -1,4 +1,4 @@
-"""Trained speculators and draft models: the output is the target's own, and good ones are accepted."""
+"""Speculators that are compiled or need the engine: the output is the target's own, and good ones are accepted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.engine import Engine
 from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest, SamplingParams
 from speculators.base import Speculator
-from tests.drafters import SPECULATIONS, VARIANT, TinyDrafters, layers_of, planted_prompts
+from tests.drafters import EVERY, VARIANT, TinyDrafters, layers_of, planted_prompts
 from tests.engine.driving import check_empty, make_engine, plain, prompt_of, run, submit
 from tests.tiny import NUM_BLOCKS, THREADS
 
@@ -70,7 +70,7 @@ def requests_of(sampling: SamplingParams) -> list[GenerationRequest]:
 @pytest.mark.parametrize(
     ("planted", "batch"), [(True, 1), (True, 8), (False, 8)], ids=["planted, 1", "planted, 8", "random, 8"]
 )
-@pytest.mark.parametrize("name", SPECULATIONS)
+@pytest.mark.parametrize("name", EVERY)
 def test_greedy_output_is_that_of_plain_decoding(
     name: str, planted: bool, batch: int, precision: str, tiny_drafters: TinyDrafters
 ) -> None:
@@ -84,7 +84,7 @@ def test_greedy_output_is_that_of_plain_decoding(
         assert (statistics.tokens_per_step or 0.0) > 1.2, statistics
 
 
-@pytest.mark.parametrize("name", SPECULATIONS)
+@pytest.mark.parametrize("name", EVERY)
 def test_sampled_output_for_a_seed_is_that_of_plain_decoding(name: str, tiny_drafters: TinyDrafters) -> None:
     engine, runner = engine_with(tiny_drafters, name, "int8", planted=True, batch=5)
     requests = requests_of(SamplingParams(temperature=0.7, top_p=0.9))
@@ -92,7 +92,7 @@ def test_sampled_output_for_a_seed_is_that_of_plain_decoding(name: str, tiny_dra
     assert found == [plain_tokens(runner, "int8", request) for request in requests]
 
 
-@pytest.mark.parametrize("name", SPECULATIONS)
+@pytest.mark.parametrize("name", EVERY)
 def test_requests_that_join_leave_and_are_cancelled_do_not_disturb_the_others(
     name: str, tiny_drafters: TinyDrafters
 ) -> None:
