@@ -53,8 +53,8 @@ NEEDS = {
     ),
     "windowed": Needs(
         "nothing: the target drafts",
-        memory="a second engine of the target, a cache of `window` tokens",
-        engines=(TENSORRT_LLM,),
+        memory="the embedded engine: none; TensorRT-LLM: a second engine of the target, a cache of `window` tokens",
+        engines=(EMBEDDED, TENSORRT_LLM),
     ),
     "draft_model": Needs(
         "a small model with the target's tokenizer",

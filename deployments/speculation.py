@@ -244,7 +244,7 @@ class Lookahead(Speculation):
 
 
 class WindowedSelfDrafting(Speculation):
-    """MagicDec: the target drafts for itself with a window of its KV cache."""
+    """MagicDec: the target drafts for itself with a window of its KV cache; for long contexts."""
 
     method: Literal["windowed"]
     draft_length: int = Field(4, ge=1, le=31, description=_LENGTH)
@@ -254,6 +254,17 @@ class WindowedSelfDrafting(Speculation):
         ge=0,
         description="First tokens that stay in the window; none: 4 on the embedded engine, 0 with TensorRT-LLM, "
         "whose engines have lost their attention sink.",
+    )
+    min_context: PositiveInt | None = Field(
+        None,
+        description="Embedded engine: shortest context that is drafted for; none: twice the window.",
+    )
+    lookup: int = Field(
+        0,
+        ge=0,
+        le=15,
+        description="Embedded engine: tokens that a lookup in the request's own text guesses ahead of each run on the "
+        "window, as TriForce has a cheaper drafter in front; 0: none.",
     )
 
 

@@ -78,13 +78,16 @@ class NgramTable:
             suffixes = extended[: self._levels]
         self._suffixes = suffixes
 
-    def draft(self, length: int, shortest: int = 1) -> Iterator[int]:
+    def draft(self, length: int, shortest: int = 1, after: Sequence[int] = ()) -> Iterator[int]:
         """Continue the text by up to ``length`` tokens, fewer if every level misses; does not change it.
 
-        Contexts of fewer than ``shortest`` tokens are not looked up.
+        Contexts of fewer than ``shortest`` tokens are not looked up. With ``after`` the text and these tokens are
+        continued.
         """
-        child, best, token_of = self._child, self._best, self._token
+        best, token_of = self._best, self._token
         suffixes = self._suffixes
+        for token in after:
+            suffixes = self._extended(suffixes, token)
         for _ in range(length):
             # The longest context comes last; the empty one (level n = 1) is not a level of the method.
             leader = next(
@@ -94,10 +97,13 @@ class NgramTable:
                 return
             token = token_of[leader]
             yield token
-            extended = [
-                child.get(node << _TOKEN_BITS | token, _NONE) if node >= 0 else _NONE for node in suffixes
-            ]
-            suffixes = [0, *extended[: self._levels - 1]]
+            suffixes = self._extended(suffixes, token)
+
+    def _extended(self, suffixes: Sequence[int], token: int) -> list[int]:
+        """Contexts of one token more, the empty one first; those that the text does not have are _NONE."""
+        child = self._child
+        found = [child.get(node << _TOKEN_BITS | token, _NONE) if node >= 0 else _NONE for node in suffixes]
+        return [0, *found[: self._levels - 1]]
 
 
 class AnpdSpeculator(Speculator):

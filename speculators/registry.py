@@ -17,12 +17,14 @@ from speculators.lookahead import LookaheadSpeculator
 from speculators.model_free import MODEL_FREE
 from speculators.none import NoSpeculator
 from speculators.token_recycling import TokenRecycling
+from speculators.windowed import WindowedSpeculator
 
 METHODS: Mapping[str, Callable[..., Speculator]] = {
     "none": NoSpeculator,
     **MODEL_FREE,
     "token_recycling": TokenRecycling,
     "lookahead": LookaheadSpeculator,
+    "windowed": WindowedSpeculator,
 }
 """Those without weights."""
 

@@ -30,6 +30,7 @@ from deployments.speculation import (
     Medusa,
     MlpSpeculator,
     SelfLookupEnhancer,
+    WindowedSelfDrafting,
 )
 from engine.backend import Backend
 from engine.drafters import prepare
@@ -88,6 +89,12 @@ SPECULATIONS: dict[str, Callable[[Path], AnySpeculation]] = {
 }
 UNTRAINED: dict[str, AnySpeculation] = {
     "lookahead, tree": Lookahead(method="lookahead", window=5, ngram=4, verification_set=5),
+    "windowed, chain": WindowedSelfDrafting(
+        method="windowed", draft_length=5, window=64, min_context=1, adaptive=False
+    ),
+    "windowed, guesses": WindowedSelfDrafting(
+        method="windowed", draft_length=6, window=32, min_context=1, lookup=3
+    ),
 }
 """Methods without weights that need the engine."""
 EVERY = (*SPECULATIONS, *UNTRAINED)

@@ -18,6 +18,15 @@ def _sinks(resolved: Resolved, section: WindowedSelfDrafting) -> Iterator[Findin
         )
 
 
+def _embedded_only(resolved: Resolved, section: WindowedSelfDrafting) -> Iterator[Finding]:
+    for key in ("min_context", "lookup"):
+        if getattr(section, key):
+            yield not_in_line(
+                f"speculation.{key} is the embedded engine's: a second engine always drafts, alone",
+                f"no {key}",
+            )
+
+
 WINDOWED = Method(
     section=WindowedSelfDrafting,
     support=support(
@@ -38,5 +47,5 @@ WINDOWED = Method(
         draft_window=lambda section: section.window,
     ),
     drafts_itself=True,
-    constraints=(_sinks,),
+    constraints=(_sinks, _embedded_only),
 )
