@@ -4,7 +4,9 @@ from collections.abc import Iterator, Set
 
 from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
-from deployments.speculation import SelfLookupEnhancer
+from deployments.speculation import SelfLookupEnhancer, WindowedSelfDrafting
+from engine.attention_kernels import WHY_NOT, Attention, chosen_kernel
+from engine.manifest import EngineError
 from engine.methods import EMBEDDED_SETTINGS
 from speculators.model_free import MODEL_FREE
 
@@ -28,6 +30,8 @@ def embedded_findings(spec: DeploymentSpec) -> Iterator[Finding]:
         return
     has = {"method", "drafted_by", *EMBEDDED_SETTINGS[speculation.method], *_POLICIES}
     yield from _without_effect(spec, has, "on the embedded engine")
+    if isinstance(speculation, WindowedSelfDrafting):
+        yield from _windowed_findings(spec, speculation)
     lookup: SelfLookupEnhancer | None = getattr(speculation, "suffix_automaton", None)
     if lookup is not None and lookup.global_pool:
         yield Finding(
@@ -37,6 +41,41 @@ def embedded_findings(spec: DeploymentSpec) -> Iterator[Finding]:
             "in its own text",
             "global_pool: false",
         )
+
+
+def _windowed_findings(spec: DeploymentSpec, section: WindowedSelfDrafting) -> Iterator[Finding]:
+    """Contexts that never come, and choices of blocks that the attention kernel knows nothing of."""
+    length, least = spec.embedded.max_sequence_length, section.least_context
+    if least >= length:
+        yield Finding(
+            "never-drafts",
+            "error",
+            f"speculation.method: windowed drafts for contexts of {least} tokens and more, but requests end at "
+            f"engine.max_sequence_length: {length}",
+            f"min_context below {length}, a smaller window, or a greater max_sequence_length",
+        )
+    if section.choice != "window" and (reason := _weighs_nothing(spec)):
+        yield Finding(
+            "choice-without-weights",
+            "error",
+            f"speculation.choice: {section.choice} goes by the attention that blocks of the cache get, which only the "
+            f"kit's own attention kernel tells, but {reason}",
+            "choice: window, or engine.attention_kernel: native",
+        )
+
+
+def _weighs_nothing(spec: DeploymentSpec) -> str | None:
+    """Why the engine's attention does not say what it attended to."""
+    engine = spec.embedded
+    if engine.backend != "openvino":
+        return f"engine.backend is {engine.backend}"
+    if engine.attention_kernel == "openvino":
+        return "engine.attention_kernel is openvino"
+    try:
+        kernel = chosen_kernel(Attention(engine.attention_kernel, engine.kv_cache_precision))
+    except EngineError as error:
+        return str(error)
+    return None if kernel == "native" else WHY_NOT
 
 
 def _bls_findings(spec: DeploymentSpec) -> Iterator[Finding]:

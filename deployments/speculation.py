@@ -255,6 +255,11 @@ class WindowedSelfDrafting(Speculation):
         description="First tokens that stay in the window; none: 4 on the embedded engine, 0 with TensorRT-LLM, "
         "whose engines have lost their attention sink.",
     )
+    choice: Literal["window", "snapkv", "verified"] = Field(
+        "window",
+        description="Embedded engine: which blocks of the cache a draft reads: the newest, or those that the end of "
+        "the prompt or the last verification attended to most.",
+    )
     min_context: PositiveInt | None = Field(
         None,
         description="Embedded engine: shortest context that is drafted for; none: twice the window.",
@@ -266,6 +271,11 @@ class WindowedSelfDrafting(Speculation):
         description="Embedded engine: tokens that a lookup in the request's own text guesses ahead of each run on the "
         "window, as TriForce has a cheaper drafter in front; 0: none.",
     )
+
+    @property
+    def least_context(self) -> int:
+        """Tokens of a context that the embedded engine drafts for, at least."""
+        return 2 * self.window if self.min_context is None else self.min_context
 
 
 class Mtp(Speculation):

@@ -30,7 +30,7 @@ class Accepted:
         verdict: None where nothing was verified: a prompt is not at its end.
         kept: the part's tokens that stay in the cache.
         hidden: hidden states of all its tokens by layer, [T, H].
-        target_tokens: see `speculators.outcome.StepOutcome`.
+        target_tokens, block_weights: see `speculators.outcome.StepOutcome`.
         logits: of the emitted tokens' rows, if the request asked for log-probabilities.
         error: why the request cannot go on.
     """
@@ -40,6 +40,7 @@ class Accepted:
     kept: Sequence[int] = ()
     hidden: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
     target_tokens: NDArray[np.int64] | None = None
+    block_weights: NDArray[np.float32] | None = None
     logits: Logits | None = None
     error: LogitsError | None = None
 
@@ -105,7 +106,8 @@ class Acceptance:
             kept = [*range(root + 1), *(root + 1 + node for node in verdict.path)]
             self._runner.commit(index, kept)
         rows = None if plain is None else plain[[0, *(node + 1 for node in verdict.path)]]
-        return Accepted(part, verdict, kept, hidden, self._likeliest(logits, part, verdict), rows)
+        weights = self._runner.block_weights(index) if part.batch.weighed else None
+        return Accepted(part, verdict, kept, hidden, self._likeliest(logits, part, verdict), weights, rows)
 
     def _likeliest(self, logits: Logits, part: Part, verdict: Verdict) -> NDArray[np.int64] | None:
         """The target's likeliest tokens [n + 1, k]; on the accepted path the emitted one comes first."""

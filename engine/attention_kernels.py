@@ -75,11 +75,13 @@ class AttentionKernel(Protocol):
     Attributes:
         name: which kernel it is.
         precision: of the cache.
+        most_weighed: see `engine.runner.Runner`.
         padding: tokens that the last step was filled up with, behind all others.
     """
 
     name: KernelName
     precision: CachePrecision
+    most_weighed: int
 
     @property
     def padding(self) -> int: ...
@@ -111,6 +113,9 @@ class AttentionKernel(Protocol):
             ValueError: the step does not fit the cache.
         """
 
+    def block_weights(self, index: int) -> NDArray[np.float32]:
+        """See `engine.runner.Runner.block_weights`."""
+
     def commit(self, index: int, kept: Sequence[int]) -> None:
         """Keep the accepted path; see `engine.runner.Runner.commit`."""
 
@@ -128,6 +133,7 @@ class NativeKernel:
     """
 
     name: KernelName = "native"
+    most_weighed = 16  # kTileRows of `engine/native/step.hpp`
 
     def __init__(self, num_blocks: int, branch_blocks: int, precision: CachePrecision) -> None:
         self.padding = 0
@@ -191,6 +197,11 @@ class NativeKernel:
             "logit_rows": np.array(wanted, np.int64),
         }
 
+    def block_weights(self, index: int) -> NDArray[np.float32]:
+        """See `AttentionKernel`."""
+        first = sum(len(item.blocks) for item in self._batch[:index])
+        return self.cache.block_weights()[first : first + len(self._batch[index].blocks)]
+
     def commit(self, index: int, kept: Sequence[int]) -> None:
         """See `AttentionKernel`."""
         item = self._batch[index]
@@ -234,6 +245,7 @@ class OpenVinoKernel:
     """
 
     name: KernelName = "openvino"
+    most_weighed = 0
 
     def __init__(self, num_blocks: int, branch_blocks: int, precision: CachePrecision) -> None:
         self.precision = precision
@@ -288,6 +300,10 @@ class OpenVinoKernel:
             sources, targets = (list(blocks) for blocks in zip(*self._layout.copies, strict=True))
             self.caches[:, targets] = self.caches[:, sources]
         return self._layout.tensors(max(2, tokens), self._sequences)
+
+    def block_weights(self, index: int) -> NDArray[np.float32]:
+        """See `AttentionKernel`."""
+        raise NotImplementedError("OpenVINO's kernel says nothing of its weights for tokens that decode")
 
     def commit(self, index: int, kept: Sequence[int]) -> None:
         """See `AttentionKernel`."""
@@ -357,7 +373,7 @@ def _described(kernel: AttentionKernel, instructions: str) -> Mapping[str, str]:
 
 def _request(item: SequenceInput) -> StepRequest:
     parents = item.parents and (-1, *item.parents[1:])
-    return StepRequest(len(item.tokens), item.past, item.blocks, parents)
+    return StepRequest(len(item.tokens), item.past, item.blocks, parents, item.weighed)
 
 
 def _place(item: SequenceInput, row: int) -> tuple[int, int]:

@@ -24,9 +24,10 @@ class PagedNetwork(Protocol):
 
     Attributes:
         attention: what runs it: `kernel`, `instructions`, `kv_cache_precision`.
-        one_kind_of_rows: see `engine.runner.Runner`.
+        most_weighed, one_kind_of_rows: see `engine.runner.Runner`.
     """
 
+    most_weighed: int
     one_kind_of_rows: bool
 
     @property
@@ -42,6 +43,9 @@ class PagedNetwork(Protocol):
 
     def output(self, name: str) -> NDArray[Any]:
         """An output of the last step; valid until the next."""
+
+    def block_weights(self, index: int) -> NDArray[np.float32]:
+        """See `engine.runner.Runner.block_weights`."""
 
     def commit(self, index: int, kept: Sequence[int]) -> None:
         """Keep the accepted path; see `engine.runner.Runner.commit`."""

@@ -49,6 +49,7 @@ class CompiledRunner:
             num_blocks=num_blocks,
             branch_blocks=branch_blocks,
         )
+        self.most_weighed = self.graph.most_weighed
         self.one_kind_of_rows = self.graph.one_kind_of_rows
 
     def forward(self, batch: Sequence[SequenceInput]) -> NDArray[np.float32]:
@@ -59,6 +60,10 @@ class CompiledRunner:
     def hidden(self) -> NDArray[np.float32]:
         """Hidden states of the last step; see `engine.runner.Runner.hidden`."""
         return np.stack([self.graph.output(name) for name in self._hidden_names], axis=1)
+
+    def block_weights(self, index: int) -> NDArray[np.float32]:
+        """See `engine.runner.Runner.block_weights`."""
+        return self.graph.block_weights(index)
 
     def commit(self, index: int, kept: Sequence[int]) -> None:
         """Keep the accepted path; see `engine.runner.Runner.commit`."""

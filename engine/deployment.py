@@ -11,7 +11,7 @@ from engine.backend import open_backend
 from engine.compiled_runner import CompiledRunner
 from engine.drafters import prepare
 from engine.engine import Engine
-from engine.manifest import check_fits, load_manifest
+from engine.manifest import EngineError, check_fits, load_manifest
 from engine.policy import DraftPolicy, ScheduledPolicy
 from engine.runner import BLOCK_SIZE
 from engine.scheduler import EngineLimits
@@ -72,6 +72,11 @@ def open_engine(
         # a branch may lie over the end of a block
         branch_blocks=2 * slots * max(each.max_branches for each in needs),
     )
+    if any(each.block_weights for each in needs) and not runner.most_weighed:
+        raise EngineError(
+            "speculation.choice goes by the attention that blocks of the cache get, which this engine's attention does "
+            "not tell; choice: window needs nothing, engine.attention_kernel: native tells"
+        )
     limits = EngineLimits(
         max_batch_size=slots,
         max_sequence_length=length,

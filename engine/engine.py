@@ -39,7 +39,7 @@ class Engine:
 
     Raises:
         ValueError: the runner's cache or positions are too short for one request of the greatest length, it lacks
-            hidden states that a speculator needs, or two speculators have the same name.
+            hidden states or weights of blocks that a speculator needs, or two speculators have the same name.
     """
 
     def __init__(self, runner: Runner, policy: DraftPolicy, limits: EngineLimits) -> None:
@@ -56,6 +56,9 @@ class Engine:
             raise ValueError(
                 f"speculators need hidden states {lacking}; the runner gives {runner.hidden_layers}"
             )
+        weighs = any(each.block_weights for each in needs)
+        if weighs and not runner.most_weighed:
+            raise ValueError("speculators need to know what attention blocks get; the runner does not tell")
         self.limits = limits
         drafted = [each.max_draft_length for each in policy.speculators]
         self.statistics = EngineStatistics(max([*drafted, limits.max_draft_length]))
@@ -67,7 +70,7 @@ class Engine:
             rows_ahead=[each.rows_ahead for each in needs],
             one_kind_of_rows=runner.one_kind_of_rows,
         )
-        self._scheduler = Scheduler(limits, self._cache, scratch)
+        self._scheduler = Scheduler(limits, self._cache, scratch, runner.most_weighed if weighs else 0)
         self._drafting = Drafting(
             policy,
             RunnerAccess(runner, self._scheduler.running),
@@ -214,6 +217,7 @@ def _told(accepted: Accepted, taken: Sequence[int]) -> StepOutcome:
         accepted.kept,
         accepted.hidden,
         accepted.target_tokens,
+        accepted.block_weights,
         reads_prompt=part.reads,
         ended=part.item.finish_reason is not None,
     )

@@ -131,6 +131,7 @@ class PagedGraph:
         core, model = _paged(path, outputs, kernel, fillers=True)
         self.kernel = kernel
         self.one_kind_of_rows = kernel.name == "native"
+        self.most_weighed = kernel.most_weighed
         self._for_any = _Compiled(core, model, how)
         sizes = buckets_for(sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")))
         if sizes and kernel.spares_fillers(self._for_any.threads, sizes[0]):
@@ -164,6 +165,10 @@ class PagedGraph:
         """An output of the last step; valid until the next."""
         values = self._last.output(name)
         return values[: len(values) - self.kernel.padding]
+
+    def block_weights(self, index: int) -> NDArray[np.float32]:
+        """See `engine.runner.Runner.block_weights`."""
+        return self.kernel.block_weights(index)
 
     def commit(self, index: int, kept: Sequence[int]) -> None:
         """Keep the accepted path; see `engine.runner.Runner.commit`."""

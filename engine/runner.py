@@ -34,6 +34,7 @@ class SequenceInput:
             0, any); None for a chain.
         logits_from: first of the T tokens whose logits are wanted (T for none).
         position: of the first token; None: `past`, unless `blocks` leave some of the context out.
+        weighed: whether to say how much attention each block gets (see `Runner.block_weights`).
     """
 
     tokens: Sequence[int]
@@ -43,6 +44,7 @@ class SequenceInput:
     parents: Sequence[int] | None = None
     logits_from: int = 0
     position: int | None = None
+    weighed: bool = False
 
     @property
     def positions(self) -> Sequence[int]:
@@ -62,10 +64,12 @@ class Runner(Protocol):
     Attributes:
         hidden_layers: whose hidden states `hidden` gives: i is what goes into layer i, -1 what comes out of the final
             norm; maybe none.
+        most_weighed: most tokens of an input whose blocks can be weighed; 0: none can.
         one_kind_of_rows: whether a row of a prompt equals, bit for bit, that of the same token decoded.
     """
 
     hidden_layers: Sequence[int]
+    most_weighed: int
     one_kind_of_rows: bool
     vocab_size: int
     block_size: int
@@ -82,6 +86,12 @@ class Runner(Protocol):
         """Hidden states [tokens, layers, H] of the last step, its inputs one after another, all tokens of each.
 
         The layers are `hidden_layers`, in their order.
+        """
+
+    def block_weights(self, index: int) -> NDArray[np.float32]:
+        """Attention that the blocks of input `index` of the last step got, [blocks]; of one that was weighed.
+
+        It is summed over layers, heads and the input's tokens.
         """
 
     def commit(self, index: int, kept: Sequence[int]) -> None:

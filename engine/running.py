@@ -92,10 +92,11 @@ class RunningRequest:
         """The tokens whose rows others may take over."""
         return self.known(0)[: self.cached]
 
-    def next_chunk(self, limit: int) -> SequenceInput:
+    def next_chunk(self, limit: int, weighed: int = 0) -> SequenceInput:
         """The next part of what is to be read, of at most `limit` tokens (SHORTEST_CHUNK or more).
 
-        No part of the prompt is a single token unless the prompt is: see the promise in `engine.runner`.
+        If so many tokens are to be weighed, the last part of a prompt is at most as long, and is weighed. No part of
+        the prompt is a single token unless the prompt is: see the promise in `engine.runner`.
         """
         length = self.request.prompt_length
         if self.cached >= length:
@@ -103,19 +104,36 @@ class RunningRequest:
             tokens = self.request.prompt[self.cached : end]
             return SequenceInput(tokens, self.cached, self.blocks, logits_from=len(tokens))
         left = length - self.cached
-        size = min(limit, left)
+        size = min(limit, max(left - weighed, 2) if left > weighed > 0 else left)
         size -= left - size == 1
         wanted = size == left and not self.request.continued
         tokens = self.request.prompt[self.cached : self.cached + size]
-        return SequenceInput(tokens, self.cached, self.blocks, is_prompt=True, logits_from=size - int(wanted))
+        return SequenceInput(
+            tokens,
+            self.cached,
+            self.blocks,
+            is_prompt=True,
+            logits_from=size - int(wanted),
+            weighed=wanted and size <= weighed,
+        )
 
-    def next_tree(self, tree: TokenTree) -> SequenceInput:
-        """What is not cached, as a rule the last emitted token alone, and the draft below it."""
+    def next_tree(self, tree: TokenTree, weighed: int = 0) -> SequenceInput:
+        """What is not cached, as a rule the last emitted token alone, and the draft below it.
+
+        It is weighed if it has no more than so many tokens.
+        """
         tail = self.known(self.cached)
         tokens, root = (*tail, *tree.tokens), len(tail) - 1
         # Branches come from the engine's own speculator, whose requests have a tail of one token.
         parents = None if tree.is_chain else (0, *(parent + 1 for parent in tree.parents))
-        return SequenceInput(tokens, self.cached, self.blocks, parents=parents, logits_from=root)
+        return SequenceInput(
+            tokens,
+            self.cached,
+            self.blocks,
+            parents=parents,
+            logits_from=root,
+            weighed=len(tokens) <= weighed,
+        )
 
     def ban_early_end(self, logits: NDArray[np.float32], depths: tuple[int, ...]) -> None:
         """Take the end tokens out of the rows whose token would come before `min_tokens`."""

@@ -85,14 +85,18 @@ class Scheduler:
         limits: how many, how long.
         cache: where their blocks come from.
         scratch_rows: rows that each gets beside those of its longest context.
+        weighed: most tokens of a part for which drafters are told what attention blocks got; 0: they do not want to be.
 
     Attributes:
         running: by id, in the order in which they were admitted.
     """
 
-    def __init__(self, limits: EngineLimits, cache: PrefixCache, scratch_rows: int = 0) -> None:
+    def __init__(
+        self, limits: EngineLimits, cache: PrefixCache, scratch_rows: int = 0, weighed: int = 0
+    ) -> None:
         self.running: dict[int, RunningRequest] = {}
-        self._limits, self._cache, self._scratch_rows = limits, cache, scratch_rows
+        self._limits, self._cache = limits, cache
+        self._scratch_rows, self._weighed = scratch_rows, weighed
         self._waiting: deque[RunningRequest] = deque()
         self._pace = Pace()
 
@@ -160,11 +164,12 @@ class Scheduler:
         parts = []
         left = self._prompt_share()
         for item in self.running.values():
+            weighed = self._weighed if item.speculates else 0
             if not item.in_prefill:
                 tree = trees.get(item.id, EMPTY)
-                parts.append(Part(item, tree, item.next_tree(tree), reads=False))
+                parts.append(Part(item, tree, item.next_tree(tree, weighed), reads=False))
             elif left >= SHORTEST_CHUNK:
-                chunk = item.next_chunk(left)
+                chunk = item.next_chunk(left, weighed)
                 left -= len(chunk.tokens)
                 parts.append(Part(item, EMPTY, chunk, reads=True))
         return parts

@@ -76,6 +76,7 @@ class TorchPagedGraph:
     """
 
     one_kind_of_rows = False
+    most_weighed = 0
 
     def __init__(
         self,
@@ -127,6 +128,10 @@ class TorchPagedGraph:
     def output(self, name: str) -> NDArray[Any]:
         """An output of the last step."""
         return self._outputs[name]
+
+    def block_weights(self, index: int) -> NDArray[np.float32]:
+        """See `engine.runner.Runner.block_weights`; attention as a whole has none."""
+        raise NotImplementedError("PyTorch's attention says nothing of its weights")
 
     def commit(self, index: int, kept: Sequence[int]) -> None:
         """Keep the accepted path; see `engine.runner.Runner.commit`."""

@@ -29,6 +29,7 @@ class Requirements:
         max_branches: most nodes of a tree that are not the first child of their parent; 0 if it proposes chains.
         max_probes: most probe nodes of a tree (see `speculators.tree`), beside the nodes that it drafts.
         target_tokens: how many of the target's likeliest tokens ``observe`` is given at every node.
+        block_weights: whether ``observe`` is told what attention the blocks of a request's cache get.
         drafts_with_target: whether it is to be bound to the target.
         scratch_rows: cache rows behind the longest context of a request that it, or its probes, write to.
         rows_ahead: of a drafter that makes cache rows of its own from hidden states, how many tokens beyond a row
@@ -40,6 +41,7 @@ class Requirements:
     max_branches: int = 0
     max_probes: int = 0
     target_tokens: int = 0
+    block_weights: bool = False
     drafts_with_target: bool = False
     scratch_rows: int = 0
     rows_ahead: int | None = None

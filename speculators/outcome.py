@@ -31,6 +31,9 @@ class StepOutcome:
             1, k]``, best first; on the accepted path, the first one is what was emitted after it, which of a request
             that samples is a sample. k is the greatest number that a speculator needs; None where nothing was emitted
             or none needs any.
+        block_weights: attention that each block of the request's cache got from the rows of this step, float [blocks],
+            in the order of its context, 0 of those that hold nothing yet; summed over layers, heads and rows. Where
+            some speculator needs it, of the last rows of a prompt and of steps of few rows; otherwise None.
         reads_prompt: whether a part of the prompt was read.
         ended: whether the request ends with this step.
     """
@@ -41,6 +44,7 @@ class StepOutcome:
     kept: Sequence[int] = ()
     hidden: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
     target_tokens: NDArray[np.int64] | None = None
+    block_weights: NDArray[np.float32] | None = None
     reads_prompt: bool = False
     ended: bool = False
 

@@ -101,6 +101,24 @@ def test_ngrams_in_the_bls_have_the_settings_of_the_spec(tmp_path: Path) -> None
             "setting-without-effect",
             "speculation.suffix_automaton.global_pool has no effect on the embedded engine",
         ),
+        (
+            {"method": "windowed", "window": 512},
+            {"max_sequence_length": 1024},
+            "never-drafts",
+            "contexts of 1024 tokens and more, but requests end at engine.max_sequence_length: 1024",
+        ),
+        (
+            {"method": "windowed", "choice": "verified"},
+            {"attention_kernel": "openvino"},
+            "choice-without-weights",
+            "only the kit's own attention kernel tells, but engine.attention_kernel is openvino",
+        ),
+        (
+            {"method": "windowed", "choice": "snapkv"},
+            {"backend": "torch"},
+            "choice-without-weights",
+            "only the kit's own attention kernel tells, but engine.backend is torch",
+        ),
     ],
 )
 def test_what_cannot_be_is_found_before_building(

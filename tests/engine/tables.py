@@ -79,6 +79,8 @@ class TableRunner:
         one_kind_of_rows: see `engine.runner.Runner`.
     """
 
+    most_weighed = 16
+
     def __init__(
         self, *, num_blocks: int = 64, hidden_layers: Sequence[int] = (), one_kind_of_rows: bool = True
     ) -> None:
@@ -99,6 +101,16 @@ class TableRunner:
 
     def hidden(self) -> NDArray[np.float32]:
         return np.array(self._hidden, np.float32).reshape(len(self._hidden), -1, WIDTH)
+
+    def block_weights(self, index: int) -> NDArray[np.float32]:
+        """What a hash says of the rows that a block holds before the step."""
+        item = self.batches[-1][index]
+        assert item.weighed and len(item.tokens) <= self.most_weighed
+        held = -(-item.past // BLOCK_SIZE)
+        weights = np.zeros(len(item.blocks), np.float32)
+        for place, block in enumerate(item.blocks[:held]):
+            weights[place] = 1 + (mixed(int(self._rows.hashes[block, 0])) & 255)
+        return weights
 
     def commit(self, index: int, kept: Sequence[int]) -> None:
         item = self.batches[-1][index]

@@ -346,6 +346,34 @@ def test_probes_behind_the_rows_of_their_request_are_refused() -> None:
         assert last == 32 - 1 + rows
 
 
+class Weigher(Witness):
+    """Wants to know what blocks get."""
+
+    requirements = Requirements(hidden_layers=(-1,), block_weights=True)
+
+
+@pytest.mark.parametrize("chunk", [3, 5, 16, 64])
+def test_the_end_of_a_prompt_and_short_steps_are_weighed(chunk: int) -> None:
+    for length in (1, 2, 3, 15, 16, 17, 18, 19, 33, 50, 97):
+        weigher, runner = Weigher(), TableRunner(hidden_layers=(-1,))
+        request = GenerationRequest(text_of(length), 20)
+        (outcome,) = run(make_engine(runner, weigher, prefill_chunk=chunk), [request])
+        assert outcome.tokens == plain([request])[0]
+        parts = [item for batch in runner.batches for item in batch if item.is_prompt]
+        assert sum(len(item.tokens) for item in parts) == length
+        assert all(2 <= len(item.tokens) <= chunk for item in parts) or length == 1
+        assert [item.weighed for item in parts] == [False] * (len(parts) - 1) + [True]
+        assert len(parts[-1].tokens) <= 16
+        told = [each.block_weights for each in weigher.outcomes[1]]
+        assert [weights is None for weights in told] == [not each.emitted for each in weigher.outcomes[1]]
+
+
+def test_nobody_weighs_what_nobody_asks_for() -> None:
+    runner = TableRunner(hidden_layers=(-1,))
+    run(make_engine(runner, Witness()), requests_of())
+    assert not any(item.weighed for batch in runner.batches for item in batch)
+
+
 def test_scratch_rows_are_leased_with_the_context() -> None:
     class Scratch(AnpdSpeculator):
         requirements = Requirements(scratch_rows=40)

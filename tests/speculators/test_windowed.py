@@ -15,9 +15,10 @@ from deployments.spec import DeploymentSpec
 from engine.attention_kernels import KernelName
 from engine.deployment import open_engine
 from engine.request import GenerationRequest, SamplingParams
+from engine.runner import SequenceInput
 from speculators.outcome import StepOutcome
 from speculators.target_access import TargetInput
-from speculators.windowed import WindowedSpeculator
+from speculators.windowed import Choice, WindowedSpeculator
 from tests.engine.driving import generate, make_engine, prompt_of, run, submit
 from tests.engine.tables import VOCABULARY, TableRunner
 from tests.tiny import KERNELS, MAX_LENGTH, THREADS, TinyTargets
@@ -119,11 +120,60 @@ def test_settings_out_of_range_are_refused(setting: str, value: int) -> None:
         WindowedSpeculator(**{setting: value})
 
 
+def weighed(choice: Choice, *steps: tuple[Sequence[int], NDArray[np.float32] | None]) -> list[int]:
+    """Blocks that are read after a prompt of 320 tokens, and after steps that emitted some and weighed blocks."""
+    target = Target(320)
+    speculator = WindowedSpeculator(draft_length=1, window=160, min_context=1, choice=choice)
+    speculator.bind(target)
+    speculator.start(0, [3] * 320)
+    target.rows -= 1
+    for emitted, weights in steps:
+        speculator.observe(0, StepOutcome(emitted, block_weights=weights))
+        target.rows += len(emitted)
+    speculator.propose([0], [1])
+    places = target.inputs[0].places
+    assert places is not None and target.inputs[0].past <= 160
+    return list(places)
+
+
+def weights_of(**blocks: float) -> NDArray[np.float32]:
+    weights = np.full(16, 0.01, np.float32)
+    for name, value in blocks.items():
+        weights[int(name[1:])] = value
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("choice", "first", "later"),
+    [
+        ("window", [0, 6, 7, 8, 9, 10], [0, 9, 10, 11, 12]),
+        ("snapkv", [0, 2, 3, 7, 9, 10], [0, 3, 10, 11, 12]),
+        ("verified", [0, 2, 3, 7, 9, 10], [0, 1, 10, 11, 12]),
+    ],
+)
+def test_the_blocks_that_got_most_attention(choice: Choice, first: list[int], later: list[int]) -> None:
+    at_the_end = [5], weights_of(b7=3, b2=2, b3=4, b4=1, b15=9)
+    assert weighed(choice, at_the_end) == first
+    on_and_on = [9] * 79, weights_of(b1=2, b6=1)
+    assert weighed(choice, at_the_end, ([8], None), on_and_on) == later
+
+
 WAYS: Sequence[Mapping[str, Any]] = [
     {"adaptive": False},
     {"lookup": 3, "draft_length": 8},
     {"sink_tokens": 0, "window": 33},
+    {"choice": "snapkv", "window": 128, "adaptive": False},
+    {"choice": "verified", "window": 128, "adaptive": False},
+    {"choice": "verified", "window": 128, "lookup": 3, "draft_length": 20},
 ]
+
+
+def test_a_runner_that_weighs_no_blocks_is_refused() -> None:
+    runner = TableRunner()
+    runner.most_weighed = 0
+    make_engine(runner, WindowedSpeculator())
+    with pytest.raises(ValueError, match="what attention blocks get; the runner does not tell"):
+        make_engine(runner, WindowedSpeculator(choice="verified"))
 
 
 def requests_of(vocabulary: int) -> list[GenerationRequest]:
@@ -149,12 +199,17 @@ def test_on_tables_the_output_is_the_targets_own(way: Mapping[str, Any]) -> None
     ]
     assert (engine.statistics.tokens_per_step or 0) > 1.2
     drafts = [item for batch in runner.batches for item in batch if item.position is not None]
-    assert max(item.past for item in drafts) < 64 + 9 and max(item.positions[0] for item in drafts) > 200
+    assert (
+        max(item.past for item in drafts) < way.get("window", 64) + 20
+        and max(item.positions[0] for item in drafts) > 200
+    )
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    ("way", "kernel"),
+    [(way, kernel) for way in WAYS for kernel in KERNELS if kernel == "native" or "choice" not in way],
+)
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("way", WAYS)
 def test_the_output_is_the_targets_own(
     way: Mapping[str, Any], precision: str, kernel: KernelName, tiny_targets: TinyTargets
 ) -> None:
@@ -170,6 +225,29 @@ def test_the_output_is_the_targets_own(
     assert statistics.accepted_tokens > 0
     if way.get("adaptive") is False:
         assert statistics.accepted_tokens < statistics.drafted_tokens, "windows are not always right"
+
+
+@pytest.mark.skipif("native" not in KERNELS, reason="needs the kit's own kernel")
+def test_a_real_target_says_what_its_blocks_get(tiny_targets: TinyTargets) -> None:
+    """Of each request of a step its own; what a token gives away is one in every layer and head."""
+    runner = tiny_targets.runner("llama", "fp32", "native")
+    config = tiny_targets.weights("llama").architecture
+    texts = [prompt_of(70), prompt_of(100, seed=1)]
+    blocks = [[3, 1, 5], [2, 7, 4, 9]]
+    prompts = [
+        SequenceInput(text[:-3], 0, mine, is_prompt=True) for text, mine in zip(texts, blocks, strict=True)
+    ]
+    runner.forward(prompts)
+    runner.forward(
+        [
+            SequenceInput(text[-3:], len(text) - 3, mine, weighed=True)
+            for text, mine in zip(texts, blocks, strict=True)
+        ]
+    )
+    found = [runner.block_weights(index) for index in range(2)]
+    for weights, mine in zip(found, blocks, strict=True):
+        assert len(weights) == len(mine) and (weights > 0).all()
+        assert weights.sum() == pytest.approx(3 * config.num_heads * config.num_layers, rel=1e-3)
 
 
 def test_what_a_draft_leaves_behind_is_given_to_nobody(tiny_targets: TinyTargets) -> None:

@@ -19,8 +19,8 @@ def _sinks(resolved: Resolved, section: WindowedSelfDrafting) -> Iterator[Findin
 
 
 def _embedded_only(resolved: Resolved, section: WindowedSelfDrafting) -> Iterator[Finding]:
-    for key in ("min_context", "lookup"):
-        if getattr(section, key):
+    for key in ("choice", "min_context", "lookup"):
+        if getattr(section, key) != WindowedSelfDrafting.model_fields[key].default:
             yield not_in_line(
                 f"speculation.{key} is the embedded engine's: a second engine always drafts, alone",
                 f"no {key}",

@@ -179,6 +179,7 @@ SCHEDULE = {"draft_length_schedule": {4: 5, 8: 2}}
         ("mtp", "A", None, {"suffix_automaton": {}}, {}, "1.3", "line: B"),
         ("windowed", "A", None, {"sink_tokens": 4}, {}, "StreamingLLM", "sink_tokens: 0"),
         ("windowed", "A", None, {"min_context": 2048}, {}, "min_context is the embedded", "no min_context"),
+        ("windowed", "A", None, {"choice": "verified"}, {}, "choice is the embedded", "no choice"),
         ("windowed", "A", None, {"lookup": 3}, {}, "lookup is the embedded", "no lookup"),
         ("suffix_automaton", "B", None, {"global_pool": True, "global_pool_size": 8}, {}, "max_batch_size", "64"),
         ("none", "A", "engines", {}, {"llm_args": {"print_iter_log": True}}, "llm_args", "build_flags"),
