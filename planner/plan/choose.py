@@ -8,9 +8,10 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from planner.plan.predict import Prediction, Predictor, Traffic
 from planner.plan.profiles import Profile
 from planner.plan.replay import Behaviour, longest_draft, replay
 from speculators.model_free import MODEL_FREE
+from speculators.registry import METHODS, create, settings_of
 
 Floats = NDArray[np.float64]
 LEVEL = 0.9
@@ -54,20 +56,34 @@ def options(profiles: Sequence[Profile], temperature: float) -> list[Option]:
         if not found:
             found.append(Option(NONE, plain, predictor, plain))
         for candidate in _candidates(profile, longest_draft(records), predictor):
-            behaviour = replay(records, candidate.draft_length, adaptive=candidate.adaptive)
+            behaviour = replay(
+                records,
+                candidate.draft_length,
+                adaptive=candidate.adaptive,
+                probes=most_probes(profile.speculation),
+            )
             found.append(Option(candidate, behaviour, predictor, plain))
     return found
 
 
 def _candidates(profile: Profile, longest: int, predictor: Predictor) -> Iterator[Candidate]:
     drafted = max(predictor.draft.sizes) if predictor.draft else 0
-    most = min(longest, drafted, max(predictor.verify.sizes) - 1)
+    most = min(longest, drafted, max(predictor.verify.sizes) - 1 - most_probes(profile.speculation))
     method = profile.speculation["method"]
     # Others end their drafts by their own confidence, which records do not hold.
     ways = (False, True) if method in MODEL_FREE else (False,)
     for length in range(1, most + 1):
         for adaptive in ways:
             yield Candidate(deployment=profile.name, method=method, draft_length=length, adaptive=adaptive)
+
+
+def most_probes(speculation: Mapping[str, Any]) -> int:
+    """Tokens that a method runs in a step beside what it drafts."""
+    method = speculation["method"]
+    if method not in METHODS:
+        return 0
+    settings = {name: speculation[name] for name in settings_of(method) if name in speculation}
+    return create(method, **settings).requirements.max_probes
 
 
 def choose(known: Sequence[Option], traffic: Traffic, objective: Objective) -> Cell:

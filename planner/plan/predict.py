@@ -1,7 +1,8 @@
 """What a way of drafting brings: tokens a step from replayed records, milliseconds from the cost table.
 
-A decoding step of B requests verifies B roots and what was drafted for each. How much that is differs from request to
-request and step to step; so the expected cost is taken over its distribution, that of the sum of B independent drafts.
+A decoding step of B requests verifies B roots and what was drafted for each, and runs the probes of methods that have
+such. How much is drafted differs from request to request and step to step; so the expected cost is taken over its
+distribution, that of the sum of B independent drafts.
 Tokens a second are expected tokens over expected milliseconds (renewal reward).
 
 Requests also have to be read. Of C users who wait for their answers, X requests a millisecond end; each of them takes
@@ -103,7 +104,7 @@ class Predictor:
         # The distribution of the sum of so many independent drafts is a power of the transform.
         longest = behaviour.most * batch
         sums = np.fft.irfft(np.fft.rfft(share, longest + 1, axis=1) ** batch, longest + 1, axis=1)
-        sizes = 1 + np.arange(longest + 1) / batch
+        sizes = 1 + behaviour.probes + np.arange(longest + 1) / batch
         step_ms = (sums * self.verify.milliseconds(context, batch, sizes)).sum(axis=1)
         return (
             weights @ behaviour.tokens / steps,

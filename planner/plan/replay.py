@@ -33,12 +33,14 @@ class Behaviour:
         steps: ``[requests]``.
         asked: ``[requests]``, nodes that drafts might have had, over all steps.
         nodes: ``[requests, most + 1]``, how many steps had a draft of 0, 1, ... nodes.
+        probes: tokens that a step runs beside, which are never accepted.
     """
 
     tokens: Floats
     steps: Floats
     asked: Floats
     nodes: Floats
+    probes: int = 0
 
     @property
     def most(self) -> int:
@@ -51,8 +53,8 @@ def longest_draft(records: Sequence[RequestRecord]) -> int:
     return max((draft.nodes for record in records for draft in record.drafts), default=0)
 
 
-def replay(records: Sequence[RequestRecord], length: int, *, adaptive: bool) -> Behaviour:
-    """Every request with drafts of at most so many nodes, 0 for plain decoding."""
+def replay(records: Sequence[RequestRecord], length: int, *, adaptive: bool, probes: int = 0) -> Behaviour:
+    """Every request with drafts of at most so many nodes, 0 for plain decoding, and so many probes beside them."""
     tokens, steps, asked = (np.zeros(len(records)) for _ in range(3))
     nodes = np.zeros((len(records), length + 1))
     for row, record in enumerate(records):
@@ -69,7 +71,7 @@ def replay(records: Sequence[RequestRecord], length: int, *, adaptive: bool) -> 
         asked[row] += others * lengths.current
         steps[row] = nodes[row].sum()
     kept = steps > 0
-    return Behaviour(tokens[kept], steps[kept], asked[kept], nodes[kept])
+    return Behaviour(tokens[kept], steps[kept], asked[kept], nodes[kept], probes)
 
 
 def _last(record: RequestRecord) -> list[StepRecord]:

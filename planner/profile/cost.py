@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.compiled_runner import CompiledRunner
 from planner.bench.measure import MOST_TOKENS, PromptChunk, VerificationStep, fill_cache, repeated
+from planner.profile.target import MeasuredTarget
 from speculators.base import Speculator
 from speculators.graphs import DrafterRows
 from speculators.outcome import StepOutcome
@@ -29,20 +30,23 @@ class Drafting:
     """Requests of a batch that have read their contexts, and what a draft for all of them costs.
 
     Args:
+        runner: the target, whose cache holds the contexts; lent to a speculator that drafts with it.
         speculator: what drafts.
-        hidden_size: of the target.
         blocks: cache blocks of each request.
         batch: requests.
         context: tokens of each.
     """
 
     def __init__(
-        self, speculator: Speculator, hidden_size: int, blocks: int, batch: int, context: int
+        self, runner: CompiledRunner, speculator: Speculator, blocks: int, batch: int, context: int
     ) -> None:
         self._speculator, self._batch, self._blocks = speculator, batch, blocks
         self._context = context
         self._random = np.random.default_rng(0)
-        self._width = hidden_size
+        self._width = runner.manifest.hidden_size
+        self._rows: dict[int, int] = {}
+        if speculator.requirements.drafts_with_target:
+            speculator.bind(MeasuredTarget(runner, blocks, self._rows))
 
     def start(self) -> None:
         """Begin the requests and read their prompts."""
@@ -53,6 +57,7 @@ class Drafting:
         """Start each request with so many rows of its prompt in place, and give the states of the others."""
         for request in range(self._batch):
             rows = DrafterRows(range(request * self._blocks, (request + 1) * self._blocks), read)
+            self._rows[request] = self._context
             self._speculator.start(request, [7 + row % 50 for row in range(self._context)], rows)
             self._speculator.observe(request, self._outcome([7], self._context - read))
         while any(self._speculator.catch_up(range(self._batch), self._context)):
@@ -75,6 +80,7 @@ class Drafting:
         elapsed = (time.perf_counter() - started) * 1e3
         for request, tree in enumerate(trees):
             emitted = [*tree.tokens[:1], 9]  # one accepted token and the target's own
+            self._rows[request] += len(emitted)
             self._speculator.observe(request, self._outcome(emitted, len(emitted)))
         return elapsed
 
@@ -86,9 +92,9 @@ class Drafting:
 
 @contextmanager
 def _drafting(
-    speculator: Speculator, hidden_size: int, blocks: int, batch: int, context: int
+    runner: CompiledRunner, speculator: Speculator, blocks: int, batch: int, context: int
 ) -> Iterator[Drafting]:
-    requests = Drafting(speculator, hidden_size, blocks, batch, context)
+    requests = Drafting(runner, speculator, blocks, batch, context)
     requests.start()
     try:
         yield requests
@@ -114,7 +120,7 @@ def measure_costs(
 
     Args:
         runner: the target; its cache must hold the largest batch.
-        speculator: what drafts; no request of its own may be running.
+        speculator: what drafts; no request of its own may be running, and it is left bound to what is measured.
         contexts: tokens of each request that stand before.
         batches: requests of a step.
         tokens: of verification, tokens of a request in a step; one less are drafted.
@@ -165,8 +171,7 @@ def measure_costs(
                     ("verify", context, batch, count): verify[context, batch, count]() for count in tokens
                 }
                 if drafts:
-                    width = runner.manifest.hidden_size
-                    with _drafting(speculator, width, blocks, batch, context) as requests:
+                    with _drafting(runner, speculator, blocks, batch, context) as requests:
                         found |= {
                             ("draft", context, batch, count): requests.milliseconds(count) for count in drafts
                         }

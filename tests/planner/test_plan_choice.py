@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,18 @@ def test_drafts_that_are_never_right_lose_to_none_and_ties_go_to_the_smaller() -
     cell = choose(options([profile(wrong, steep, drafting)], 0.0), Traffic(4, 100, 50), THROUGHPUT)
     assert cell.best.candidate == NONE and cell.best.gain.value == 1
     assert all(each.gain.value < 1 for each in cell.candidates[1:])
+
+
+def test_probes_are_run_in_every_step_that_drafts() -> None:
+    """A window of 4 x 3 has seven: with the root and eight guesses as many rows as were measured."""
+    section = {"method": "lookahead", "window": 4, "ngram": 3, "verification_set": 4, "adaptive": True}
+    found = replace(profile(records(0.6, drafted=8), steep, drafting), speculation=section)
+    known = {option.candidate.draft_length: option for option in options([found], 0.0)}
+    assert sorted(known) == list(range(9))
+    for length in (0, 1, 8):
+        _, step_ms, _ = known[length].predictor.decoding(known[length].behaviour, 100, 1)
+        rows = 1 + length + (7 if length else 0)
+        assert step_ms[0] == pytest.approx(steep(100, 1, rows), abs=0.05)
 
 
 def test_the_interval_knows_how_much_requests_differ() -> None:

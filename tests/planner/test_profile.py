@@ -23,7 +23,7 @@ from planner.profile.plot import plot_profile
 from planner.profile.records import RequestRecord, StepRecord, follow, load_records
 from planner.profile.run import ProfileSettings, run_profile
 from speculators.tree import ROOT, TokenTree
-from tests.drafters import VARIANT, TinyDrafters, planted_prompts
+from tests.drafters import UNTRAINED, VARIANT, TinyDrafters, planted_prompts
 from tests.engine.driving import prompt_of, run
 from tests.tiny import MAX_LENGTH, THREADS
 
@@ -172,7 +172,7 @@ def test_costs_are_measured_for_every_batch_and_length(
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["draft_model, chain", "eagle, tree", "eagle3, chain"])
+@pytest.mark.parametrize("name", ["draft_model, chain", "eagle, tree", "eagle3, chain", *UNTRAINED])
 def test_costs_of_a_drafter_with_a_cache_fill_it_to_the_last_row(
     name: str, tiny_drafters: TinyDrafters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
