@@ -14,6 +14,7 @@ from cli.machine import (
     output,
     package_version,
     tensorrt_llm_release,
+    vllm_told,
 )
 from deploy.triton import python_library
 from engine.attention_kernels import WHY_NOT
@@ -24,7 +25,7 @@ _PACKAGES = ("openvino", "nvidia-pytriton", "tritonclient", "locust", "torch")
 
 
 def doctor() -> None:
-    """Say what is on this machine, and what works here: the demo, training, TensorRT-LLM."""
+    """Say what is on this machine, and what works here: the demo, training, TensorRT-LLM, vLLM."""
     with progress() as show:
         show("asking the machine", None)
         parts, found = _parts(), list(journeys())
@@ -44,6 +45,8 @@ def _parts() -> Table:
     for package in _PACKAGES:
         table.add_row(package, package_version(package))
     table.add_row("tensorrt-llm", tensorrt_llm_release())
+    for part, told in vllm_told():
+        table.add_row(part, told)
     table.add_row("GPUs", "\n".join(gpus()) or "none")
     table.add_row("docker compose", compose_version() or "does not work, or is not there")
     make = output("make", "--version")

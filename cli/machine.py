@@ -15,13 +15,18 @@ from pathlib import Path
 from build.embedded_memory import GIB, machine_bytes
 from build.trtllm.installed import installed_version
 from build.trtllm.releases import line_of_version
+from build.vllm.installed import installed_vllm, methods_written_for, vllm_place
 from deploy.server import TritonError, check_port
 from deploy.triton import check_installation
 from deployments.findings import Finding
 from deployments.spec import DeploymentSpec, SpecError
+from engine.vllm.plugin import NAME as PLUGIN
+from planner.bench.peers.environments import last_line
+from planner.bench.peers.processes import ProgramError
 
 _DEMO_PORTS = (8000, 8001, 8002, 8010, 8011, 8012)
 _DEMO_GIB = 4.0  # two deployments at once
+_VLLM_GIB = 6.0  # wheels and what is unpacked of them
 _TRAINING = ("torch", "accelerate", "transformers")
 
 
@@ -55,6 +60,7 @@ def journeys() -> Iterator[Journey]:
     plan = "drafthouse build --dry-run deployments/llama3-8b-eagle3-trtllm.yaml"
     yield Journey("TensorRT-LLM, plan alone", (), plan)
     yield Journey("TensorRT-LLM, build and serve", tuple(_tensorrt_llm()), plan.replace("--dry-run ", ""))
+    yield Journey("vLLM", tuple(_vllm()), "drafthouse serve deployments/smollm2-eagle3-vllm.yaml")
     compose = () if compose_version() else ("docker compose does not work, or is not there",)
     yield Journey("Docker Compose, monitoring", compose, "mkdir -p models runs; docker compose up")
     kubectl = () if shutil.which("kubectl") else ("kubectl is not found",)
@@ -92,6 +98,27 @@ def tensorrt_llm_release() -> str:
         return f"{release}, line {line_of_version(release).name}"
     except SpecError as error:
         return str(error)
+
+
+def vllm_told() -> Iterator[tuple[str, str]]:
+    """The vLLM that `serve` would take: its release and place, the kit's methods that it has, its plugins."""
+    found = installed_vllm()
+    if found is None:
+        yield "vllm", "not installed"
+        return
+    yield "vllm", f"{found.package.version} in {found.environment.directory}"
+    lacking = sorted(set(methods_written_for()) - set(found.methods()))
+    yield (
+        "vllm's methods",
+        ", ".join(found.methods()) + (f"; without {', '.join(lacking)}" if lacking else ""),
+    )
+    try:
+        plugins = found.plugins()
+    except ProgramError as error:
+        yield "vllm's plugins", f"its interpreter does not say: {last_line(error)}"
+        return
+    ours = "drafthouse, with a repository" if PLUGIN in plugins else "drafthouse is not seen"
+    yield "vllm's plugins", ", ".join([ours, *(name for name in plugins if name != PLUGIN)])
 
 
 def gpus() -> Sequence[str]:
@@ -158,6 +185,19 @@ def _tensorrt_llm() -> Iterator[str]:
         yield "there is no NVIDIA GPU here (nvidia-smi lists none)"
     if installed_version() is None and compose_version() is None:
         yield "neither TensorRT-LLM nor Docker Compose is here: run inside NVIDIA's container, or install Docker"
+
+
+def _vllm() -> Iterator[str]:
+    """Why `serve` could neither take one that is here, nor start its container, nor install its CPU build."""
+    if installed_vllm() is not None:
+        return
+    if gpus():
+        if compose_version() is None:
+            yield "neither vLLM nor Docker Compose is here: run inside NVIDIA's container, or install Docker"
+        return
+    yield from _embedded()
+    if (free := shutil.disk_usage(vllm_place().anchor).free / GIB) < _VLLM_GIB:
+        yield f"{free:.1f} GiB of disk are free, and vLLM's CPU build needs {_VLLM_GIB:.0f}"
 
 
 def memory_told() -> str:

@@ -30,7 +30,7 @@ def serve(spec_path: SpecArgument, host: HostOption = None) -> None:
         stop.kept = "the server has ended; what was built is kept"
         if isinstance(spec.engine, VllmEngine):
             fetch_target(spec)
-            serve_vllm(spec, _log(spec))
+            serve_vllm(spec, spec_path, _log(spec))
             return
         if not isinstance(spec.engine, EmbeddedEngine):
             serve_trtllm(spec, spec_path, _log(spec))

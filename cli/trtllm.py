@@ -1,7 +1,6 @@
 """Building and serving deployments on TensorRT-LLM: pre-flight, plan, launch."""
 
 import os
-import subprocess
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +19,10 @@ from build.trtllm.resolved import Resolved
 from build.trtllm.topology import python_path, topology_of
 from cli.common import progress, say
 from cli.findings import tell
-from cli.serving import serve_until_ended
+from cli.serving import serve_in_container, serve_until_ended
 from deploy.server import TritonError
 from deploy.trtllm_launch import Launch, hosts_from
-from deploy.trtllm_server import START_SECONDS, TensorRtLlmServer, compose_command, tensorrt_llm_triton
+from deploy.trtllm_server import START_SECONDS, TensorRtLlmServer, tensorrt_llm_triton
 from deployments.files.directories import in_use
 from deployments.spec import DeploymentSpec, SpecError
 
@@ -77,7 +76,9 @@ def _here() -> LocalRunner:
 def serve_trtllm(spec: DeploymentSpec, spec_path: Path, log: Path) -> None:
     """Serve until Ctrl-C where TensorRT-LLM's Triton is installed; elsewhere start its container and return."""
     if tensorrt_llm_triton() is None:
-        _serve_in_container(spec_path, checked(spec, "print"))
+        resolved = checked(spec, "print")
+        kind = f"line-{resolved.line.name.lower()}"
+        serve_in_container(spec_path, kind, "TensorRT-LLM", resolved.triton_image)
         return
     resolved = checked(spec, "serve")
     steps = plan_steps(resolved, spec_path)
@@ -102,22 +103,6 @@ def _running(resolved: Resolved, read: Sequence[Path], log: Path) -> Iterator[Te
             _wait_until_ready(server, log)
         say(f"Triton serves {name} on {server.host}: gRPC {server.grpc_port}, HTTP {server.http_port}")
         yield server
-
-
-def _serve_in_container(spec_path: Path, resolved: Resolved) -> None:
-    command = compose_command(spec_path, resolved.line.name)
-    say(f"serve: {command.shell()}")
-    try:
-        status = subprocess.run(
-            command.arguments, env={**os.environ, **command.environment}, check=False
-        ).returncode
-    except FileNotFoundError:
-        raise TritonError(
-            f"neither TensorRT-LLM's tritonserver nor Docker is installed here; run this inside {resolved.triton_image}"
-        ) from None
-    if status != 0:
-        raise TritonError(f"Docker Compose ended with status {status}")
-    say("serve: stop it with docker compose down")
 
 
 def _launch(resolved: Resolved) -> Launch:

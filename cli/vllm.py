@@ -1,49 +1,40 @@
 """Building and serving deployments on vLLM: its environment, what it says to the deployment, the server."""
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from build.vllm.arguments import draft_directory
 from build.vllm.checks import asked_of_vllm, vllm_findings
+from build.vllm.installed import LOCK, installed_vllm, vllm_place
 from build.vllm.repository import assemble_vllm_repository
 from cli.common import progress, say
 from cli.findings import end_on_errors
-from cli.serving import serve_until_ended
+from cli.machine import gpus
+from cli.serving import serve_in_container, serve_until_ended
 from deploy.server import ServerProcess, TritonError
 from deploy.triton import TritonServer
 from deploy.trtllm_launch import Launch
-from deploy.trtllm_server import TensorRtLlmServer, tensorrt_llm_triton
-from deployments.cache import cache_directory
+from deploy.trtllm_server import START_SECONDS, TensorRtLlmServer, tensorrt_llm_triton
 from deployments.files.directories import in_use
 from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
-from planner.bench.peers.environments import (
-    REQUIREMENTS,
-    Environment,
-    Unavailable,
-    installed_environment,
-    prepare_environment,
-)
-
-_LOCK = REQUIREMENTS / "vllm.txt"
-START_SECONDS = 600.0
+from engine.vllm.releases import IMAGE
+from planner.bench.peers.environments import Environment, Unavailable, prepare_environment
 
 
 def check_vllm(spec: DeploymentSpec) -> None:
     """Tell everything that speaks against the deployment; errors end the command."""
     findings = list(vllm_findings(spec))
     if not any(item.severity == "error" for item in findings):
-        environment = _present()
-        if environment is None:
+        found = installed_vllm()
+        if found is None:
             what = "vLLM is not installed here, so its own configuration was not asked"
             findings.append(Finding("vllm-not-asked", "note", what))
         else:
             with progress() as show:
                 show("asking vLLM", None)
-                findings += asked_of_vllm(spec, environment)
+                findings += asked_of_vllm(spec, found.environment)
     end_on_errors(findings)
 
 
@@ -53,9 +44,18 @@ def build_vllm(spec: DeploymentSpec) -> None:
     say(f"build: model repository in {assemble_vllm_repository(spec)}")
 
 
-def serve_vllm(spec: DeploymentSpec, log: Path) -> None:
-    """Serve until Ctrl-C, with vLLM in this environment or in one of its own, which is installed if need be."""
-    environment = _present() or _installed()
+def serve_vllm(spec: DeploymentSpec, spec_path: Path, log: Path) -> None:
+    """Serve until Ctrl-C with the vLLM of this machine.
+
+    Where there is none, its container is started and this returns if there are GPUs; if not, its CPU build is installed
+    in an environment of its own.
+    """
+    found = installed_vllm()
+    if found is None and gpus():
+        end_on_errors(list(vllm_findings(spec)))
+        serve_in_container(spec_path, "vllm", "vLLM", IMAGE)
+        return
+    environment = _installed() if found is None else found.environment
     _server(spec, environment, log).check_ports()  # before anything is replaced that is being served
     build_vllm(spec)
     serve_until_ended(lambda: _running(spec, environment, log), spec, log)
@@ -84,18 +84,10 @@ def _server(spec: DeploymentSpec, environment: Environment, log: Path) -> Server
     return TritonServer(serving.repository, log=log, environment=environment.directory, **places)
 
 
-def _present() -> Environment | None:
-    """Where vLLM is: here, or in the environment that the kit has made for it."""
-    found = importlib.util.find_spec("vllm")
-    if found is not None and found.origin is not None:  # without: just a folder of that name on the path
-        return Environment(Path(sys.prefix))
-    return installed_environment(_LOCK, cache_directory() / "peers")
-
-
 def _installed() -> Environment:
     with progress() as show:
         show("installing vLLM's CPU build in an environment of its own", None)
         try:
-            return prepare_environment(_LOCK, cache_directory() / "peers")
+            return prepare_environment(LOCK, vllm_place())
         except Unavailable as error:
             raise TritonError(f"vLLM is not installed here, and: {error}") from None

@@ -7,7 +7,7 @@ Example::
             server.wait_until_ready(START_SECONDS)
             server.wait()
     else:
-        print(compose_command(Path("deployments/llama3-8b-eagle3-trtllm.yaml"), "A").shell())
+        print(compose_command(Path("deployments/llama3-8b-eagle3-trtllm.yaml"), "line-a").shell())
 """
 
 import os
@@ -52,9 +52,9 @@ def tensorrt_llm_triton() -> str | None:
     return found or (str(_INSTALLED) if _INSTALLED.is_file() else None)
 
 
-def compose_command(spec: Path, line: str) -> LaunchCommand:
-    """The command that serves a spec in a container of its release line (`A` or `B`), with what belongs to it."""
-    settings = f"deploy/compose/line-{line.lower()}.env"
+def compose_command(spec: Path, kind: str) -> LaunchCommand:
+    """The command that serves a spec in a container of a kind (`line-a`, `line-b`, `vllm`), with what belongs to it."""
+    settings = f"deploy/compose/{kind}.env"
     return LaunchCommand(
         ("docker", "compose", "--env-file", settings, "up", "--wait", "triton", "front"),
         {"DRAFTHOUSE_SPEC": spec.as_posix()},

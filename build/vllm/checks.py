@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,8 @@ from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
 from deployments.speculation import NoSpeculation
 from engine.vllm.methods import VllmMethod, vllm_method
-from engine.vllm.speculation import RELEASE, speculation_findings, speculative_config
+from engine.vllm.releases import RELEASE
+from engine.vllm.speculation import speculation_findings, speculative_config
 from planner.bench.peers.environments import Environment
 from planner.bench.peers.processes import ProgramError, run
 
@@ -74,13 +74,11 @@ def vllm_findings(spec: DeploymentSpec) -> Iterator[Finding]:
 def asked_of_vllm(spec: DeploymentSpec, environment: Environment) -> Iterator[Finding]:
     """What the installed release says to the arguments; makes its real configuration of them, and loads no weights."""
     arguments = engine_arguments(spec, Path.cwd())
-    # In NVIDIA's image, whose libraries are on LD_LIBRARY_PATH.
-    here = environment.directory == Path(sys.prefix)
     try:
         said = run(
             [environment.python, "-c", _ASK, json.dumps(arguments), _ANSWER],
             seconds=_CHECK_SECONDS,
-            variables=None if here else environment.variables(VLLM_LOGGING_LEVEL="ERROR"),
+            variables=environment.variables(VLLM_LOGGING_LEVEL="ERROR"),
         )
     except ProgramError as error:
         yield _not_asked(str(error))

@@ -20,7 +20,7 @@ from speculators.draft_model.checkpoint import whole_model
 
 # What vLLM imports by name, in processes of its own.
 _IMPORTED = ("engine/vllm/proposer.py", "engine/vllm/plugin.py")
-_PLUGIN = {
+PLUGIN = {
     "drafthouse_vllm-0.dist-info/METADATA": "Metadata-Version: 2.1\nName: drafthouse-vllm\nVersion: 0\n",
     "drafthouse_vllm-0.dist-info/entry_points.txt": ENTRY_POINT,
 }
@@ -52,7 +52,7 @@ def _generation(spec: DeploymentSpec, base: Path) -> TritonModel:
         llmapi_config({}),
         {
             **python_files(entry, *_IMPORTED),
-            **_PLUGIN,
+            **PLUGIN,
             "model.yaml": model_yaml(engine_arguments(spec, base), stop_by_id=spec.serving.stop_by_id),
         },
     )

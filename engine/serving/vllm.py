@@ -25,10 +25,13 @@ from engine.serving.llmapi import LlmApiModel
 from engine.serving.llmapi_request import LlmApiRequest
 from engine.serving.llmapi_response import Arrays, LlmApiAnswer
 from engine.serving.metrics import EngineMetrics
+from engine.vllm import plugin
 from engine.vllm.cpu import prepare_worker
 
 SOURCE = "vllm"
 UNCOUNTED = "none"
+# Argument by which it counts drafts for each request; 0.24.0, the release of NVIDIA's image, does not know it.
+_PER_REQUEST = "per_request_spec_decode_metrics"
 # Arguments of the `llmapi` model's sampling that vLLM calls otherwise, or has no use for.
 _RENAMED = {"bad": "bad_words"}
 _DROPPED = ("return_perf_metrics", "end_id", "best_of", "exclude_input_from_output")
@@ -45,6 +48,7 @@ class VllmModel(LlmApiModel):
         there = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [there, str(directory)]))
         prepare_worker()
+        plugin.allow()
         self._arguments = arguments
         self._draft_length = int((content.get("speculative_config") or {}).get("num_speculative_tokens", 0))
         self._statistics = EngineStatistics(self._draft_length)
@@ -56,8 +60,8 @@ class VllmModel(LlmApiModel):
 
         if self._codec is None:
             raise RequestError(f"{content['model']} has no tokenizer.json")
-        if self._draft_length:
-            content = {**content, "per_request_spec_decode_metrics": "summary"}
+        if self._draft_length and _PER_REQUEST in AsyncEngineArgs.__dataclass_fields__:
+            content = {**content, _PER_REQUEST: "summary"}
         self._metrics = EngineMetrics(self._statistics, self._arguments)
         self._metrics.declare_speculation(SOURCE)
         self._metrics.publish()
@@ -141,8 +145,8 @@ class VllmAnswer(LlmApiAnswer):
 
     def _speculation(self, result: Any) -> Arrays:
         """vLLM counts for those that end by themselves; of one that is ended from outside, as at a stop word, it tells
-        nothing."""
-        counted = result.outputs[0].spec_decode_metrics
+        nothing, and 0.24.0 of none."""
+        counted = getattr(result.outputs[0], "spec_decode_metrics", None)
         drafted = counted.num_draft_tokens if counted else 0
         accepted = sum(length * count for length, count in enumerate(counted.histogram)) if counted else 0
         return {

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from deployments.files.reading import read_json_object
 from deployments.findings import Finding, Unsupported
+from deployments.section import Section
 from deployments.speculation import (
     Anpd,
     AnySpeculation,
@@ -48,6 +49,7 @@ class VllmMethod(Generic[S]):
     """A method that vLLM has, or that the kit adds to it.
 
     Attributes:
+        name: of the method, there.
         config: what is the method's own in `speculative_config`; entries that are None are left out.
         lacks: settings that vLLM does not have, by key: which values are meant, and why (of `vLLM RELEASE ...`).
         follows_batch_size: whether it drafts less in larger batches, if told so.
@@ -57,6 +59,7 @@ class VllmMethod(Generic[S]):
         is_class: `model` names a class, not a checkpoint.
     """
 
+    name: str
     config: Callable[[S], dict[str, Any]]
     lacks: Mapping[str, tuple[Callable[[Any], bool], Unsupported]] = field(
         default_factory=lambda: MappingProxyType({})
@@ -73,22 +76,17 @@ def vllm_method(speculation: AnySpeculation) -> VllmMethod[Any] | Unsupported | 
     return METHODS.get(type(speculation), _ABSENT)
 
 
-def _checkpoint(method: str, path: Path, length: int, **more: Any) -> dict[str, Any]:
+def _checkpoint(path: Path, length: int, **more: Any) -> dict[str, Any]:
     """A drafter that is read from a directory."""
-    return {"method": method, "model": str(path), "num_speculative_tokens": length, **more}
+    return {"model": str(path), "num_speculative_tokens": length, **more}
 
 
 def _anpd(section: Anpd) -> dict[str, Any]:
-    return {
-        "method": "custom_class",
-        "model": _PROPOSER,
-        "num_speculative_tokens": section.draft_length,
-    }
+    return {"model": _PROPOSER, "num_speculative_tokens": section.draft_length}
 
 
 def _prompt_lookup(section: PromptLookup) -> dict[str, Any]:
     return {
-        "method": "ngram",
         "num_speculative_tokens": section.draft_length,
         "prompt_lookup_max": section.ngram,
         "prompt_lookup_min": 1,
@@ -99,7 +97,6 @@ def _suffix(section: SuffixAutomaton) -> dict[str, Any]:
     """vLLM's tree is as deep as match and draft together, and remembers 10,000 requests unless it is told otherwise."""
     longest = None if section.ngram < 0 else section.ngram + section.draft_length
     return {
-        "method": "suffix",
         "num_speculative_tokens": section.draft_length,
         "suffix_decoding_max_tree_depth": longest,
         "suffix_decoding_max_cached_requests": section.global_pool_size if section.global_pool else 0,
@@ -108,7 +105,7 @@ def _suffix(section: SuffixAutomaton) -> dict[str, Any]:
 
 def _draft_model(section: DraftModel) -> dict[str, Any]:
     sampling = "probabilistic" if section.use_draft_logits else None
-    return _checkpoint("draft_model", section.model, section.draft_length, draft_sample_method=sampling)
+    return _checkpoint(section.model, section.draft_length, draft_sample_method=sampling)
 
 
 def _medusa_arguments(section: Medusa) -> dict[str, Any]:
@@ -169,15 +166,17 @@ _LOOKUP = (
     Unsupported("has no lookup beside a trained drafter", "without it, or method: suffix_automaton"),
 )
 
-METHODS: Mapping[type, VllmMethod[Any] | Unsupported | None] = MappingProxyType(
+METHODS: Mapping[type[Section], VllmMethod[Any] | Unsupported | None] = MappingProxyType(
     {
         NoSpeculation: None,
         Anpd: VllmMethod[Anpd](
+            "custom_class",
             _anpd,
             arguments=lambda section: {"additional_config": {KIT_KEY: {"ngram": section.ngram}}},
             is_class=True,
         ),
         PromptLookup: VllmMethod(
+            "ngram",
             _prompt_lookup,
             {
                 "use_oldest": (
@@ -186,21 +185,24 @@ METHODS: Mapping[type, VllmMethod[Any] | Unsupported | None] = MappingProxyType(
                 )
             },
         ),
-        SuffixAutomaton: VllmMethod(_suffix),
-        DraftModel: VllmMethod(_draft_model, completes_draft=True),
+        SuffixAutomaton: VllmMethod("suffix", _suffix),
+        DraftModel: VllmMethod("draft_model", _draft_model, completes_draft=True),
         Medusa: VllmMethod[Medusa](
-            lambda section: _checkpoint("medusa", section.checkpoint, section.num_heads),
+            "medusa",
+            lambda section: _checkpoint(section.checkpoint, section.num_heads),
             {"choices": (_is_tree, _no_trees("no choices, a chain of num_heads tokens"))},
             follows_batch_size=False,
             arguments=_medusa_arguments,
             findings=_medusa_findings,
         ),
         Eagle: VllmMethod[Eagle](
-            lambda section: _checkpoint("eagle", section.checkpoint, section.depth),
+            "eagle",
+            lambda section: _checkpoint(section.checkpoint, section.depth),
             {"choices": (_is_tree, _no_trees("no choices, a chain of depth tokens"))},
         ),
         Eagle3: VllmMethod[Eagle3](
-            lambda section: _checkpoint("eagle3", section.checkpoint, section.draft_length),
+            "eagle3",
+            lambda section: _checkpoint(section.checkpoint, section.draft_length),
             {
                 "dynamic_tree": (
                     _given,
@@ -211,17 +213,18 @@ METHODS: Mapping[type, VllmMethod[Any] | Unsupported | None] = MappingProxyType(
             },
         ),
         Mtp: VllmMethod[Mtp](
-            lambda section: {"method": "mtp", "num_speculative_tokens": section.draft_length},
+            "mtp",
+            lambda section: {"num_speculative_tokens": section.draft_length},
             {"suffix_automaton": _LOOKUP},
         ),
         Pard: VllmMethod[Pard](
-            lambda section: _checkpoint(
-                "draft_model", section.model, section.draft_length, parallel_drafting=True
-            ),
+            "draft_model",
+            lambda section: _checkpoint(section.model, section.draft_length, parallel_drafting=True),
             {"suffix_automaton": _LOOKUP, "mask_token_id": _in_config("pard_token there")},
         ),
         DFlash: VllmMethod[DFlash](
-            lambda section: _checkpoint("dflash", section.model, section.draft_length),
+            "dflash",
+            lambda section: _checkpoint(section.model, section.draft_length),
             {
                 "mask_token_id": _in_config("dflash_config.mask_token_id there"),
                 "target_layer_ids": _in_config("dflash_config.target_layer_ids there"),

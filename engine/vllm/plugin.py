@@ -8,9 +8,19 @@ them, are scored by whatever lay in memory as soon as something drafts. Here is 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-ENTRY_POINT = "[vllm.general_plugins]\ndrafthouse = drafthouse.engine.vllm.plugin:register\n"
+NAME = "drafthouse"
+ENTRY_POINT = f"[vllm.general_plugins]\n{NAME} = drafthouse.engine.vllm.plugin:register\n"
+_CHOSEN = "VLLM_PLUGINS"
+
+
+def allow() -> None:
+    """Have vLLM load it also where the environment names the plugins that may be loaded (vllm/plugins/__init__.py)."""
+    chosen = os.environ.get(_CHOSEN)
+    if chosen is not None and NAME not in chosen.split(","):
+        os.environ[_CHOSEN] = f"{chosen},{NAME}" if chosen else NAME
 
 
 def register() -> None:

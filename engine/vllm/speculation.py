@@ -16,9 +16,7 @@ from typing import Any
 from deployments.findings import Finding, Unsupported, require_none
 from deployments.speculation import AnySpeculation, NoSpeculation, Speculation
 from engine.vllm.methods import VllmMethod, vllm_method
-
-RELEASE = "0.32.0"
-"""Of vLLM, for which this is written."""
+from engine.vllm.releases import RELEASE
 
 
 def speculative_config(speculation: AnySpeculation, max_batch_size: int) -> dict[str, Any] | None:
@@ -35,7 +33,8 @@ def speculative_config(speculation: AnySpeculation, max_batch_size: int) -> dict
     method = vllm_method(speculation)
     if isinstance(speculation, NoSpeculation) or not isinstance(method, VllmMethod):
         return None
-    told = {key: value for key, value in method.config(speculation).items() if value is not None}
+    told = {"method": method.name, **method.config(speculation)}
+    told = {key: value for key, value in told.items() if value is not None}
     if (schedule := _schedule(speculation, max_batch_size, told["num_speculative_tokens"])) is not None:
         told["num_speculative_tokens_per_batch_size"] = schedule
     return told

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from cli import machine
 from cli.main import app
 from deploy import triton
+from tests.build.vllm.installation import install as install_vllm
+from tests.build.vllm.installation import interpreter
 
 JOURNEYS = ("demo", "your model on this CPU", "train a speculator", "TensorRT-LLM, build and serve")
 
@@ -58,6 +60,49 @@ def test_gpus_and_compose_are_told(programs: Path) -> None:
         "no",
         "neither TensorRT-LLM nor Docker Compose is here: run inside NVIDIA's container, or install Docker",
     )
+
+
+def row(told: str, part: str) -> str:
+    """What is found of a part, its lines joined."""
+    lines = [[cell.strip() for cell in line.split("│")[1:3]] for line in told.splitlines() if "│" in line]
+    start = [name for name, _ in lines].index(part)
+    ends = (number for number, (name, _) in enumerate(lines) if number > start and name)
+    return "".join(text for _, text in lines[start : next(ends, len(lines))])
+
+
+def test_a_vllm_is_told_with_its_place_what_it_drafts_with_and_its_plugins(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its real interpreter says so; the files are those of a release."""
+    install_vllm(interpreter(tmp_path / "v"), version="0.24.0+092c4842.nv26.7")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'v' / 'bin'}:{programs}")
+    told = doctor()
+    assert row(told, "vllm").startswith("0.24.0+092c4842.nv26.7 in ")
+    methods, _, without = row(told, "vllm's methods").partition(";")
+    assert "eagle3" in methods and "prompt_lookup" in methods
+    assert "anpd" in without and "anpd" not in methods, "this one has no custom_class"
+    assert row(told, "vllm's plugins") == "drafthouse, with a repository"
+    assert verdict(told, "vLLM") == ("yes", "drafthouse serve deployments/smollm2-eagle3-vllm.yaml")
+
+
+def test_without_vllm_serve_installs_it_or_starts_its_container(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRAFTHOUSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(machine, "_VLLM_GIB", 0.0)
+    told = doctor()
+    assert row(told, "vllm") == "not installed" and verdict(told, "vLLM")[0] == "yes"
+    monkeypatch.setattr(machine, "_VLLM_GIB", 1e6)
+    answer, why = verdict(doctor(), "vLLM")
+    assert answer == "no" and "GiB of disk are free" in why
+    install(programs, nvidia_smi="echo 'GPU one, 80 GB'")
+    assert verdict(doctor(), "vLLM") == (
+        "no",
+        "neither vLLM nor Docker Compose is here: run inside NVIDIA's container, or install Docker",
+    )
+    install(programs, docker="echo Docker Compose version v2.40")
+    machine._said.cache_clear()
+    assert verdict(doctor(), "vLLM")[0] == "yes"
 
 
 def test_each_program_is_asked_once(programs: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +10,12 @@ import pytest
 from build.vllm.arguments import draft_directory
 from cli import vllm
 from deploy.place import Place, remove
+from deploy.server import TritonError
 from deploy.triton import TritonServer
 from deploy.trtllm_server import TensorRtLlmServer
 from deployments.files.directories import DirectoryInUseError, replace_directory
 from deployments.spec import DeploymentSpec
+from engine.vllm.releases import IMAGE
 from planner.bench.peers.environments import Environment
 from tests.deploy.stand_in_server import StandIn
 from tests.end_to_end.tiny_tokenizers import write_tokenizer
@@ -75,16 +75,27 @@ def test_the_wheels_server_gets_the_environment_of_the_models(
     assert variables["PYTHONPATH"] == str(packages), "nothing of the kit's own environment"
 
 
-def test_vllm_is_taken_from_here_before_anywhere_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_machine_with_gpus_but_without_vllm_starts_its_container(
+    spec: DeploymentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("DRAFTHOUSE_CACHE", str(tmp_path))
-    (tmp_path / "vllm").mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
-    assert vllm._present() is None, "a folder of that name is no package"
-    (tmp_path / "vllm" / "__init__.py").touch()
-    importlib.invalidate_caches()
-    assert vllm._present() == Environment(Path(sys.prefix))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DRAFTHOUSE_CACHE", str(tmp_path / "cache"))
+    said = tmp_path / "said"
+    for name, lines in {
+        "nvidia-smi": "echo 'GPU one, 80 GB'",
+        "docker": f'echo "$DRAFTHOUSE_SPEC $*" > {said}',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    vllm.serve_vllm(spec, Path("deployments/x.yaml"), tmp_path / "log")
+    assert said.read_text().split() == [
+        "deployments/x.yaml",
+        *("compose", "--env-file", "deploy/compose/vllm.env", "up", "--wait", "triton", "front"),
+    ]
+    assert capsys.readouterr().out.splitlines()[-1] == "serve: stop it with docker compose down"
+    (tmp_path / "docker").unlink()
+    with pytest.raises(TritonError, match=f"run this inside {IMAGE}"):
+        vllm.serve_vllm(spec, Path("deployments/x.yaml"), tmp_path / "log")
 
 
 def test_what_is_being_served_is_not_replaced(
@@ -112,7 +123,7 @@ def made(place: Path, content: str) -> None:
 def test_a_path_in_brackets_is_told_as_it_is(
     spec: DeploymentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(vllm, "_present", lambda: None)
+    monkeypatch.setattr(vllm, "installed_vllm", lambda: None)
     place = tmp_path / "[red]repository"
     target = spec.target.model_copy(update={"model": write_tokenizer(tmp_path / "target", "byte-level")})
     serving = spec.serving.model_copy(update={"repository": place})

@@ -14,12 +14,13 @@ import yaml
 from build.plan.runners import BUILD_SERVICE, IMAGE_VARIABLE
 from build.trtllm.releases import LINE_A, LINE_B
 from cli.main import app
-from deployments.engines import TensorRtLlmEngine
+from deployments.engines import TensorRtLlmEngine, VllmEngine
 from deployments.spec import load_spec
+from engine.vllm.releases import IMAGE
 from planner.bench.peers.processes import ProgramError, run
 from tests.deploy.tools import DEPLOY, ROOT, environment
 
-LINES = ("embedded", "line-a", "line-b")
+LINES = ("embedded", "line-a", "line-b", "vllm")
 SERVICES = {"build", "triton", "front", "exporter", "prometheus", "grafana", "loadtest"}
 STAY_UP = SERVICES - {"build", "loadtest"}
 
@@ -133,11 +134,39 @@ def test_lines_use_the_kits_images() -> None:
     assert (ROOT / variables("embedded")["DRAFTHOUSE_SPEC"]).is_file()
 
 
-def test_nvidias_packages_stay_as_they_are() -> None:
+def test_vllm_is_that_of_nvidias_image() -> None:
+    line = variables("vllm")
+    assert line["DRAFTHOUSE_BASE_IMAGE"] == IMAGE
+    containerfile = (DEPLOY / "container" / "Dockerfile.vllm").read_text(encoding="utf-8")
+    assert line["DRAFTHOUSE_DOCKERFILE"] == "deploy/container/Dockerfile.vllm"
+    assert f"\nARG BASE_IMAGE={IMAGE}\n" in containerfile
+    assert f" AS {line['DRAFTHOUSE_TARGET']}\n" in containerfile
+    spec = load_spec(ROOT / line["DRAFTHOUSE_SPEC"])
+    assert isinstance(spec.engine, VllmEngine)
+    assert getattr(spec.speculation, "draft_length", 0) == int(line["DRAFTHOUSE_DRAFT_LENGTH"])
+    files = line["COMPOSE_FILE"].split(":")
+    assert "deploy/compose/gpu.yml" in files and all((ROOT / name).is_file() for name in files)
+
+
+def test_what_vllm_compiles_goes_where_it_may_write() -> None:
+    """The image cannot be written to, nor can the models."""
+    containerfile = (DEPLOY / "container" / "Dockerfile.vllm").read_text(encoding="utf-8")
+    (cache,) = re.findall(r"VLLM_CACHE_ROOT=(\S+)", containerfile)
+    volumes = written()["services"]["triton"]["volumes"]
+    (runs,) = [volume for volume in volumes if cache.startswith(volume["target"] + "/")]
+    assert not runs.get("read_only", False)
+
+
+@pytest.mark.parametrize("name", ["Dockerfile.trtllm", "Dockerfile.vllm"])
+def test_nvidias_packages_stay_as_they_are(name: str) -> None:
     """Whatever is installed goes into an environment of its own."""
-    for line in (DEPLOY / "container" / "Dockerfile.trtllm").read_text(encoding="utf-8").splitlines():
-        if "pip" in line and "install" in line:
-            assert "--python /opt/kit/bin/python" in line and "--no-deps" in line
+    installing = [
+        line
+        for line in (DEPLOY / "container" / name).read_text(encoding="utf-8").splitlines()
+        if "pip" in line and "install" in line
+    ]
+    assert installing
+    assert all("--python /opt/kit/bin/python" in line and "--no-deps" in line for line in installing)
 
 
 def test_build_steps_meet_the_working_directory_and_the_image_of_the_step() -> None:
@@ -187,7 +216,7 @@ def test_docker_compose_accepts_every_line(line: str | None) -> None:
         for name, service in services.items()
         if "deploy" in service
     }
-    on_gpu = line in ("line-a", "line-b")
+    on_gpu = line in ("line-a", "line-b", "vllm")
     assert gpus.keys() == ({"build", "triton"} if on_gpu else set())
     assert all(
         devices == [{"capabilities": ["gpu"], "driver": "nvidia", "count": -1}] for devices in gpus.values()

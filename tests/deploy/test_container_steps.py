@@ -1,4 +1,4 @@
-"""The shell steps of `Dockerfile.trtllm`, run on trees that stand in for NVIDIA's images."""
+"""The shell steps of the container files, run on trees that stand in for NVIDIA's images."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from build.trtllm.installed import installed_release, installed_version
+from build.trtllm.installed import LLM_ARGUMENTS, installed_release, installed_version
 from tests.deploy.tools import DEPLOY, ROOT
 
 STEPS = DEPLOY / "container" / "steps"
-CONTAINERFILE = (DEPLOY / "container" / "Dockerfile.trtllm").read_text(encoding="utf-8")
+CONTAINERFILES = {
+    path.name: path.read_text(encoding="utf-8") for path in (DEPLOY / "container").glob("Dockerfile.*")
+}
 # pip, as far as the steps call it: remembers what it was asked for, and installs a module into the environment named.
 PIP = """
 import pathlib, sys
@@ -100,8 +102,11 @@ def test_elsewhere_the_python_on_path_is_asked(nvidia: Path, monkeypatch: pytest
     monkeypatch.setenv("PATH", str(nvidia / "bin"))
     release = installed_release()
     assert release is not None and release.version == "1.3.0rc28" == installed_version()
-    assert release.fields("DecodingBaseConfig") == {"acceptance_window", "acceptance_length_threshold"}
-    assert release.fields("NoSuchConfig") == frozenset()
+    assert release.fields(LLM_ARGUMENTS, "DecodingBaseConfig") == {
+        "acceptance_window",
+        "acceptance_length_threshold",
+    }
+    assert release.fields(LLM_ARGUMENTS, "NoSuchConfig") == frozenset()
     monkeypatch.setenv("PATH", "")
     assert installed_release() is None
 
@@ -165,10 +170,18 @@ def test_the_driver_s_libraries_come_later(triton: Path, tmp_path: Path) -> None
     assert run("check_libraries.sh", triton, path=str(fake)).returncode == 0
 
 
-def test_the_containerfile_runs_these_steps() -> None:
-    used = set(re.findall(r"^RUN deploy/container/steps/(\S+)", CONTAINERFILE, re.MULTILINE))
-    assert used == {path.name for path in STEPS.iterdir()}
-    assert all(os.access(path, os.X_OK) for path in STEPS.iterdir())
-    assert not re.search(r"^ENV .*PYTHONPATH", CONTAINERFILE, re.MULTILINE), (
+@pytest.mark.parametrize("name", CONTAINERFILES)
+def test_the_kit_is_beside_nvidias_packages(name: str) -> None:
+    text = CONTAINERFILES[name]
+    assert "RUN deploy/container/steps/environment.sh /opt/kit requirements/run.lock\n" in text
+    assert "PYTHONPATH" not in "".join(re.findall(r"^ENV (?:.*\\\n)*.*$", text, re.MULTILINE)), (
         "the kit would hide NVIDIA's packages"
     )
+
+
+def test_the_containerfiles_run_these_steps() -> None:
+    used = set(
+        re.findall(r"^RUN deploy/container/steps/(\S+)", "\n".join(CONTAINERFILES.values()), re.MULTILINE)
+    )
+    assert used == {path.name for path in STEPS.iterdir()}
+    assert all(os.access(path, os.X_OK) for path in STEPS.iterdir())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.engines import TensorRtLlmEngine
+from deployments.engines import TensorRtLlmEngine, VllmEngine
 from deployments.spec import load_spec
 from planner.bench.peers.processes import run
 from tests.deploy.test_compose import variables
@@ -18,8 +18,8 @@ from tests.deploy.tools import DEPLOY, environment
 pytestmark = pytest.mark.outside
 
 MANIFESTS = DEPLOY / "kubernetes"
-OVERLAYS = ("single-gpu", "autoscaled", "multi-node", "build", "monitoring")
-SERVING = ("single-gpu", "autoscaled", "multi-node")
+SERVING = ("single-gpu", "autoscaled", "multi-node", "vllm-single-gpu", "vllm-autoscaled")
+OVERLAYS = (*SERVING, "build", "monitoring")
 _HERE = Path(__file__).parent
 
 
@@ -176,6 +176,29 @@ def test_the_multi_node_spec_fits_the_group() -> None:
     assert settings["OMPI_MCA_orte_keep_fqdn_hostnames"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("overlay", "beside"), [("vllm-single-gpu", "single-gpu"), ("vllm-autoscaled", "autoscaled")]
+)
+def test_vllm_is_served_as_the_rest_without_engines(overlay: str, beside: str) -> None:
+    found, other = objects(overlay), objects(beside)
+    claims = [key for key in found if key.startswith("PersistentVolumeClaim/")]
+    assert claims == ["PersistentVolumeClaim/drafthouse-models"]
+    assert {key.partition("/")[0] for key in found} == {key.partition("/")[0] for key in other}
+    spec = pods(overlay)["triton"]["spec"]
+    triton, *beside_it = spec["containers"]
+    assert triton["image"] == variables("vllm")["DRAFTHOUSE_IMAGE"]
+    assert beside_it[0]["image"] == pods(beside)["triton"]["spec"]["containers"][1]["image"]
+    settings = next(
+        item["data"] for key, item in found.items() if key.startswith("ConfigMap/drafthouse-settings")
+    )
+    deployment = load_spec(DEPLOY.parent / settings["DRAFTHOUSE_SPEC"])
+    assert isinstance(deployment.engine, VllmEngine)
+    assert settings["DRAFTHOUSE_SPEC"] == variables("vllm")["DRAFTHOUSE_SPEC"]
+    assert settings["EXPORTER_DRAFT_LENGTH"] == variables("vllm")["DRAFTHOUSE_DRAFT_LENGTH"]
+    writable = {mount["mountPath"] for mount in triton["volumeMounts"] if not mount.get("readOnly")}
+    assert "/workspace/runs" in writable, "for its repository and for what it compiles"
+
+
 def test_images_are_those_of_docker_compose() -> None:
     used = {
         container["image"]
@@ -183,9 +206,10 @@ def test_images_are_those_of_docker_compose() -> None:
         for pod in pods(overlay).values()
         for container in pod["spec"]["containers"]
     }
-    assert variables("line-a")["DRAFTHOUSE_IMAGE"] in used
+    assert {variables(line)["DRAFTHOUSE_IMAGE"] for line in ("line-a", "vllm")} <= used
     assert {image.partition(":")[0] for image in used} == {
         "drafthouse/trtllm",
+        "drafthouse/vllm",
         "drafthouse/exporter",
         "haproxy",
     }

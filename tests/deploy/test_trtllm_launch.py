@@ -171,7 +171,7 @@ def test_topologies_follow_the_deployment() -> None:
 
 
 def test_compose_serves_the_spec_on_its_line() -> None:
-    command = compose_command(Path("deployments/x.yaml"), "A")
+    command = compose_command(Path("deployments/x.yaml"), "line-a")
     settings = command.arguments[command.arguments.index("--env-file") + 1]
     assert (Path(__file__).parents[2] / settings).is_file()
     assert command.shell().startswith("DRAFTHOUSE_SPEC=deployments/x.yaml docker compose ")

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from build.trtllm.installed import installed_release
+from build.trtllm.installed import LLM_ARGUMENTS, installed_release
 from build.trtllm.methods.table import method_of
 from build.trtllm.releases import line_of_version, not_in_line, release_and_candidate, version_in
 from build.trtllm.resolved import Resolved, Supported
@@ -58,7 +58,7 @@ def gate_of(resolved: Resolved) -> Gate:
         return BY_LENGTH
     release = installed_release()
     if release is not None and line_of_version(release.version) is resolved.line:
-        fields = release.fields("DecodingBaseConfig")
+        fields = release.fields(LLM_ARGUMENTS, "DecodingBaseConfig")
         if fields:
             return BY_RATE if BY_RATE.keys[0] in fields else BY_LENGTH
         return _by_version(release.version)

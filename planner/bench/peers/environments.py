@@ -28,7 +28,8 @@ REQUIREMENTS = Path(__file__).parent / "requirements"
 _LOCK = "requirements.txt"
 _INSTALL_SECONDS = 480
 # What would lead an interpreter or its libraries astray.
-_DROPPED = ("PYTHON", "VIRTUAL_ENV", "LD_", "HF_", "TRANSFORMERS_")
+_OF_AN_INTERPRETER = ("PYTHON", "VIRTUAL_ENV")
+_DROPPED = (*_OF_AN_INTERPRETER, "LD_", "HF_", "TRANSFORMERS_")
 
 
 class Unavailable(DrafthouseError):
@@ -37,13 +38,20 @@ class Unavailable(DrafthouseError):
 
 @dataclass(frozen=True)
 class Environment:
-    """A program's virtual environment."""
+    """A program's environment.
+
+    Attributes:
+        directory: that its `bin` is in.
+        own: whether the kit has made it. One of somebody else's needs the variables that say where its libraries are.
+    """
 
     directory: Path
+    own: bool = True
 
     @property
     def python(self) -> Path:
-        return self.directory / "bin" / "python"
+        name = "python" if self.own else "python3"  # Debian and Ubuntu have no other
+        return self.directory / "bin" / name
 
     def program(self, name: str) -> tuple[Path, Path]:
         """How to start one of its scripts; their own first lines still name the place they were built in."""
@@ -55,7 +63,8 @@ class Environment:
 
     def variables(self, **added: str) -> dict[str, str]:
         """The environment variables to start its programs with."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(_DROPPED)}
+        dropped = _DROPPED if self.own else _OF_AN_INTERPRETER
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
         return {**kept, "PATH": f"{self.directory / 'bin'}{os.pathsep}{kept.get('PATH', '')}", **added}
 
 
