@@ -201,13 +201,32 @@ def tokenized_prompts(
     spec: DeploymentSpec, path: Path, count: int, max_tokens: int
 ) -> dict[tuple[str, str], tuple[int, ...]]:
     """Token ids by category and id of so many prompts, in the model's chat template, cut so that the answer fits."""
-    most = spec.embedded.max_sequence_length - max_tokens
-    if most < 1:
-        raise SpecError(
-            f"answers of {max_tokens} tokens leave no room for a prompt: engine.max_sequence_length is "
-            f"{spec.embedded.max_sequence_length}"
-        )
+    most = _room_for_prompts(spec.embedded.max_sequence_length, max_tokens)
     codec = TextCodec(spec.target.model)
     prompts = load(path)
     chosen = render(select(prompts, min(count, len(prompts))), spec.target.model)
     return {(prompt.category, prompt.id): tuple(codec.encode(prompt.text)[-most:]) for prompt in chosen}
+
+
+def text_prompts(spec: DeploymentSpec, path: Path, count: int, max_tokens: int) -> dict[str, str]:
+    """Texts by category and id of so many prompts, in the model's chat template; longer ones than fit are left out.
+
+    Raises:
+        SpecError: none fits.
+    """
+    most = _room_for_prompts(spec.engine.max_sequence_length, max_tokens)
+    codec = TextCodec(spec.target.model)
+    rendered = render(load(path), spec.target.model)
+    fitting = [prompt for prompt in rendered if len(codec.encode(prompt.text)) <= most]
+    if not fitting:
+        raise SpecError(f"no prompt of {path} fits into {most} tokens, beside answers of {max_tokens}")
+    return {f"{each.category}/{each.id}": each.text for each in select(fitting, min(count, len(fitting)))}
+
+
+def _room_for_prompts(max_sequence_length: int, max_tokens: int) -> int:
+    if max_sequence_length - max_tokens < 1:
+        raise SpecError(
+            f"answers of {max_tokens} tokens leave no room for a prompt: engine.max_sequence_length is "
+            f"{max_sequence_length}"
+        )
+    return max_sequence_length - max_tokens
