@@ -70,7 +70,7 @@ NEEDS = {
         "stages trained for this target",
         f"trained here: {_DATA}, then 14 min. Published: a few days",
         "for each stage two matrices of its width x draft vocabulary (19 MiB trained here); no cache",
-        engines=(EMBEDDED,),
+        engines=(EMBEDDED, VLLM),
     ),
     "eagle": Needs(
         "a layer trained for this target, which the kit does not train",

@@ -12,7 +12,7 @@ from typing import Any
 
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
-from engine.vllm.methods import VllmMethod, vllm_method
+from engine.vllm.methods import CHECKPOINT, KIT_KEY, VllmMethod, vllm_method
 from engine.vllm.speculation import engine_settings
 from speculators.draft_model.checkpoint import is_whole
 
@@ -74,4 +74,7 @@ def _speculation(spec: DeploymentSpec, root: Path) -> dict[str, Any]:
         config["model"] = str(root / completed)
     elif "model" in config and isinstance(method, VllmMethod) and not method.is_class:
         config["model"] = located(Path(config["model"]), root)
+    told = settings.get("additional_config", {}).get(KIT_KEY, {})
+    if CHECKPOINT in told:
+        told[CHECKPOINT] = located(Path(told[CHECKPOINT]), root)
     return settings

@@ -19,7 +19,7 @@ from engine.vllm.plugin import ENTRY_POINT
 from speculators.draft_model.checkpoint import whole_model
 
 # What vLLM imports by name, in processes of its own.
-_IMPORTED = ("engine/vllm/proposer.py", "engine/vllm/plugin.py")
+_IMPORTED = ("engine/vllm/proposer.py", "engine/vllm/mlp_speculator.py", "engine/vllm/plugin.py")
 PLUGIN = {
     "drafthouse_vllm-0.dist-info/METADATA": "Metadata-Version: 2.1\nName: drafthouse-vllm\nVersion: 0\n",
     "drafthouse_vllm-0.dist-info/entry_points.txt": ENTRY_POINT,

@@ -35,11 +35,17 @@ from deployments.speculation import (
 )
 from speculators.formats.config import CONFIG_FILE
 from speculators.formats.errors import CheckpointError
+from speculators.formats.tensors import find_file
+from speculators.mlp_speculator.checkpoint import WEIGHT_FILES
+from speculators.mlp_speculator.config import MlpSpeculatorConfig
 
 KIT_KEY = "drafthouse"
 """Of vLLM's `additional_config`: what the kit's own drafters are told."""
 
 _PROPOSER = "drafthouse.engine.vllm.proposer.AnpdProposer"
+_MLP_PROPOSER = "drafthouse.engine.vllm.mlp_speculator.MlpProposer"
+CHECKPOINT = "checkpoint"
+"""Of what they are told: a directory that is read, not one of vLLM's own."""
 
 S = TypeVar("S")
 
@@ -126,12 +132,7 @@ def _medusa_findings(section: Medusa) -> Iterator[Finding]:
     try:
         heads = read_json_object(path / CONFIG_FILE, CheckpointError).get("medusa_num_heads")
     except CheckpointError as error:
-        yield Finding(
-            "checkpoint-unusable",
-            "error",
-            f"speculation.checkpoint: {error}",
-            "the checkpoint, fetched or trained again",
-        )
+        yield _unusable(error)
         return
     if isinstance(heads, int) and section.num_heads > heads:
         yield Finding(
@@ -141,6 +142,34 @@ def _medusa_findings(section: Medusa) -> Iterator[Finding]:
             "were never loaded",
             f"num_heads: {heads} or fewer",
         )
+
+
+def _mlp_findings(section: MlpSpeculator) -> Iterator[Finding]:
+    path = section.checkpoint
+    if not path.is_dir():
+        return
+    try:
+        config = MlpSpeculatorConfig.read(path)
+        find_file(path, WEIGHT_FILES)
+    except CheckpointError as error:
+        yield _unusable(error)
+        return
+    if section.draft_length > config.n_predict:
+        yield Finding(
+            "too-few-stages",
+            "error",
+            f"speculation.draft_length is {section.draft_length}; {path} has {config.n_predict} stages, one a token",
+            f"draft_length: {config.n_predict} or fewer",
+        )
+
+
+def _unusable(error: CheckpointError) -> Finding:
+    return Finding(
+        "checkpoint-unusable",
+        "error",
+        f"speculation.checkpoint: {error}",
+        "the checkpoint, fetched or trained again",
+    )
 
 
 def _is_tree(choices: Any) -> bool:
@@ -230,9 +259,13 @@ METHODS: Mapping[type[Section], VllmMethod[Any] | Unsupported | None] = MappingP
                 "target_layer_ids": _in_config("dflash_config.target_layer_ids there"),
             },
         ),
-        MlpSpeculator: Unsupported(
-            "has no class for MLPSpeculatorPreTrainedModel any more, and shows a drafter of one's own no hidden states",
-            "method: eagle3, a head on the target's hidden states that is trained with `drafthouse train`",
+        MlpSpeculator: VllmMethod[MlpSpeculator](
+            "custom_class",
+            lambda section: {"model": _MLP_PROPOSER, "num_speculative_tokens": section.draft_length},
+            {"candidates": (lambda value: value > 1, _no_trees("candidates: 1"))},
+            arguments=lambda section: {"additional_config": {KIT_KEY: {CHECKPOINT: str(section.checkpoint)}}},
+            findings=_mlp_findings,
+            is_class=True,
         ),
         Redrafter: Unsupported("has no recurrent heads", "method: eagle3 with a head trained for it"),
         Lookahead: Unsupported("has no Jacobi window", "method: prompt_lookup or suffix_automaton"),

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.vllm.draft_length import DraftLength
 from speculators.anpd import NgramTable
 
 KIT_KEY = "drafthouse"  # as in `engine.vllm.methods`, which needs more packages than vLLM's environment has
@@ -38,20 +39,9 @@ class AnpdProposer:
 
     def __init__(self, vllm_config: Any) -> None:
         """Take draft length, schedule and limits from vLLM's configuration."""
-        speculation = vllm_config.speculative_config
         self._ngram = int((vllm_config.additional_config or {}).get(KIT_KEY, {}).get("ngram", _NGRAM))
-        self._draft_length = int(speculation.num_speculative_tokens)
-        self._max_length = int(vllm_config.model_config.max_model_len)
+        self._length = DraftLength(vllm_config)
         self._texts: list[_Text | None] = []  # of the last step, one a row; None where it emitted nothing
-        self._schedule: list[int] | None = None
-        if speculation.num_speculative_tokens_per_batch_size:
-            from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
-
-            self._schedule = build_dynamic_sd_schedule_lookup(
-                speculation.num_speculative_tokens_per_batch_size,
-                vllm_config.scheduler_config.max_num_seqs,
-                self._draft_length,
-            )
 
     def load_model(self, *_: Any, **__: Any) -> None:
         """There is no model to load."""
@@ -71,8 +61,6 @@ class AnpdProposer:
             token_ids_cpu: ``[rows, max_model_len]``, prompt and output.
             slot_mappings: not used.
         """
-        rows = len(sampled_token_ids)
-        most = self._draft_length if self._schedule is None else self._schedule[rows]
         known, self._texts = self._texts, []
         drafts: list[list[int]] = []
         for row, emitted in enumerate(sampled_token_ids):
@@ -84,9 +72,8 @@ class AnpdProposer:
             text = _taken(known, tokens, row) or _Text(self._ngram)
             text.extend(tokens)
             self._texts.append(text)
-            # The target adds a token of its own, for which there must be room.
-            length = min(most, self._max_length - len(tokens) - 1)
-            drafts.append(list(text.table.draft(max(0, length))))
+            length = self._length.most(len(sampled_token_ids), len(tokens))
+            drafts.append(list(text.table.draft(length)))
         return drafts
 
 

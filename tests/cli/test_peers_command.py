@@ -24,7 +24,7 @@ DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
 @pytest.mark.parametrize(
     ("example", "message"),
     [
-        ("smollm2-mlp-speculator", "method mlp_speculator: vLLM 0.32.0 has no class"),
+        ("smollm2-token-recycling", "method token_recycling: vLLM 0.32.0 does not have this method"),
         ("smollm2-eagle3-vllm", "is for vLLM (engine.kind); this needs the embedded engine"),
     ],
 )

@@ -131,7 +131,10 @@ def test_lengths_by_batch_size_say_what_becomes_of_every_batch(
 @pytest.mark.parametrize(
     ("section", "reason"),
     [
-        ({"method": "mlp_speculator", "checkpoint": "m"}, "MLPSpeculatorPreTrainedModel.*eagle3"),
+        (
+            {"method": "mlp_speculator", "checkpoint": "m", "candidates": 2},
+            r"mlp_speculator\.candidates.*chains only",
+        ),
         ({"method": "redrafter", "checkpoint": "r"}, "recurrent heads"),
         ({"method": "lookahead"}, "Jacobi window"),
         ({"method": "windowed"}, "draft for itself"),

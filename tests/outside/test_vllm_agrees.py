@@ -38,6 +38,7 @@ STEPS_APART = {"draft_model": 4}
 SHIPPED: dict[str, dict[str, Any]] = {
     "eagle3": {"checkpoint": WEIGHTS / "eagle3"},
     "medusa": {"checkpoint": WEIGHTS / "medusa"},
+    "mlp_speculator": {"checkpoint": WEIGHTS / "mlp_speculator"},
     "draft_model": {"model": WEIGHTS / "draft_model"},
     "prompt_lookup": {},
     "anpd": {},

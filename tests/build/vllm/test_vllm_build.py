@@ -32,6 +32,7 @@ from speculators.draft_model.checkpoint import EMBEDDING, save_draft
 from speculators.formats.tensors import read_tensors
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
 from tests.end_to_end.tiny_tokenizers import write_tokenizer
+from tests.speculators import released
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "deployments").glob("*-vllm.yaml"))
@@ -161,7 +162,8 @@ def test_parameters_that_no_model_would_read_are_refused(target: Path, model: st
 @pytest.mark.parametrize(
     ("speculation", "engine", "name"),
     [
-        ({"method": "mlp_speculator", "checkpoint": "m"}, {}, "not-in-vllm"),
+        ({"method": "mlp_speculator", "checkpoint": "m", "candidates": 4}, {}, "not-in-vllm"),
+        ({"method": "redrafter", "checkpoint": "r"}, {}, "not-in-vllm"),
         ({"method": "draft_model", "model": "runs/Eagle3-like"}, {}, "taken-for-another-method"),
         ({"method": "eagle3", "checkpoint": "e"}, {"arguments": {"max_num_seqs": 3}}, "argument-set-twice"),
         ({"method": "none"}, {"arguments": {"speculative_config": {}}}, "argument-set-twice"),
@@ -173,6 +175,32 @@ def test_typical_mistakes_are_refused_with_what_would_be_right(
     (finding,) = vllm_findings(deployment(target, speculation, **engine))
     assert (finding.name, finding.severity) == (name, "error")
     assert finding.remedy
+
+
+def test_an_mlp_speculator_is_found_and_its_stages_are_counted(target: Path, tmp_path: Path) -> None:
+    stages = released.write(tmp_path / "stages", *released.mlp_speculator(3))
+    section = {"method": "mlp_speculator", "checkpoint": stages}
+    spec = deployment(target, {**section, "draft_length": 3})
+    assert not list(vllm_findings(spec))
+    told = engine_arguments(spec, tmp_path)
+    assert told["additional_config"] == {"drafthouse": {"checkpoint": str(stages)}}
+    version = assemble_vllm_repository(spec) / "tensorrt_llm" / "1"
+    module, name = told["speculative_config"]["model"].rsplit(".", 1)
+    assert f"class {name}:" in (version / f"{module.replace('.', '/')}.py").read_text()
+    (finding,) = vllm_findings(deployment(target, {**section, "draft_length": 4}))
+    assert finding.name == "too-few-stages" and finding.remedy == "draft_length: 3 or fewer"
+    (stages / "model.safetensors").unlink()
+    (finding,) = vllm_findings(spec)
+    assert finding.name == "checkpoint-unusable" and "model.safetensors" in finding.reason
+
+
+def test_a_checkpoint_of_the_kits_own_drafter_is_found_from_where_the_server_looks(
+    target: Path, tmp_path: Path
+) -> None:
+    released.write(tmp_path / "stages", *released.mlp_speculator(3))
+    spec = deployment(target, {"method": "mlp_speculator", "checkpoint": "stages"})
+    told = engine_arguments(spec, tmp_path)
+    assert told["additional_config"] == {"drafthouse": {"checkpoint": str(tmp_path / "stages")}}
 
 
 def test_heads_that_the_checkpoint_does_not_have_are_refused(target: Path, tmp_path: Path) -> None:
