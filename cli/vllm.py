@@ -18,8 +18,10 @@ from deploy.trtllm_launch import Launch
 from deploy.trtllm_server import START_SECONDS, TensorRtLlmServer, tensorrt_llm_triton
 from deployments.files.directories import in_use
 from deployments.findings import Finding
+from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
 from engine.vllm.releases import IMAGE
+from engine.vllm.speculators_format import release_findings
 from planner.bench.peers.environments import Environment, Unavailable, prepare_environment
 
 
@@ -32,6 +34,9 @@ def check_vllm(spec: DeploymentSpec) -> None:
             what = "vLLM is not installed here, so its own configuration was not asked"
             findings.append(Finding("vllm-not-asked", "note", what))
         else:
+            source = drafter_source(spec.speculation)
+            if source is not None:
+                findings += release_findings(source, spec.speculation.method, found.hands_on)
             with progress() as show:
                 show("asking vLLM", None)
                 findings += asked_of_vllm(spec, found.environment)

@@ -17,6 +17,7 @@ from build.installed import InstalledPackage, beside, beside_the_path_s, beside_
 from build.vllm.repository import PLUGIN
 from deployments.cache import cache_directory
 from engine.vllm.methods import METHODS, VllmMethod
+from engine.vllm.speculators_format import READER
 from planner.bench.peers.environments import REQUIREMENTS, Environment, installed_environment
 from planner.bench.peers.processes import run
 
@@ -43,6 +44,13 @@ class InstalledVllm:
         """Of the kit's methods, those whose counterpart the release has."""
         has = set(_members(self.package.tree(_SPECULATION), _METHOD))
         return tuple(name for name, method in methods_written_for().items() if method.name in has)
+
+    def hands_on(self, key: str) -> bool:
+        """Whether it reads a key of drafters in the format of the speculators library."""
+        return any(
+            isinstance(node, ast.Constant) and node.value == key
+            for node in ast.walk(self.package.tree(READER))
+        )
 
     def plugins(self) -> tuple[str, ...]:
         """What it would load into each of its processes, beside a repository of the kit's.

@@ -33,6 +33,7 @@ from deployments.speculation import (
     SuffixAutomaton,
     WindowedSelfDrafting,
 )
+from engine.vllm.speculators_format import format_findings
 from speculators.formats.config import CONFIG_FILE
 from speculators.formats.errors import CheckpointError
 from speculators.formats.tensors import find_file
@@ -228,6 +229,7 @@ METHODS: Mapping[type[Section], VllmMethod[Any] | Unsupported | None] = MappingP
             "eagle",
             lambda section: _checkpoint(section.checkpoint, section.depth),
             {"choices": (_is_tree, _no_trees("no choices, a chain of depth tokens"))},
+            findings=lambda section: format_findings(section.checkpoint, "eagle"),
         ),
         Eagle3: VllmMethod[Eagle3](
             "eagle3",
@@ -240,6 +242,7 @@ METHODS: Mapping[type[Section], VllmMethod[Any] | Unsupported | None] = MappingP
                 "suffix_automaton": _LOOKUP,
                 "layers_to_capture": _in_config("eagle_aux_hidden_state_layer_ids there"),
             },
+            findings=lambda section: format_findings(section.checkpoint, "eagle3"),
         ),
         Mtp: VllmMethod[Mtp](
             "mtp",
@@ -258,6 +261,7 @@ METHODS: Mapping[type[Section], VllmMethod[Any] | Unsupported | None] = MappingP
                 "mask_token_id": _in_config("dflash_config.mask_token_id there"),
                 "target_layer_ids": _in_config("dflash_config.target_layer_ids there"),
             },
+            findings=lambda section: format_findings(section.model, "dflash"),
         ),
         MlpSpeculator: VllmMethod[MlpSpeculator](
             "custom_class",

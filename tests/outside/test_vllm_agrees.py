@@ -26,6 +26,7 @@ from planner.bench.peers.environments import Environment
 from planner.bench.peers.records import PeerPrompt, PeerRecord, read_records
 from planner.bench.peers.run import run_peers
 from planner.bench.peers.vllm_arms import VLLM, VllmModel, as_chain
+from tests.speculators.layouts import eagle3_of_the_speculators_library
 
 pytestmark = [pytest.mark.outside, pytest.mark.model]
 SECTION: TypeAdapter[AnySpeculation] = TypeAdapter(AnySpeculation)
@@ -35,11 +36,13 @@ WEIGHTS = ROOT / "speculators" / "weights" / "smollm2-135m"
 CHAIN, TOKENS, PROMPTS, LENGTH = 3, 40, 3, 512
 # vLLM has no draft vocabulary for a draft model, so it drafts from all tokens, ours from those that it was trained in.
 STEPS_APART = {"draft_model": 4}
+IN_ANOTHER_LAYOUT = "eagle3 of the speculators library"
 SHIPPED: dict[str, dict[str, Any]] = {
     "eagle3": {"checkpoint": WEIGHTS / "eagle3"},
     "medusa": {"checkpoint": WEIGHTS / "medusa"},
     "mlp_speculator": {"checkpoint": WEIGHTS / "mlp_speculator"},
     "draft_model": {"model": WEIGHTS / "draft_model"},
+    IN_ANOTHER_LAYOUT: {},
     "prompt_lookup": {},
     "anpd": {},
 }
@@ -87,9 +90,9 @@ def asked(
     return found
 
 
-@pytest.mark.parametrize("method", SHIPPED)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_the_same_drafts_are_accepted_by_both_engines(
-    method: str,
+    name: str,
     smollm2: Path,
     vllm_model: VllmModel,
     vllm_environment: Environment,
@@ -100,7 +103,11 @@ def test_the_same_drafts_are_accepted_by_both_engines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(place)
-    chain = as_chain(SECTION.validate_python({"method": method, **SHIPPED[method]}), CHAIN)
+    method, settings = name, SHIPPED[name]
+    if name == IN_ANOTHER_LAYOUT:
+        drafter = eagle3_of_the_speculators_library(WEIGHTS / "eagle3", tmp_path / "drafter", smollm2)
+        method, settings = "eagle3", {"checkpoint": drafter}
+    chain = as_chain(SECTION.validate_python({"method": method, **settings}), CHAIN)
     engine = {"precision": "fp32", "max_sequence_length": LENGTH}
     spec = DeploymentSpec.model_validate({"name": "both", "target": {"model": smollm2}, "engine": engine})
     spec = spec.model_copy(update={"speculation": chain})

@@ -19,9 +19,11 @@ from speculators.eagle3.checkpoint import load_checkpoint, save_checkpoint
 from speculators.eagle3.config import Eagle3Config
 from speculators.formats.errors import CheckpointError
 from tests.speculators import released
+from tests.speculators.layouts import eagle3_of_the_speculators_library
 from tests.speculators.test_eagle3 import nested
 
 IDS = "eagle_aux_hidden_state_layer_ids"
+SHIPPED = Path(__file__).parents[2] / "speculators" / "weights" / "smollm2-135m" / "eagle3"
 
 
 def loaded(path: Path, config: dict[str, Any], weights: released.Weights) -> Any:
@@ -69,10 +71,9 @@ def test_what_is_written_names_the_layers_so_that_every_reader_takes_the_same(tm
 
 
 def test_the_shipped_drafter_reads_what_it_was_trained_on() -> None:
-    weights = Path(__file__).parents[2] / "speculators" / "weights" / "smollm2-135m" / "eagle3"
-    content = json.loads((weights / "config.json").read_text())
+    content = json.loads((SHIPPED / "config.json").read_text())
     assert content[IDS] == [2, 15, 27]
-    assert Eagle3Config.read(weights).target_layers == [1, 14, 26]
+    assert Eagle3Config.read(SHIPPED).target_layers == [1, 14, 26]
 
 
 @pytest.mark.parametrize(
@@ -242,3 +243,11 @@ def test_a_shard_file_alone_is_no_checkpoint(tmp_path: Path) -> None:
     save_file({}, directory / "model-00002-of-00002.safetensors")
     with pytest.raises(CheckpointError, match=r"has no weights; looked for model\.safetensors"):
         load_checkpoint(directory)
+
+
+def test_the_shipped_drafter_is_the_same_in_the_layout_of_the_speculators_library(tmp_path: Path) -> None:
+    there = eagle3_of_the_speculators_library(SHIPPED, tmp_path / "there", tmp_path / "verifier")
+    found, own = load_checkpoint(there), load_checkpoint(SHIPPED)
+    assert released.same(found.tensors, own.tensors)
+    for key in ("target_layers", "output_size", "feature_width", "norm_before_residual", "rms_norm_eps"):
+        assert getattr(found.config, key) == getattr(own.config, key), key

@@ -9,6 +9,7 @@ import pytest
 
 from build.vllm.installed import LOCK, installed_vllm
 from engine.vllm.plugin import NAME
+from engine.vllm.speculators_format import READER
 from planner.bench.peers.environments import Environment
 from tests.build.vllm.installation import install, interpreter
 
@@ -74,3 +75,15 @@ def test_its_plugins_are_those_that_its_interpreter_finds_with_a_repository(
     found = installed_vllm()
     assert found is not None
     assert set(found.plugins()) == {"adapters", NAME}
+
+
+def test_the_keys_that_its_reader_of_the_speculators_format_hands_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "other" / "bin"))
+    site = install(interpreter(tmp_path / "other"))
+    reader = site / READER
+    reader.parent.mkdir(parents=True)
+    reader.write_text('"""Tells of fc_norm."""\nconfig["norm_output"] = outer.get("norm_output", False)\n')
+    found = installed_vllm()
+    assert found is not None and found.hands_on("norm_output") and not found.hands_on("fc_norm")
