@@ -22,6 +22,7 @@ from cli.common import (
 )
 from client import DrafthouseClient
 from deployments.engines import EmbeddedEngine
+from deployments.errors import DrafthouseError
 from deployments.files.writing import write_text
 from deployments.spec import DeploymentSpec, SpecError
 from engine.deployment import open_runner
@@ -45,7 +46,7 @@ def verify(
         Path | None,
         typer.Option(
             metavar="SPEC",
-            help="The same without speculation, served as well, for engines on which no request can do without it.",
+            help="The same without speculation, served as well: on vLLM and TensorRT-LLM.",
         ),
     ] = None,
 ) -> None:
@@ -59,8 +60,8 @@ def verify(
             return
         if not isinstance(spec.engine, EmbeddedEngine):
             raise SpecError(
-                f"{spec.name}: {_ENGINES[spec.engine.kind]} does not leave speculation out for a single request; "
-                "serve the same deployment without speculation as well, and name it with --plain"
+                f"{spec.name}: on {_ENGINES[spec.engine.kind]} verify compares two servers; serve the same deployment "
+                "without speculation as well, and name it with --plain"
             )
         settings = VerifySettings(max_tokens=max_tokens)
         if quick:
@@ -132,9 +133,18 @@ def _asks(client: DrafthouseClient) -> Ask:
         result = client.generate(
             prompt, max_tokens=max_tokens, temperature=temperature, seed=seed, return_log_probs=True
         )
-        return Answer(result.tokens or (), result.log_probs or ())
+        tokens, log_probs = result.tokens or (), result.log_probs or ()
+        if len(tokens) != len(log_probs) or (result.text and not tokens):
+            raise VerifyError(
+                "the server does not give tokens and a log-probability for each, which verify goes by"
+            )
+        return Answer(tokens, log_probs)
 
     return ask
+
+
+class VerifyError(DrafthouseError):
+    """A server's answers cannot be compared."""
 
 
 class _Server:
