@@ -22,8 +22,10 @@ from tests.soak.records import Records
 _QUESTIONS = 42
 _IDLE_SECONDS = 120.0
 _SILENCE_SECONDS = 30.0
-_LOCKUP = "gRPC streams at"
-"""What `serve` says of a fault of Triton's own (`deploy.grpc_door`): the service is begun anew, and it is counted."""
+_FAULTS = ("gRPC streams at", "ASSERTION FAILED: prior > 0")
+"""What `serve` or the log says of the two faults of Triton's gRPC server (docs/serve.md, known limits) that clients
+bring about who leave a stream. They are counted, and the service is begun anew, as `on_failure: restart` does.
+"""
 
 
 def main() -> int:
@@ -53,7 +55,7 @@ def main() -> int:
                 _run(service, records, options, left)
             finally:
                 shutil.copy(Path(folder) / "runs" / "triton-tiny.log", records.log)
-        if not records.locked_up():
+        if not records.met_a_fault():
             break
     return _judge(records)
 
@@ -77,7 +79,8 @@ def _run(service: Service, records: Records, options: argparse.Namespace, second
     if not of_session(session):
         service.status()
         text = f"serve ended with {service.process.poll()}: {service.output[-500:]}"
-        records.write("lockup" if _LOCKUP in service.output else "complaint", text=text)
+        told = service.output + (service.folder / "runs" / "triton-tiny.log").read_text(errors="replace")
+        records.write("fault" if any(fault in told for fault in _FAULTS) else "complaint", text=text)
         return
     address = f"http://127.0.0.1:{service.metrics_port}/metrics"
     end = time.monotonic() + _IDLE_SECONDS
@@ -108,7 +111,7 @@ def _judge(records: Records) -> int:
     for name, slope in growth.items():
         print(f"{name:24} {slope.mib:8.1f} {slope.value:12.2f}  {slope.low:.2f} to {slope.high:.2f}")
     complaints = [one["text"] for run in found for one in run if one["kind"] == "complaint"]
-    lockups = [one["text"] for run in found for one in run if one["kind"] == "lockup"]
+    faults = [one["text"] for run in found for one in run if one["kind"] == "fault"]
     cut_off = [one for run in found for one in _cut_off(run)]
     bad = [one for one in ends if one["outcome"] in ("wrong", "late", "failed")]
     complaints += [_told(one) for one in bad if one not in cut_off]
@@ -127,7 +130,7 @@ def _judge(records: Records) -> int:
         "mib_per_hour": [round(value, 2) for value in (whole.value, whole.low, whole.high)]
         if whole
         else None,
-        "lockups": len(lockups),
+        "faults_of_triton": len(faults),
         "cut_off": len(cut_off),
         "complaints": len(complaints),
     }
@@ -136,8 +139,8 @@ def _judge(records: Records) -> int:
 
 
 def _cut_off(run: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What failed in a service that locked up, when it was ended: after the last look at its memory."""
-    if not any(one["kind"] == "lockup" for one in run):
+    """What failed when a service ended by a fault of Triton's: after the last look at its memory."""
+    if not any(one["kind"] == "fault" for one in run):
         return []
     last = max(index for index, one in enumerate(run) if one["kind"] == "memory")
     return [one for one in run[last:] if one.get("outcome") == "failed"]

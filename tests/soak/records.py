@@ -46,9 +46,9 @@ class Records:
         looks = [[one["hours"] for one in run if one["kind"] == "memory"] for run in self.read()]
         return float(3600 * sum(run[-1] for run in looks if run))
 
-    def locked_up(self) -> bool:
-        """Whether the last service has ended by the fault of Triton's own that is counted."""
-        return any(one["kind"] == "lockup" for one in self.read()[-1])
+    def met_a_fault(self) -> bool:
+        """Whether the last service has ended by a fault of Triton's own, which is counted."""
+        return any(one["kind"] == "fault" for one in self.read()[-1])
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("run-*.jsonl"))
