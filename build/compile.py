@@ -23,6 +23,7 @@ from build.graph.target import build_target_graph
 from build.targets.architecture import Architecture
 from build.targets.files import writing_errors
 from build.targets.weights import load_weights
+from deployments.engines import Precision
 from deployments.files.directories import replace_directory
 from deployments.files.hashes import content_hash, read_sha256
 from engine.manifest import (
@@ -47,7 +48,7 @@ def compile_engine(
     source: Path,
     directory: Path,
     *,
-    precision: str,
+    precision: Precision,
     max_sequence_length: int,
     vocab_size: int | None = None,
     report: Callable[[str], None] = lambda line: None,
@@ -57,7 +58,7 @@ def compile_engine(
     Args:
         source: model in Hugging Face layout; a draft model may have a draft vocabulary beside its weights.
         directory: where the engine is put; a different engine there is replaced.
-        precision: "int8" or "fp32".
+        precision: "int4" (layers; the rest is int8), "int8" or "fp32".
         max_sequence_length: most tokens of prompt and output.
         vocab_size: of a draft model's target, which may be padded otherwise; None: the model's own.
         report: gets a line for each stage.
@@ -103,7 +104,7 @@ def compile_engine(
             source_sha256=digest,
             graph_sha256=read_sha256(*graph_files),
             file_sizes={path.name: path.stat().st_size for path in graph_files},
-            precision="int8" if precision == "int8" else "fp32",
+            precision=precision,
             max_sequence_length=max_sequence_length,
             **_facts(architecture, max_sequence_length),
             vocab_size=vocab_size,

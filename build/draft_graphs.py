@@ -13,6 +13,7 @@ from build.graph.eagle import build_eagle, build_eagle3, build_eagle3_fusion
 from build.graph.heads import build_medusa, build_mlp_stage
 from build.targets.weights import Weights, load_weights
 from build.vocabulary import fitted, is_padding
+from deployments.engines import Precision
 from deployments.speculation import AnySpeculation, Eagle, Eagle3, Medusa, MlpSpeculator
 from engine.methods import Trained, check_depth, tree_shape
 from engine.runner import BLOCK_SIZE
@@ -56,7 +57,7 @@ class _Target:
 
     directory: Path
     weights: Weights
-    precision: str
+    precision: Precision
     max_sequence_length: int
 
     @property
@@ -94,7 +95,7 @@ class _Target:
 
 
 def plan_graphs(
-    speculation: Trained, target: Path, *, precision: str, max_sequence_length: int
+    speculation: Trained, target: Path, *, precision: Precision, max_sequence_length: int
 ) -> DraftGraphs:
     """Read the section's checkpoint and check everything that decides whether it can be compiled and used.
 

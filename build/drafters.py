@@ -30,6 +30,7 @@ from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
 from build.targets.files import writing_errors
 from build.vocabulary import is_padding
+from deployments.engines import Precision
 from deployments.files.directories import replace_directory
 from deployments.files.hashes import content_hash, read_sha256
 from deployments.places import graph_settings
@@ -54,7 +55,7 @@ def compile_speculator(
     directory: Path,
     *,
     target: Path,
-    precision: str,
+    precision: Precision,
     max_sequence_length: int,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
@@ -90,7 +91,7 @@ def _compile_draft(
     draft: Path,
     directory: Path,
     target: Path,
-    precision: str,
+    precision: Precision,
     max_sequence_length: int,
     report: Callable[[str], None],
 ) -> None:
@@ -171,7 +172,7 @@ def _compile_trained(
     speculation: Trained,
     directory: Path,
     target: Path,
-    precision: str,
+    precision: Precision,
     max_sequence_length: int,
     report: Callable[[str], None],
 ) -> None:

@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from build.targets.architecture import Architecture
-from deployments.engines import EmbeddedEngine
+from deployments.engines import EmbeddedEngine, Precision
 from deployments.findings import Finding
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
 from engine.attention_kernels import Attention, chosen_precision
 from engine.buckets import buckets_for
+from engine.grouped_weights import GROUP, can_be_grouped
 from engine.native.library import row_bytes
 
 GIB = 2**30
@@ -55,7 +56,7 @@ def memory_findings(spec: DeploymentSpec, target: Architecture) -> Iterator[Find
         return
     fitting = math.floor((here - held) / (token * length))
     right = f"engine.max_batch_size: {fitting}" if fitting > 0 else "a smaller model"
-    smaller = ", or precision: int8" if engine.precision == "fp32" else ""
+    smaller = {"fp32": ", or precision: int8", "int8": ", or precision: int4"}.get(engine.precision, "")
     shorter = ", or a smaller engine.max_sequence_length" if held < here else ""
     yield Finding("memory", "error", "\n".join(lines), right + shorter + smaller)
 
@@ -77,12 +78,18 @@ def disk_findings(spec: DeploymentSpec, target: Architecture) -> Iterator[Findin
         )
 
 
-def compiled_bytes(architecture: Architecture, precision: str) -> int:
+def compiled_bytes(architecture: Architecture, precision: Precision) -> int:
     """Bytes of the compiled weights."""
-    shapes = architecture.parameter_shapes().values()
-    if precision == "fp32":
-        return 4 * sum(math.prod(shape) for shape in shapes)
-    return sum(math.prod(shape) + 4 * shape[0] if len(shape) > 1 else 4 * shape[0] for shape in shapes)
+    shapes = architecture.parameter_shapes()
+    return sum(_stored_bytes(name, shape, precision) for name, shape in shapes.items())
+
+
+def _stored_bytes(name: str, shape: tuple[int, ...], precision: Precision) -> int:
+    if precision == "fp32" or len(shape) == 1:
+        return 4 * math.prod(shape)
+    if precision == "int4" and name.startswith("model.layers.") and can_be_grouped(shape):
+        return math.prod(shape) * (GROUP // 2 + 4) // GROUP  # a scale and a least value of 16 bits each
+    return math.prod(shape) + 4 * shape[0]
 
 
 def machine_bytes() -> int:

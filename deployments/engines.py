@@ -9,12 +9,15 @@ from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 from deployments.free_form import FreeForm
 from deployments.section import Section
 
+Precision = Literal["int4", "int8", "fp32"]
+"""Of weights on the embedded engine."""
+
 
 class EmbeddedEngine(Section):
     """The kit's own engine, on a CPU or through PyTorch on a CUDA device."""
 
     ELSEWHERE: ClassVar[Mapping[str, str]] = {
-        "quantization": "the embedded engine has precision (int8 or fp32)"
+        "quantization": "the embedded engine has precision (int4, int8 or fp32)"
     }
 
     kind: Literal["embedded"] = "embedded"
@@ -23,8 +26,9 @@ class EmbeddedEngine(Section):
         description="What runs the compiled graphs: OpenVINO on the CPU, or PyTorch (to be installed) on a CUDA "
         "device, where output with and without speculation agrees up to rounding.",
     )
-    precision: Literal["int8", "fp32"] = Field(
-        "int8", description="Weights: int8 per output channel, or fp32."
+    precision: Precision = Field(
+        "int8",
+        description="Weights: int8 per output channel; int4 in groups of 32 (of a Q4_1 file as they are), or fp32.",
     )
     max_batch_size: int = Field(16, ge=1, le=256, description="Requests that run at once.")
     max_sequence_length: int = Field(2048, ge=64, description="Prompt and output of one request, in tokens.")

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from deployments.engines import AnyEngine, EmbeddedEngine, TensorRtLlmEngine, VllmEngine
+from deployments.engines import AnyEngine, EmbeddedEngine, Precision, TensorRtLlmEngine, VllmEngine
 from deployments.errors import DrafthouseError
 from deployments.places import filled_in, speculator_directory, target_directory
 from deployments.printable import control_characters
@@ -210,10 +210,10 @@ class DeploymentSpec(Section):
             )
 
     @property
-    def speculator_precision(self) -> str:
-        """Weights of the compiled speculator: the target's, unless a draft model has its own."""
+    def speculator_precision(self) -> Precision:
+        """Weights of the compiled speculator: int8 beside quantised targets, unless a draft model has its own."""
         own = self.speculation.precision if isinstance(self.speculation, DraftModel) else None
-        return own or self.embedded.precision
+        return own or ("fp32" if self.embedded.precision == "fp32" else "int8")
 
     @property
     def bls_drafts(self) -> bool:

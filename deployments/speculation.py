@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
+from deployments.engines import Precision
 from deployments.section import Section
 
 _LENGTH = "Most tokens drafted in a row."
@@ -155,8 +156,8 @@ class DraftModel(Speculation):
     method: Literal["draft_model"]
     model: Path = Field(description="The draft in Hugging Face layout (or, for TensorRT-LLM, a hub id).")
     draft_length: int = Field(5, ge=1, le=31, description=_LENGTH)
-    precision: Literal["int8", "fp32"] | None = Field(
-        None, description="Embedded engine: weights of the draft; none: those of the target."
+    precision: Precision | None = Field(
+        None, description="Embedded engine: weights of the draft; none: fp32 for a target in fp32, else int8."
     )
     use_draft_logits: bool = Field(
         False, description="Engines: accept by the draft's distribution, not by equality of tokens."

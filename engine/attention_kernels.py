@@ -15,6 +15,7 @@ from openvino.frontend import NodeContext
 from openvino.frontend.onnx import ConversionExtension
 from openvino.utils.node_factory import NodeFactory
 
+from deployments.engines import Precision
 from engine.layout import Layout
 from engine.manifest import EngineError
 from engine.native.build import library_path
@@ -31,14 +32,13 @@ from engine.runner import BLOCK_SIZE, SequenceInput
 
 Inputs = dict[str, NDArray[Any]]
 KernelName = Literal["native", "openvino"]
-WeightPrecision = Literal["int8", "fp32"]
 WHY_NOT = (
     "the kit's kernel is not compiled, or the processor lacks AVX2: run `python -m engine.native.build`, "
     "which says what is missing"
 )
-# What is fastest without a loss. int8 engines round activations as coarsely as an int8 cache rounds its rows.
-_NATIVE_PRECISIONS: Mapping[WeightPrecision, CachePrecision] = {"int8": "int8", "fp32": "fp32"}
-_OPENVINO_PRECISIONS: Mapping[WeightPrecision, CachePrecision] = {"int8": "fp16", "fp32": "fp32"}
+# What is fastest without a loss. int4 and int8 engines round activations as coarsely as an int8 cache rounds its rows.
+_NATIVE_PRECISIONS: Mapping[Precision, CachePrecision] = {"int4": "int8", "int8": "int8", "fp32": "fp32"}
+_OPENVINO_PRECISIONS: Mapping[Precision, CachePrecision] = {"int4": "fp16", "int8": "fp16", "fp32": "fp32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +319,7 @@ class OpenVinoKernel:
 
 
 def open_kernel(
-    how: Attention, *, weights: WeightPrecision, num_blocks: int, branch_blocks: int
+    how: Attention, *, weights: Precision, num_blocks: int, branch_blocks: int
 ) -> AttentionKernel:
     """A kernel with an empty cache.
 
@@ -336,7 +336,7 @@ def open_kernel(
     return kernel(num_blocks, branch_blocks, chosen_precision(how, weights))
 
 
-def chosen_precision(how: Attention, weights: WeightPrecision) -> CachePrecision:
+def chosen_precision(how: Attention, weights: Precision) -> CachePrecision:
     """The precision of the cache.
 
     Raises:

@@ -6,10 +6,11 @@ last, so a directory without it is not a compiled network.
 
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from deployments.engines import Precision
 from deployments.errors import DrafthouseError
 from deployments.places import ENGINE_FORMAT
 
@@ -37,7 +38,7 @@ class CompiledManifest(BaseModel):
     """Hash of the graphs and their external data."""
     file_sizes: dict[str, int]
     """Bytes of each of these files, by name: checked on every load, where the hash would take seconds."""
-    precision: Literal["int8", "fp32"]
+    precision: Precision
     versions: dict[str, str]
     widths: tuple[int, ...]
     """Numbers of columns of what the matrices are multiplied with."""

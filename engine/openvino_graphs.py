@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
+from openvino.frontend.onnx import ConversionExtension
 
 from engine.attention_kernels import ANY_ATTENTION, Attention, AttentionKernel, open_kernel
 from engine.buckets import bucket_of, buckets_for
+from engine.linear_layers import LinearLayers
 from engine.manifest import CompiledManifest, EngineError
 from engine.runner import BLOCK_SIZE, SequenceInput
 
@@ -77,11 +79,11 @@ def settings(*, precision: str, widths: Sequence[int], threads: int) -> Settings
     """How a network is compiled.
 
     Args:
-        precision: "int8" or "fp32".
+        precision: "int4", "int8" or "fp32".
         widths: numbers of columns of what its matrices are multiplied with.
         threads: CPU threads (0: all).
     """
-    quantised = precision == "int8"
+    quantised = precision != "fp32"
     common = math.gcd(*widths)
     group = max((size for size in range(32, _LARGEST_GROUP + 1, 32) if common % size == 0), default=32)
     return {
@@ -128,14 +130,15 @@ class PagedGraph:
         self, path: Path, *, outputs: Sequence[str], kernel: AttentionKernel, longest: int, how: Settings
     ) -> None:
         how = {**how, "KV_CACHE_PRECISION": "f32" if kernel.precision == "fp32" else "f16"}
-        core, model = _paged(path, outputs, kernel, fillers=True)
+        self._layers = LinearLayers(native=kernel.name == "native")
+        core, model = _paged(path, outputs, [kernel.extension(fillers=True), self._layers.extension()])
         self.kernel = kernel
         self.one_kind_of_rows = kernel.name == "native"
         self.most_weighed = kernel.most_weighed
         self._for_any = _Compiled(core, model, how)
         sizes = buckets_for(sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")))
         if sizes and kernel.spares_fillers(self._for_any.threads, sizes[0]):
-            core, model = _paged(path, outputs, kernel, fillers=False)
+            core, model = _paged(path, outputs, [kernel.extension(fillers=False), self._layers.extension()])
         self._buckets = {size: _Compiled(core, _of_tokens(model, size), how) for size in sizes}
         self._last = self._for_any
         kernel.bind([self._for_any, *self._buckets.values()])
@@ -234,10 +237,11 @@ def _read(core: ov.Core, path: Path) -> ov.Model:
 
 
 def _paged(
-    path: Path, outputs: Sequence[str], kernel: AttentionKernel, *, fillers: bool
+    path: Path, outputs: Sequence[str], extensions: Sequence[ConversionExtension]
 ) -> tuple[ov.Core, ov.Model]:
     core = ov.Core()
-    core.add_extension(kernel.extension(fillers=fillers))
+    for extension in extensions:
+        core.add_extension(extension)
     return core, _with_free_caches(_with_outputs(_read(core, path), outputs))
 
 

@@ -27,7 +27,7 @@ def best_device() -> torch.device:
 
 
 class TorchBackend:
-    """A Backend (see `engine.backend`): fp32 on a CPU, fp32 or for int8 engines fp16 on a CUDA device."""
+    """A Backend (see `engine.backend`): fp32 on a CPU, fp32 or for quantised engines fp16 on a CUDA device."""
 
     def plain(self, path: Path, manifest: CompiledManifest) -> "TorchPlainGraph":
         """See `engine.backend.Backend.plain`."""
@@ -52,7 +52,7 @@ class TorchBackend:
         )
 
     def _dtype(self, manifest: CompiledManifest) -> torch.dtype:
-        half = manifest.precision == "int8" and best_device().type == "cuda"
+        half = manifest.precision != "fp32" and best_device().type == "cuda"
         return torch.float16 if half else torch.float32
 
 

@@ -1,8 +1,8 @@
 """Runs the kit's ONNX graphs with PyTorch: the operators that `build.graph` uses, and no others.
 
 It is written to be read beside the ONNX specification, operator by operator; it is the reference that the OpenVINO
-engine is tested against, and what runs the same compiled engines on CUDA devices. int8 weights are unpacked when the
-graph is loaded.
+engine is tested against, and what runs the same compiled engines on CUDA devices. Quantised weights are unpacked when
+the graph is loaded.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,7 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
+from engine.grouped_weights import LINEAR, ungrouped
 from engine.manifest import EngineError
 from engine.paged_attention import DOMAIN
 
@@ -52,10 +53,16 @@ class TorchOperators:
         self._nodes: list[tuple[onnx.NodeProto, dict[str, Any]]] = []
         self._constants: dict[str, Tensor] = {}
         for node in _needed(graph, self._outputs):
-            if node.op_type not in (*_OPERATORS, "DequantizeLinear", "PagedAttention"):
+            if node.op_type not in (*_OPERATORS, "DequantizeLinear", "PagedAttention", LINEAR):
                 raise EngineError(
                     f"{path} has the operator {node.op_type}, which the PyTorch runner does not know"
                 )
+            if node.op_type == LINEAR:
+                weight = f"{node.name}.weight"
+                unpacked = ungrouped(*(stored[name] for name in node.input[1:]))
+                self._constants[weight] = self._placed(torch.from_numpy(unpacked))
+                self._nodes.append((helper.make_node("Gemm", [node.input[0], weight], node.output), {}))
+                continue
             for name in node.input:
                 if name in stored and name not in self._constants:
                     self._constants[name] = self._placed(torch.from_numpy(stored[name].copy()))

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from build.graph.nodes import DOMAIN, Array, GraphBuilder
+from build.graph.nodes import Array, GraphBuilder
 from build.targets.architecture import Architecture
 from build.targets.rope import Rope
+from engine.paged_attention import DOMAIN
 
 Weights = Mapping[str, NDArray[np.float32]]
 _BATCH_INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
@@ -58,7 +59,7 @@ class DecoderParts:
             if any(b is not None for b in biases)
             else None
         )
-        return self._graph.linear(value, weight, "+".join(names), bias)
+        return self._graph.layer(value, weight, "+".join(names), bias)
 
     def feed_forward(self, value: str, prefix: str) -> str:
         """`down(activation(gate) * up)`, of the tensors that begin with `prefix`."""

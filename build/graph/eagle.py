@@ -18,6 +18,7 @@ from build.graph.decoder import DecoderParts, Weights
 from build.graph.nodes import GraphBuilder
 from build.targets.architecture import Architecture
 from build.targets.rope import Rope, parse_scaling
+from deployments.engines import Precision
 from speculators.eagle.checkpoint import EagleCheckpoint
 from speculators.eagle.config import LlamaDrafterConfig
 from speculators.eagle3.checkpoint import DRAFT_TO_TARGET, TARGET_TO_DRAFT, Eagle3Checkpoint, target_ids
@@ -28,7 +29,7 @@ def build_eagle(
     embedding: NDArray[np.float32],
     lm_head: NDArray[np.float32],
     *,
-    precision: str,
+    precision: Precision,
     count: int,
     max_positions: int,
     block_size: int,
@@ -36,7 +37,7 @@ def build_eagle(
     """EAGLE-1; embedding and output matrix, [V, H] each, are the target's."""
     weights = _floats(checkpoint.tensors)
     architecture = _architecture(checkpoint.config, checkpoint.config.num_hidden_layers)
-    graph = GraphBuilder(quantize=precision == "int8")
+    graph = GraphBuilder(precision)
     parts = DecoderParts(graph, architecture, weights, max_positions=max_positions, block_size=block_size)
     hidden, embedded = _inputs(graph, parts, embedding)
     values = parts.linear(graph.node("Concat", [embedded, hidden], axis=1)[0], "fc")
@@ -53,7 +54,7 @@ def build_eagle3(
     checkpoint: Eagle3Checkpoint,
     embedding: NDArray[np.float32],
     *,
-    precision: str,
+    precision: Precision,
     count: int,
     max_positions: int,
     block_size: int,
@@ -61,7 +62,7 @@ def build_eagle3(
     """EAGLE-3; the embedding [V, H] is the target's or the checkpoint's own."""
     config, weights = checkpoint.config, _floats(checkpoint.tensors)
     architecture = _architecture(config, 1, qk_norm=config.qk_norm)
-    graph = GraphBuilder(quantize=precision == "int8")
+    graph = GraphBuilder(precision)
     parts = DecoderParts(graph, architecture, weights, max_positions=max_positions, block_size=block_size)
     hidden, embedded = _inputs(graph, parts, embedding)
     normed = parts.norm(hidden, "midlayer.hidden_norm")
@@ -82,7 +83,7 @@ def build_eagle3_fusion(checkpoint: Eagle3Checkpoint) -> onnx.ModelProto:
     It stays in fp32: single columns of hidden states are a thousand times the others, which no scale of a row or a
     group of activations can hold together, and the matrix is small.
     """
-    weights, graph, config = _floats(checkpoint.tensors), GraphBuilder(quantize=False), checkpoint.config
+    weights, graph, config = _floats(checkpoint.tensors), GraphBuilder("fp32"), checkpoint.config
     weight = weights["fc.weight"]
     features = graph.input("features", TensorProto.FLOAT, ["rows", weight.shape[1]])
     if config.norm_before_fc:

@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from build.graph.nodes import Array, GraphBuilder
 from build.vocabulary import fitted
+from deployments.engines import Precision
 from speculators.medusa.checkpoint import MedusaCheckpoint, hidden_size, output_name
 from speculators.mlp_speculator.checkpoint import MlpSpeculatorCheckpoint, stored_name
 
@@ -24,7 +25,7 @@ def build_mlp_stage(
     stage: int,
     kept: NDArray[np.int64] | None,
     *,
-    precision: str,
+    precision: Precision,
     count: int,
     read: int | None = None,
 ) -> onnx.ModelProto:
@@ -33,7 +34,7 @@ def build_mlp_stage(
     Inputs: `state` [rows, E or D] and `tokens` [rows], the token before the one to be predicted. Outputs: `next_state`
     [rows, D], and [rows, count] candidates.
     """
-    config, graph = checkpoint.config, GraphBuilder(quantize=precision == "int8")
+    config, graph = checkpoint.config, GraphBuilder(precision)
 
     def weight(name: str) -> NDArray[np.float32]:
         return _float(checkpoint.tensors[stored_name(config, name)])
@@ -67,7 +68,7 @@ def build_medusa(
     lm_head: NDArray[np.float32] | None,
     kept: NDArray[np.int64] | None,
     *,
-    precision: str,
+    precision: Precision,
     count: int,
 ) -> onnx.ModelProto:
     """All heads, with the output rows `kept` (None: all).
@@ -76,7 +77,7 @@ def build_medusa(
 
     `lm_head` is the target's output matrix [V, H], for heads that have none of their own.
     """
-    config, graph = checkpoint.config, GraphBuilder(quantize=precision == "int8")
+    config, graph = checkpoint.config, GraphBuilder(precision)
     state = graph.input("state", TensorProto.FLOAT, ["rows", hidden_size(checkpoint)])
     every = []
     for head in range(config.medusa_num_heads):

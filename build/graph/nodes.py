@@ -12,24 +12,24 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-DOMAIN = "drafthouse"
+from deployments.engines import Precision
+from engine.grouped_weights import LINEAR, can_be_grouped, grouped, quantize_rows
+from engine.paged_attention import DOMAIN
+
 OPSET = 18  # the newest that OpenVINO's ONNX front end reads without exceptions
 
 Array = NDArray[Any]
 
 
-def quantize_rows(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 per output channel: weight [out, in] is about values [out, in] * scale [out]."""
-    scale = np.abs(weight).max(axis=1) / np.float32(127)
-    scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
-    return np.rint(weight / scale[:, None]).astype(np.int8), scale
-
-
 class GraphBuilder:
-    """Grows one ONNX graph; methods return the name of the value they add."""
+    """Grows one ONNX graph; methods return the name of the value they add.
 
-    def __init__(self, *, quantize: bool) -> None:
-        self._quantize = quantize
+    Args:
+        precision: of its matrices: fp32, int8, or int4 for those of layers and int8 for the others.
+    """
+
+    def __init__(self, precision: Precision) -> None:
+        self._precision = precision
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -61,7 +61,7 @@ class GraphBuilder:
     def matrix(self, weight: NDArray[np.float32], name: str) -> str:
         """A weight [out, in]: int8 behind `DequantizeLinear` if the graph is quantised, fp32 otherwise."""
         dequantized = f"{name}.dequantized"
-        if not self._quantize:
+        if self._precision == "fp32":
             return self.constant(weight.astype(np.float32), name)
         if f"{name}.scale" not in self._initializers:
             values, scale = quantize_rows(weight.astype(np.float32))
@@ -77,6 +77,23 @@ class GraphBuilder:
         if bias is not None:
             inputs.append(self.constant(bias.astype(np.float32), f"{name}.bias"))
         return self.node("Gemm", inputs, transB=1)[0]
+
+    def layer(
+        self, value: str, weight: NDArray[np.float32], name: str, bias: NDArray[np.float32] | None = None
+    ) -> str:
+        """As `linear`, of a matrix that may have four bits."""
+        if self._precision != "int4" or not can_be_grouped(weight.shape):
+            return self.linear(value, weight, name, bias)
+        codes, scales, least = grouped(weight)
+        constants = [
+            self.constant(codes, f"{name}.codes"),
+            self.constant(scales, f"{name}.scales"),
+            self.constant(least, f"{name}.least"),
+        ]
+        output = self.node(LINEAR, [value, *constants], domain=DOMAIN)[0]
+        if bias is None:
+            return output
+        return self.node("Add", [output, self.constant(bias.astype(np.float32), f"{name}.bias")])[0]
 
     def multiply(self, value: str, factor: float) -> str:
         """value times a scalar; nothing is added for 1."""

@@ -20,6 +20,7 @@ from build.graph.decoder import DecoderParts, Weights
 from build.graph.nodes import GraphBuilder
 from build.targets.architecture import Architecture
 from build.vocabulary import fitted
+from deployments.engines import Precision
 
 _LACKING = -1e9
 
@@ -28,7 +29,7 @@ def build_target_graph(
     architecture: Architecture,
     weights: Weights,
     *,
-    precision: str,
+    precision: Precision,
     max_positions: int,
     block_size: int,
     drafted: NDArray[np.int64] | None = None,
@@ -39,23 +40,25 @@ def build_target_graph(
     Args:
         architecture: what the model computes.
         weights: tensors by Hugging Face name, linear weights [out, in].
-        precision: "int8" (weights per output channel) or "fp32".
+        precision: "int4" (layers in groups, the rest as int8), "int8" (per output channel) or "fp32".
         max_positions: rows of the rotary tables.
         block_size: KV rows in a cache block.
         drafted: ids that a draft model proposes; None: all.
         vocab_size: tokens that are read and scored, where a draft model's target is padded otherwise than the model:
             those that it lacks are rows of zeros and are never chosen.
     """
-    graph = _TargetGraph(architecture, weights, precision == "int8", vocab_size or architecture.vocab_size)
+    graph = _TargetGraph(architecture, weights, precision, vocab_size or architecture.vocab_size)
     return graph.build(max_positions, block_size, drafted)
 
 
 class _TargetGraph:
-    def __init__(self, architecture: Architecture, weights: Weights, quantize: bool, vocab_size: int) -> None:
+    def __init__(
+        self, architecture: Architecture, weights: Weights, precision: Precision, vocab_size: int
+    ) -> None:
         self._arch = architecture
         self._weights = weights
         self._vocab_size = vocab_size
-        self._graph = GraphBuilder(quantize=quantize)
+        self._graph = GraphBuilder(precision)
 
     def build(
         self, max_positions: int, block_size: int, drafted: NDArray[np.int64] | None

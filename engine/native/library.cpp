@@ -13,6 +13,7 @@ namespace {
 
 std::mutex guard;
 std::map<int64_t, std::unique_ptr<OpenCache>> caches;
+std::map<int64_t, std::shared_ptr<const PackedWeights>> weights;
 int64_t next_number = 1;
 thread_local std::string said;
 
@@ -21,28 +22,23 @@ const char* say(std::string text) {
   return said.empty() ? nullptr : said.c_str();
 }
 
-struct Kernel {
-  Attend* attend;
-  const char* name;
-};
-
 bool converts_halves() {  // f16c, which clang's __builtin_cpu_supports does not know
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 
-Kernel choose() {
+Kernels choose() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
-    return {avx512::attend, "avx512"};
+    return {avx512::attend, avx512::multiply, "avx512"};
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_halves())
-    return {avx2::attend, "avx2"};
-  return {nullptr, ""};
+    return {avx2::attend, avx2::multiply, "avx2"};
+  return {nullptr, nullptr, ""};
 }
 
-Kernel& kernel() {
-  static Kernel chosen = choose();
+Kernels& kernels() {
+  static Kernels chosen = choose();
   return chosen;
 }
 
@@ -65,8 +61,13 @@ OpenCache* find_cache(int64_t number) {
   return found == caches.end() ? nullptr : found->second.get();
 }
 
-Attend* chosen_kernel() { return kernel().attend; }
-const char* chosen_name() { return kernel().name; }
+std::shared_ptr<const PackedWeights> find_weights(int64_t number) {
+  std::lock_guard lock(guard);
+  auto found = weights.find(number);
+  return found == weights.end() ? nullptr : found->second;
+}
+
+const Kernels& chosen_kernels() { return kernels(); }
 
 }  // namespace drafthouse
 
@@ -75,14 +76,14 @@ using namespace drafthouse;
 extern "C" {
 
 // The instruction set that runs; empty if this processor has none of those that the library was made for.
-const char* drafthouse_instructions() { return chosen_name(); }
+const char* drafthouse_instructions() { return kernels().name; }
 
 // For tests: run another instruction set from now on; 0 if this processor does not have it.
 int drafthouse_use_instructions(const char* name) {
-  Kernel best = choose();
+  Kernels best = choose();
   std::string wanted = name;
   if (!best.attend || (wanted == "avx512" && best.attend != avx512::attend)) return 0;
-  kernel() = wanted == "avx512" ? best : Kernel{avx2::attend, "avx2"};
+  kernels() = wanted == "avx512" ? best : Kernels{avx2::attend, avx2::multiply, "avx2"};
   return 1;
 }
 
@@ -159,7 +160,33 @@ const char* drafthouse_attend(int64_t number, int layer, int heads, float scale,
   int64_t key_width = int64_t(open->cache.kv_heads) * open->cache.head_size;
   Layer work{layer, heads, scale, window, queries, keys, values, outputs, query_width, key_width, key_width, query_width};
   auto run = [threads](int count, const std::function<void(int)>& item) { run_on_threads(threads, count, item); };
-  chosen_kernel()(open->cache, open->step, work, {threads, run});
+  kernels().attend(open->cache, open->step, work, {threads, run});
+  return nullptr;
+}
+
+// Packs the weights of a layer (see linear.hpp) and gives them a number.
+const char* drafthouse_weights_open(int inputs, int outputs, const uint8_t* codes, const uint16_t* scales,
+                                    const uint16_t* least, int64_t* number) {
+  if (inputs < kGroup || inputs % kGroup || outputs < kTileOutputs || outputs % kTileOutputs)
+    return say("weights of " + std::to_string(outputs) + " outputs and " + std::to_string(inputs) +
+               " inputs are not supported: multiples of 16 and 32");
+  std::shared_ptr<const PackedWeights> packed = pack_weights(inputs, outputs, codes, scales, least);
+  std::lock_guard lock(guard);
+  weights[*number = next_number++] = std::move(packed);
+  return nullptr;
+}
+
+void drafthouse_weights_close(int64_t number) {
+  std::lock_guard lock(guard);
+  weights.erase(number);
+}
+
+// A layer without a graph around it.
+const char* drafthouse_multiply(int64_t number, int64_t rows, const float* inputs, float* outputs, int threads) {
+  auto found = find_weights(number);
+  if (!found) return say("there are no weights " + std::to_string(number));
+  auto run = [threads](int count, const std::function<void(int)>& item) { run_on_threads(threads, count, item); };
+  kernels().multiply({found.get(), rows, inputs, outputs}, {threads, run});
   return nullptr;
 }
 }

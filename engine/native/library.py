@@ -72,7 +72,17 @@ def load_library() -> ctypes.CDLL | None:
     if not path.exists():
         return None
     library = ctypes.CDLL(str(path))
-    for name in ("instructions", "cache_open", "step", "block_weights", "move_rows", "attend"):
+    said = (
+        "instructions",
+        "cache_open",
+        "step",
+        "block_weights",
+        "move_rows",
+        "attend",
+        "weights_open",
+        "multiply",
+    )
+    for name in said:
         getattr(library, f"drafthouse_{name}").restype = ctypes.c_char_p
     for name in ("cache_number", "cache_bytes"):
         getattr(library, f"drafthouse_{name}").restype = ctypes.c_int64

@@ -77,6 +77,16 @@ inline Integers all(int32_t value) { return _mm512_set1_epi32(value); }
 inline Integers add_products(Integers sums, Integers plain, Integers with_sign) {
   return _mm512_dpbusd_epi32(sums.raw(), plain.raw(), with_sign.raw());
 }
+// The same where bytes of `plain` are 15 at most.
+inline Integers add_small_products(Integers sums, Integers plain, Integers with_sign) {
+  return add_products(sums, plain, with_sign);
+}
+inline Integers operator+(Integers a, Integers b) { return _mm512_add_epi32(a.raw(), b.raw()); }
+// The low and the high four bits of each byte.
+inline Integers low_halves(Integers a) { return _mm512_and_si512(a.raw(), _mm512_set1_epi8(15)); }
+inline Integers high_halves(Integers a) {
+  return _mm512_and_si512(_mm512_srli_epi16(a.raw(), 4), _mm512_set1_epi8(15));
+}
 inline Integers rounded(Floats a) { return _mm512_cvtps_epi32(a.v); }
 inline Floats floats(Integers a) { return {_mm512_cvtepi32_ps(a.raw())}; }
 // The low byte of each lane.
@@ -162,6 +172,22 @@ inline Integers add_products(Integers sums, Integers plain, Integers with_sign) 
     return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
   };
   return {eight(sums.low, plain.low, with_sign.low), eight(sums.high, plain.high, with_sign.high)};
+}
+inline Integers add_small_products(Integers sums, Integers plain, Integers with_sign) {
+  auto eight = [](__m256i sum, __m256i a, __m256i b) {  // two products of 15 and 128 have room in 16 bits
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
+  };
+  return {eight(sums.low, plain.low, with_sign.low), eight(sums.high, plain.high, with_sign.high)};
+}
+inline Integers operator+(Integers a, Integers b) {
+  return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
+}
+inline Integers low_halves(Integers a) {
+  return {_mm256_and_si256(a.low, _mm256_set1_epi8(15)), _mm256_and_si256(a.high, _mm256_set1_epi8(15))};
+}
+inline Integers high_halves(Integers a) {
+  auto eight = [](__m256i bytes) { return _mm256_and_si256(_mm256_srli_epi16(bytes, 4), _mm256_set1_epi8(15)); };
+  return {eight(a.low), eight(a.high)};
 }
 inline Integers rounded(Floats a) { return {_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high)}; }
 inline Floats floats(Integers a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }

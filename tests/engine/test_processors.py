@@ -28,7 +28,7 @@ OUTPUT = (
 @pytest.fixture(scope="module")
 def compiled(tiny_targets: TinyTargets) -> Path:
     """Where the engines lie that those tests run, compiled once for all of them."""
-    for precision in ("fp32", "int8"):
+    for precision in ("fp32", "int8", "int4"):
         tiny_targets.engine(FULL_SIZE, precision)
     return tiny_targets.root
 

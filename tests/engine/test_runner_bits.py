@@ -28,6 +28,7 @@ TINY = [
     for precision in ("fp32", "int8")
     for kernel in KERNELS
 ]
+TINY += [("llama biases", "int4", kernel) for kernel in KERNELS] + [("qwen3", "int4", KERNELS[0])]
 
 
 class Contexts:
@@ -206,7 +207,7 @@ def test_nothing_is_read_from_unwritten_rows(contexts: Contexts) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("precision", ["int8", "fp32"])
+@pytest.mark.parametrize("precision", ["int4", "int8", "fp32"])
 def test_all_of_it_at_full_size_on_every_core(
     precision: str, kernel: KernelName, tiny_targets: TinyTargets
 ) -> None:

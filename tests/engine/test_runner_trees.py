@@ -23,6 +23,7 @@ EXACT = [
     for precision in ("fp32", "int8")
     for kernel in KERNELS
 ]
+EXACT += [("llama biases", "int4", kernel) for kernel in KERNELS] + [("qwen3", "int4", KERNELS[0])]
 DRAWN = settings(
     max_examples=15,
     deadline=None,

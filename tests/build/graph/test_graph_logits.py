@@ -1,14 +1,16 @@
 """The compiled graph computes what the reference model computes, in every family."""
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
-from build.graph.nodes import quantize_rows
+from engine.attention_kernels import KernelName
+from engine.grouped_weights import LINEAR, can_be_grouped, grouped, quantize_rows, ungrouped
 from engine.openvino_runner import OpenVinoRunner
 from engine.runner import SequenceInput
 from tests.reference_model import forward
-from tests.tiny import VARIANTS, TinyTargets
+from tests.tiny import KERNELS, VARIANTS, TinyTargets
 
 TOLERANCE = 1e-4
 BLOCKS = (7, 3, 5)  # neither sorted nor adjacent
@@ -53,6 +55,36 @@ def test_int8_is_close_to_the_reference(variant: str, tiny_targets: TinyTargets)
     rounded = {name: _rounded(name, values) for name, values in weights.items()}
     assert _relative_error(found, forward(weights.architecture, weights, TOKENS)) < 0.1
     assert _relative_error(found, forward(weights.architecture, rounded, TOKENS)) < 0.05
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_int4_is_close_to_the_reference_of_its_weights(
+    variant: str, kernel: KernelName, tiny_targets: TinyTargets
+) -> None:
+    weights = tiny_targets.weights(variant)
+    found = _engine_logits(tiny_targets.runner(variant, "int4", kernel))
+    in_layers = {name: _grouped(name, values) for name, values in weights.items()}
+    assert _relative_error(found, forward(weights.architecture, in_layers, TOKENS)) < 0.05
+
+
+def test_int4_layers_are_stored_as_int4(tiny_targets: TinyTargets) -> None:
+    graph = onnx.load(
+        str(tiny_targets.engine("llama biases", "int4") / "model.onnx"), load_external_data=False
+    ).graph
+    assert [node.op_type for node in graph.node].count(LINEAR) == 4 * 2
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert types["model.embed_tokens.weight"] == types["lm_head.weight"] == onnx.TensorProto.INT8
+    assert types["model.layers.1.mlp.down_proj.codes"] == onnx.TensorProto.UINT8
+
+
+def _grouped(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    if values.ndim == 1:
+        return values
+    if not name.startswith("model.layers."):
+        return _rounded(name, values)
+    assert can_be_grouped(values.shape)
+    return ungrouped(*grouped(values))
 
 
 def _rounded(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+
 from engine.native import library
 from engine.native.library import CachePrecision, NativeError, StepRequest
+from engine.native.linear import NativeWeights
 from tests.engine.native.contexts import SHAPES, Context
 
 PRECISIONS: tuple[CachePrecision, ...] = ("fp32", "fp16", "int8")
@@ -52,6 +55,12 @@ def main() -> None:
                     except NativeError:
                         continue
                     raise AssertionError(f"{wrong} was taken")
+        random = np.random.default_rng(1)
+        for outputs, inputs in ((16, 32), (48, 96), (576, 1536)):
+            groups = random.standard_normal((2, outputs, inputs // 32)).astype(np.float16)
+            weights = NativeWeights(random.integers(0, 256, (outputs, inputs // 2), np.uint8), *groups)
+            for rows in (1, 2, 3, 7, 8, 19):
+                weights.multiply(random.standard_normal((rows, inputs), np.float32), threads=3)
         print(f"{name}: {len(PRECISIONS) * len(SHAPES)} caches")
 
 
