@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from random import SystemRandom
 from types import TracebackType
 from typing import TypeVar
 
@@ -267,15 +268,18 @@ def check_port(host: str, name: str, port: int) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many free TCP ports on the loopback address."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [int(item.getsockname()[1]) for item in sockets]
-    finally:
-        for item in sockets:
-            item.close()
+    """So many free TCP ports on the loopback address, none of which the system gives to a client meanwhile."""
+    clients = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first = int(clients.read_text().split()[0]) if clients.is_file() else 32_768
+    found: list[int] = []
+    with contextlib.ExitStack() as bound:
+        while len(found) < count:
+            item = bound.enter_context(socket.socket())
+            port = SystemRandom().randrange(first // 2, first)
+            with contextlib.suppress(OSError):
+                item.bind(("127.0.0.1", port))
+                found.append(port)
+    return found
 
 
 def _reachable(host: str) -> str:

@@ -34,7 +34,7 @@ def in_terminal(program: str, *, columns: int = 80, stop_at: str | None = None) 
     except OSError:  # how a terminal tells that its last user has gone
         pass
     os.close(parent)
-    return process.wait(30), said.decode()
+    return process.wait(60), said.decode()
 
 
 def test_json_is_for_programs() -> None:

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from build.identity import identity
 from cli.main import app
 from cli.measure import _settings
+from deploy.server import free_ports
 from deployments.spec import DeploymentSpec, load_spec
-from tests.client.triton_server import free_ports
 from tests.end_to_end.tiny_tokenizers import write_tokenizer
 from tests.loadtest.conftest import start_triton
 

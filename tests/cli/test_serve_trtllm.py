@@ -85,7 +85,7 @@ def test_it_serves_until_interrupted(number: signal.Signals, tmp_path: Path, pro
         assert "--model-repository=runs/model_repo/llama3-8b-eagle3-trtllm" in arguments
         assert (tmp_path / "runs/model_repo/llama3-8b-eagle3-trtllm/tensorrt_llm/1/model.yaml").is_file()
         process.send_signal(number)
-        assert process.wait(30) == 130
+        assert process.wait(60) == 130
     finally:
         process.kill()
         process.stdout.close()

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_threads_share_a_client(triton: Triton, protocol: str) -> None:
     threads = 16
-    together = threading.Barrier(threads, timeout=20)
+    together = threading.Barrier(threads, timeout=60)
 
     def read(number: int) -> str:
         texts = []
@@ -93,7 +93,7 @@ def test_greenlets_share_a_client(triton: Triton, protocol: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert run.returncode == 0, run.stderr
@@ -116,5 +116,5 @@ for chunk in client.stream("endless x", max_tokens=20_000, request_id=f"vanished
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_process_that_vanishes_is_cancelled(triton: Triton, protocol: str) -> None:
     command = [sys.executable, "-c", VANISHING, triton.address(protocol), protocol]
-    subprocess.run(command, cwd=ROOT, timeout=60, check=True)
+    subprocess.run(command, cwd=ROOT, timeout=180, check=True)
     assert triton.ending(f"vanished {protocol}") == "cancelled"

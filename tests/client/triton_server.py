@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 
+from deploy.server import free_ports
 from tests.client.repository import write_repository
 
 START_SECONDS = 60
@@ -45,7 +45,7 @@ class Triton:
         self._noted(request_id, lambda how: how == "began")
 
     def _noted(self, request_id: str, wanted: Callable[[str], bool]) -> str:
-        end = time.monotonic() + 15
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             for line in self.journal.read_text().splitlines() if self.journal.exists() else ():
                 how, _, name = line.partition(" ")
@@ -64,17 +64,6 @@ class Triton:
         self.process.wait()
         for memory in Path("/dev/shm").glob(f"{self.region}*"):
             memory.unlink(missing_ok=True)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for found in sockets:
-            found.bind(("127.0.0.1", 0))
-        return [int(found.getsockname()[1]) for found in sockets]
-    finally:
-        for found in sockets:
-            found.close()
 
 
 def start_triton(folder: Path) -> Triton:
@@ -149,7 +138,7 @@ def wait_until_ready(triton: Triton) -> None:
 
 def is_ready(triton: Triton) -> bool:
     try:
-        urllib.request.urlopen(f"http://{triton.http}/v2/health/ready", timeout=5)
+        urllib.request.urlopen(f"http://{triton.http}/v2/health/ready", timeout=60)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
     return True

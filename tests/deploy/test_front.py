@@ -109,10 +109,10 @@ def test_only_what_clients_need_is_passed_on(front: Front, behind: Deployment) -
         from tritonclient.grpc import service_pb2 as messages
 
         with pytest.raises(Exception, match="UNIMPLEMENTED"):
-            caller.stub.LogSettings(messages.LogSettingsRequest(), timeout=10)
+            caller.stub.LogSettings(messages.LogSettingsRequest(), timeout=60)
         with pytest.raises(Exception, match="UNIMPLEMENTED"):
-            caller.stub.SystemSharedMemoryStatus(messages.SystemSharedMemoryStatusRequest(), timeout=10)
-        assert caller.stub.ServerReady(messages.ServerReadyRequest(), timeout=10).ready
+            caller.stub.SystemSharedMemoryStatus(messages.SystemSharedMemoryStatusRequest(), timeout=60)
+        assert caller.stub.ServerReady(messages.ServerReadyRequest(), timeout=60).ready
 
 
 def test_what_is_too_large_is_refused_before_triton_reads_it(front: Front, behind: Deployment) -> None:

@@ -144,7 +144,7 @@ def test_a_process_that_cannot_be_killed_is_not_waited_for(
     assert [found.state for found in of_session(77)] == ["D"]
     ending = threading.Thread(target=end_session, args=(77,), daemon=True)
     ending.start()
-    ending.join(20)
+    ending.join(60)
     assert not ending.is_alive()
 
 

@@ -218,16 +218,16 @@ def test_what_another_process_is_writing_is_not_taken_for_abandoned(tmp_path: Pa
         with replace_directory(tmp_path / "engine", MARK) as partial:
             (partial / MARK).write_text("{}")
             inside.set()
-            go_on.wait(30)
+            go_on.wait(60)
             (partial / "weights").write_text("slow")
 
     thread = threading.Thread(target=slowly)
     thread.start()
-    inside.wait(30)
+    inside.wait(60)
     write(tmp_path / "engine", "fast")
     assert (tmp_path / "engine" / "weights").read_text() == "fast"
     go_on.set()
-    thread.join(30)
+    thread.join(60)
     assert (tmp_path / "engine" / "weights").read_text() == "slow"
 
 

@@ -55,7 +55,7 @@ class Deployment:
     def metrics(self, model: str = "tensorrt_llm") -> dict[str, float]:
         """The metrics of a model that the kit serves: `name`, or `name/value` for those with one label more."""
         with urllib.request.urlopen(
-            f"http://127.0.0.1:{self.server.metrics_port}/metrics", timeout=10
+            f"http://127.0.0.1:{self.server.metrics_port}/metrics", timeout=60
         ) as answer:
             samples = (_SAMPLE.match(line) for line in answer.read().decode().splitlines())
         found = {}

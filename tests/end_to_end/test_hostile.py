@@ -230,7 +230,7 @@ def _spoilt_json(target: Target, _: GrpcCaller, generator: random.Random) -> Out
 def _wrong_length(target: Target, _: GrpcCaller, generator: random.Random) -> None:
     """Promise more bytes than are sent, and hang up."""
     port = target.served.server.http_port
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         length = generator.choice((10_000, 2**40))
         head = (
             f"POST /v2/models/{target.model}/generate HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"

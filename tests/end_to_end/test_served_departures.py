@@ -121,7 +121,7 @@ os._exit(7)
 
 @pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
 def test_process_that_dies(served: Deployment, watch: Watch, model: str) -> None:
-    ended = subprocess.run([sys.executable, "-c", DYING_CLIENT, served.grpc, model], check=False, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", DYING_CLIENT, served.grpc, model], check=False, timeout=180)
     assert ended.returncode == 7
     expect_early_end(served, watch)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import numpy as np
@@ -80,14 +79,17 @@ def test_counters_agree_with_the_requests(
     expected = [before[name] + total for name, total in zip(TOTALS, (drafted, accepted), strict=True)]
     # Published after the step that answered, series by series: the totals first, positions right behind.
     wait_until(lambda: [served.metrics()[name] for name in TOTALS] == expected, f"{TOTALS} are {expected}")
-    time.sleep(0.2)
-    after = served.metrics()
-    gained = {name: after[name] - before[name] for name in before}
-    assert [gained[name] for name in TOTALS] == [drafted, accepted]
-    by_position = [
-        [gained[f"{name}/{position}"] for position in range(1, DRAFT_LENGTH + 1)] for name in BY_POSITION
-    ]
-    assert [sum(counts) for counts in by_position] == [drafted, accepted]
+
+    def by_positions() -> list[list[float]]:
+        after = served.metrics()
+        series = [[f"{name}/{position}" for position in range(1, DRAFT_LENGTH + 1)] for name in BY_POSITION]
+        return [[after[name] - before[name] for name in names] for names in series]
+
+    wait_until(
+        lambda: [sum(counts) for counts in by_positions()] == [drafted, accepted], "positions are there"
+    )
+    assert [served.metrics()[name] for name in TOTALS] == expected
+    by_position = by_positions()
     for counts in by_position:
         assert counts == sorted(counts, reverse=True)
     assert all(a <= d for d, a in zip(*by_position, strict=True))

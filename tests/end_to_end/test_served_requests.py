@@ -94,6 +94,6 @@ def test_a_server_says_which_deployment_it_is(served: Deployment, protocol: Any)
 
 
 def test_anybody_can_ask_with_curl(served: Deployment) -> None:
-    with urlopen(f"http://{served.http}/v2/models/ensemble/config", timeout=10) as answer:
+    with urlopen(f"http://{served.http}/v2/models/ensemble/config", timeout=60) as answer:
         config = json.load(answer)
     assert config["parameters"]["drafthouse_deployment"] == {"string_value": "tiny"}

@@ -264,12 +264,15 @@ class TestDepartures:
         wait_until(lambda: idle(served), "the target is idle")
 
     def expect_silence(self, served: Deployment) -> None:
-        """A loop that went on would make the next call within milliseconds; counters come up to 0.1 s late."""
-        time.sleep(0.3)
-        drafted = served.metrics()["trtllm_spec_decode_num_draft_tokens_total"]
-        time.sleep(0.3)
+        """A loop that went on would make the next call within milliseconds, and the counter would never stand."""
+
+        def stands() -> bool:
+            drafted = served.metrics()["trtllm_spec_decode_num_draft_tokens_total"]
+            time.sleep(0.3)
+            return served.metrics()["trtllm_spec_decode_num_draft_tokens_total"] == drafted
+
+        wait_until(stands, "nothing is drafted any more")
         assert idle(served)
-        assert served.metrics()["trtllm_spec_decode_num_draft_tokens_total"] == drafted
 
 
 class TestRefusals:

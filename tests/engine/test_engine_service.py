@@ -18,7 +18,7 @@ from speculators.registry import create
 from tests.engine.driving import BrokenRunner, Outcome, check_empty, make_engine, plain, prompt_of
 from tests.tiny import NUM_BLOCKS, THREADS, TinyTargets
 
-PATIENCE = 20.0  # seconds until a test gives up
+PATIENCE = 60.0  # seconds until a test gives up
 LONG = GenerationRequest((1, 2, 3), 200)
 
 

@@ -40,7 +40,7 @@ def test_a_message_arrives(mail: Any) -> None:
     box = mail.Mailbox("tensorrt_llm", got.put)
     for number in range(2000):  # more than a socket holds: the sender waits
         assert mail.send("tensorrt_llm", f"message {number}")
-    assert [got.get(timeout=10) for _ in range(2000)] == [f"message {number}" for number in range(2000)]
+    assert [got.get(timeout=60) for _ in range(2000)] == [f"message {number}" for number in range(2000)]
     box.close()
     assert not mail.send("tensorrt_llm", "too late")
 
@@ -53,7 +53,7 @@ def test_a_box_that_was_left_behind_is_replaced(mail: Any) -> None:
     got: queue.Queue[str] = queue.Queue()
     mail.Mailbox("name", lambda text: None)._socket.close()
     box = mail.Mailbox("name", got.put)
-    assert mail.send("name", "x") and got.get(timeout=10) == "x"
+    assert mail.send("name", "x") and got.get(timeout=60) == "x"
     box.close()
 
 
@@ -62,7 +62,7 @@ def test_a_model_that_is_loaded_anew_keeps_its_box_when_the_old_one_is_closed(ma
     old = mail.Mailbox("tensorrt_llm", lambda text: None)
     new = mail.Mailbox("tensorrt_llm", got.put)
     old.close()
-    assert mail.send("tensorrt_llm", "x") and got.get(timeout=10) == "x"
+    assert mail.send("tensorrt_llm", "x") and got.get(timeout=60) == "x"
     new.close()
     assert not mail._folder().exists()
 
@@ -121,9 +121,9 @@ def test_whoever_answers_tells_of_each_response_after_it_was_sent(mail: Any) -> 
     request = SimpleNamespace(get_response_sender=lambda: sender, request_id=lambda: identity)
     teller = mail.Teller(request)
     teller.send("first")
-    assert happened.get(timeout=10)[0] == "sent" and mail.heard(happened.get(timeout=10)) == (identity, False)
+    assert happened.get(timeout=60)[0] == "sent" and mail.heard(happened.get(timeout=60)) == (identity, False)
     teller.send(flags=1)
-    assert happened.get(timeout=10)[0] == "sent" and mail.heard(happened.get(timeout=10)) == (identity, True)
+    assert happened.get(timeout=60)[0] == "sent" and mail.heard(happened.get(timeout=60)) == (identity, True)
     box.close()
 
 
@@ -138,15 +138,15 @@ def test_nothing_is_asked_for_before_it_has_come(mail: Any, monkeypatch: pytest.
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    assert asked.acquire(timeout=10)  # the first has come when Triton gives a call back
+    assert asked.acquire(timeout=60)  # the first has come when Triton gives a call back
     assert not asked.acquire(timeout=0.1)
     arrivals.hear(last=False)
     assert not asked.acquire(timeout=0.1)
     arrivals.hear(last=False)
-    assert asked.acquire(timeout=10) and not asked.acquire(timeout=0.1)
+    assert asked.acquire(timeout=60) and not asked.acquire(timeout=0.1)
     arrivals.hear(last=True)
-    assert asked.acquire(timeout=10) and asked.acquire(timeout=10)  # the third, and the end
-    thread.join(10)
+    assert asked.acquire(timeout=60) and asked.acquire(timeout=60)  # the third, and the end
+    thread.join(60)
 
 
 def test_of_an_error_of_tritons_own_nobody_tells(mail: Any, monkeypatch: pytest.MonkeyPatch) -> None:

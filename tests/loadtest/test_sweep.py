@@ -209,7 +209,7 @@ def test_ctrl_c_keeps_what_is_finished(server: Server, tmp_path: Path) -> None:
         assert line, "the sweep ended early"
         cells += line.strip() == "cell"
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=180)
     assert output.splitlines()[-1] == "interrupted True False"
     assert not locust_processes(tmp_path)
     finished = {cell.name: cell for cell, _ in RunDirectory(tmp_path / "run").finished()}
@@ -226,7 +226,7 @@ def test_ctrl_c_keeps_what_is_finished(server: Server, tmp_path: Path) -> None:
 
 def locust_processes(path: Path) -> list[str]:
     """Processes that measure into a folder."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while True:
         lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
         found = [line for line in lines.splitlines() if "locust" in line and str(path) in line]
@@ -249,7 +249,7 @@ def test_locust_by_hand(server: Server, tmp_path: Path) -> None:
         "math,rag",
     ]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     records = [record for file in tmp_path.glob("requests-*.jsonl") for record in read_records(file)]
     assert len(records) > 10 and {record.category for record in records} == {"math", "rag"}
@@ -263,6 +263,6 @@ def test_locust_by_hand(server: Server, tmp_path: Path) -> None:
 def test_locust_by_hand_refuses_a_wrong_scheme(server: Server, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtest" / "locustfile.py"), "--headless"]
     command += ["--host", f"ftp://{server.grpc}", "-t", "1s"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
     assert done.returncode != 0
     assert "must begin with grpc:// or http://" in done.stderr

@@ -39,7 +39,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Return once the condition is true."""
     end = time.monotonic() + seconds
     while not condition():

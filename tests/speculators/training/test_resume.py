@@ -1,6 +1,5 @@
 """Killed runs end with the weights of an uninterrupted one; two processes equal one with double accumulation."""
 
-import socket
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ pytest.importorskip("accelerate")
 
 from safetensors.torch import load_file  # noqa: E402
 
+from deploy.server import free_ports  # noqa: E402
 from speculators.training.run import Job, train  # noqa: E402
 from tests.speculators.training.processes import Run  # noqa: E402
 from tests.speculators.training.samples import ignore  # noqa: E402
@@ -64,9 +64,7 @@ def test_two_processes_equal_one_with_double_accumulation(make_job: Any) -> None
     one = make_job("eagle3", epochs=1, accumulation=2, features="online")
     Run(one).finish()
     two = make_job("eagle3", "two", epochs=1, accumulation=1, features="online")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
