@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
+from tests.graphs import compiled_when_used
 from tests.tiny import TinyTargets
 
 if TYPE_CHECKING:
@@ -30,6 +32,13 @@ LONGEST = frozenset(
 
 # PyTorch's threads cost more than they bring with models this small, most of all where several processes run tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graphs_when_used() -> Iterator[None]:
+    """Compile networks when they are used; a module that is about all of them overrides this."""
+    with compiled_when_used():
+        yield
 
 
 @pytest.fixture(scope="session")

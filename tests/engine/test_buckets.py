@@ -9,6 +9,11 @@ from engine.runner import SequenceInput
 from tests.tiny import THREADS, TinyTargets
 
 
+@pytest.fixture(scope="module", autouse=True)
+def graphs_when_used() -> None:
+    """Here all are compiled and made ready before they are used, as when the engine serves."""
+
+
 def test_large_weights_have_few_buckets_and_plain_decoding_comes_first() -> None:
     megabytes = 1 << 20
     assert buckets_for(136 * megabytes) == [2, 4, 6, 8, 12, 16]
