@@ -4,10 +4,11 @@ from collections.abc import Iterator, Set
 
 from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
-from deployments.speculation import SelfLookupEnhancer, WindowedSelfDrafting
+from deployments.speculation import PlannedSpeculation, SelfLookupEnhancer, WindowedSelfDrafting
 from engine.attention_kernels import WHY_NOT, Attention, chosen_kernel
 from engine.manifest import EngineError
 from engine.methods import EMBEDDED_SETTINGS
+from engine.planned import drafting
 from speculators.model_free import MODEL_FREE
 
 _POLICIES = ("adaptive", "max_concurrency", "draft_length_schedule")
@@ -15,6 +16,9 @@ _POLICIES = ("adaptive", "max_concurrency", "draft_length_schedule")
 
 def embedded_findings(spec: DeploymentSpec) -> Iterator[Finding]:
     """A method without a speculator, and settings that the speculator would not see."""
+    if isinstance(spec.speculation, PlannedSpeculation):
+        yield from _planned_findings(spec)
+        return
     speculation = spec.speculation
     if spec.bls_drafts:
         yield from _bls_findings(spec)
@@ -76,6 +80,17 @@ def _weighs_nothing(spec: DeploymentSpec) -> str | None:
     except EngineError as error:
         return str(error)
     return None if kernel == "native" else WHY_NOT
+
+
+def _planned_findings(spec: DeploymentSpec) -> Iterator[Finding]:
+    """What is in the way of serving a plan: the plan itself, or what it has drafts made with."""
+    try:
+        deployments = drafting(spec)
+    except EngineError as error:
+        yield Finding("plan-unusable", "error", f"speculation.plan: {error}")
+        return
+    for each in deployments:
+        yield from embedded_findings(each)
 
 
 def _bls_findings(spec: DeploymentSpec) -> Iterator[Finding]:

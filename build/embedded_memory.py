@@ -25,6 +25,7 @@ from engine.attention_kernels import Attention, chosen_precision
 from engine.buckets import buckets_for
 from engine.grouped_weights import GROUP, can_be_grouped
 from engine.native.library import row_bytes
+from engine.planned import drafting
 
 GIB = 2**30
 _REST_GIB = 1.0
@@ -113,7 +114,11 @@ def _cache_bytes(architecture: Architecture, engine: EmbeddedEngine) -> int:
 
 
 def _drafter_bytes(spec: DeploymentSpec) -> int:
-    """About those of the compiled drafter: half of what is stored, in 16 bit, for int8."""
+    """About those of the compiled drafters: half of what is stored, in 16 bit, for int8."""
+    return sum(map(_stored_bytes, drafting(spec)))
+
+
+def _stored_bytes(spec: DeploymentSpec) -> int:
     source = drafter_source(spec.speculation)
     if source is None or not source.is_dir():
         return 0

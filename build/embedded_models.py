@@ -23,6 +23,7 @@ from deployments.spec import DeploymentSpec
 from deployments.speculation import DraftModel
 from engine.attention_kernels import Attention, chosen_kernel
 from engine.manifest import EngineError
+from engine.planned import check_plan, drafting
 from speculators.formats.errors import CheckpointError
 
 _REFUSALS = (TargetError, CheckpointError, EngineError, OSError)
@@ -33,7 +34,14 @@ def model_findings(spec: DeploymentSpec) -> Iterator[Finding]:
     if (yield from _refused("attention", "engine", lambda: _attention(spec))):
         return
     target = yield from _target(spec)
-    yield from _drafter(spec, target)
+    try:
+        deployments = drafting(spec)
+    except EngineError:  # which is another's finding
+        return
+    for each in deployments:
+        yield from _drafter(each, target)
+    if target is not None:
+        yield from _refused("plan-of-something-else", "speculation.plan", lambda: check_plan(spec))
     if target is not None:
         yield from memory_findings(spec, target)
         yield from disk_findings(spec, target)

@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployments.engines import EmbeddedEngine
+from deployments.files.hashes import read_sha256
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec, SpecError
+from deployments.speculation import PlannedSpeculation
 from engine.manifest import MANIFEST_NAME, SPECULATOR_MANIFEST_NAME
+from engine.planned import drafting, plan_of
 
 _LENGTH = 16  # hexadecimal digits that are kept of a hash
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
@@ -49,6 +52,8 @@ def identity(spec: DeploymentSpec, engine_directory: Path | None = None) -> Iden
         engine_directory: where its compiled target lies, if not where the spec says (embedded engine).
     """
     asked = spec.model_dump(mode="json", include={"target", "engine", "speculation"}, exclude_defaults=True)
+    if plan_of(spec) is not None and isinstance(spec.speculation, PlannedSpeculation):
+        asked["speculation"] = {"plan": read_sha256(spec.speculation.plan)}  # not where it lies
     embedded = isinstance(spec.engine, EmbeddedEngine)
     weights = _compiled(spec, engine_directory) if embedded else _checkpoints(spec)
     return Identity(spec.name, _short(json.dumps(asked, sort_keys=True)), weights)
@@ -59,8 +64,11 @@ def _compiled(spec: DeploymentSpec, engine_directory: Path | None) -> str | None
     try:
         engine = engine_directory or spec.engine_directory
         directories = [engine]
-        if drafter_source(spec.speculation) is not None:
-            directories.append(engine.with_name(spec.speculator_directory.name))
+        directories += [
+            engine.with_name(each.speculator_directory.name)
+            for each in drafting(spec)
+            if drafter_source(each.speculation) is not None
+        ]
     except SpecError:  # the model is not here
         return None
     found = [_source(directory) for directory in directories]

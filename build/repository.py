@@ -21,7 +21,8 @@ from build.triton.model_config import (
 )
 from build.triton.tensors import CACHE_SALT, DRAFT_MODEL, TEXT_MODELS, kit_tensors
 from deployments.spec import DeploymentSpec
-from deployments.speculation import AnySpeculation
+from deployments.speculation import AnySpeculation, PlannedSpeculation
+from engine.planned import speculator_directories, with_plan_at
 from engine.serving.wiring import (
     GENERATION_OUTPUTS,
     GENERATION_TO_POSTPROCESSING,
@@ -32,6 +33,7 @@ from engine.serving.wiring import (
 from speculators.model_free import MODEL_FREE
 from speculators.registry import settings_of
 
+_PLAN = "plan.json"
 _PYTHON_MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
 _SALTED: Mapping[str, list[Tensor]] = {
     "ensemble": [CACHE_SALT],
@@ -51,12 +53,20 @@ def assemble_repository(spec: DeploymentSpec, engine_directory: Path, repository
     for name in TEXT_MODELS:
         models[name] |= who
     if spec.draft_deployment is not None:
-        draft = _parameters("tensorrt_llm", spec.draft_deployment, _speculator_of(spec, engine))
+        (drafts,) = _speculators_of(spec, engine).values()
+        draft = _parameters("tensorrt_llm", spec.draft_deployment, drafts)
         models[DRAFT_MODEL] = {**draft, "role": "draft"}
+    plan: dict[str, Path] = {}
+    if isinstance(spec.speculation, PlannedSpeculation):
+        # Another plan may be made in its place, and the server may run in another directory.
+        plan = {_PLAN: spec.speculation.plan}
+        there = with_plan_at(spec, repository.absolute() / "tensorrt_llm" / "1" / _PLAN)
+        models["tensorrt_llm"]["deployment"] = there.model_dump_json()
     with staged(repository) as staging:
         for name, parameters in models.items():
             source = MODELS / name.removesuffix("_draft") / "model.py"
             files = {"model.py": source} if name != "ensemble" else {}
+            files |= plan if name == "tensorrt_llm" else {}
             write_model(staging, _config(name, spec, parameters), files)
     return repository
 
@@ -76,8 +86,10 @@ def _config(name: str, spec: DeploymentSpec, parameters: Mapping[str, str]) -> A
     return config
 
 
-def _speculator_of(spec: DeploymentSpec, engine_directory: Path) -> Path:
-    return engine_directory.with_name(spec.speculator_directory.name)
+def _speculators_of(spec: DeploymentSpec, engine_directory: Path) -> dict[str, Path]:
+    """Compiled beside the target, by the deployment that each belongs to."""
+    found = speculator_directories(spec)
+    return {name: engine_directory.with_name(path.name) for name, path in found.items()}
 
 
 def _parameters(name: str, spec: DeploymentSpec, engine_directory: Path) -> dict[str, str]:
@@ -87,7 +99,9 @@ def _parameters(name: str, spec: DeploymentSpec, engine_directory: Path) -> dict
             **tokenizer,
             "skip_special_tokens": "true",
             "gpt_model_path": str(engine_directory),
-            "speculator_path": str(_speculator_of(spec, engine_directory)),
+            "speculator_paths": json.dumps(
+                {name: str(path) for name, path in _speculators_of(spec, engine_directory).items()}
+            ),
             "deployment": spec.model_dump_json(),
         }
     if name == "ensemble":

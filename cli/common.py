@@ -22,6 +22,7 @@ from deploy.server import TritonError
 from deployments.errors import DrafthouseError
 from deployments.printable import visible
 from deployments.spec import DeploymentSpec, SpecError, load_spec
+from deployments.speculation import PlannedSpeculation
 from engine.serving.text import TextCodec
 from loadtest.prompts import load, select
 from loadtest.rendering import render
@@ -114,6 +115,14 @@ def read_spec(path: Path, host: str | None = None) -> DeploymentSpec:
     if host is None:
         return spec
     return spec.model_copy(update={"serving": spec.serving.model_copy(update={"host": host})})
+
+
+def refuse_plan(spec: DeploymentSpec, what: str) -> None:
+    """Raise SpecError if the spec serves a plan where a deployment with a method is meant."""
+    if isinstance(spec.speculation, PlannedSpeculation):
+        raise SpecError(
+            f"{spec.name} serves a plan, {spec.speculation.plan}; {what} the deployments that it is made from"
+        )
 
 
 @contextmanager

@@ -14,17 +14,18 @@ from cli.common import (
     for_programs,
     progress,
     read_spec,
+    refuse_plan,
     say,
     tokenized_prompts,
     told,
 )
 from deployments.files.writing import replace_file, write_text
 from deployments.spec import DeploymentSpec, SpecError
+from engine.control.errors import ProfileError
 from engine.plan import Cell, Objective, Plan
 from engine.request import SamplingParams
 from loadtest.provenance import collect
 from planner.plan.choose import Option, options
-from planner.plan.errors import ProfileError
 from planner.plan.plan import cells_at, make_plan
 from planner.plan.predict import Traffic
 from planner.plan.profiles import Profile, profile_of, profiles_beside
@@ -66,6 +67,7 @@ def plan(
     """Say whether speculation pays, with what, by how much and how sure, from what was profiled on this machine."""
     with told() as stop:
         spec = read_spec(spec_path)
+        refuse_plan(spec, "plan")
         stop.kept = f"{_PLANS / spec.name} is as it was"
         aim = _objective(objective, ttft, tpot)
         SamplingParams(temperature=temperature)  # refuses what is none
@@ -185,7 +187,7 @@ def _tell(made: Plan, mine: Profile, context: float) -> None:
     write_text(folder / "plan.json", made.model_dump_json(indent=1) + "\n")
     with replace_file(folder / "plan.png") as path:
         plot_plan(made, context, path)
-    names = list(made.speculation)
+    names = list(made.deployments)
     console.print(plan_table(made.cells, names))
     for cell in asked:
         say(answer(cell, made.objective, names))

@@ -17,6 +17,7 @@ from cli.trtllm import RunnerName, checked, print_plan, run_build
 from cli.vllm import build_vllm, check_vllm
 from deployments.engines import EmbeddedEngine, TensorRtLlmEngine, VllmEngine
 from deployments.spec import DeploymentSpec
+from engine.planned import drafting
 
 
 def model(
@@ -105,14 +106,15 @@ def build_engines(spec: DeploymentSpec) -> None:
 
         show(f"reading {spec.target.model}", None)
         # The speculator comes first: one that does not fit the target is refused before anything is built.
-        compile_speculator(
-            spec.speculation,
-            spec.speculator_directory,
-            target=spec.target.model,
-            precision=spec.speculator_precision,
-            max_sequence_length=spec.embedded.max_sequence_length,
-            report=report,
-        )
+        for each in drafting(spec):
+            compile_speculator(
+                each.speculation,
+                each.speculator_directory,
+                target=spec.target.model,
+                precision=each.speculator_precision,
+                max_sequence_length=spec.embedded.max_sequence_length,
+                report=report,
+            )
         compile_engine(
             spec.target.model,
             spec.engine_directory,

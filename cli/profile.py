@@ -15,6 +15,7 @@ from cli.common import (
     for_programs,
     progress,
     read_spec,
+    refuse_plan,
     say,
     tokenized_prompts,
     told,
@@ -57,6 +58,7 @@ def profile(
     """Measure acceptance by category, position and rank, and the costs of drafting and verification."""
     with told() as stop:
         spec = read_spec(spec_path)
+        refuse_plan(spec, "profile")
         settings = ProfileSettings(
             max_tokens=max_tokens,
             temperatures=tuple(temperatures),

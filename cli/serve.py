@@ -19,6 +19,7 @@ from deploy.watch import watched
 from deployments.engines import EmbeddedEngine, VllmEngine
 from deployments.files.directories import in_use
 from deployments.spec import DeploymentSpec
+from engine.planned import speculator_directories
 
 _LOGS = Path("runs")
 
@@ -104,7 +105,7 @@ def _serving(spec: DeploymentSpec, spec_path: Path) -> Iterator[TritonServer]:
 def running_server(spec: DeploymentSpec) -> Iterator[TritonServer]:
     """Triton on the deployment's repository, ready; stopped at the end."""
     server, serving = server_of(spec), spec.serving
-    with in_use(serving.repository, spec.engine_directory, spec.speculator_directory), server:
+    with in_use(serving.repository, spec.engine_directory, *speculator_directories(spec).values()), server:
         with progress() as show:
             show(f"starting Triton with {spec.name}", None)
             server.wait_until_ready()

@@ -41,6 +41,11 @@ class Unsupported:
     remedy: str
 
 
+PLANNED = Unsupported(
+    "does not serve plans", "engine.kind: embedded, or the section that `drafthouse plan` prints for it"
+)
+
+
 class UnsupportedDeployment(SpecError):
     """The engine cannot do what the spec asks for; nothing has been built.
 

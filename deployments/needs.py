@@ -35,6 +35,9 @@ class Needs:
 
 NEEDS = {
     "none": Needs("nothing"),
+    "plan": Needs(
+        "a plan, and what the methods in it need", memory="that of the methods in it", engines=(EMBEDDED,)
+    ),
     "anpd": Needs("nothing", memory="tables of the request's n-grams, on the host"),
     "prompt_lookup": Needs("nothing", memory="tables of n-grams of all requests, on the host"),
     "suffix_automaton": Needs(

@@ -17,6 +17,8 @@ from deployments.spec import DeploymentSpec, SpecError
 
 Schema = Mapping[str, Any]
 _TAGS = ("method", "kind")
+# All that the sections of no method of their own have.
+_OF_THEMSELVES = {"method", "plan"}
 _HEAD = """\
 # Keys of a deployment spec
 
@@ -92,13 +94,15 @@ def _sections(path: str, schema: Schema, whole: Schema | None = None) -> Iterato
 
 
 def _shared(sections: Sequence[Schema]) -> Schema:
-    """The keys that all methods have but `none`, as a section."""
-    methods = [section["properties"] for section in sections if len(section["properties"]) > 1]
+    """The keys that all methods have but `none` and `plan`, as a section."""
+    methods = [
+        section["properties"] for section in sections if not section["properties"].keys() <= _OF_THEMSELVES
+    ]
     first, *others = methods or [{}]
     same = {
         key: item for key, item in first.items() if others and all(other.get(key) == item for other in others)
     }
-    about = "Keys of every method but none; what a method has of its own follows, by its name."
+    about = "Keys of every method but none and plan; what a method has of its own follows, by its name."
     return {"description": about, "properties": same}
 
 

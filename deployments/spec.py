@@ -25,7 +25,7 @@ from deployments.errors import DrafthouseError
 from deployments.places import filled_in, speculator_directory, target_directory
 from deployments.printable import control_characters
 from deployments.section import Section
-from deployments.speculation import AnySpeculation, DraftModel, NoSpeculation
+from deployments.speculation import AnySpeculation, DraftModel, NoSpeculation, Speculation
 from deployments.training import TrainingSpec
 
 # A value is cut short: one that refers to others again and again has a text without end.
@@ -218,7 +218,7 @@ class DeploymentSpec(Section):
     @property
     def bls_drafts(self) -> bool:
         """Whether `tensorrt_llm_bls` drafts for the embedded engine, and not the engine itself."""
-        return not isinstance(self.speculation, NoSpeculation) and self.speculation.drafted_by == "bls"
+        return isinstance(self.speculation, Speculation) and self.speculation.drafted_by == "bls"
 
     @property
     def draft_deployment(self) -> "DeploymentSpec | None":

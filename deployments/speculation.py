@@ -323,12 +323,26 @@ class MlpSpeculator(Speculation):
     )
 
 
+class PlannedSpeculation(Section):
+    """Embedded engine: as a plan says that `drafthouse plan` wrote, with the methods of the deployments it names."""
+
+    method: Literal["plan"] = "plan"
+    plan: Path = Field(description="The plan, `runs/plan/NAME/plan.json`.")
+
+    def longest_draft(self, batch_size: int) -> None:
+        """The plan says it."""
+
+
 def _method(value: Any) -> str | None:
-    return value.get("method", "none") if isinstance(value, dict) else getattr(value, "method", None)
+    if isinstance(value, dict):
+        found: str | None = value.get("method", "plan" if "plan" in value else "none")
+        return found
+    return getattr(value, "method", None)
 
 
 AnySpeculation = Annotated[
     Annotated[NoSpeculation, Tag("none")]
+    | Annotated[PlannedSpeculation, Tag("plan")]
     | Annotated[Anpd, Tag("anpd")]
     | Annotated[PromptLookup, Tag("prompt_lookup")]
     | Annotated[SuffixAutomaton, Tag("suffix_automaton")]

@@ -1,7 +1,7 @@
 """From a deployment spec and its compiled directories to an engine that is ready to serve."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from deployments.engines import EmbeddedEngine
@@ -9,9 +9,11 @@ from deployments.spec import DeploymentSpec
 from deployments.speculation import NoSpeculation
 from engine.backend import open_backend
 from engine.compiled_runner import CompiledRunner
+from engine.control.planned import PlannedPolicy
 from engine.drafters import prepare
 from engine.engine import Engine
 from engine.manifest import EngineError, check_fits, load_manifest
+from engine.planned import drafting, named_apart, plan_of
 from engine.policy import DraftPolicy, ScheduledPolicy
 from engine.runner import BLOCK_SIZE
 from engine.scheduler import EngineLimits
@@ -34,7 +36,7 @@ def _unwatched(policy: DraftPolicy) -> DraftPolicy:
 def open_engine(
     spec: DeploymentSpec,
     directory: Path,
-    speculator_directory: Path,
+    speculators: Mapping[str, Path],
     *,
     watch: Callable[[DraftPolicy], DraftPolicy] = _unwatched,
 ) -> tuple[Engine, CompiledRunner]:
@@ -43,7 +45,8 @@ def open_engine(
     Args:
         spec: the deployment.
         directory: the compiled target.
-        speculator_directory: the compiled speculator, where the method has one.
+        speculators: the compiled speculator of each deployment that drafts (`engine.planned.drafting`), where its
+            method has one.
         watch: puts something around the policy that sees its drafts and what becomes of them.
 
     Raises:
@@ -54,14 +57,18 @@ def open_engine(
     length, slots = embedded.max_sequence_length, embedded.max_batch_size
     manifest = load_manifest(directory)
     check_fits(manifest, directory, precision=embedded.precision, max_sequence_length=length)
-    prepared = prepare(
-        NoSpeculation() if spec.bls_drafts else spec.speculation,
-        speculator_directory,
-        target=manifest,
-        slots=slots,
-        max_sequence_length=length,
-    )
-    needs = [each.requirements for each in prepared]
+    plan = plan_of(spec)
+    prepared = {
+        each.name: prepare(
+            NoSpeculation() if each.bls_drafts else each.speculation,
+            speculators[each.name],
+            target=manifest,
+            slots=slots,
+            max_sequence_length=length,
+        )
+        for each in drafting(spec)
+    }
+    needs = [each.requirements for group in prepared.values() for each in group]
     scratch = max(each.scratch_rows for each in needs)
     num_blocks = slots * math.ceil((length + scratch) / BLOCK_SIZE)
     runner = CompiledRunner(
@@ -88,9 +95,15 @@ def open_engine(
         max_draft_length=getattr(spec.speculation, "draft_length", 0),
         kv_cache_reuse=embedded.kv_cache_reuse,
     )
-    policy = ScheduledPolicy(
-        [each.open(backend, num_blocks) for each in prepared],
-        longest_draft=spec.speculation.longest_draft,
-        adaptive=getattr(spec.speculation, "adaptive", True),
-    )
+    opened = {name: [each.open(backend, num_blocks) for each in group] for name, group in prepared.items()}
+    policy: DraftPolicy
+    if plan is not None:
+        policy = PlannedPolicy(plan, named_apart(opened))
+    else:
+        (group,) = opened.values()
+        policy = ScheduledPolicy(
+            group,
+            longest_draft=spec.speculation.longest_draft,
+            adaptive=getattr(spec.speculation, "adaptive", True),
+        )
     return Engine(runner, watch(policy), limits), runner

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,15 @@ def drafter_identity(speculation: AnySpeculation) -> dict[str, Any]:
     source = drafter_source(speculation)
     settings = speculation.model_dump(mode="json", exclude_none=True, exclude=_DECIDED)
     return {**settings, "weights_sha256": content_hash(source) if source else None}
+
+
+def drafter_differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not the same in two identities, in words."""
+    return [
+        f"speculation.{key} was {_told(key, was.get(key))}, is {_told(key, now.get(key))}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key)
+    ]
 
 
 def processor() -> str:

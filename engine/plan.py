@@ -9,9 +9,9 @@ Written by `drafthouse plan`, and readable without it. Example::
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from engine.fingerprint import Fingerprint
 from engine.manifest import EngineError
@@ -91,22 +91,75 @@ class Cell(_Part):
     candidates: list[Outlook]
 
 
+class CostPoint(_Part):
+    """Milliseconds of a step: medians of what was measured.
+
+    Attributes:
+        tokens: of each request; of drafts, nodes.
+    """
+
+    context: NonNegativeInt
+    batch: PositiveInt
+    tokens: PositiveInt
+    ms: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Survival(_Part):
+    """Of drafts before which so many tokens had stood together before, which nodes were accepted.
+
+    Attributes:
+        match: how many tokens (`speculators.match`).
+        tried: drafts that had a first node, a second, ...
+        accepted: those in which it was on the accepted path.
+    """
+
+    match: NonNegativeInt
+    tried: list[NonNegativeInt]
+    accepted: list[NonNegativeInt]
+
+
+class PlannedDeployment(_Part):
+    """What serving needs of a deployment that candidates name.
+
+    Attributes:
+        speculation: its section.
+        drafter: what decides its drafts (`engine.fingerprint.drafter_identity`).
+        draft_costs: of drafting, in relation to `Plan.verify_costs`; none where nothing is ever drafted.
+        survival: of its drafts.
+    """
+
+    speculation: dict[str, Any]
+    drafter: dict[str, Any]
+    draft_costs: list[CostPoint]
+    survival: list[Survival]
+
+
 class Plan(_Part):
     """The whole file.
 
     Attributes:
-        speculation: the `speculation` section of each deployment that candidates name.
+        deployments: those that candidates name.
+        verify_costs: of the target's steps, every context, batch and size once.
+        buckets: numbers of tokens that steps are filled up to.
         cells: every concurrency at every context.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     deployment: str
     fingerprint: Fingerprint
     objective: Objective
     temperature: float
-    speculation: dict[str, dict[str, Any]]
-    cells: list[Cell]
+    deployments: dict[str, PlannedDeployment]
+    verify_costs: list[CostPoint]
+    buckets: list[PositiveInt]
+    cells: Annotated[list[Cell], Field(min_length=1)]
     provenance: dict[str, Any] = {}
+
+    @property
+    def served(self) -> list[str]:
+        """Deployments that are best for some load; the others need not be loaded."""
+        best = {cell.best.candidate.deployment for cell in self.cells}
+        return [name for name in self.deployments if name in best]
 
     def choice(self, concurrency: int, context: float) -> Candidate:
         """What the plan says for so many requests: that of the next larger concurrency, at the nearest context."""

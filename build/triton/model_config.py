@@ -28,6 +28,8 @@ from deployments.files.directories import ForeignDirectoryError, check_replaceab
 from deployments.findings import Finding
 from deployments.places import ENGINES, drafter_source
 from deployments.spec import DeploymentSpec
+from deployments.speculation import PlannedSpeculation
+from engine.planned import drafting
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "model_repo"
@@ -131,9 +133,11 @@ def repository_place_findings(spec: DeploymentSpec) -> Iterator[Finding]:
 def _other_places(spec: DeploymentSpec) -> Iterator[tuple[str, Path]]:
     """What else has a place in the deployment."""
     yield "target.model", spec.target.model
-    source = drafter_source(spec.speculation)
-    if source is not None:
+    sources = [drafter_source(each.speculation) for each in drafting(spec)]
+    for source in filter(None, sources):
         yield "the drafter", source
+    if isinstance(spec.speculation, PlannedSpeculation):
+        yield "speculation.plan", spec.speculation.plan
     yield "loadtest.report", spec.loadtest.report
     yield "training.directory", spec.training.directory
     if spec.training.checkpoint is not None:

@@ -40,6 +40,11 @@ def directory(arguments: Mapping[str, str], name: str) -> Path:
     return Path(parameters(arguments)[name])
 
 
+def directories(arguments: Mapping[str, str], name: str) -> dict[str, Path]:
+    """A parameter that is a JSON object of paths."""
+    return {key: Path(path) for key, path in json.loads(parameters(arguments)[name]).items()}
+
+
 def tensors(request: Any) -> dict[str, NDArray[Any]]:
     """All inputs of a request as arrays."""
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}

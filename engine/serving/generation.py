@@ -16,7 +16,16 @@ from engine.deployment import open_engine
 from engine.events import Event
 from engine.request import StoppedError
 from engine.service import EngineService
-from engine.serving.backend import directory, input_names, parameters, refusal, refuse, response, tensors
+from engine.serving.backend import (
+    directories,
+    directory,
+    input_names,
+    parameters,
+    refusal,
+    refuse,
+    response,
+    tensors,
+)
 from engine.serving.contract import Answer, GenerationCall, Tensors, refuse_unsupported
 from engine.serving.life import Life, SignOfLife, refuse_when_stopping
 from engine.serving.mail import Mailbox, Teller
@@ -41,7 +50,7 @@ class GenerationModel:
         """
         spec = DeploymentSpec.model_validate_json(parameters(arguments)["deployment"])
         engine, runner = open_engine(
-            spec, directory(arguments, "gpt_model_path"), directory(arguments, "speculator_path")
+            spec, directory(arguments, "gpt_model_path"), directories(arguments, "speculator_paths")
         )
         self._drafts = parameters(arguments).get("role") == "draft"
         self._metrics = metrics = EngineMetrics(engine.statistics, arguments)

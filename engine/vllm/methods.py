@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from deployments.files.reading import read_json_object
-from deployments.findings import Finding, Unsupported
+from deployments.findings import PLANNED, Finding, Unsupported
 from deployments.section import Section
 from deployments.speculation import (
     Anpd,
@@ -28,6 +28,7 @@ from deployments.speculation import (
     Mtp,
     NoSpeculation,
     Pard,
+    PlannedSpeculation,
     PromptLookup,
     Redrafter,
     SuffixAutomaton,
@@ -199,6 +200,7 @@ _LOOKUP = (
 METHODS: Mapping[type[Section], VllmMethod[Any] | Unsupported | None] = MappingProxyType(
     {
         NoSpeculation: None,
+        PlannedSpeculation: PLANNED,
         Anpd: VllmMethod[Anpd](
             "custom_class",
             _anpd,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from deployments.findings import Finding, Unsupported, require_none
-from deployments.speculation import AnySpeculation, NoSpeculation, Speculation
+from deployments.speculation import AnySpeculation, Speculation
 from engine.vllm.methods import VllmMethod, vllm_method
 from engine.vllm.releases import RELEASE
 
@@ -31,7 +31,7 @@ def speculative_config(speculation: AnySpeculation, max_batch_size: int) -> dict
     """
     require_none(speculation_findings(speculation))
     method = vllm_method(speculation)
-    if isinstance(speculation, NoSpeculation) or not isinstance(method, VllmMethod):
+    if not isinstance(speculation, Speculation) or not isinstance(method, VllmMethod):
         return None
     told = {"method": method.name, **method.config(speculation)}
     told = {key: value for key, value in told.items() if value is not None}
@@ -57,7 +57,7 @@ def speculation_findings(speculation: AnySpeculation) -> Iterator[Finding]:
     if isinstance(method, Unsupported):
         yield _finding(f"method {speculation.method}", method)
         return
-    if method is None or isinstance(speculation, NoSpeculation):
+    if method is None or not isinstance(speculation, Speculation):
         return
     if speculation.acceptance_gate is not None:
         never = Unsupported("never gives speculation up", "draft_length_schedule, by batch size")

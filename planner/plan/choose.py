@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.control.errors import ProfileError
 from engine.plan import Candidate, Cell, Estimate, Objective, Outlook
-from planner.plan.errors import ProfileError
 from planner.plan.predict import Prediction, Predictor, Traffic
 from planner.plan.profiles import Profile
 from planner.plan.replay import Behaviour, longest_draft, replay

@@ -8,6 +8,7 @@ from engine.plan import Cell, Objective, Plan
 from planner.plan.choose import Option, choose
 from planner.plan.predict import Traffic
 from planner.plan.profiles import Profile
+from planner.plan.serving import medians, planned
 
 
 def make_plan(
@@ -43,7 +44,9 @@ def make_plan(
         fingerprint=profiles[0].fingerprint,
         objective=objective,
         temperature=temperature,
-        speculation={profile.name: dict(profile.speculation) for profile in profiles},
+        deployments={profile.name: planned(profile, profiles[0], temperature) for profile in profiles},
+        verify_costs=medians(profiles[0].cost["verify"]),
+        buckets=list(profiles[0].buckets),
         cells=sorted(cells, key=lambda cell: (cell.context, cell.concurrency)),
     )
 

@@ -44,7 +44,7 @@ def _map(axes: Axes, plan: Plan) -> AxesImage:
     for cell in plan.cells:
         row, column = contexts.index(cell.context), levels.index(cell.concurrency)
         gains[row, column] = cell.best.gain.value
-        label = named(cell.best.candidate, list(plan.speculation)).replace(", ", "\n")
+        label = named(cell.best.candidate, list(plan.deployments)).replace(", ", "\n")
         axes.text(column, row, f"{cell.best.gain.value:.2f}\n{label}", ha="center", va="center", fontsize=8)
     span = max(_LEAST_SPAN, float(np.nanmax(np.abs(gains - 1))))
     image = axes.imshow(

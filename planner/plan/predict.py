@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from planner.plan.costs import CostTable, check_covered
+from engine.control.table import CostTable, check_covered
 from planner.plan.profiles import Profile
 from planner.plan.replay import Behaviour
 

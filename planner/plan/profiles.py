@@ -19,8 +19,8 @@ from pydantic import (
 
 from deployments.files.reading import read_json_object
 from deployments.spec import DeploymentSpec
-from engine.fingerprint import Fingerprint, drafter_identity
-from planner.plan.errors import ProfileError
+from engine.control.errors import ProfileError
+from engine.fingerprint import Fingerprint, drafter_differences, drafter_identity
 from planner.profile.records import RequestRecord, load_records
 
 PROFILES = Path("runs/profile")
@@ -34,8 +34,9 @@ class Profile:
         name: of the deployment.
         speculation: the section that was profiled.
         fingerprint: what they belong to.
+        drafter: what decides the drafts that were profiled.
         records: of all temperatures.
-        cost: `verify`, `draft` and `read`, points as `planner.plan.costs.CostTable` takes them.
+        cost: `verify`, `draft` and `read`, points as `engine.control.table.CostTable` takes them.
         buckets: numbers of tokens that steps are filled up to.
         chunks: prompt tokens that a step reads beside requests that decode, and where none does.
         prompt_tokens: of its prompts, on average.
@@ -44,6 +45,7 @@ class Profile:
     name: str
     speculation: Mapping[str, Any]
     fingerprint: Fingerprint
+    drafter: Mapping[str, Any]
     records: Sequence[RequestRecord]
     cost: Mapping[str, Sequence[Mapping[str, Any]]]
     buckets: Sequence[int]
@@ -114,8 +116,8 @@ class _Written(BaseModel):
     prompt_tokens: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-def read_profile(directory: Path) -> tuple[Profile, dict[str, Any]]:
-    """A profile, and the identity of the drafter that it is about.
+def read_profile(directory: Path) -> Profile:
+    """A profile.
 
     Raises:
         ProfileError: it is missing, damaged, of an earlier release, or of another deployment than the directory.
@@ -137,17 +139,17 @@ def read_profile(directory: Path) -> tuple[Profile, dict[str, Any]]:
         raise ProfileError(f"{path} is damaged or of another release: {error}") from None
     if found.deployment != directory.name:
         raise ProfileError(f"{path} is a copy of that of {found.deployment}")
-    profile = Profile(
+    return Profile(
         name=found.deployment,
         speculation=found.speculation.model_dump(),
         fingerprint=found.fingerprint,
+        drafter=found.drafter,
         records=records,
         cost=found.cost.model_dump(),
         buckets=found.buckets,
         chunks=found.chunks,
         prompt_tokens=found.prompt_tokens,
     )
-    return profile, found.drafter
 
 
 def profile_of(spec: DeploymentSpec, spec_path: Path) -> Profile:
@@ -158,16 +160,11 @@ def profile_of(spec: DeploymentSpec, spec_path: Path) -> Profile:
     """
     remedy = f"run `drafthouse profile {spec_path}`"
     try:
-        profile, drafter = read_profile(PROFILES / spec.name)
+        profile = read_profile(PROFILES / spec.name)
     except ProfileError as error:
         raise ProfileError(f"no profile of {spec.name}: {error}; {remedy}") from None
     differences = profile.fingerprint.differences(Fingerprint.of(spec))
-    now = drafter_identity(spec.speculation)
-    differences += [
-        f"speculation.{key} was {drafter.get(key)}, is {now.get(key)}"
-        for key in sorted(drafter.keys() | now.keys())
-        if drafter.get(key) != now.get(key)
-    ]
+    differences += drafter_differences(profile.drafter, drafter_identity(spec.speculation))
     if differences:
         raise ProfileError(
             f"the profile of {spec.name} is of something else: {'; '.join(differences)}; {remedy}"
@@ -182,7 +179,7 @@ def profiles_beside(first: Profile) -> tuple[list[Profile], list[str]]:
         if path.parent.name == first.name:
             continue
         try:
-            other, _ = read_profile(path.parent)
+            other = read_profile(path.parent)
         except ProfileError as error:
             left_out.append(f"{path.parent.name}: {error}")
             continue

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from planner.profile.match import LONGEST
 from planner.profile.records import RequestRecord
+from speculators.match import LONGEST
 
 _RESAMPLES = 2000
 _LEVEL = 0.95

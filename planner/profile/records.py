@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from engine.policy import Assignment, DraftPolicy, Proposal
 from engine.running import RunningRequest
-from planner.profile.match import Repetition
+from speculators.match import Repetition
 from speculators.outcome import StepOutcome
 from speculators.tree import ROOT, TokenTree
 
@@ -26,7 +26,7 @@ class StepRecord:
         ranks: of these nodes but maybe the last, which guess was accepted (0: the first one).
         path: numbers of the accepted nodes; a draft of fewer nodes would have had the first ones.
         context: tokens that were known when it was drafted, -1 if that was not written down.
-        match: how many of them at the end stood there before (`planner.profile.match`), -1 likewise.
+        match: how many of them at the end stood there before (`speculators.match`), -1 likewise.
     """
 
     nodes: int

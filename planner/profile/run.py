@@ -21,6 +21,7 @@ from engine.engine import Engine
 from engine.events import Event
 from engine.fingerprint import Fingerprint, drafter_identity
 from engine.manifest import MODEL_NAME
+from engine.planned import speculator_directories
 from engine.policy import DraftPolicy
 from engine.request import GenerationRequest, SamplingParams
 from engine.scheduler import EngineLimits
@@ -96,7 +97,7 @@ def run_profile(
 
     report("loading the engine", None)
     engine, runner = open_engine(
-        _at_full_length(spec), spec.engine_directory, spec.speculator_directory, watch=watch
+        _at_full_length(spec), spec.engine_directory, speculator_directories(spec), watch=watch
     )
     end_ids = frozenset(runner.manifest.end_ids)
     acceptance = {}

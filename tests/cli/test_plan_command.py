@@ -275,4 +275,4 @@ def test_a_profile_beside_it_is_compared_if_it_is_of_the_same_target(place: Path
             path.rmdir() if path.is_dir() else path.unlink()
     assert status == 0, output
     assert "left out: the profile of z: precision was fp32, is int8" in output
-    assert set(load_plan(Path("runs/plan/x/plan.json")).speculation) == {"x", "y"}
+    assert set(load_plan(Path("runs/plan/x/plan.json")).deployments) == {"x", "y"}

@@ -45,14 +45,14 @@ def test_every_method_says_what_it_needs_and_where_it_runs() -> None:
         if part.needs is None:
             continue
         method = part.path.rpartition(".")[2]
-        runs = {EMBEDDED: method in EMBEDDED_SETTINGS, TENSORRT_LLM: method in production}
+        runs = {EMBEDDED: method in (*EMBEDDED_SETTINGS, "plan"), TENSORRT_LLM: method in production}
         runs[VLLM] = not isinstance(vllm_method(section_of(method)), Unsupported)
         assert part.needs.engines == tuple(engine for engine, does in runs.items() if does), method
 
 
 def section_of(method: str) -> AnySpeculation:
     """Any section of the method."""
-    places = {"model": Path("somewhere"), "checkpoint": Path("somewhere")}
+    places = dict.fromkeys(("model", "checkpoint", "plan"), Path("somewhere"))
     sections = {tag.tag: section for section, tag in map(get_args, get_args(get_args(AnySpeculation)[0]))}
     known = {key: place for key, place in places.items() if key in sections[method].model_fields}
     found: AnySpeculation = sections[method].model_validate({"method": method, **known})

@@ -78,6 +78,7 @@ def profile(
         name=name,
         speculation={"method": "anpd", "draft_length": 15, "ngram": 5, "drafted_by": "engine"},
         fingerprint=HERE,
+        drafter={"method": "anpd"},
         records=found,
         cost={
             "verify": points(verify),

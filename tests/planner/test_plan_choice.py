@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.control.errors import ProfileError
 from engine.plan import Candidate, Objective, load_plan
 from planner.plan.choose import NONE, best_of, choose, options
-from planner.plan.errors import ProfileError
 from planner.plan.plan import cells_at, make_plan
 from planner.plan.predict import Predictor, Traffic
 from planner.plan.profiles import Profile

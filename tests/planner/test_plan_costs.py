@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.plan.costs import CostTable
-from planner.plan.errors import ProfileError
+from engine.control.errors import ProfileError
+from engine.control.table import CostTable
 from tests.planner.synthetic_profile import BATCHES, CONTEXTS, ROUNDS, SIZES, points
 
 ALL = np.arange(ROUNDS)[None]

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.plan.replay import longest_draft, replay
-from planner.profile.match import LONGEST, Repetition
 from planner.profile.records import RequestRecord, StepRecord
+from speculators.match import LONGEST, Repetition
 from tests.planner.synthetic_profile import chain, records
 
 

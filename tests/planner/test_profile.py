@@ -18,10 +18,10 @@ from engine.deployment import open_engine
 from engine.request import GenerationRequest
 from planner.profile import cost
 from planner.profile.acceptance import ratio, summarise
-from planner.profile.match import LONGEST
 from planner.profile.plot import plot_profile
 from planner.profile.records import RequestRecord, StepRecord, follow, load_records
 from planner.profile.run import ProfileSettings, run_profile
+from speculators.match import LONGEST
 from speculators.tree import ROOT, TokenTree
 from tests.drafters import UNTRAINED, VARIANT, TinyDrafters, planted_prompts
 from tests.engine.driving import prompt_of, run
@@ -139,7 +139,7 @@ def test_the_profile_of_a_planted_speculator(
     assert load_records(raw) == records
     greedy = found["acceptance"]["0"]
     fixed = spec.model_copy(update={"speculation": spec.speculation.model_copy(update={"adaptive": False})})
-    engine, _ = open_engine(fixed, spec.engine_directory, spec.speculator_directory)
+    engine, _ = open_engine(fixed, spec.engine_directory, {spec.name: spec.speculator_directory})
     run(engine, [GenerationRequest(tuple(prompt), 24, end_ids=frozenset({2})) for prompt in prompts.values()])
     assert greedy["acceptance_length"]["value"] == pytest.approx(engine.statistics.tokens_per_step)
     lengths = {key: item["acceptance_length"]["value"] for key, item in greedy["by_category"].items()}

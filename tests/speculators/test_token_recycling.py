@@ -122,7 +122,7 @@ def test_a_deployment_of_it(tiny_targets: TinyTargets, tmp_path: Path) -> None:
     source = tiny_targets.source("llama")
     compile_engine(source, tmp_path, precision="int8", max_sequence_length=MAX_LENGTH)
     spec = deployment(target={"model": source})
-    engine, runner = open_engine(spec, tmp_path, tmp_path / "none")
+    engine, runner = open_engine(spec, tmp_path, {spec.name: tmp_path / "none"})
     (outcome,) = run(engine, [GenerationRequest(prompt_of(40), 100)])
     assert outcome.tokens == generate(runner, GenerationRequest(prompt_of(40), 100)).tokens
     assert engine.statistics.accepted_tokens > 0

@@ -30,10 +30,10 @@ from build.trtllm.methods.suffix_automaton import SUFFIX_AUTOMATON
 from build.trtllm.methods.windowed import WINDOWED
 from build.trtllm.releases import LineName
 from build.trtllm.resolved import Resolved
-from deployments.findings import Unsupported
+from deployments.findings import PLANNED, Unsupported
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
-from deployments.speculation import AnySpeculation, Choices
+from deployments.speculation import AnySpeculation, Choices, PlannedSpeculation
 
 _ALL: tuple[Method[Any], ...] = (
     PLAIN,
@@ -55,6 +55,7 @@ _ALL: tuple[Method[Any], ...] = (
 
 
 _ABSENT = Unsupported("TensorRT-LLM does not have this method", "engine.kind: embedded, or method: anpd")
+_PLANNED = Unsupported(f"TensorRT-LLM {PLANNED.reason}", PLANNED.remedy)
 
 
 def _records() -> Iterator[tuple[str, Method[Any]]]:
@@ -62,7 +63,8 @@ def _records() -> Iterator[tuple[str, Method[Any]]]:
     known = {method.section: method for method in _ALL}
     for annotated in get_args(get_args(AnySpeculation)[0]):
         section, tag = get_args(annotated)
-        yield tag.tag, known.get(section) or Method(section, support(_ABSENT, _ABSENT, _ABSENT))
+        without = _PLANNED if section is PlannedSpeculation else _ABSENT
+        yield tag.tag, known.get(section) or Method(section, support(without, without, without))
 
 
 METHODS: Mapping[str, Method[Any]] = MappingProxyType(dict(_records()))

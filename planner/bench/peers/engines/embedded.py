@@ -8,6 +8,7 @@ from deployments.spec import DeploymentSpec
 from engine.deployment import open_engine
 from engine.events import Event
 from engine.manifest import load_manifest
+from engine.planned import speculator_directories
 from engine.policy import DraftPolicy
 from engine.request import GenerationRequest
 from planner.bench.peers.protocol import Answer, Generate, by_depth, serve
@@ -23,7 +24,7 @@ def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
         watched.append(RecordingPolicy(policy))
         return watched[-1]
 
-    engine, _ = open_engine(spec, spec.engine_directory, spec.speculator_directory, watch=watch)
+    engine, _ = open_engine(spec, spec.engine_directory, speculator_directories(spec), watch=watch)
     manifest = load_manifest(spec.engine_directory)
 
     def generate(prompt: list[int], max_tokens: int) -> Answer:

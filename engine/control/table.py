@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engine.buckets import bucket_of
-from planner.plan.errors import ProfileError
+from engine.control.errors import ProfileError
 
 Floats = NDArray[np.float64]
 
