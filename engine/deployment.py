@@ -9,7 +9,7 @@ from deployments.spec import DeploymentSpec
 from deployments.speculation import NoSpeculation
 from engine.backend import open_backend
 from engine.compiled_runner import CompiledRunner
-from engine.control.planned import PlannedPolicy
+from engine.control.controller import Controller
 from engine.drafters import prepare
 from engine.engine import Engine
 from engine.manifest import EngineError, check_fits, load_manifest
@@ -92,13 +92,14 @@ def open_engine(
         max_request_seconds=embedded.max_request_seconds,
         prefill_chunk=embedded.prefill_chunk,
         idle_prefill_chunk=embedded.idle_prefill_chunk,
-        max_draft_length=getattr(spec.speculation, "draft_length", 0),
+        max_draft_length=max(getattr(each.speculation, "draft_length", 0) for each in drafting(spec)),
         kv_cache_reuse=embedded.kv_cache_reuse,
     )
     opened = {name: [each.open(backend, num_blocks) for each in group] for name, group in prepared.items()}
     policy: DraftPolicy
     if plan is not None:
-        policy = PlannedPolicy(plan, named_apart(opened))
+        planned = {name: group for name, group in opened.items() if name in plan.served}
+        policy = Controller(plan, named_apart(planned), slots)
     else:
         (group,) = opened.values()
         policy = ScheduledPolicy(

@@ -5,11 +5,11 @@ step of each request that it has begun, whoever drafted, so that the policy may 
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from engine.events import EngineStatistics
-from engine.policy import Assignment, Choice, DraftPolicy, Proposal
+from engine.policy import Assignment, Choice, DraftCost, DraftPolicy, Proposal
 from engine.running import RunningRequest
 from engine.target_access import RunnerAccess
 from speculators.base import Speculator
@@ -27,6 +27,11 @@ class Drafting:
         max_given: most tokens of a draft that comes with a request.
         share: most tokens that a speculator may catch up with in one step.
         statistics: whose `draft_seconds` count the time that all of it takes.
+        clock: seconds.
+
+    Attributes:
+        spent: of the last step, by speculator.
+        proposing_seconds: of all of them, and of the policy's choice.
 
     Raises:
         ValueError: two speculators have the same name.
@@ -40,6 +45,7 @@ class Drafting:
         max_given: int,
         share: int,
         statistics: EngineStatistics,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._given = GivenDrafts(max_given)
         self.speculators: Mapping[str, Speculator] = {
@@ -49,7 +55,9 @@ class Drafting:
             names = [each.name for each in policy.speculators]
             raise ValueError(f"speculators of one engine need different names, none of them {GIVEN}: {names}")
         self._policy, self._access = policy, access
-        self._share, self._statistics = share, statistics
+        self._share, self._statistics, self._clock = share, statistics, clock
+        self.spent: dict[str, DraftCost] = {}
+        self.proposing_seconds = 0.0
         for each in policy.speculators:
             if each.requirements.drafts_with_target:
                 each.bind(access)
@@ -72,31 +80,33 @@ class Drafting:
 
     def propose(self, running: Sequence[RunningRequest]) -> list[Proposal]:
         """What the speculators that the policy has chosen would have verified."""
-        started = time.perf_counter()
+        started = self._clock()
+        self.spent = {}
         with self._access.lent():
             proposals = self._proposals(self._caught_up(self._assigned(running)))
-        self._statistics.draft_seconds += time.perf_counter() - started
+        self.proposing_seconds = self._clock() - started
+        self._statistics.draft_seconds += self.proposing_seconds
         return proposals
 
     def select(self, proposals: Sequence[Proposal]) -> dict[int, Proposal]:
         """What of it is verified in this step, by request id."""
-        started = time.perf_counter()
+        started = self._clock()
         selected = {proposal.item.id: proposal for proposal in proposals}
         ours = [proposal for proposal in proposals if proposal.speculator != GIVEN]
         for proposal, tree in zip(ours, self._policy.select(ours), strict=True):
             if tree is not proposal.tree:
                 selected[proposal.item.id] = replace(proposal, tree=tree)
-        self._statistics.draft_seconds += time.perf_counter() - started
+        self._statistics.draft_seconds += self._clock() - started
         return selected
 
     def observe(self, item: RunningRequest, proposal: Proposal | None, outcome: StepOutcome) -> None:
         """Tell everybody what became of a step of a request that somebody may draft for."""
-        started = time.perf_counter()
+        started = self._clock()
         for name in item.speculators:
             self.speculators[name].observe(item.id, outcome)
         if item.speculates:
             self._policy.learn(proposal, item, outcome)
-        self._statistics.draft_seconds += time.perf_counter() - started
+        self._statistics.draft_seconds += self._clock() - started
 
     def finish(self, item: RunningRequest) -> None:
         """A request that was admitted has ended."""
@@ -125,7 +135,9 @@ class Drafting:
                 asked.setdefault(choice.speculator, []).append(item.id)
         behind: set[tuple[str, int]] = set()
         for name, ids in asked.items():
+            started = self._clock()
             left = self.speculators[name].catch_up(ids, self._share)
+            self.spent[name] = DraftCost(ms=(self._clock() - started) * 1e3)
             behind.update((name, identity) for identity, rows in zip(ids, left, strict=True) if rows)
         return [
             (item, [each for each in choices if each.budget > 0 and (each.speculator, item.id) not in behind])
@@ -143,7 +155,11 @@ class Drafting:
             asking = []
             for name, mine in groups.items():
                 budgets = [choices[0].budget for _, choices in mine]
+                started, spent = self._clock(), self.spent.setdefault(name, DraftCost())
                 trees = self.speculators[name].propose([item.id for item, _ in mine], budgets)
+                spent.ms += (self._clock() - started) * 1e3
+                spent.requests += len(mine)
+                spent.budget = max(spent.budget, *budgets)
                 for (item, choices), proposed in zip(mine, trees, strict=True):
                     tree = self._within(item, proposed)
                     if len(tree):

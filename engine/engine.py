@@ -14,7 +14,7 @@ Example::
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,12 @@ from engine.accounting import count
 from engine.drafting import Drafting
 from engine.events import EngineStatistics, Event, Sink
 from engine.gate import Release, StepCount
-from engine.policy import DraftPolicy, Proposal
+from engine.policy import DraftPolicy, Proposal, StepCost
 from engine.prefix_cache import PrefixCache
 from engine.request import GenerationRequest
 from engine.runner import Runner
 from engine.running import RunningRequest
-from engine.scheduler import EngineLimits, Scheduler
+from engine.scheduler import EngineLimits, Part, Scheduler
 from engine.target_access import RunnerAccess
 from speculators.outcome import StepOutcome
 
@@ -37,12 +37,24 @@ from speculators.outcome import StepOutcome
 class Engine:
     """Serves generation requests on one runner, with the speculators of one policy.
 
+    Args:
+        runner: runs the target.
+        policy: says who drafts.
+        limits: what is taken on.
+        clock: seconds, by which steps are timed.
+
     Raises:
         ValueError: the runner's cache or positions are too short for one request of the greatest length, it lacks
             hidden states or weights of blocks that a speculator needs, or two speculators have the same name.
     """
 
-    def __init__(self, runner: Runner, policy: DraftPolicy, limits: EngineLimits) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        policy: DraftPolicy,
+        limits: EngineLimits,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         needs = [each.requirements for each in policy.speculators]
         scratch = max((each.scratch_rows for each in needs), default=0)
         rows = runner.num_blocks * runner.block_size - scratch
@@ -60,6 +72,7 @@ class Engine:
         if weighs and not runner.most_weighed:
             raise ValueError("speculators need to know what attention blocks get; the runner does not tell")
         self.limits = limits
+        self.policy, self._clock = policy, clock
         drafted = [each.max_draft_length for each in policy.speculators]
         self.statistics = EngineStatistics(max([*drafted, limits.max_draft_length]))
         self._runner = runner
@@ -77,6 +90,7 @@ class Engine:
             max_given=limits.max_draft_length,
             share=max(limits.prefill_chunk, limits.idle_prefill_chunk),
             statistics=self.statistics,
+            clock=clock,
         )
         self._accept = Acceptance(
             runner, list(layers), max((each.target_tokens for each in needs), default=0)
@@ -120,7 +134,7 @@ class Engine:
 
     def step(self) -> bool:
         """Run one step; False if there was nothing to do."""
-        started = time.perf_counter()
+        started = self._clock()
         for item, error in self._scheduler.late():
             self._fail(item, error)
         self._admit()
@@ -133,8 +147,21 @@ class Engine:
         self._learn(self._accept(parts, logits), drafts)
         self._scheduler.observe_load(self.statistics)
         self.statistics.steps += 1
-        self.statistics.step_seconds += time.perf_counter() - started
+        seconds = self._clock() - started
+        self.statistics.step_seconds += seconds
+        self.policy.ran(self._cost(parts, seconds))
         return True
+
+    def _cost(self, parts: Sequence[Part], seconds: float) -> StepCost:
+        drafts = self._drafting.spent
+        drafting = self._drafting.proposing_seconds
+        return StepCost(
+            rows=sum(len(part.batch.tokens) for part in parts if not part.reads),
+            reads=any(part.reads for part in parts),
+            verify_ms=(seconds - drafting) * 1e3,
+            draft_ms=drafting * 1e3,
+            drafts=drafts,
+        )
 
     def _admit(self) -> None:
         for item in self._scheduler.admit(self.statistics):

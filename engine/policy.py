@@ -11,7 +11,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +48,40 @@ class Proposal:
     tree: TokenTree
 
 
+@dataclass(slots=True)
+class DraftCost:
+    """What drafting with one speculator took in a step.
+
+    Attributes:
+        requests: that it was asked for.
+        budget: nodes that it was asked for, at most.
+        ms: milliseconds, with those of reading what it had to read before.
+    """
+
+    requests: int = 0
+    budget: int = 0
+    ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What a step took.
+
+    Attributes:
+        rows: tokens of the requests that decode: roots and nodes.
+        reads: whether prompts were read, too.
+        verify_ms: milliseconds of all but drafting.
+        draft_ms: milliseconds of drafting.
+        drafts: by speculator.
+    """
+
+    rows: int
+    reads: bool
+    verify_ms: float
+    draft_ms: float
+    drafts: Mapping[str, DraftCost]
+
+
 class DraftPolicy(Protocol):
     """Decides about drafts. A request that brings its own draft is never its business.
 
@@ -73,6 +107,9 @@ class DraftPolicy(Protocol):
 
     def learn(self, proposal: Proposal | None, item: RunningRequest, outcome: StepOutcome) -> None:
         """See a step of a request; `proposal` is what was verified, None if nothing was proposed."""
+
+    def ran(self, cost: StepCost) -> None:
+        """See what a step took, after all that became of it has been learned."""
 
     def end(self, item: RunningRequest) -> None:
         """Forget a request."""
@@ -131,6 +168,9 @@ class StaticPolicy:
             used.append(lengths.first)
         for length in used:
             length.update(tree.drafted, tree.depth, outcome.accepted)
+
+    def ran(self, cost: StepCost) -> None:
+        pass
 
     def end(self, item: RunningRequest) -> None:
         self._lengths.pop(item.id, None)

@@ -11,6 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from deployments.spec import DeploymentSpec
+from engine.control.controller import Controller
 from engine.deadlines import check_one_shot
 from engine.deployment import open_engine
 from engine.events import Event
@@ -60,6 +61,8 @@ class GenerationModel:
         pb_utils.Logger.log_info(f"attention of {arguments['model_name']}: " + ", ".join(attention.values()))
         if not self._drafts:  # whose steps say nothing about the output
             metrics.declare_speculation("engine")
+        if isinstance(engine.policy, Controller):
+            metrics.declare_decisions(engine.policy.decisions)
         metrics.publish()
         self._inputs = input_names(arguments)
         self._end_ids = frozenset(runner.manifest.end_ids)

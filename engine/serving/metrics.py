@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import triton_python_backend_utils as pb_utils
 
+from engine.control.decisions import Decisions, LevelCounts
 from engine.events import EngineStatistics
 from engine.scheduler import EngineLimits
 
@@ -116,6 +117,41 @@ class EngineMetrics:
         """Which kernel runs, and what the cache is in; see `engine.backend.PagedNetwork`."""
         family = self._family("drafthouse_attention_info", "Attention kernel and KV cache, in the labels")
         self._add(family, dict(attention), lambda: 1.0)
+
+    def declare_decisions(self, decisions: Decisions) -> None:
+        """What a controller chose at which batch, what it expected of that, and what came."""
+        chosen = {
+            "drafthouse_plan_steps_total": ("Steps by what was drafted with", "steps"),
+            "drafthouse_plan_draft_tokens_total": ("Draft tokens that were verified in them", "nodes"),
+        }
+        for name, (description, key) in chosen.items():
+            family = self._family(name, description, counter=True)
+            for batch, counts in decisions.levels.items():
+                values: Mapping[str, int] = getattr(counts, key)
+                for deployment in values:
+                    labels = {"batch": str(batch), "deployment": deployment}
+                    self._add(family, labels, partial(values.__getitem__, deployment), counter=True)
+        compared: dict[str, tuple[str, Mapping[str, Callable[[LevelCounts], float]]]] = {
+            "drafthouse_plan_tokens_total": (
+                "Tokens of steps: expected, and emitted",
+                {"expected": lambda now: now.expected_tokens, "emitted": lambda now: now.emitted_tokens},
+            ),
+            "drafthouse_plan_seconds_total": (
+                "Time of steps that read no prompt: by the plan's table, by the corrected one, and by the clock",
+                {
+                    "planned": lambda now: now.planned_ms / 1e3,
+                    "expected": lambda now: now.expected_ms / 1e3,
+                    "measured": lambda now: now.measured_ms / 1e3,
+                },
+            ),
+        }
+        for name, (description, sources) in compared.items():
+            family = self._family(name, description, counter=True)
+            for batch, counts in decisions.levels.items():
+                for source, value in sources.items():
+                    self._add(
+                        family, {"batch": str(batch), "source": source}, partial(value, counts), counter=True
+                    )
 
     def declare_load(self, limits: EngineLimits, cache: _Cache) -> None:
         """Requests by state, and cache blocks."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from engine.policy import Assignment, DraftPolicy, Proposal
+from engine.policy import Assignment, DraftPolicy, Proposal, StepCost
 from engine.running import RunningRequest
 from speculators.match import Repetition
 from speculators.outcome import StepOutcome
@@ -86,6 +86,9 @@ class RecordingPolicy:
             found = follow(outcome.tree, outcome.emitted)
             self.drafts[item.id].append(replace(found, context=text.length, match=text.match))
         text.extend(outcome.emitted)
+
+    def ran(self, cost: StepCost) -> None:
+        self._policy.ran(cost)
 
     def end(self, item: RunningRequest) -> None:
         del self._texts[item.id]

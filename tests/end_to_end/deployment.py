@@ -23,6 +23,7 @@ from build.targets.architecture import Architecture
 from deploy.server import ServerProcess, free_ports
 from deploy.triton import TritonServer
 from deployments.spec import DeploymentSpec
+from engine.planned import drafting
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
 from tests.end_to_end.tiny_tokenizers import END_ID, write_tokenizer
 
@@ -148,13 +149,14 @@ def deployed(
     engine_directory, log = folder / "engine", folder / "triton.log"
     length = spec.embedded.max_sequence_length
     compile_engine(target, engine_directory, precision=spec.embedded.precision, max_sequence_length=length)
-    compile_speculator(
-        spec.speculation,
-        engine_directory.with_name(spec.speculator_directory.name),
-        target=target,
-        precision=spec.speculator_precision,
-        max_sequence_length=length,
-    )
+    for each in drafting(spec):
+        compile_speculator(
+            each.speculation,
+            engine_directory.with_name(each.speculator_directory.name),
+            target=target,
+            precision=each.speculator_precision,
+            max_sequence_length=length,
+        )
     repository = assemble_repository(spec, engine_directory, folder / "repository")
     for name, changes in more_bls.items():
         _copy_bls(repository, name, changes)

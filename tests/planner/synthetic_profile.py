@@ -48,7 +48,7 @@ def points(
 def chain(accepted: int, drafted: int) -> StepRecord:
     """A chain of which so many tokens were accepted."""
     reached = min(accepted + 1, drafted)
-    return StepRecord(drafted, drafted, (1,) * reached, (0,) * accepted, tuple(range(accepted)))
+    return StepRecord(drafted, drafted, (1,) * reached, (0,) * accepted, tuple(range(accepted)), match=1)
 
 
 def records(

@@ -1,0 +1,317 @@
+"""The adaptive policy: in every step what brings most tokens for its time, drafting nothing included.
+
+What the first B nodes of a step bring is known in expectation (`engine.control.survival`), and what they cost
+(`engine.control.costs`). Most tokens a millisecond over many steps are had by verifying those nodes whose tokens are
+worth more than their time, where a millisecond is worth the tokens that it brings on average at this batch (Dinkelbach,
+"On nonlinear fractional programming", 1967): B maximises tokens(B) - worth x milliseconds(B). As costs rise in steps,
+all B are looked at. Prompts that are read in the same step change nothing in that, since their time passes either way.
+
+Before drafting, the same is asked of each way of drafting and length, with the time of drafting added. Lookups cost
+next to nothing; they are always asked, and what they find counts.
+
+What is not tried is not known. So now and then, where it is in doubt how two choices compare, the other one is taken
+for a step; a drafter that costs something is tried for one request alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from engine.control.costs import LiveCosts
+from engine.control.decisions import NONE, Decisions
+from engine.control.state import Proposed, RequestState, Step, Way, Worth
+from engine.control.survival import Fate, History, SurvivalEstimate
+from engine.plan import Plan, PlannedDeployment
+from engine.policy import Assignment, Choice, Proposal, StepCost
+from engine.running import RunningRequest
+from speculators.base import Speculator
+from speculators.match import Repetition
+from speculators.outcome import StepOutcome
+from speculators.tree import EMPTY, TokenTree
+
+_TIE = 0.002  # of a step's tokens: no reason to draft more
+_CHEAP = 0.03  # of a step: drafting that takes less is not weighed
+_DOUBT = 0.15  # standard deviation of the logarithm of a cost above which it is tried again
+_BETWEEN_TRIALS = 16  # steps of a batch
+_BETWEEN_DRAFTER_TRIALS = 128
+_TRIAL = 8  # steps that a drafter which has fallen behind gets to come back for a trial
+_ASLEEP, _AWAKE_EVERY = 64, 8  # lookups whose drafts are never worth it are asked in every eighth step
+_KEPT_UP = 256  # tokens that a drafter may fall behind of a request before it is made to read them
+
+
+class Controller:
+    """The methods are those of `engine.policy.DraftPolicy`.
+
+    Args:
+        plan: what was measured.
+        deployments: the speculators of each deployment of the plan that is served, the one to be asked first in front.
+        most_requests: at once.
+    """
+
+    def __init__(
+        self, plan: Plan, deployments: Mapping[str, Sequence[Speculator]], most_requests: int
+    ) -> None:
+        self.speculators: Sequence[Speculator] = [each for group in deployments.values() for each in group]
+        self.costs = LiveCosts(plan.verify_costs, plan.buckets)
+        self.ways = {
+            name: self._way(name, group, plan.deployments[name]) for name, group in deployments.items()
+        }
+        self.decisions = Decisions(list(self.ways), most_requests)
+        self._of = {each.name: way for way in self.ways.values() for each in way.speculators}
+        self._requests: dict[int, RequestState] = {}
+        self._worths: dict[int, Worth] = {}
+        self._step: Step | None = None
+        self._proposed: dict[int, Proposed] = {}
+
+    def begin(self, item: RunningRequest) -> bool:
+        asked = item.request.draft_length
+        if asked == 0 or not self.ways:
+            return False
+        histories = {name: History() for name in self.ways}
+        self._requests[item.id] = RequestState(Repetition(item.request.prompt), asked, histories)
+        return True
+
+    def assign(self, running: Sequence[RunningRequest]) -> list[Assignment]:
+        self._proposed = {}
+        decoding = [item for item in running if not item.in_prefill]
+        if not decoding:
+            self._step = None
+            return [self._kept_up(item, None) for item in running]
+        context = sum(item.cached for item in decoding) / len(decoding)
+        self._step = step = Step(len(decoding), context, self._worths.setdefault(len(decoding), Worth()))
+        able = {item.id: item for item in decoding if item.id in self._requests and item.room > 0}
+        most = len(decoding) * (1 + max((way.most for way in self.ways.values()), default=0))
+        step.verify = self.costs.milliseconds(context, len(decoding), most)
+        chosen = self._chosen(step, list(able.values()))
+        return [self._assignment(item, chosen.get(item.id)) for item in running]
+
+    def select(self, proposals: Sequence[Proposal]) -> list[TokenTree]:
+        step = self._step
+        if step is None:
+            return [proposal.tree for proposal in proposals]
+        made = [self._made(proposal) for proposal in proposals]
+        pool = sorted(
+            (
+                (value, place)
+                for place, each in enumerate(made)
+                for value in each.way.survival(each.match, each.history, each.tree.scores, each.tree.drafted)
+            ),
+            key=lambda pair: -pair[0],
+        )
+        kept = [0] * len(proposals)
+        for value, place in pool[: self._count(step, [value for value, _ in pool])]:
+            kept[place] += 1
+            step.expected += value
+        for each, size in zip(made, kept, strict=True):
+            step.nodes[each.way.name] = step.nodes.get(each.way.name, 0) + size
+        self._tell(step)
+        return [_first(each.tree, size) for each, size in zip(made, kept, strict=True)]
+
+    def learn(self, proposal: Proposal | None, item: RunningRequest, outcome: StepOutcome) -> None:
+        request = self._requests[item.id]
+        request.text.extend(outcome.emitted)
+        if outcome.reads_prompt:
+            return
+        if self._step is not None:
+            self.decisions.at(self._step.decoding).emitted_tokens += len(outcome.emitted)
+        if (made := self._proposed.get(item.id)) is not None:
+            self._watch(request, made, outcome)
+        for name, fate in list(request.fates.items()):
+            if fate.follow(outcome.emitted):
+                self._learn(self.ways[name], request, fate)
+                del request.fates[name]
+
+    def ran(self, cost: StepCost) -> None:
+        step = self._step
+        if step is None:
+            return
+        counts = self.decisions.at(step.decoding)
+        if cost.reads or cost.rows < step.decoding:
+            return
+        rows = min(cost.rows - step.decoding, len(step.verify) - 1)
+        counts.planned_ms += self.costs.planned(step.context, step.decoding, cost.rows)
+        counts.expected_ms += step.verify[rows] + step.drafting_ms
+        counts.measured_ms += cost.verify_ms + cost.draft_ms
+        self.costs.learn(step.context, step.decoding, cost.rows, cost.verify_ms)
+        for name, asked in cost.drafts.items():
+            way = self._of.get(name)
+            if way is not None and way.costs is not None and asked.requests and asked.budget:
+                way.costs.learn(step.context, asked.requests, asked.requests * asked.budget, asked.ms)
+
+    def end(self, item: RunningRequest) -> None:
+        self._requests.pop(item.id, None)
+
+    def _way(self, name: str, group: Sequence[Speculator], planned: PlannedDeployment) -> Way:
+        most = max(each.max_draft_length for each in group)
+        dear = bool(planned.draft_costs) and max(
+            point.ms for point in planned.draft_costs if point.batch == 1
+        ) > _CHEAP * self.costs.planned(0, 1, 1)
+        costs = LiveCosts(planned.draft_costs) if dear else None
+        return Way(name, group, SurvivalEstimate(planned.survival, most), costs)
+
+    def _longest(self, item: RunningRequest) -> int:
+        """Nodes that a draft for a request may have now."""
+        most = self._requests[item.id].most
+        longest = max((way.most for way in self.ways.values()), default=0)
+        return max(0, min(item.room, longest, longest if most is None else most))
+
+    def _before(self, item: RunningRequest, way: Way) -> list[float]:
+        """Survival of a draft that has not been made yet."""
+        request = self._requests[item.id]
+        count = min(way.most, self._longest(item))
+        return way.survival(request.text.match, request.histories[way.name].value, None, count)
+
+    def _chosen(self, step: Step, able: Sequence[RunningRequest]) -> dict[int, tuple[Way, int]]:
+        """By request, who drafts for it and how many nodes at most."""
+        cheap = [way for way in self.ways.values() if way.costs is None]
+        dear = [way for way in self.ways.values() if way.costs is not None]
+        chosen: dict[int, tuple[Way, int]] = {}
+        lookups: dict[int, list[float]] = {}
+        for item in able:
+            found = [(self._before(item, way), way) for way in cheap] if dear or len(cheap) > 1 else []
+            row, way = (
+                max(found, key=lambda pair: sum(pair[0])) if found else ([], cheap[0] if cheap else None)
+            )
+            lookups[item.id] = row
+            if way is not None and not self._asleep(step):
+                chosen[item.id] = way, way.most
+        best, drafter = self._value(step, lookups.values(), 0.0), None
+        for way in dear:
+            way.unused += 1
+            rows = {item.id: self._before(item, way) for item in able}
+            for size in range(1, way.most + 1):
+                asked = [row for row in rows.values() if len(row) >= size]
+                if not asked:
+                    break
+                milliseconds = self._drafting(way, step, len(asked), size)
+                mixed = [max(row[:size], lookups[identity], key=sum) for identity, row in rows.items()]
+                value = self._value(step, mixed, milliseconds)
+                if value > best + _TIE * step.decoding:
+                    best, drafter = value, (way, size, rows, milliseconds)
+        if drafter is not None:
+            way, size, rows, step.drafting_ms = drafter
+            for identity, row in rows.items():
+                if row and sum(row[:size]) >= sum(lookups[identity]):
+                    chosen[identity] = way, size
+        for way in dear:
+            self._try(way, able, chosen)
+        return chosen
+
+    def _value(self, step: Step, rows: Iterable[Sequence[float]], milliseconds: float) -> float:
+        """Tokens beyond one a request, less what the time that they take is worth."""
+        pool = sorted((value for row in rows for value in row), reverse=True)
+        return self._best(step, pool, step.verify)[1] - step.rate * milliseconds
+
+    def _best(self, step: Step, pool: Sequence[float], verify: Sequence[float]) -> tuple[int, float]:
+        """How many of these nodes, the likeliest first, are worth their verification, and by how much."""
+        rate, first = step.rate, verify[0]
+        tie = _TIE * step.decoding
+        count, best, tokens = 0, 0.0, 0.0
+        for size, value in enumerate(pool[: len(verify) - 1], start=1):
+            tokens += value
+            net = tokens - rate * (verify[size] - first)
+            if net > best + tie:
+                count, best = size, net
+        return count, best
+
+    def _count(self, step: Step, pool: Sequence[float]) -> int:
+        """Nodes to verify: the best, or for a trial what is not known well."""
+        count, _ = self._best(step, pool, step.verify)
+        worth = step.worth
+        worth.since_trial += 1
+        if worth.since_trial < _BETWEEN_TRIALS or not pool:
+            return count
+        near = pool[: 2 * max(count, step.decoding)]
+        for doubt in (1.0, -1.0):
+            # What would be best if more nodes cost less than is thought, or more.
+            costs = self.costs.milliseconds(
+                step.context, step.decoding, step.decoding + len(step.verify) - 1, doubt
+            )
+            other, _ = self._best(step, near, costs)
+            if self.costs.doubt(step.context, step.decoding, count, other) > _DOUBT:
+                worth.since_trial = 0
+                return other
+        return count
+
+    def _tell(self, step: Step) -> None:
+        """Put down what was decided, and what it is expected to bring."""
+        worth, counts, nodes = step.worth, self.decisions.at(step.decoding), sum(step.nodes.values())
+        worth.idle = 0 if nodes else worth.idle + 1
+        took = step.verify[min(nodes, len(step.verify) - 1)] + step.drafting_ms
+        worth.add(1 + step.expected / step.decoding, took / step.verify[0])
+        for name in [name for name, count in step.nodes.items() if count] or [NONE]:
+            counts.steps[name] += 1
+            counts.nodes[name] += step.nodes.get(name, 0)
+        counts.expected_tokens += step.decoding + step.expected
+
+    def _drafting(self, way: Way, step: Step, requests: int, size: int) -> float:
+        assert way.costs is not None
+        return way.costs.milliseconds(step.context, requests, requests * size)[-1]
+
+    def _asleep(self, step: Step) -> bool:
+        idle = step.worth.idle
+        return idle >= _ASLEEP and idle % _AWAKE_EVERY != 0
+
+    def _try(self, way: Way, able: Sequence[RunningRequest], chosen: dict[int, tuple[Way, int]]) -> None:
+        """Let a drafter that has not been used for long draft for one request."""
+        if any(found is way for found, _ in chosen.values()):
+            return
+        if able and way.unused >= _BETWEEN_DRAFTER_TRIALS:
+            item = min(able, key=lambda item: item.cached - self._requests[item.id].read.get(way.name, 0))
+            chosen[item.id] = way, way.most
+            if way.unused >= _BETWEEN_DRAFTER_TRIALS + _TRIAL:
+                way.unused = 0
+
+    def _assignment(self, item: RunningRequest, chosen: tuple[Way, int] | None) -> Assignment:
+        kept_up = self._kept_up(item, chosen[0] if chosen else None)
+        if chosen is None:
+            return kept_up
+        way, size = chosen
+        self._requests[item.id].read[way.name] = item.cached
+        budget = min(size, self._longest(item))
+        return [*(Choice(each.name, budget) for each in way.speculators), *kept_up]
+
+    def _kept_up(self, item: RunningRequest, but: Way | None) -> list[Choice]:
+        """Drafters that are not asked and would fall too far behind of a request."""
+        request = self._requests.get(item.id)
+        if request is None:
+            return []
+        found: list[Choice] = []
+        for way in self.ways.values():
+            if way is but or way.costs is None:
+                continue
+            expected = item.in_prefill and way.unused < _BETWEEN_DRAFTER_TRIALS
+            if expected or item.cached - request.read.get(way.name, 0) >= _KEPT_UP:
+                request.read[way.name] = item.cached
+                found += [Choice(each.name, 0) for each in way.speculators]
+        return found
+
+    def _made(self, proposal: Proposal) -> Proposed:
+        way, request = self._of[proposal.speculator], self._requests[proposal.item.id]
+        way.unused = 0
+        made = Proposed(proposal.tree, way, request.text.match, request.histories[way.name].value)
+        self._proposed[proposal.item.id] = made
+        return made
+
+    def _watch(self, request: RequestState, made: Proposed, outcome: StepOutcome) -> None:
+        """Follow what becomes of a draft: of all of it if it is a chain, else of what was verified."""
+        way, tree = made.way, made.tree
+        if tree.is_chain:
+            if way.name not in request.fates:
+                request.fates[way.name] = Fate(tree.tokens, made.match, made.history, tree.scores)
+        elif outcome.tree.drafted:
+            labels = [node in outcome.path for node in range(outcome.tree.drafted)]
+            way.survival.learn(made.match, made.history, tree.scores, labels)
+            request.histories[way.name].add(sum(labels), way.survival.expected(made.match, len(labels)))
+
+    def _learn(self, way: Way, request: RequestState, fate: Fate) -> None:
+        labels = [node < fate.at for node in range(len(fate.tokens))]
+        way.survival.learn(fate.match, fate.history, fate.scores, labels)
+        request.histories[way.name].add(fate.at, way.survival.expected(fate.match, len(labels)))
+
+
+def _first(tree: TokenTree, size: int) -> TokenTree:
+    """Its first nodes, with its probes if it is whole; nothing of a draft of which no node is worth it."""
+    if not size:
+        return EMPTY
+    return tree if size >= tree.drafted else tree.truncate(size)

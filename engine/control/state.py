@@ -1,0 +1,100 @@
+"""What a controller keeps in mind: of its ways of drafting, of requests, of batches, and of a step in the making."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.control.costs import LiveCosts
+from engine.control.survival import Fate, History, SurvivalEstimate
+from speculators.base import Speculator
+from speculators.match import Repetition
+from speculators.tree import TokenTree
+
+_MEMORY = 0.98  # of the average worth of a step, with each further one
+
+
+@dataclass(slots=True)
+class Way:
+    """A deployment's drafting.
+
+    Attributes:
+        name: of the deployment.
+        speculators: the one to be asked first in front.
+        survival: of its drafts.
+        costs: of drafting, by requests and nodes; None where it costs next to nothing.
+        unused: steps since it last drafted.
+    """
+
+    name: str
+    speculators: Sequence[Speculator]
+    survival: SurvivalEstimate
+    costs: LiveCosts | None
+    unused: int = 0
+
+    @property
+    def most(self) -> int:
+        """Nodes of its longest draft."""
+        return max(each.max_draft_length for each in self.speculators)
+
+
+@dataclass(slots=True)
+class RequestState:
+    """What is known of a running request: its text's repetitions, and by way of drafting how it fared.
+
+    `most` is the longest draft that it asked for, `read` how many of its tokens have been read by drafters that cost
+    something.
+    """
+
+    text: Repetition
+    most: int | None
+    histories: dict[str, History]
+    fates: dict[str, Fate] = field(default_factory=dict)
+    read: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """A draft as it was made, and what was known then."""
+
+    tree: TokenTree
+    way: Way
+    match: int
+    history: float
+
+
+@dataclass(slots=True)
+class Worth:
+    """Of a step at a batch: tokens and milliseconds in relation to those of plain decoding, averages of late."""
+
+    tokens: float = 1.0
+    milliseconds: float = 1.0
+    since_trial: int = 0
+    idle: int = 0  # steps in a row of which nothing was verified
+
+    steps: int = 0
+
+    def add(self, tokens: float, milliseconds: float) -> None:
+        """Take in a step: the first few count as much as all before them."""
+        self.steps += 1
+        share = max(1 - _MEMORY, 1 / (1 + self.steps))
+        self.tokens += share * (tokens - self.tokens)
+        self.milliseconds += share * (milliseconds - self.milliseconds)
+
+
+@dataclass(slots=True)
+class Step:
+    """A step in the making: requests that decode, and what so many tokens cost."""
+
+    decoding: int
+    context: float
+    worth: Worth
+    verify: list[float] = field(default_factory=list)
+    drafting_ms: float = 0.0
+    nodes: dict[str, int] = field(default_factory=dict)
+    expected: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Tokens that a millisecond is worth."""
+        return self.worth.tokens / self.worth.milliseconds * self.decoding / self.verify[0]
