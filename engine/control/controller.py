@@ -17,6 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.control.costs import LiveCosts
 from engine.control.decisions import NONE, Decisions
 from engine.control.state import Proposed, RequestState, Step, Way, Worth
@@ -29,6 +32,7 @@ from speculators.match import Repetition
 from speculators.outcome import StepOutcome
 from speculators.tree import EMPTY, TokenTree
 
+Floats = NDArray[np.float64]
 _TIE = 0.002  # of a step's tokens: no reason to draft more
 _CHEAP = 0.03  # of a step: drafting that takes less is not weighed
 _DOUBT = 0.15  # standard deviation of the logarithm of a cost above which it is tried again
@@ -90,18 +94,15 @@ class Controller:
         if step is None:
             return [proposal.tree for proposal in proposals]
         made = [self._made(proposal) for proposal in proposals]
-        pool = sorted(
-            (
-                (value, place)
-                for place, each in enumerate(made)
-                for value in each.way.survival(each.match, each.history, each.tree.scores, each.tree.drafted)
-            ),
-            key=lambda pair: -pair[0],
-        )
-        kept = [0] * len(proposals)
-        for value, place in pool[: self._count(step, [value for value, _ in pool])]:
-            kept[place] += 1
-            step.expected += value
+        expected = [
+            each.way.survival(each.match, each.history, each.tree.scores, each.tree.drafted) for each in made
+        ]
+        pool = np.asarray([value for row in expected for value in row])
+        order = np.argsort(-pool, kind="stable")
+        count = self._count(step, pool[order])
+        step.expected = float(pool[order[:count]].sum())
+        owners = np.repeat(np.arange(len(made)), [len(row) for row in expected])
+        kept = np.bincount(owners[order[:count]], minlength=len(made)).tolist()
         for each, size in zip(made, kept, strict=True):
             step.nodes[each.way.name] = step.nodes.get(each.way.name, 0) + size
         self._tell(step)
@@ -130,7 +131,7 @@ class Controller:
             return
         rows = min(cost.rows - step.decoding, len(step.verify) - 1)
         counts.planned_ms += self.costs.planned(step.context, step.decoding, cost.rows)
-        counts.expected_ms += step.verify[rows] + step.drafting_ms
+        counts.expected_ms += float(step.verify[rows]) + step.drafting_ms
         counts.measured_ms += cost.verify_ms + cost.draft_ms
         self.costs.learn(step.context, step.decoding, cost.rows, cost.verify_ms)
         for name, asked in cost.drafts.items():
@@ -199,27 +200,26 @@ class Controller:
 
     def _value(self, step: Step, rows: Iterable[Sequence[float]], milliseconds: float) -> float:
         """Tokens beyond one a request, less what the time that they take is worth."""
-        pool = sorted((value for row in rows for value in row), reverse=True)
-        return self._best(step, pool, step.verify)[1] - step.rate * milliseconds
+        pool = np.asarray([value for row in rows for value in row])
+        return self._best(step, -np.sort(-pool), step.verify)[1] - step.rate * milliseconds
 
-    def _best(self, step: Step, pool: Sequence[float], verify: Sequence[float]) -> tuple[int, float]:
+    def _best(self, step: Step, pool: Floats, verify: Floats) -> tuple[int, float]:
         """How many of these nodes, the likeliest first, are worth their verification, and by how much."""
-        rate, first = step.rate, verify[0]
-        tie = _TIE * step.decoding
-        count, best, tokens = 0, 0.0, 0.0
-        for size, value in enumerate(pool[: len(verify) - 1], start=1):
-            tokens += value
-            net = tokens - rate * (verify[size] - first)
-            if net > best + tie:
-                count, best = size, net
-        return count, best
+        pool = pool[: len(verify) - 1]
+        if not len(pool):
+            return 0, 0.0
+        net = np.cumsum(pool) - step.rate * (verify[1 : len(pool) + 1] - verify[0])
+        able = float(net.max()) - _TIE * step.decoding
+        if able <= 0:
+            return 0, 0.0
+        count = int((net >= able).argmax()) + 1
+        return count, float(net[count - 1])
 
-    def _count(self, step: Step, pool: Sequence[float]) -> int:
+    def _count(self, step: Step, pool: Floats) -> int:
         """Nodes to verify: the best, or for a trial what is not known well."""
         count, _ = self._best(step, pool, step.verify)
         worth = step.worth
-        worth.since_trial += 1
-        if worth.since_trial < _BETWEEN_TRIALS or not pool:
+        if (worth.steps + 1) % _BETWEEN_TRIALS or not len(pool):
             return count
         near = pool[: 2 * max(count, step.decoding)]
         for doubt in (1.0, -1.0):
@@ -229,7 +229,6 @@ class Controller:
             )
             other, _ = self._best(step, near, costs)
             if self.costs.doubt(step.context, step.decoding, count, other) > _DOUBT:
-                worth.since_trial = 0
                 return other
         return count
 
@@ -237,8 +236,8 @@ class Controller:
         """Put down what was decided, and what it is expected to bring."""
         worth, counts, nodes = step.worth, self.decisions.at(step.decoding), sum(step.nodes.values())
         worth.idle = 0 if nodes else worth.idle + 1
-        took = step.verify[min(nodes, len(step.verify) - 1)] + step.drafting_ms
-        worth.add(1 + step.expected / step.decoding, took / step.verify[0])
+        took = float(step.verify[min(nodes, len(step.verify) - 1)]) + step.drafting_ms
+        worth.add(1 + step.expected / step.decoding, took / float(step.verify[0]))
         for name in [name for name, count in step.nodes.items() if count] or [NONE]:
             counts.steps[name] += 1
             counts.nodes[name] += step.nodes.get(name, 0)
@@ -246,7 +245,7 @@ class Controller:
 
     def _drafting(self, way: Way, step: Step, requests: int, size: int) -> float:
         assert way.costs is not None
-        return way.costs.milliseconds(step.context, requests, requests * size)[-1]
+        return float(way.costs.milliseconds(step.context, requests, requests * size)[-1])
 
     def _asleep(self, step: Step) -> bool:
         idle = step.worth.idle

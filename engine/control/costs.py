@@ -23,6 +23,7 @@ _EVERYWHERE, _SHAPE, _NOISE = 1.0, 0.3, 0.01  # variances of the logarithm
 _PLANNED = 0.1  # share of them that is left where there is a plan
 _DRIFT = 0.0005  # share of what was known that is forgotten in a step
 _SHAKEN = 0.2  # likewise in one that took quite another time than was expected
+_FIRST, _SELDOM = 100, 4  # after so many steps one of four that are as expected is enough
 _SURPRISE = 2.5  # standard deviations above which that is so; more of them than this do not count
 _SHORTEST_CONTEXT = 256
 _CONTEXT_STEP = 128  # contexts that lie closer share a row of the table
@@ -50,13 +51,14 @@ class LiveCosts:
         self._unknown = _EVERYWHERE + _SHAPE * np.exp(-apart)
         self._covariance = _PLANNED * self._unknown
         self._field = np.zeros(len(grid))
+        self._steps = 0
         self._rows: dict[tuple[int, int, int], tuple[Floats, Floats]] = {}
 
     def planned(self, context: float, batch: int, tokens: int) -> float:
         """Milliseconds of a step of so many tokens in all by the table alone; beyond what was measured, its end."""
         return float(self._planned(context, batch, tokens)[0][-1])
 
-    def milliseconds(self, context: float, batch: int, most: int, doubt: float = 0.0) -> list[float]:
+    def milliseconds(self, context: float, batch: int, most: int, doubt: float = 0.0) -> Floats:
         """Of steps of `batch`, `batch` + 1, ... `most` tokens in all, never falling.
 
         Args:
@@ -71,8 +73,7 @@ class LiveCosts:
         if doubt:
             field = field - doubt * np.sqrt(self._apart(line))
         found = planned * np.exp(np.interp(octaves, self._sizes, field))
-        answer: list[float] = np.maximum.accumulate(found).tolist()
-        return answer
+        return np.asarray(np.maximum.accumulate(found))
 
     def doubt(self, context: float, batch: int, nodes: int, others: int) -> float:
         """Standard deviation of how steps of so many nodes in all compare, as a logarithm."""
@@ -91,7 +92,10 @@ class LiveCosts:
         column = self._covariance[:, cell]
         variance = float(column[cell]) + _NOISE
         limit, surprise = _SURPRISE * math.sqrt(variance), told - float(self._field[cell])
-        drift = _SHAKEN if abs(surprise) > limit else _DRIFT
+        self._steps += 1
+        if self._steps > _FIRST and self._steps % _SELDOM and abs(surprise) < limit:
+            return
+        drift = _SHAKEN if abs(surprise) > limit else _DRIFT * _SELDOM
         surprise = max(-limit, min(limit, surprise))
         self._field += column * (surprise / variance)
         self._covariance -= np.outer(column, column / variance)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.control.costs import LiveCosts
 from engine.control.survival import Fate, History, SurvivalEstimate
 from speculators.base import Speculator
 from speculators.match import Repetition
 from speculators.tree import TokenTree
 
+Floats = NDArray[np.float64]
 _MEMORY = 0.98  # of the average worth of a step, with each further one
 
 
@@ -69,7 +73,6 @@ class Worth:
 
     tokens: float = 1.0
     milliseconds: float = 1.0
-    since_trial: int = 0
     idle: int = 0  # steps in a row of which nothing was verified
 
     steps: int = 0
@@ -89,7 +92,7 @@ class Step:
     decoding: int
     context: float
     worth: Worth
-    verify: list[float] = field(default_factory=list)
+    verify: Floats = field(default_factory=lambda: np.zeros(1))
     drafting_ms: float = 0.0
     nodes: dict[str, int] = field(default_factory=dict)
     expected: float = 0.0
@@ -97,4 +100,4 @@ class Step:
     @property
     def rate(self) -> float:
         """Tokens that a millisecond is worth."""
-        return self.worth.tokens / self.worth.milliseconds * self.decoding / self.verify[0]
+        return self.worth.tokens / self.worth.milliseconds * self.decoding / float(self.verify[0])

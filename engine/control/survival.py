@@ -16,13 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine import plan as planned
 from speculators.match import LONGEST
 
+Floats = NDArray[np.float64]
 _EVERY = 50  # drafts between two fits
 _LEAST = 50  # observations of a node
-_MOST = 400  # observations that are kept of each
+_MOST = 400  # drafts that are kept
 _PRIOR = (0.0, 0.4, 0.0)  # intercept, slope of the request's history, slope of the drafter's confidence
 _RIDGE = 4.0
 _STEP = 1.0  # most that a fit moves a weight
@@ -89,13 +91,30 @@ class Fate:
 
 
 class _Observed:
-    """The newest observations of each node."""
+    """The newest drafts, a row each; of nodes that were not followed the weight is 0."""
 
     def __init__(self, most: int) -> None:
-        self.count = [0] * most
-        self.offset = np.zeros((most, _MOST))
-        self.features = np.zeros((most, _MOST, len(_PRIOR)))
-        self.label = np.zeros((most, _MOST))
+        self.count = 0
+        self.offset = np.zeros((_MOST, most))
+        self.history = np.zeros((_MOST, 1))
+        self.confidence = np.zeros((_MOST, most))
+        self.label = np.zeros((_MOST, most))
+        self.weight = np.zeros((_MOST, most))
+
+    def add(
+        self, offsets: Floats, history: float, confidence: Floats | None, accepted: Sequence[bool]
+    ) -> None:
+        """One draft, in the place of the oldest."""
+        row, nodes = self.count % _MOST, len(accepted)
+        self.count += 1
+        self.offset[row] = offsets
+        self.history[row] = history
+        self.confidence[row] = 0.0
+        if confidence is not None:
+            self.confidence[row, :nodes] = confidence
+        self.label[row, :nodes] = accepted
+        self.weight[row] = 0.0
+        self.weight[row, :nodes] = 1.0
 
 
 class SurvivalEstimate:
@@ -107,10 +126,10 @@ class SurvivalEstimate:
     """
 
     def __init__(self, counts: Sequence[planned.Survival], most: int) -> None:
-        self._offsets = _offsets(counts, most)
+        self._most, self._table = most, _offsets(counts, most)
+        self._offsets: list[list[float]] = self._table.tolist()
         self._weights = [list(_PRIOR) for _ in range(most)]
         self._observed = _Observed(most)
-        self._drafts = 0
         self.fits = 0
 
     def __call__(self, match: int, history: float, scores: Sequence[float] | None, count: int) -> list[float]:
@@ -134,42 +153,40 @@ class SurvivalEstimate:
         self, match: int, history: float, scores: Sequence[float] | None, accepted: Sequence[bool]
     ) -> None:
         """Take in which nodes of a draft were on the accepted path."""
-        offsets, seen = self._offsets[min(match, LONGEST)], self._observed
-        for node, label in enumerate(accepted[: len(offsets)]):
-            place = seen.count[node] % _MOST
-            seen.count[node] += 1
-            seen.offset[node, place] = offsets[node]
-            confidence = 0.0 if scores is None else _log_odds_of(scores[node]) - offsets[node]
-            seen.features[node, place] = (1.0, history, confidence)
-            seen.label[node, place] = label
-        self._drafts += 1
-        if self._drafts % _EVERY == 0:
+        labels = accepted[: self._most]
+        offsets = self._table[min(match, LONGEST)]
+        confidence = None
+        if scores is not None:
+            confidence = np.asarray([_log_odds_of(score) for score in scores[: len(labels)]])
+            confidence -= offsets[: len(labels)]
+        self._observed.add(offsets, history, confidence, labels)
+        if self._observed.count % _EVERY == 0:
             self._fit()
 
     def _fit(self) -> None:
-        """One Newton step for each node."""
+        """One Newton step for each node of which enough was seen."""
         self.fits += 1
-        for node, seen in enumerate(self._observed.count):
-            if seen < _LEAST:
-                continue
-            kept = min(seen, _MOST)
-            features = self._observed.features[node, :kept]
-            weights = np.asarray(self._weights[node])
-            chances = 1 / (1 + np.exp(-(self._observed.offset[node, :kept] + features @ weights)))
-            slope = features.T @ (self._observed.label[node, :kept] - chances)
-            slope -= _RIDGE * (weights - _PRIOR)
-            curvature = (features * (chances * (1 - chances))[:, None]).T @ features
-            curvature[np.diag_indices(len(_PRIOR))] += _RIDGE
-            weights = weights + np.clip(np.linalg.solve(curvature, slope), -_STEP, _STEP)
-            weights[1:] = np.maximum(weights[1:], 0.0)
-            self._weights[node] = weights.tolist()
+        seen = self._observed
+        kept = min(seen.count, _MOST)
+        weight, weights = seen.weight[:kept], np.asarray(self._weights)
+        history = np.broadcast_to(seen.history[:kept], weight.shape)
+        features = np.stack([np.ones_like(weight), history, seen.confidence[:kept]], axis=-1)
+        chances = 1 / (1 + np.exp(-(seen.offset[:kept] + (features * weights).sum(axis=-1))))
+        slope = np.einsum("dn,dnf->nf", weight * (seen.label[:kept] - chances), features)
+        curvature = np.einsum("dn,dnf,dng->nfg", weight * chances * (1 - chances), features, features)
+        slope -= _RIDGE * (weights - _PRIOR)
+        curvature += _RIDGE * np.eye(len(_PRIOR))
+        moved = weights + np.clip(np.linalg.solve(curvature, slope[..., None])[..., 0], -_STEP, _STEP)
+        moved[:, 1:] = np.maximum(moved[:, 1:], 0.0)
+        enough = weight.sum(axis=0) >= _LEAST
+        self._weights = np.where(enough[:, None], moved, weights).tolist()
 
 
 def _log_odds_of(score: float) -> float:
     return log_odds(math.exp(min(0.0, score)))
 
 
-def _offsets(counts: Sequence[planned.Survival], most: int) -> list[list[float]]:
+def _offsets(counts: Sequence[planned.Survival], most: int) -> Floats:
     """Log-odds by match length and node, never rising; few observations are drawn to those of all match lengths."""
     tried, accepted = np.zeros((LONGEST + 1, most)), np.zeros((LONGEST + 1, most))
     for row in counts:
@@ -180,4 +197,4 @@ def _offsets(counts: Sequence[planned.Survival], most: int) -> list[list[float]]
     everywhere = (accepted.sum(axis=0) + unknown) / (tried.sum(axis=0) + 1)
     chances = (accepted + _SHRUNK * everywhere) / (tried + _SHRUNK)
     falling = np.minimum.accumulate(chances, axis=1)
-    return [[log_odds(value) for value in row] for row in falling.tolist()]
+    return np.asarray([[log_odds(value) for value in row] for row in falling.tolist()])

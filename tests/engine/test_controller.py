@@ -51,10 +51,10 @@ def static(world: World, length: int, wrong: int) -> DraftPolicy | None:
 
 
 @cache
-def best_static(cost: Cost, concurrency: int, wrong: int, steps: int = 300) -> float:
+def best_static(cost: Cost, concurrency: int, wrong: int, steps: int = 160) -> float:
     """Tokens a millisecond of the best length, none included, in a steady load."""
     rates = []
-    for length in (0, 1, 3, 5, 9):
+    for length in (0, 1, 3, 7):
         world = World(cost)
         rates.append(world.serve(world.engine(static(world, length, wrong)), concurrency, steps))
     return max(rates)
@@ -81,10 +81,10 @@ def test_in_a_steady_load_it_is_as_fast_as_the_best_length_and_as_none(
     cost: Cost, concurrency: int, wrong: int
 ) -> None:
     world, controller = controlled_world(cost, cost, wrong)
-    found = world.serve(world.engine(controller), concurrency, 400)
+    found = world.serve(world.engine(controller), concurrency, 220)
     assert found >= 0.96 * best_static(cost, concurrency, wrong)
     plain = World(cost)
-    assert found >= 0.98 * plain.serve(plain.engine(), concurrency, 300)
+    assert found >= 0.98 * plain.serve(plain.engine(), concurrency, 100)
 
 
 def test_in_a_load_that_changes_it_beats_every_length() -> None:
@@ -103,27 +103,27 @@ def test_in_a_load_that_changes_it_beats_every_length() -> None:
 @pytest.mark.parametrize(
     "table", [times(flat, 0.5), times(flat, 2.0), steep], ids=["half", "double", "other"]
 )
-@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize("concurrency", [1, 6])
 def test_a_wrong_table_is_corrected(table: Cost, concurrency: int) -> None:
     world, controller = controlled_world(flat, table)
     engine = world.engine(controller)
-    world.serve(engine, concurrency, 150)
-    assert world.serve(engine, concurrency, 300) >= 0.9 * best_static(flat, concurrency, 0)
+    world.serve(engine, concurrency, 120)
+    assert world.serve(engine, concurrency, 160) >= 0.9 * best_static(flat, concurrency, 0)
     costs = controller.costs.milliseconds(40, concurrency, 2 * concurrency)
     assert costs[0] == pytest.approx(flat(40, concurrency, concurrency), rel=0.25)
 
 
-@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize("concurrency", [1, 6])
 @pytest.mark.parametrize("after", [times(flat, 2), fewer_threads], ids=["twice", "another shape"])
 def test_threads_that_are_taken_away_in_the_middle_are_noticed_within_200_steps(
     after: Cost, concurrency: int
 ) -> None:
     world, controller = controlled_world(flat, flat)
     engine = world.engine(controller)
-    world.serve(engine, concurrency, 150)
+    world.serve(engine, concurrency, 80)
     world.cost = after
     world.serve(engine, concurrency, 200)
-    assert world.serve(engine, concurrency, 300) >= 0.93 * best_static(after, concurrency, 0)
+    assert world.serve(engine, concurrency, 160) >= 0.93 * best_static(after, concurrency, 0)
 
 
 def test_prompts_that_are_read_are_no_batch() -> None:
@@ -161,16 +161,16 @@ def dear_world(cost: Cost, wrong: int) -> tuple[World, Controller, Guesser]:
     return world, controller, guesser
 
 
-@pytest.mark.parametrize(("concurrency", "wrong"), [(1, 0), (8, 0), (1, 60)])
+@pytest.mark.parametrize(("concurrency", "wrong"), [(1, 0), (6, 0), (1, 60)])
 def test_a_drafter_that_costs_something_is_used_where_it_pays(concurrency: int, wrong: int) -> None:
     rates = []
-    for length in (0, 1, 2, 4, 6):
+    for length in (0, 1, 3, 6):
         world = World(flat)
         guesser = world.guesser(length, wrong=wrong, call_ms=4.0, token_ms=2.0) if length else None
         engine = world.engine(StaticPolicy([guesser], adaptive=False) if guesser else None)
-        rates.append(world.serve(engine, concurrency, 300))
+        rates.append(world.serve(engine, concurrency, 120))
     world, controller, _ = dear_world(flat, wrong)
-    assert world.serve(world.engine(controller), concurrency, 400) >= 0.95 * max(rates)
+    assert world.serve(world.engine(controller), concurrency, 200) >= 0.95 * max(rates)
 
 
 def test_a_drafter_that_is_off_is_hardly_ever_asked_and_comes_back() -> None:

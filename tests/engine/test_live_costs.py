@@ -25,7 +25,7 @@ def table(factor: float = 1.0) -> list[CostPoint]:
 
 def test_it_starts_from_the_plan_and_never_falls() -> None:
     costs = LiveCosts(table())
-    found = costs.milliseconds(512, 4, 32)
+    found = costs.milliseconds(512, 4, 32).tolist()
     assert found[0] == pytest.approx(10 + 2 + 5.12) and found[-1] == pytest.approx(10 + 16 + 5.12)
     assert found == sorted(found) and len(found) == 29
 
