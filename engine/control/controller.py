@@ -311,6 +311,6 @@ class Controller:
 
 def _first(tree: TokenTree, size: int) -> TokenTree:
     """Its first nodes, with its probes if it is whole; nothing of a draft of which no node is worth it."""
-    if not size:
-        return EMPTY
-    return tree if size >= tree.drafted else tree.truncate(size)
+    if size >= tree.drafted:
+        return tree
+    return tree.truncate(size) if size else EMPTY
