@@ -20,6 +20,7 @@ pytestmark = pytest.mark.torch
 SLOTS = 8
 _PLAIN: dict[tuple[str, GenerationRequest], list[int]] = {}
 _RUNNERS: dict[tuple[str, tuple[int, ...]], OpenVinoRunner] = {}
+_SPECULATORS: dict[tuple[str, str, bool], list[Speculator]] = {}
 
 
 @pytest.fixture(params=["fp32", "int8"])
@@ -44,7 +45,16 @@ def runner_for(drafters: TinyDrafters, precision: str, speculators: Sequence[Spe
 def engine_with(
     drafters: TinyDrafters, name: str, precision: str, *, planted: bool, batch: int
 ) -> tuple[Engine, OpenVinoRunner]:
-    speculators = drafters.speculators(name, precision, planted=planted, slots=batch)
+    """A new engine on speculators that others have used."""
+    key = name, precision, planted
+    if key not in _SPECULATORS:
+        _SPECULATORS[key] = drafters.speculators(name, precision, planted=planted, slots=SLOTS)
+    return engine_on(drafters, _SPECULATORS[key], precision, batch=batch)
+
+
+def engine_on(
+    drafters: TinyDrafters, speculators: list[Speculator], precision: str, *, batch: int
+) -> tuple[Engine, OpenVinoRunner]:
     runner = runner_for(drafters, precision, speculators)
     return make_engine(runner, speculators, max_batch_size=batch), runner
 
@@ -120,7 +130,8 @@ def test_the_drafters_own_cache_is_the_same_whoever_was_there_before(
 ) -> None:
     """The drafts of a request, told by how many tokens each step emits, alone and in a crowd."""
     request = GenerationRequest(planted_prompts()[0], 50)
-    fresh, _ = engine_with(tiny_drafters, name, "fp32", planted=True, batch=3)
+    new = tiny_drafters.speculators(name, "fp32", planted=True, slots=3)
+    fresh, _ = engine_on(tiny_drafters, new, "fp32", batch=3)
     expected = [len(event.tokens) for event in run(fresh, [request])[0].events]
     crowded, _ = engine_with(tiny_drafters, name, "fp32", planted=True, batch=3)
     others = requests_of(SamplingParams(temperature=1.0))
