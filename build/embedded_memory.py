@@ -82,10 +82,10 @@ def disk_findings(spec: DeploymentSpec, target: Architecture) -> Iterator[Findin
 def compiled_bytes(architecture: Architecture, precision: Precision) -> int:
     """Bytes of the compiled weights."""
     shapes = architecture.parameter_shapes()
-    return sum(_stored_bytes(name, shape, precision) for name, shape in shapes.items())
+    return sum(_matrix_bytes(name, shape, precision) for name, shape in shapes.items())
 
 
-def _stored_bytes(name: str, shape: tuple[int, ...], precision: Precision) -> int:
+def _matrix_bytes(name: str, shape: tuple[int, ...], precision: Precision) -> int:
     if precision == "fp32" or len(shape) == 1:
         return 4 * math.prod(shape)
     if precision == "int4" and name.startswith("model.layers.") and can_be_grouped(shape):
@@ -124,7 +124,7 @@ def _stored_bytes(spec: DeploymentSpec) -> int:
         return 0
     kinds = (".safetensors", ".bin", ".pt", ".pth")
     stored = sum(path.stat().st_size for path in source.iterdir() if path.suffix in kinds)
-    return stored // 2 if spec.speculator_precision == "int8" else stored * 2
+    return stored * 2 if spec.speculator_precision == "fp32" else stored // 2
 
 
 def _gib(size: float) -> str:
