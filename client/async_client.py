@@ -8,7 +8,6 @@ async with AsyncDrafthouseClient("localhost:8001") as client:
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
@@ -19,20 +18,20 @@ from typing_extensions import Unpack
 from client import errors
 from client.address import Protocol, check_protocol, parse_address
 from client.chat import ChatTemplate
-from client.collector import Collector
-from client.contract import Declared, Request
+from client.common import KnownInputs, Streams, StreamState
+from client.contract import Request
 from client.options import SamplingOptions
-from client.plans import Plan, text_plan, token_plan
+from client.plans import Plan
 from client.results import Chunk, GenerationResult, ModelDescription
 from client.transports import AsyncCall, AsyncTransport, Deadline
 
 
-class AsyncServer:
+class AsyncServer(KnownInputs):
     """As :class:`client.sync_client.Server`."""
 
     def __init__(self, transport: AsyncTransport) -> None:
+        super().__init__()
         self.transport = transport
-        self._declared: dict[str, Mapping[str, Declared]] = {}
 
     async def request(self, plan: Plan, deadline: Deadline) -> Request:
         """As :meth:`Server.request`."""
@@ -40,12 +39,8 @@ class AsyncServer:
             self._declared[plan.model] = await self.transport.declared_inputs(plan.model, deadline)
         return plan.build(self._declared[plan.model])
 
-    def forget(self, model: str) -> None:
-        """As :meth:`Server.forget`."""
-        self._declared.pop(model, None)
 
-
-class AsyncStream:
+class AsyncStream(StreamState[AsyncCall]):
     """A generation being streamed: iterate it once (`async for`) for its chunks, then read :attr:`result`.
 
     The request is sent when iteration begins. Leaving the loop early and cancelling the task cancel the
@@ -56,46 +51,11 @@ class AsyncStream:
     """
 
     def __init__(self, server: AsyncServer, plan: Plan) -> None:
+        super().__init__(plan)
         self._server = server
-        self._plan = plan
-        self._call: AsyncCall | None = None
-        self._collector: Collector | None = None
-        self._begun = False
-        self._complete = False
-        self._cancelled = False
-
-    @property
-    def request_id(self) -> str:
-        """The id under which the server's log knows the request."""
-        return self._plan.request_id
-
-    @property
-    def result(self) -> GenerationResult:
-        """The whole generation, once iteration has ended; after an early end what had arrived
-        (``"cancelled"``).
-
-        Raises:
-            RuntimeError: iteration has not begun, has not ended, or ended before the request could be sent.
-        """
-        if self._collector is None or not (self._complete or self._cancelled):
-            raise RuntimeError("the stream has no result yet: iterate it to its end, or cancel it, first")
-        return self._collector.result(complete=self._complete)
-
-    def cancel(self) -> None:
-        """Cancel the request, on the server too. After the end it does nothing.
-
-        An iteration under way raises :class:`client.errors.Cancelled`: what it got must not pass for all.
-        """
-        self._cancelled = True
-        if self._call is not None:
-            self._call.cancel()
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
-        if self._begun:
-            raise RuntimeError(
-                "a stream can be iterated only once: keep the chunks, or send the request again"
-            )
-        self._begun = True
+        self._begin()
         return self._chunks()
 
     async def __aenter__(self) -> AsyncStream:
@@ -129,21 +89,10 @@ class AsyncStream:
     async def _start(self) -> AsyncCall:
         deadline = Deadline(self._plan.deadline)
         request = await self._server.request(self._plan, deadline)
-        self._collector = Collector(request, time.perf_counter_ns())
-        self._call = self._server.transport.start(request, deadline)
-        self._check_cancelled()
-        return self._call
-
-    def _collect(self, outputs: Mapping[str, list[Any]]) -> Chunk | None:
-        assert self._collector is not None
-        return self._collector.add(outputs, time.perf_counter_ns())
-
-    def _check_cancelled(self) -> None:
-        if self._cancelled:
-            raise errors.cancelled(self.request_id)
+        return self._sent(request, self._server.transport.start(request, deadline))
 
 
-class AsyncDrafthouseClient:
+class AsyncDrafthouseClient(Streams[AsyncStream]):
     """Client of one Triton server that serves the ensemble contract, in the event loop that first uses it.
 
     Args:
@@ -169,8 +118,7 @@ class AsyncDrafthouseClient:
         model: str = "ensemble",
         token_model: str = "tensorrt_llm",
     ) -> None:
-        self.model = model
-        self.token_model = token_model
+        super().__init__(model, token_model)
         self._server = AsyncServer(_transport(url, protocol))
 
     async def generate(
@@ -185,20 +133,7 @@ class AsyncDrafthouseClient:
 
         It is :meth:`stream`, collected: Triton can cancel what it streams, and the result has all timings.
         """
-        plan = text_plan(self.model, prompt, options, deadline=deadline, request_id=request_id)
-        return await self._run(plan)
-
-    def stream(
-        self,
-        prompt: str,
-        *,
-        deadline: float | None = None,
-        request_id: str | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> AsyncStream:
-        """Continue `prompt`, chunk by chunk as the server emits them."""
-        plan = text_plan(self.model, prompt, options, deadline=deadline, request_id=request_id)
-        return AsyncStream(self._server, plan)
+        return await _collected(self.stream(prompt, deadline=deadline, request_id=request_id, **options))
 
     async def chat(
         self,
@@ -213,20 +148,6 @@ class AsyncDrafthouseClient:
         """The assistant's answer to `messages` (each with `role` and `content`), as `template` puts them."""
         prompt = template.render(messages, tools=tools)
         return await self.generate(prompt, deadline=deadline, request_id=request_id, **options)
-
-    def stream_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        template: ChatTemplate,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        deadline: float | None = None,
-        request_id: str | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> AsyncStream:
-        """As :meth:`chat`, chunk by chunk."""
-        prompt = template.render(messages, tools=tools)
-        return self.stream(prompt, deadline=deadline, request_id=request_id, **options)
 
     async def generate_tokens(
         self,
@@ -244,21 +165,8 @@ class AsyncDrafthouseClient:
             end_id: the token that ends generation, which only the caller knows here; None: the server's own (on the
                 embedded engine the model's end tokens).
         """
-        plan = token_plan(self.token_model, ids, end_id, options, deadline=deadline, request_id=request_id)
-        return await self._run(plan)
-
-    def stream_tokens(
-        self,
-        ids: Sequence[int],
-        *,
-        end_id: int | None = None,
-        deadline: float | None = None,
-        request_id: str | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> AsyncStream:
-        """As :meth:`generate_tokens`, chunk by chunk."""
-        plan = token_plan(self.token_model, ids, end_id, options, deadline=deadline, request_id=request_id)
-        return AsyncStream(self._server, plan)
+        stream = self.stream_tokens(ids, end_id=end_id, deadline=deadline, request_id=request_id, **options)
+        return await _collected(stream)
 
     async def describe(self, model: str | None = None) -> ModelDescription:
         """As :meth:`DrafthouseClient.describe`."""
@@ -285,11 +193,15 @@ class AsyncDrafthouseClient:
     ) -> None:
         await self.close()
 
-    async def _run(self, plan: Plan) -> GenerationResult:
-        async with AsyncStream(self._server, plan) as stream:
-            async for _ in stream:
-                pass
-        return stream.result
+    def _open(self, plan: Plan) -> AsyncStream:
+        return AsyncStream(self._server, plan)
+
+
+async def _collected(stream: AsyncStream) -> GenerationResult:
+    async with stream:
+        async for _ in stream:
+            pass
+    return stream.result
 
 
 def _transport(url: str, protocol: Protocol) -> AsyncTransport:

@@ -8,7 +8,6 @@ with DrafthouseClient("localhost:8001") as client:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
@@ -19,20 +18,20 @@ from typing_extensions import Unpack
 from client import errors
 from client.address import Protocol, check_protocol, parse_address
 from client.chat import ChatTemplate
-from client.collector import Collector
-from client.contract import Declared, Request
+from client.common import KnownInputs, Streams, StreamState
+from client.contract import Request
 from client.options import SamplingOptions
-from client.plans import Plan, text_plan, token_plan
+from client.plans import Plan
 from client.results import Chunk, GenerationResult, ModelDescription
 from client.transports import Call, Deadline, Transport
 
 
-class Server:
+class Server(KnownInputs):
     """One server's transport, and the declared inputs of its models, asked for once."""
 
     def __init__(self, transport: Transport) -> None:
+        super().__init__()
         self.transport = transport
-        self._declared: dict[str, Mapping[str, Declared]] = {}
 
     def request(self, plan: Plan, deadline: Deadline) -> Request:
         """The request of `plan` in the shapes that its model declares."""
@@ -40,12 +39,8 @@ class Server:
             self._declared[plan.model] = self.transport.declared_inputs(plan.model, deadline)
         return plan.build(self._declared[plan.model])
 
-    def forget(self, model: str) -> None:
-        """Ask for `model`'s inputs anew next time: it may have been reloaded with others."""
-        self._declared.pop(model, None)
 
-
-class Stream:
+class Stream(StreamState[Call]):
     """A generation being streamed: iterate it once for its chunks, then read :attr:`result`.
 
     The request is sent when iteration begins. Leaving the loop early by `break`, `return` or an exception
@@ -56,46 +51,11 @@ class Stream:
     """
 
     def __init__(self, server: Server, plan: Plan) -> None:
+        super().__init__(plan)
         self._server = server
-        self._plan = plan
-        self._call: Call | None = None
-        self._collector: Collector | None = None
-        self._begun = False
-        self._complete = False
-        self._cancelled = False
-
-    @property
-    def request_id(self) -> str:
-        """The id under which the server's log knows the request."""
-        return self._plan.request_id
-
-    @property
-    def result(self) -> GenerationResult:
-        """The whole generation, once iteration has ended; after an early end what had arrived
-        (``"cancelled"``).
-
-        Raises:
-            RuntimeError: iteration has not begun, has not ended, or ended before the request could be sent.
-        """
-        if self._collector is None or not (self._complete or self._cancelled):
-            raise RuntimeError("the stream has no result yet: iterate it to its end, or cancel it, first")
-        return self._collector.result(complete=self._complete)
-
-    def cancel(self) -> None:
-        """Cancel the request, on the server too. Any thread may call it; after the end it does nothing.
-
-        An iteration under way raises :class:`client.errors.Cancelled`: what it got must not pass for all.
-        """
-        self._cancelled = True
-        if self._call is not None:
-            self._call.cancel()
 
     def __iter__(self) -> Iterator[Chunk]:
-        if self._begun:
-            raise RuntimeError(
-                "a stream can be iterated only once: keep the chunks, or send the request again"
-            )
-        self._begun = True
+        self._begin()
         return self._chunks()
 
     def __enter__(self) -> Stream:
@@ -128,21 +88,10 @@ class Stream:
     def _start(self) -> Call:
         deadline = Deadline(self._plan.deadline)
         request = self._server.request(self._plan, deadline)
-        self._collector = Collector(request, time.perf_counter_ns())
-        self._call = self._server.transport.start(request, deadline)
-        self._check_cancelled()
-        return self._call
-
-    def _collect(self, outputs: Mapping[str, list[Any]]) -> Chunk | None:
-        assert self._collector is not None
-        return self._collector.add(outputs, time.perf_counter_ns())
-
-    def _check_cancelled(self) -> None:
-        if self._cancelled:
-            raise errors.cancelled(self.request_id)
+        return self._sent(request, self._server.transport.start(request, deadline))
 
 
-class DrafthouseClient:
+class DrafthouseClient(Streams[Stream]):
     """Client of one Triton server that serves the ensemble contract. Threads may share it.
 
     Args:
@@ -168,8 +117,7 @@ class DrafthouseClient:
         model: str = "ensemble",
         token_model: str = "tensorrt_llm",
     ) -> None:
-        self.model = model
-        self.token_model = token_model
+        super().__init__(model, token_model)
         self._server = Server(_transport(url, protocol))
 
     def generate(
@@ -184,20 +132,7 @@ class DrafthouseClient:
 
         It is :meth:`stream`, collected: Triton can cancel what it streams, and the result has all timings.
         """
-        plan = text_plan(self.model, prompt, options, deadline=deadline, request_id=request_id)
-        return self._run(plan)
-
-    def stream(
-        self,
-        prompt: str,
-        *,
-        deadline: float | None = None,
-        request_id: str | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> Stream:
-        """Continue `prompt`, chunk by chunk as the server emits them."""
-        plan = text_plan(self.model, prompt, options, deadline=deadline, request_id=request_id)
-        return Stream(self._server, plan)
+        return _collected(self.stream(prompt, deadline=deadline, request_id=request_id, **options))
 
     def chat(
         self,
@@ -212,20 +147,6 @@ class DrafthouseClient:
         """The assistant's answer to `messages` (each with `role` and `content`), as `template` puts them."""
         prompt = template.render(messages, tools=tools)
         return self.generate(prompt, deadline=deadline, request_id=request_id, **options)
-
-    def stream_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        template: ChatTemplate,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        deadline: float | None = None,
-        request_id: str | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> Stream:
-        """As :meth:`chat`, chunk by chunk."""
-        prompt = template.render(messages, tools=tools)
-        return self.stream(prompt, deadline=deadline, request_id=request_id, **options)
 
     def generate_tokens(
         self,
@@ -243,21 +164,8 @@ class DrafthouseClient:
             end_id: the token that ends generation, which only the caller knows here; None: the server's own (on the
                 embedded engine the model's end tokens).
         """
-        plan = token_plan(self.token_model, ids, end_id, options, deadline=deadline, request_id=request_id)
-        return self._run(plan)
-
-    def stream_tokens(
-        self,
-        ids: Sequence[int],
-        *,
-        end_id: int | None = None,
-        deadline: float | None = None,
-        request_id: str | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> Stream:
-        """As :meth:`generate_tokens`, chunk by chunk."""
-        plan = token_plan(self.token_model, ids, end_id, options, deadline=deadline, request_id=request_id)
-        return Stream(self._server, plan)
+        stream = self.stream_tokens(ids, end_id=end_id, deadline=deadline, request_id=request_id, **options)
+        return _collected(stream)
 
     def describe(self, model: str | None = None) -> ModelDescription:
         """What the server says about a model, by default the one that takes text.
@@ -288,11 +196,15 @@ class DrafthouseClient:
     ) -> None:
         self.close()
 
-    def _run(self, plan: Plan) -> GenerationResult:
-        with Stream(self._server, plan) as stream:
-            for _ in stream:
-                pass
-        return stream.result
+    def _open(self, plan: Plan) -> Stream:
+        return Stream(self._server, plan)
+
+
+def _collected(stream: Stream) -> GenerationResult:
+    with stream:
+        for _ in stream:
+            pass
+    return stream.result
 
 
 def _transport(url: str, protocol: Protocol) -> Transport:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from client import AsyncDrafthouseClient, AsyncStream, errors
-from tests.client.triton_server import Triton
+from tests.client.triton_server import DEADLINES, Triton
 
 pytestmark = pytest.mark.triton
 
@@ -109,12 +109,15 @@ def test_wait_for(play: Callable[[Scene], AsyncStream]) -> None:
     play(scene)
 
 
-def test_deadline(play: Callable[[Scene], AsyncStream]) -> None:
+def test_deadline(play: Callable[[Scene], AsyncStream], triton: Triton) -> None:
     async def scene(client: AsyncDrafthouseClient) -> AsyncStream:
-        stream = client.stream(**ENDLESS, deadline=0.2)
-        with pytest.raises(errors.DeadlineExceeded, match=r"deadline of 0\.2 s"):
-            async for _ in stream:
-                pass
+        for deadline in DEADLINES:
+            stream = client.stream(**ENDLESS, deadline=deadline)
+            with pytest.raises(errors.DeadlineExceeded, match=rf"deadline of {deadline:g} s"):
+                async for _ in stream:
+                    pass
+            if triton.has(stream.request_id):
+                break
         return stream
 
     play(scene)
