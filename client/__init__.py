@@ -7,9 +7,9 @@ sync and asyncio.
         result = client.generate("The capital of France is", max_tokens=8)
         print(result.text, result.finish_reason, result.acceptance)
 
-Map: `sync_client` and `async_client` are what users call; `options` and `plans` check what they ask for;
-    `contract` writes it as tensors; `transports` carries it; `collector` makes `results` of what comes
-    back, or one of `errors`.
+Map: `sync_client` and `async_client` are what users call, `common` what they share; `options` and `plans`
+    check what they ask for; `contract` writes it as tensors; `transports` carries it; `collector` makes
+    `results` of what comes back, or one of `errors`.
 """
 
 from client import errors
