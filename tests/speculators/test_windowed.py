@@ -281,7 +281,7 @@ def test_a_deployment_of_it(kernel: KernelName, tiny_targets: TinyTargets, tmp_p
             "speculation": {"method": "windowed", "window": 64, "min_context": 100, "lookup": 2},
         }
     )
-    engine, runner = open_engine(spec, tmp_path, tmp_path / "none")
+    engine, runner = open_engine(spec, tmp_path, {spec.name: tmp_path / "none"})
     requests = [GenerationRequest(prompt_of(length), MAX_LENGTH - length) for length in (90, 156, 220)]
     assert [each.tokens for each in run(engine, requests)] == [
         generate(runner, each).tokens for each in requests
