@@ -144,9 +144,8 @@ class Controller:
 
     def _way(self, name: str, group: Sequence[Speculator], planned: PlannedDeployment) -> Way:
         most = max(each.max_draft_length for each in group)
-        dear = bool(planned.draft_costs) and max(
-            point.ms for point in planned.draft_costs if point.batch == 1
-        ) > _CHEAP * self.costs.planned(0, 1, 1)
+        longest = max((point.ms for point in planned.draft_costs if point.batch == 1), default=0.0)
+        dear = longest > _CHEAP * self.costs.planned(0, 1, 1)
         costs = LiveCosts(planned.draft_costs) if dear else None
         return Way(name, group, SurvivalEstimate(planned.survival, most), costs)
 
@@ -180,11 +179,12 @@ class Controller:
         for way in dear:
             way.unused += 1
             rows = {item.id: self._before(item, way) for item in able}
-            for size in range(1, way.most + 1):
-                asked = [row for row in rows.values() if len(row) >= size]
-                if not asked:
-                    break
-                milliseconds = self._drafting(way, step, len(asked), size)
+            longest = max(map(len, rows.values()), default=0)
+            if not longest or way.costs is None:
+                continue
+            costs = way.costs.milliseconds(step.context, len(able), len(able) * longest)
+            for size in range(1, longest + 1):
+                milliseconds = float(costs[(size - 1) * len(able)])
                 mixed = [max(row[:size], lookups[identity], key=sum) for identity, row in rows.items()]
                 value = self._value(step, mixed, milliseconds)
                 if value > best + _TIE * step.decoding:
@@ -242,10 +242,6 @@ class Controller:
             counts.steps[name] += 1
             counts.nodes[name] += step.nodes.get(name, 0)
         counts.expected_tokens += step.decoding + step.expected
-
-    def _drafting(self, way: Way, step: Step, requests: int, size: int) -> float:
-        assert way.costs is not None
-        return float(way.costs.milliseconds(step.context, requests, requests * size)[-1])
 
     def _asleep(self, step: Step) -> bool:
         idle = step.worth.idle
