@@ -104,7 +104,10 @@ def section_of(name: str, given: Mapping[str, Any]) -> AnySpeculation:
         EngineError: it is none of this release, or one that the engine does not draft for.
     """
     try:
-        section = _SECTION.validate_python(dict(given))
+        whole = _SECTION.validate_python(dict(given))
+        # Profiles write every key; those that nobody has set are not to be refused as settings without effect.
+        set_keys = whole.model_dump(exclude_defaults=True) | {"method": whole.method}
+        section = _SECTION.validate_python(set_keys)
     except ValidationError as error:
         first = error.errors()[0]
         raise EngineError(

@@ -12,6 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
+from build.embedded_checks import embedded_findings
 from build.identity import identity
 from build.targets.architecture import Architecture
 from cli.main import app
@@ -19,7 +20,7 @@ from deployments.spec import DeploymentSpec, load_spec
 from engine.deployment import open_engine
 from engine.fingerprint import Fingerprint
 from engine.plan import Plan
-from engine.planned import drafting
+from engine.planned import drafting, section_of
 from engine.request import GenerationRequest
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
 from tests.engine.driving import run
@@ -117,6 +118,14 @@ def test_the_repository_keeps_the_plan_that_it_was_built_from(place: Path) -> No
 def test_it_is_checked_before_anything_is_built() -> None:
     status, output = drafthouse("build", "--check", "spec.yaml")
     assert status == 0, output
+
+
+def test_keys_that_profiles_write_and_nobody_set_are_no_settings() -> None:
+    given = {"method": "eagle3", "checkpoint": "heads", "architecture": "llama3", "draft_length": 3}
+    section = section_of("c", given)
+    assert section.model_fields_set == {"method", "checkpoint"}
+    spec = load_spec(Path("spec.yaml")).model_copy(update={"speculation": section})
+    assert not [found for found in embedded_findings(spec) if found.name == "setting-without-effect"]
 
 
 @pytest.mark.parametrize(
