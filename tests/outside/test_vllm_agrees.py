@@ -117,7 +117,7 @@ def test_the_same_drafts_are_accepted_by_both_engines(
     )
     (own,) = (arm for arm in embedded_arms(spec, threads=2) if arm.method == method)
     arms = [own, vllm_model.arm(method, chain)]
-    found = asked(arms, {OURS: HERE, VLLM: vllm_environment}, prompts, tmp_path)
+    found = asked(arms, {OURS: HERE, VLLM: vllm_environment}, prompts, tmp_path / "records")
     assert {item.tokens for item in found[VLLM].values()} == {item.tokens for item in plain.values()}
     assert {item.tokens for item in found[OURS].values()} == {item.tokens for item in plain.values()}
     for prompt, ours in found[OURS].items():
