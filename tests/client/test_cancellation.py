@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -52,10 +53,13 @@ def test_exception_in_the_loop(client: DrafthouseClient, triton: Triton) -> None
 
 def test_keyboard_interrupt_while_waiting(client: DrafthouseClient, triton: Triton) -> None:
     stream = client.stream(**ENDLESS)
+    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         for number, _ in enumerate(stream):
             if number == 3:
-                threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+                timer.start()
+        timer.join()  # a stream that has ended by itself is found out below, and the signal ends no other test
+        time.sleep(10)
     assert_cancelled(triton, stream)
 
 

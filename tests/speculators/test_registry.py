@@ -19,8 +19,8 @@ def test_one_tree_per_request_within_its_budget(speculator: Speculator) -> None:
     for request_id in (3, 5, 8):
         speculator.start(request_id, PROMPT)
     trees = speculator.propose([8, 3, 5], [0, 2, 100])
-    assert [len(tree) <= budget for tree, budget in zip(trees, [0, 2, 100], strict=True)] == [True] * 3
-    assert max(map(len, trees)) <= speculator.max_draft_length
+    assert [tree.drafted <= budget for tree, budget in zip(trees, [0, 2, 100], strict=True)] == [True] * 3
+    assert max(tree.drafted for tree in trees) <= speculator.max_draft_length
     assert trees[0] == EMPTY
 
 
@@ -50,7 +50,7 @@ def test_settings_reach_the_method() -> None:
     ("method", "settings", "message"),
     [
         ("anpdd", {}, "did you mean 'anpd'"),
-        ("medusa", {}, "Known: anpd, none, prompt_lookup"),
+        ("medusa", {}, "Known: anpd, lookahead, none, prompt_lookup"),
         ("anpd", {"n_gram": 5}, "no setting 'n_gram'; it has ngram, draft_length"),
         ("none", {"ngram": 5}, "no setting 'ngram'; it has none"),
     ],

@@ -22,6 +22,7 @@ SPECULATION: dict[str, dict[str, Any]] = {
     "dflash": {"method": "dflash", "model": "models/dflash"},
     "mlp_speculator": {"method": "mlp_speculator", "checkpoint": "models/mlp"},
     "token_recycling": {"method": "token_recycling"},
+    "plan": {"plan": "plan.json"},
 }
 
 
