@@ -24,7 +24,7 @@ from deploy.server import free_ports
 from tests.end_to_end.deployment import wait_until, write_target
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 90.0
+PATIENCE = 180.0
 
 
 class Service:
