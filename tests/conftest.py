@@ -102,6 +102,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-# In the background of a shell SIGINT is ignored, under `nohup` SIGHUP; programs that tests start would inherit that.
+# In the background of a shell SIGINT and SIGQUIT are ignored, under `nohup` SIGHUP; programs that tests start would
+# inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
