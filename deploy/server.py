@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from random import SystemRandom
 from types import TracebackType
 from typing import TypeVar
 
@@ -265,21 +264,6 @@ def check_port(host: str, name: str, port: int) -> None:
                 f"serving.{name} {port} on {host} cannot be used ({error.strerror}); stop what listens there or choose "
                 "another port in the spec"
             ) from None
-
-
-def free_ports(count: int) -> list[int]:
-    """So many free TCP ports on the loopback address, none of which the system gives to a client meanwhile."""
-    clients = Path("/proc/sys/net/ipv4/ip_local_port_range")
-    first = int(clients.read_text().split()[0]) if clients.is_file() else 32_768
-    found: list[int] = []
-    with contextlib.ExitStack() as bound:
-        while len(found) < count:
-            item = bound.enter_context(socket.socket())
-            port = SystemRandom().randrange(first // 2, first)
-            with contextlib.suppress(OSError):
-                item.bind(("127.0.0.1", port))
-                found.append(port)
-    return found
 
 
 def _reachable(host: str) -> str:

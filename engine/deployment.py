@@ -57,7 +57,7 @@ def open_engine(
     length, slots = embedded.max_sequence_length, embedded.max_batch_size
     manifest = load_manifest(directory)
     check_fits(manifest, directory, precision=embedded.precision, max_sequence_length=length)
-    plan = plan_of(spec)
+    plan, deployments = plan_of(spec), drafting(spec)
     prepared = {
         each.name: prepare(
             NoSpeculation() if each.bls_drafts else each.speculation,
@@ -66,7 +66,7 @@ def open_engine(
             slots=slots,
             max_sequence_length=length,
         )
-        for each in drafting(spec)
+        for each in deployments
     }
     needs = [each.requirements for group in prepared.values() for each in group]
     scratch = max(each.scratch_rows for each in needs)
@@ -92,7 +92,7 @@ def open_engine(
         max_request_seconds=embedded.max_request_seconds,
         prefill_chunk=embedded.prefill_chunk,
         idle_prefill_chunk=embedded.idle_prefill_chunk,
-        max_draft_length=max(getattr(each.speculation, "draft_length", 0) for each in drafting(spec)),
+        max_draft_length=max(getattr(each.speculation, "draft_length", 0) for each in deployments),
         kv_cache_reuse=embedded.kv_cache_reuse,
     )
     opened = {name: [each.open(backend, num_blocks) for each in group] for name, group in prepared.items()}

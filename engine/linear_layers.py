@@ -29,6 +29,9 @@ class LinearLayers:
     def __init__(self, *, native: bool) -> None:
         self._native = native
         self._weights: list[NativeWeights] = []
+        self._factory = NodeFactory()
+        if native:
+            self._factory.add_extension(str(library_path()))
 
     def extension(self) -> ConversionExtension:
         """For an `ov.Core`, before it reads the graph."""
@@ -37,10 +40,8 @@ class LinearLayers:
     def _on_the_kernel(self, node: NodeContext) -> list[ov.Output]:
         weights = NativeWeights(*_constants(node))
         self._weights.append(weights)
-        factory = NodeFactory()
-        factory.add_extension(str(library_path()))
         attributes = {"weights": weights.number, "outputs": weights.outputs}
-        return [factory.create(LINEAR, [node.get_input(0)], attributes).output(0)]
+        return [self._factory.create(LINEAR, [node.get_input(0)], attributes).output(0)]
 
 
 def _on_openvino(node: NodeContext) -> list[ov.Output]:

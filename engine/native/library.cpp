@@ -43,14 +43,16 @@ Kernels& kernels() {
 }
 
 // Without OpenVINO's threads: each call starts its own.
-void run_on_threads(int threads, int count, const std::function<void(int)>& item) {
-  std::vector<std::thread> others;
-  auto some = [&](int first) {
-    for (int index = first; index < count; index += threads) item(index);
-  };
-  for (int i = 1; i < threads; ++i) others.emplace_back(some, i);
-  some(0);
-  for (auto& other : others) other.join();
+Parallel own_threads(int threads) {
+  return {threads, [threads](int count, const std::function<void(int)>& item) {
+            std::vector<std::thread> others;
+            auto some = [&](int first) {
+              for (int index = first; index < count; index += threads) item(index);
+            };
+            for (int i = 1; i < threads; ++i) others.emplace_back(some, i);
+            some(0);
+            for (auto& other : others) other.join();
+          }};
 }
 
 }  // namespace
@@ -159,8 +161,7 @@ const char* drafthouse_attend(int64_t number, int layer, int heads, float scale,
   int64_t query_width = int64_t(heads) * open->cache.head_size;
   int64_t key_width = int64_t(open->cache.kv_heads) * open->cache.head_size;
   Layer work{layer, heads, scale, window, queries, keys, values, outputs, query_width, key_width, key_width, query_width};
-  auto run = [threads](int count, const std::function<void(int)>& item) { run_on_threads(threads, count, item); };
-  kernels().attend(open->cache, open->step, work, {threads, run});
+  kernels().attend(open->cache, open->step, work, own_threads(threads));
   return nullptr;
 }
 
@@ -185,8 +186,7 @@ void drafthouse_weights_close(int64_t number) {
 const char* drafthouse_multiply(int64_t number, int64_t rows, const float* inputs, float* outputs, int threads) {
   auto found = find_weights(number);
   if (!found) return say("there are no weights " + std::to_string(number));
-  auto run = [threads](int count, const std::function<void(int)>& item) { run_on_threads(threads, count, item); };
-  kernels().multiply({found.get(), rows, inputs, outputs}, {threads, run});
+  kernels().multiply({found.get(), rows, inputs, outputs}, own_threads(threads));
   return nullptr;
 }
 }

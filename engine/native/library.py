@@ -97,11 +97,12 @@ def instructions() -> str | None:
 
 def new_number() -> int:
     """A number for a cache that is to be opened."""
-    number: int = _library().drafthouse_cache_number()
+    number: int = loaded_library().drafthouse_cache_number()
     return number
 
 
-def _library() -> ctypes.CDLL:
+def loaded_library() -> ctypes.CDLL:
+    """The library, where `instructions` has said that it runs."""
     library = load_library()
     assert library is not None, "callers ask `instructions` first"
     return library
@@ -123,11 +124,11 @@ class NativeCache:
     def __init__(self, shape: CacheShape, number: int | None = None) -> None:
         self.shape = shape
         self.number = new_number() if number is None else number
-        self._library = library = _library()
+        self._library = library = loaded_library()
         size = library.drafthouse_cache_bytes(*shape.as_arguments)
         self.memory = np.zeros((shape.layers, shape.blocks, size // (shape.layers * shape.blocks)), np.uint8)
         cache = ctypes.c_int64(self.number)
-        self._check(library.drafthouse_cache_open(cache, *shape.as_arguments, _pointer(self.memory)))
+        check(library.drafthouse_cache_open(cache, *shape.as_arguments, pointer(self.memory)))
         weakref.finalize(self, library.drafthouse_cache_close, cache)
         self._num_blocks = 0
 
@@ -151,16 +152,16 @@ class NativeCache:
         blocks = np.concatenate([none, *(np.asarray(request.blocks, np.int32) for request in requests)])
         weighed = _integers(request.weighed for request in requests)
         self._num_blocks = len(blocks)
-        self._check(
+        check(
             self._library.drafthouse_step(
                 ctypes.c_int64(self.number),
                 len(requests),
-                _pointer(row_begins),
-                _pointer(_integers(request.past for request in requests)),
-                _pointer(_begins(len(request.blocks) for request in requests)),
-                _pointer(blocks),
-                None if parents is None else _pointer(parents),
-                _pointer(weighed) if weighed.any() else None,
+                pointer(row_begins),
+                pointer(_integers(request.past for request in requests)),
+                pointer(_begins(len(request.blocks) for request in requests)),
+                pointer(blocks),
+                None if parents is None else pointer(parents),
+                pointer(weighed) if weighed.any() else None,
             )
         )
 
@@ -171,7 +172,7 @@ class NativeCache:
         """
         weights = np.zeros(self._num_blocks, np.float32)
         number, count = ctypes.c_int64(self.number), ctypes.c_int64(len(weights))
-        self._check(self._library.drafthouse_block_weights(number, _pointer(weights), count))
+        check(self._library.drafthouse_block_weights(number, pointer(weights), count))
         return weights
 
     def move_rows(self, moves: Sequence[tuple[int, int, int, int]]) -> None:
@@ -179,7 +180,7 @@ class NativeCache:
         if moves:
             number, count = ctypes.c_int64(self.number), ctypes.c_int64(len(moves))
             values = _integers(value for move in moves for value in move)
-            self._check(self._library.drafthouse_move_rows(number, count, _pointer(values)))
+            check(self._library.drafthouse_move_rows(number, count, pointer(values)))
 
     def attend(
         self,
@@ -195,23 +196,19 @@ class NativeCache:
     ) -> NDArray[np.float32]:
         """Attention of one layer without a graph, [rows, heads * head size]; for tests and measurements."""
         outputs = np.empty_like(queries)
-        self._check(
+        check(
             self._library.drafthouse_attend(
                 ctypes.c_int64(self.number),
                 layer,
                 heads,
                 ctypes.c_float(scale),
                 window,
-                *(_pointer(np.ascontiguousarray(each)) for each in (queries, keys, values)),
-                _pointer(outputs),
+                *(pointer(np.ascontiguousarray(each)) for each in (queries, keys, values)),
+                pointer(outputs),
                 threads,
             )
         )
         return outputs
-
-    def _check(self, wrong: bytes | None) -> None:
-        if wrong is not None:
-            raise NativeError(wrong.decode())
 
 
 def _integers(values: Iterable[int]) -> Integers:
@@ -222,6 +219,17 @@ def _begins(sizes: Iterable[int]) -> Integers:
     return np.concatenate([[0], np.cumsum(np.fromiter(sizes, np.int32))]).astype(np.int32)
 
 
-def _pointer(values: NDArray[Any]) -> ctypes.c_void_p:
-    pointer: ctypes.c_void_p = values.ctypes.data_as(ctypes.c_void_p)  # keeps the array alive
-    return pointer
+def pointer(values: NDArray[Any]) -> ctypes.c_void_p:
+    """As the library takes an array, which has to be contiguous."""
+    found: ctypes.c_void_p = values.ctypes.data_as(ctypes.c_void_p)  # keeps the array alive
+    return found
+
+
+def check(wrong: bytes | None) -> None:
+    """Raise what the library says, if it says that something is wrong.
+
+    Raises:
+        NativeError: with its words.
+    """
+    if wrong is not None:
+        raise NativeError(wrong.decode())

@@ -2,12 +2,11 @@
 
 import ctypes
 import weakref
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.native.library import NativeError, load_library
+from engine.native.library import check, loaded_library, pointer
 
 
 class NativeWeights:
@@ -29,30 +28,20 @@ class NativeWeights:
         self, codes: NDArray[np.uint8], scales: NDArray[np.float16], least: NDArray[np.float16]
     ) -> None:
         self.outputs, self.inputs = len(codes), 2 * codes.shape[1]
-        library = load_library()
-        assert library is not None, "callers ask `instructions` first"
-        self._library, number = library, ctypes.c_int64()
+        self._library, number = loaded_library(), ctypes.c_int64()
         arrays = [np.ascontiguousarray(codes, np.uint8)]
         arrays += [np.ascontiguousarray(each, np.float16) for each in (scales, least)]
-        _check(
-            library.drafthouse_weights_open(
-                self.inputs, self.outputs, *(each.ctypes.data_as(ctypes.c_void_p) for each in arrays),
-                ctypes.byref(number),
-            )
-        )  # fmt: skip
+        pointers = [pointer(each) for each in arrays]
+        check(
+            self._library.drafthouse_weights_open(self.inputs, self.outputs, *pointers, ctypes.byref(number))
+        )
         self.number = number.value
-        weakref.finalize(self, library.drafthouse_weights_close, number)
+        weakref.finalize(self, self._library.drafthouse_weights_close, number)
 
     def multiply(self, inputs: NDArray[np.float32], threads: int = 1) -> NDArray[np.float32]:
         """[rows, inputs] to [rows, outputs] without a graph; for tests and measurements."""
         inputs = np.ascontiguousarray(inputs, np.float32)
         outputs = np.empty((len(inputs), self.outputs), np.float32)
-        pointers: list[Any] = [each.ctypes.data_as(ctypes.c_void_p) for each in (inputs, outputs)]
         number, rows = ctypes.c_int64(self.number), ctypes.c_int64(len(inputs))
-        _check(self._library.drafthouse_multiply(number, rows, *pointers, threads))
+        check(self._library.drafthouse_multiply(number, rows, pointer(inputs), pointer(outputs), threads))
         return outputs
-
-
-def _check(wrong: bytes | None) -> None:
-    if wrong is not None:
-        raise NativeError(wrong.decode())

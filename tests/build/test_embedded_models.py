@@ -20,7 +20,6 @@ from build import embedded_memory
 from build.embedded_models import model_findings
 from build.targets.architecture import Architecture
 from cli.main import app
-from deploy.server import free_ports
 from deployments.spec import DeploymentSpec
 from speculators.draft_model.checkpoint import EMBEDDING, save_draft
 from speculators.eagle import checkpoint as eagle
@@ -28,6 +27,7 @@ from speculators.eagle.config import EagleConfig
 from speculators.formats.checkpoint import Checkpoint
 from speculators.formats.tensors import Array, read_tensors
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
+from tests.ports import free_ports
 
 Content = dict[str, Any]
 TARGET = Path("models/tiny")

@@ -26,6 +26,7 @@ from tests.build.targets.tiny_models import random_weights, tiny_config, write_h
 from tests.engine.driving import run
 from tests.planner.synthetic_plan import of_deployment, plan_from
 from tests.planner.synthetic_profile import profile, records
+from tests.ports import free_ports
 
 ANPD = {"method": "anpd", "draft_length": 6}
 LOOKUP = {"method": "prompt_lookup", "draft_length": 4}
@@ -49,12 +50,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("planned")
     config = tiny_config("llama", head_dim=32, max_position_embeddings=256)
     write_huggingface(root / "tiny", config, random_weights(Architecture.from_config(config)))
+    ports = dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(3), strict=True))
     spec = {
         "name": "served",
         "target": {"model": "tiny"},
         "engine": {"max_sequence_length": 256, "max_batch_size": 2, "threads": 2},
         "speculation": {"plan": "plan.json"},
-        "serving": {"repository": "repository"},
+        "serving": {**ports, "repository": "repository"},
     }
     (root / "spec.yaml").write_text(yaml.safe_dump(spec))
     return root

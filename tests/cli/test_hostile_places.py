@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from build.targets.architecture import Architecture
 from cli.main import app
-from deploy.server import free_ports
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
+from tests.ports import free_ports
 from tests.trees import state_of
 
 FREE = ["new", "new/deep/er", "empty", "to-nowhere", "served", "to-served", "runs/model_repo/x"]

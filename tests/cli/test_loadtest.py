@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from build.identity import identity
 from cli.main import app
 from cli.measure import _settings
-from deploy.server import free_ports
 from deployments.spec import DeploymentSpec, load_spec
 from tests.end_to_end.tiny_tokenizers import write_tokenizer
 from tests.loadtest.conftest import start_triton
+from tests.ports import free_ports
 
 
 def write(folder: Path, name: str, precision: str = "int8", first_port: int = 8000, **serving: str) -> Path:

@@ -15,8 +15,8 @@ import yaml
 from typer.testing import CliRunner
 
 from cli.main import app
-from deploy.server import free_ports
 from tests.build.trtllm.checkpoints import eagle3_models
+from tests.ports import free_ports
 
 Monkey: TypeAlias = pytest.MonkeyPatch
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 
-from deploy.server import free_ports
 from tests.client.repository import write_repository
+from tests.ports import free_ports
 
 START_SECONDS = 60
 DEADLINES = (0.2, 1.0, 5.0, 25.0)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy.server import ServerProcess, free_ports
+from deploy.server import ServerProcess
 from planner.bench.peers.environments import Unavailable
 from tests.deploy.tools import DEPLOY
 from tests.end_to_end.deployment import wait_until
 from tests.outside.environments import debian_library, debian_program
+from tests.ports import free_ports
 
 CONFIGURATION = DEPLOY / "front" / "haproxy.cfg"
 _LIBRARIES = {

@@ -20,8 +20,8 @@ import yaml
 
 from deploy.metrics import running_requests
 from deploy.processes import Process, find, of_session
-from deploy.server import free_ports
 from tests.end_to_end.deployment import wait_until, write_target
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 180.0

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deploy.place import Place
-from deploy.server import ServerProcess, free_ports
+from deploy.server import ServerProcess
+from tests.ports import free_ports
 
 # Answers on its ports, has a child as Triton has stubs, and shared memory; ends by SIGTERM unless it is stubborn.
 _PROGRAM = """

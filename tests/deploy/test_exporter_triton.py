@@ -15,8 +15,8 @@ import pytest
 from deploy.exporter.collector import Collector, Targets
 from deploy.exporter.exposition import parse_samples
 from deploy.exporter.probe import Probe
-from deploy.server import free_ports
 from tests.end_to_end.deployment import Deployment, wait_until
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.triton
 

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.server import free_ports
 from planner.bench.peers.processes import run
 from tests.deploy.dashboard import queries
 from tests.deploy.test_exporter_triton import running
 from tests.deploy.tools import DEPLOY, prometheus
 from tests.end_to_end.calls import http_generate
 from tests.end_to_end.deployment import Deployment, wait_until
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.outside, pytest.mark.triton]
 

@@ -14,13 +14,14 @@ import pytest
 from build.trtllm.support.matrix import resolve
 from build.trtllm.topology import python_path, topology_of
 from deploy.place import Place, remove
-from deploy.server import TritonError, free_ports
+from deploy.server import TritonError
 from deploy.triton import TritonServer
 from deploy.trtllm_launch import Launch, LaunchCommand, hosts_from, launch_command
 from deploy.trtllm_server import TensorRtLlmServer, compose_command, tensorrt_llm_triton
 from tests.build.trtllm.specs import deployment
 from tests.end_to_end.calls import GrpcCaller, text_inputs, whole_text
 from tests.model_repo.llmapi_server import OUTPUT, assemble_llm_api
+from tests.ports import free_ports
 
 BOTH = ("tensorrt_llm", "tensorrt_llm_draft")
 

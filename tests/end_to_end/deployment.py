@@ -20,12 +20,13 @@ from build.compile import compile_engine
 from build.drafters import compile_speculator
 from build.repository import assemble_repository
 from build.targets.architecture import Architecture
-from deploy.server import ServerProcess, free_ports
+from deploy.server import ServerProcess
 from deploy.triton import TritonServer
 from deployments.spec import DeploymentSpec
 from engine.planned import drafting
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
 from tests.end_to_end.tiny_tokenizers import END_ID, write_tokenizer
+from tests.ports import free_ports
 
 VOCABULARY = 600
 MAX_BATCH_SIZE = 8

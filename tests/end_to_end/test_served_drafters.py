@@ -12,12 +12,12 @@ from build.compile import compile_engine
 from build.drafters import compile_speculator
 from build.repository import assemble_repository
 from client import DrafthouseClient, GenerationResult
-from deploy.server import free_ports
 from deploy.triton import TritonServer
 from deployments.spec import DeploymentSpec
 from tests.drafters import UNTRAINED, VARIANT, TinyDrafters, planted_prompts
 from tests.end_to_end.deployment import running
 from tests.engine.driving import prompt_of
+from tests.ports import free_ports
 from tests.tiny import MAX_LENGTH
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]

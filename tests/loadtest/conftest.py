@@ -12,9 +12,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from deploy.server import free_ports
 from tests.client.repository import write_repository
 from tests.client.triton_server import Triton, launch
+from tests.ports import free_ports
 
 
 @dataclass

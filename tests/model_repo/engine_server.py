@@ -17,12 +17,12 @@ from build.trtllm.methods.table import accepts_by_logits, draft_tokens
 from build.trtllm.repository.assemble import assemble_trtllm_repository
 from build.trtllm.resolved import Resolved
 from build.trtllm.support.matrix import resolve
-from deploy.server import free_ports
 from deploy.triton import TritonServer
 from deployments.spec import DeploymentSpec
 from tests.end_to_end.deployment import running
 from tests.end_to_end.tiny_tokenizers import END_ID, write_tokenizer
 from tests.model_repo.llmapi_server import OUTPUT
+from tests.ports import free_ports
 
 VOCABULARY = 600
 OTHER_END_ID = 1

@@ -15,11 +15,11 @@ from tokenizers.processors import TemplateProcessing
 
 from build.trtllm.repository.assemble import assemble_trtllm_repository
 from build.trtllm.support.matrix import resolve
-from deploy.server import free_ports
 from deploy.triton import TritonServer
 from deployments.spec import DeploymentSpec
 from tests.end_to_end.deployment import running
 from tests.end_to_end.tiny_tokenizers import FAMILY, write_tokenizer
+from tests.ports import free_ports
 
 OUTPUT = f"the draft 世界 proposes, {FAMILY} the target verifies; Ça va? the draft 世界 proposes, 안녕하세요 naïve. "
 BEGIN = "<|im_start|>"

@@ -11,7 +11,6 @@ from build.compile import compile_engine
 from build.repository import assemble_repository
 from build.targets.errors import TargetError
 from build.targets.prepare import prepare_target
-from deploy.server import free_ports
 from deploy.triton import TritonServer
 from deployments.cache import cache_directory
 from deployments.spec import DeploymentSpec
@@ -21,6 +20,7 @@ from tests.conftest import SMOLLM2
 from tests.end_to_end.calls import http_generate
 from tests.end_to_end.deployment import Deployment, deployed, wait_until
 from tests.outside.environments import REQUIREMENTS, debian_library, prepare_environment
+from tests.ports import free_ports
 
 MAX_SEQUENCE_LENGTH = 512
 Prepare = Callable[[str], Environment]

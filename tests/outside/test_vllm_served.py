@@ -18,7 +18,6 @@ from build.identity import identity
 from build.vllm.checks import asked_of_vllm
 from build.vllm.repository import assemble_vllm_repository
 from client import DrafthouseClient
-from deploy.server import free_ports
 from deploy.triton import TritonServer
 from deployments.spec import DeploymentSpec, load_spec
 from planner.bench.peers.environments import Environment
@@ -35,6 +34,7 @@ from tests.end_to_end.calls import (
 from tests.end_to_end.deployment import Deployment, wait_until
 from tests.outside.test_genai_perf import OUTPUT_TOKENS, check_figures, profile
 from tests.outside.test_nvidia_clients import MAX_TOKENS, always_sent, ask, text_of
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.outside, pytest.mark.model]
 ROOT = Path(__file__).parents[2]

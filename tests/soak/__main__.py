@@ -46,6 +46,7 @@ def main() -> int:
     parser.add_argument("--judge", action="store_true", help="only say what the records tell")
     options = parser.parse_args()
     records = Records(options.into)
+    end = time.monotonic() + 60 * options.minutes  # however often the service is begun anew
     while (left := 60 * options.minutes - records.seconds()) > 0 and not options.judge:
         with (
             tempfile.TemporaryDirectory(prefix="soak-") as folder,
@@ -55,7 +56,7 @@ def main() -> int:
                 _run(service, records, options, left)
             finally:
                 shutil.copy(Path(folder) / "runs" / "triton-tiny.log", records.log)
-        if not records.met_a_fault():
+        if not records.met_a_fault() or time.monotonic() > end:
             break
     return _judge(records)
 

@@ -9,18 +9,16 @@ from random import Random
 import numpy as np
 import pytest
 
-from build.compile import compile_engine
-from deployments.spec import DeploymentSpec
 from engine.attention_kernels import KernelName
-from engine.deployment import open_engine
 from engine.request import GenerationRequest, SamplingParams
 from engine.vllm.speculation import speculation_findings
 from speculators.lookahead import LookaheadSpeculator, NgramPool, Window
 from speculators.outcome import StepOutcome
 from speculators.tree import EMPTY, ROOT, TokenTree
+from tests.engine.deployed import deployment, opened
 from tests.engine.driving import generate, make_engine, prompt_of, run
 from tests.engine.tables import VOCABULARY, TableRunner, mixed
-from tests.tiny import KERNELS, MAX_LENGTH, THREADS, TinyTargets
+from tests.tiny import KERNELS, MAX_LENGTH, TinyTargets
 
 Says = Callable[[Sequence[int]], int]
 """What a target says after a context."""
@@ -138,6 +136,7 @@ def test_settings_out_of_range_are_refused(setting: str, value: int) -> None:
         LookaheadSpeculator(**{setting: value})
 
 
+SECTION = {"method": "lookahead", "window": 5, "ngram": 4, "verification_set": 5}
 SETTINGS = [{}, {"window": 7, "ngram": 5, "verification_set": 7}, {"window": 2, "ngram": 2}]
 
 
@@ -211,31 +210,10 @@ def test_the_output_is_the_targets_own(
     assert engine.statistics.accepted_tokens > 0
 
 
-def deployment(**changes: object) -> DeploymentSpec:
-    content = {
-        "name": "tiny",
-        "target": {"model": "nowhere"},
-        "engine": {"max_batch_size": 2, "max_sequence_length": MAX_LENGTH, "threads": THREADS},
-        "speculation": {"method": "lookahead", "window": 5, "ngram": 4, "verification_set": 5},
-    }
-    return DeploymentSpec.model_validate({**content, **changes})
-
-
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_deployment_of_it(kernel: KernelName, tiny_targets: TinyTargets, tmp_path: Path) -> None:
     """Up to the last position of the longest request, in a full batch."""
-    source = tiny_targets.source("llama")
-    compile_engine(source, tmp_path, precision="int8", max_sequence_length=MAX_LENGTH)
-    spec = deployment(
-        target={"model": source},
-        engine={
-            "max_batch_size": 2,
-            "max_sequence_length": MAX_LENGTH,
-            "threads": THREADS,
-            "attention_kernel": kernel,
-        },
-    )
-    engine, runner = open_engine(spec, tmp_path, {spec.name: tmp_path / "none"})
+    engine, runner = opened(SECTION, tiny_targets, tmp_path, attention_kernel=kernel)
     requests = [GenerationRequest(prompt_of(length), MAX_LENGTH - length) for length in (40, 156, 220)]
     assert [each.tokens for each in run(engine, requests)] == [
         generate(runner, each).tokens for each in requests
@@ -244,5 +222,5 @@ def test_a_deployment_of_it(kernel: KernelName, tiny_targets: TinyTargets, tmp_p
 
 
 def test_vllm_refuses_it_with_a_remedy() -> None:
-    (finding,) = speculation_findings(deployment().speculation)
+    (finding,) = speculation_findings(deployment(SECTION).speculation)
     assert finding.remedy and "Jacobi window" in finding.reason

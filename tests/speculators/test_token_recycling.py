@@ -7,20 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from build.compile import compile_engine
 from build.trtllm.support.matrix import unchecked
 from deployments.findings import UnsupportedDeployment
-from deployments.spec import DeploymentSpec
 from engine.attention_kernels import KernelName
-from engine.deployment import open_engine
 from engine.request import GenerationRequest, SamplingParams
 from engine.vllm.speculation import speculation_findings
 from speculators.outcome import StepOutcome
 from speculators.token_recycling import TokenRecycling, static_tree
 from speculators.tree import ROOT, TokenTree
+from tests.build.trtllm.specs import deployment as on_tensorrt_llm
+from tests.engine.deployed import deployment, opened
 from tests.engine.driving import generate, make_engine, prompt_of, run
 from tests.engine.tables import TableRunner
-from tests.tiny import KERNELS, MAX_LENGTH, THREADS, TinyTargets
+from tests.tiny import KERNELS, TinyTargets
+
+SECTION = {"method": "token_recycling", "max_draft_tokens": 9}
 
 
 def taught(speculator: TokenRecycling, request_id: int, *steps: tuple[int, list[int]]) -> None:
@@ -108,32 +109,18 @@ def test_the_output_is_the_targets_own(precision: str, kernel: KernelName, tiny_
     assert engine.statistics.accepted_tokens > 0
 
 
-def deployment(**changes: object) -> DeploymentSpec:
-    content = {
-        "name": "tiny",
-        "target": {"model": "nowhere"},
-        "engine": {"max_batch_size": 2, "max_sequence_length": MAX_LENGTH, "threads": THREADS},
-        "speculation": {"method": "token_recycling", "max_draft_tokens": 9},
-    }
-    return DeploymentSpec.model_validate({**content, **changes})
-
-
 def test_a_deployment_of_it(tiny_targets: TinyTargets, tmp_path: Path) -> None:
-    source = tiny_targets.source("llama")
-    compile_engine(source, tmp_path, precision="int8", max_sequence_length=MAX_LENGTH)
-    spec = deployment(target={"model": source})
-    engine, runner = open_engine(spec, tmp_path, {spec.name: tmp_path / "none"})
+    engine, runner = opened(SECTION, tiny_targets, tmp_path)
     (outcome,) = run(engine, [GenerationRequest(prompt_of(40), 100)])
     assert outcome.tokens == generate(runner, GenerationRequest(prompt_of(40), 100)).tokens
     assert engine.statistics.accepted_tokens > 0
 
 
 def test_other_engines_refuse_it_with_a_remedy() -> None:
-    engine = {"kind": "tensorrt_llm", "line": "B"}
     absent = "token_recycling on line B: TensorRT-LLM does not have this method"
     with pytest.raises(UnsupportedDeployment, match=absent):
-        unchecked(deployment(engine=engine))
-    (finding,) = speculation_findings(deployment().speculation)
+        unchecked(on_tensorrt_llm("token_recycling", "B"))
+    (finding,) = speculation_findings(deployment(SECTION).speculation)
     assert (
         finding.reason == "method token_recycling: vLLM 0.32.0 does not have this method" and finding.remedy
     )

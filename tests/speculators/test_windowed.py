@@ -10,18 +10,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from build.compile import compile_engine
-from deployments.spec import DeploymentSpec
 from engine.attention_kernels import KernelName
-from engine.deployment import open_engine
 from engine.request import GenerationRequest, SamplingParams
 from engine.runner import SequenceInput
 from speculators.outcome import StepOutcome
 from speculators.target_access import TargetInput
 from speculators.windowed import Choice, WindowedSpeculator
+from tests.engine.deployed import opened
 from tests.engine.driving import generate, make_engine, prompt_of, run, submit
 from tests.engine.tables import VOCABULARY, TableRunner
-from tests.tiny import KERNELS, MAX_LENGTH, THREADS, TinyTargets
+from tests.tiny import KERNELS, MAX_LENGTH, TinyTargets
 
 
 class Target:
@@ -266,22 +264,8 @@ def test_what_a_draft_leaves_behind_is_given_to_nobody(tiny_targets: TinyTargets
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_deployment_of_it(kernel: KernelName, tiny_targets: TinyTargets, tmp_path: Path) -> None:
-    source = tiny_targets.source("llama")
-    compile_engine(source, tmp_path, precision="int8", max_sequence_length=MAX_LENGTH)
-    spec = DeploymentSpec.model_validate(
-        {
-            "name": "tiny",
-            "target": {"model": source},
-            "engine": {
-                "max_batch_size": 2,
-                "max_sequence_length": MAX_LENGTH,
-                "threads": THREADS,
-                "attention_kernel": kernel,
-            },
-            "speculation": {"method": "windowed", "window": 64, "min_context": 100, "lookup": 2},
-        }
-    )
-    engine, runner = open_engine(spec, tmp_path, {spec.name: tmp_path / "none"})
+    section = {"method": "windowed", "window": 64, "min_context": 100, "lookup": 2}
+    engine, runner = opened(section, tiny_targets, tmp_path, attention_kernel=kernel)
     requests = [GenerationRequest(prompt_of(length), MAX_LENGTH - length) for length in (90, 156, 220)]
     assert [each.tokens for each in run(engine, requests)] == [
         generate(runner, each).tokens for each in requests

@@ -9,8 +9,8 @@ pytest.importorskip("accelerate")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from deploy.server import free_ports  # noqa: E402
 from speculators.training.run import Job, train  # noqa: E402
+from tests.ports import free_ports  # noqa: E402
 from tests.speculators.training.processes import Run  # noqa: E402
 from tests.speculators.training.samples import ignore  # noqa: E402
 
