@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.runner import runtestprotocol
 from hypothesis import settings
 
 from tests.graphs import compiled_when_used
+from tests.revival import REVIVALS
 from tests.tiny import TinyTargets
 
 if TYPE_CHECKING:
@@ -81,6 +83,21 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest modules come first, so that no process is left alone with one of them in the end."""
     items.sort(key=lambda item: str(item.path.relative_to(TESTS)) not in LONGEST)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """A test whose server has met a fault of Triton's own is run once more, see `tests.revival`."""
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    if any(report.failed for report in reports) and REVIVALS.made():
+        item.warn(pytest.PytestWarning("run once more: Triton's gRPC server had met a fault of its own"))
+        item._initrequest()  # type: ignore[attr-defined]  # as pytest itself does before each run
+        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -11,13 +11,14 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import distribution
 from pathlib import Path
 
 from tests.client.repository import write_repository
 from tests.ports import free_ports
+from tests.revival import REVIVALS
 
 START_SECONDS = 60
 DEADLINES = (0.2, 1.0, 5.0, 25.0)
@@ -34,6 +35,14 @@ class Triton:
     journal: Path
     log: Path
     region: str
+    command: Sequence[str | Path]
+    revivable: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def start_again(self) -> None:
+        """End what is left of it, and start it on its ports."""
+        self._end()
+        self.process = _started(self.command, self.log)
+        wait_until_ready(self)
 
     def address(self, protocol: str) -> str:
         return self.grpc if protocol == "grpc" else self.http
@@ -69,6 +78,10 @@ class Triton:
 
         It would wait for idle connections, if it were asked to end.
         """
+        self.revivable.close()
+        self._end()
+
+    def _end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -96,28 +109,30 @@ def launch(folder: Path, *options: str) -> Triton:
     log = folder / "log"
     grpc, http = free_ports(2)
     region = f"drafthouse_test_{os.getpid()}_{grpc}_"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [
-                str(bundle / "bin" / "tritonserver"),
-                f"--model-repository={folder / 'repository'}",
-                f"--backend-directory={backends}",
-                f"--backend-config=python,shm-region-prefix-name={region}",
-                f"--grpc-port={grpc}",
-                f"--http-port={http}",
-                "--grpc-address=127.0.0.1",
-                "--http-address=127.0.0.1",
-                *options,
-            ],
-            env=environment(site),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    command = [
+        bundle / "bin" / "tritonserver",
+        f"--model-repository={folder / 'repository'}",
+        f"--backend-directory={backends}",
+        f"--backend-config=python,shm-region-prefix-name={region}",
+        f"--grpc-port={grpc}",
+        f"--http-port={http}",
+        "--grpc-address=127.0.0.1",
+        "--http-address=127.0.0.1",
+        *options,
+    ]
     addresses = f"127.0.0.1:{http}", f"127.0.0.1:{grpc}"
-    triton = Triton(process, *addresses, folder / "journal", log, region)
+    triton = Triton(_started(command, log), *addresses, folder / "journal", log, region, command)
     wait_until_ready(triton)
+    triton.revivable.enter_context(REVIVALS.of(log, triton.grpc, triton.start_again))
     return triton
+
+
+def _started(command: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
+    site = Path(str(distribution("nvidia-pytriton").locate_file("")))
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command, env=environment(site), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def environment(site: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ import shutil
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +27,7 @@ from engine.planned import drafting
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
 from tests.end_to_end.tiny_tokenizers import END_ID, write_tokenizer
 from tests.ports import free_ports
+from tests.revival import REVIVALS
 
 VOCABULARY = 600
 MAX_BATCH_SIZE = 8
@@ -96,10 +97,16 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) 
 @contextmanager
 def running(server: ServerProcess) -> Iterator[None]:
     """Start a server, and kill it in the end: a stop in order waits for idle connections, and has tests of its own."""
-    server.start()
-    try:
+
+    def start() -> None:
+        server.kill()
+        server.start()
         server.wait_until_ready()
-        yield
+
+    start()
+    try:
+        with REVIVALS.of(server.log, server.grpc, start) if server.log else nullcontext():
+            yield
     finally:
         server.kill()
 
