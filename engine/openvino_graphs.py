@@ -9,6 +9,7 @@ Settings, with their reasons:
   batch of eight steps a tenth faster than with fp32 rows).
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -103,8 +104,7 @@ class PlainGraph:
         Raises:
             EngineError: it is damaged.
         """
-        core = ov.Core()
-        self._compiled = _Compiled(core, _read(core, path), how)
+        self._compiled = _Compiled(_read(ov.Core(), path), how)
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs by name; valid until the next call."""
@@ -131,15 +131,15 @@ class PagedGraph:
     ) -> None:
         how = {**how, "KV_CACHE_PRECISION": "f32" if kernel.precision == "fp32" else "f16"}
         self._layers = LinearLayers(native=kernel.name == "native")
-        core, model = _paged(path, outputs, [kernel.extension(fillers=True), self._layers.extension()])
+        model = _paged(path, outputs, [kernel.extension(fillers=True), self._layers.extension()])
         self.kernel = kernel
         self.one_kind_of_rows = kernel.name == "native"
         self.most_weighed = kernel.most_weighed
-        self._for_any = _Compiled(core, model, how)
+        self._for_any = _Compiled(model, how)
         sizes = buckets_for(sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")))
         if sizes and kernel.spares_fillers(self._for_any.threads, sizes[0]):
-            core, model = _paged(path, outputs, [kernel.extension(fillers=False), self._layers.extension()])
-        self._buckets = {size: _Compiled(core, _of_tokens(model, size), how) for size in sizes}
+            model = _paged(path, outputs, [kernel.extension(fillers=False), self._layers.extension()])
+        self._buckets = {size: _Compiled(_of_tokens(model, size), how) for size in sizes}
         self._last = self._for_any
         kernel.bind([self._for_any, *self._buckets.values()])
         self._warm_up(longest)
@@ -192,8 +192,8 @@ class _Compiled:
         threads: on which it runs.
     """
 
-    def __init__(self, core: ov.Core, model: ov.Model, how: Settings) -> None:
-        compiled = core.compile_model(model, "CPU", how)
+    def __init__(self, model: ov.Model, how: Settings) -> None:
+        compiled = _compiler().compile_model(model, "CPU", how)
         self.threads: int = compiled.get_property("INFERENCE_NUM_THREADS")
         self._request = compiled.create_infer_request()
         self._ports = {port.any_name: port for port in compiled.inputs}
@@ -229,6 +229,17 @@ class _Compiled:
         return values
 
 
+@functools.cache
+def _compiler() -> ov.Core:
+    """One for the whole process, which lasts as long.
+
+    Each gives its thread a stack for signals when it compiles, and takes it away when the last of its networks has
+    gone; several leave the thread with a stack that is gone, and the next signal, Ctrl-C say, crashes the process.
+    (`SigAltStackSetup` of OpenVINO's CPU plugin; only compiling comes to it, so models are read by others.)
+    """
+    return ov.Core()
+
+
 def _read(core: ov.Core, path: Path) -> ov.Model:
     try:
         return core.read_model(path)
@@ -236,13 +247,11 @@ def _read(core: ov.Core, path: Path) -> ov.Model:
         raise EngineError(f"{path} is damaged ({error}); run `drafthouse build` again") from error
 
 
-def _paged(
-    path: Path, outputs: Sequence[str], extensions: Sequence[ConversionExtension]
-) -> tuple[ov.Core, ov.Model]:
+def _paged(path: Path, outputs: Sequence[str], extensions: Sequence[ConversionExtension]) -> ov.Model:
     core = ov.Core()
     for extension in extensions:
         core.add_extension(extension)
-    return core, _with_free_caches(_with_outputs(_read(core, path), outputs))
+    return _with_free_caches(_with_outputs(_read(core, path), outputs))
 
 
 def _with_outputs(model: ov.Model, names: Sequence[str]) -> ov.Model:
