@@ -11,10 +11,10 @@ demo: .venv/.run  ## the whole journey on one CPU: model, engine, real Triton, l
 	$(BIN)/drafthouse demo deployments/smollm2-anpd.yaml --beside deployments/smollm2-eagle3-lookup.yaml
 
 test: kernel .venv/.dev  ## all tests but the heavy outside clients
-	$(BIN)/python -m pytest -n 2 -m "not outside"
+	$(BIN)/python -m pytest -n 2 --max-worker-restart=0 -m "not outside"
 
 test-outside: kernel .venv/.dev  ## outside clients and engines, Docker Compose, Prometheus, Kubernetes: each fetched into a place of its own
-	$(BIN)/python -m pytest -m outside -rs
+	$(BIN)/python -m pytest -m outside -rs --timeout=1500
 
 check: .venv/.dev  ## format, lint, types
 	$(BIN)/ruff format --check .

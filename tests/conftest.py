@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from tests.graphs import compiled_when_used
 from tests.revival import REVIVALS
+from tests.telling import tell
 from tests.tiny import TinyTargets
 
 if TYPE_CHECKING:
@@ -78,6 +79,12 @@ def one_plot(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw none at the end of a training run, for tests that look at none: they take as long as forty steps."""
     monkeypatch.setattr("speculators.training.records.Records.draw", lambda records: None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """What is told while tests run."""
+    tell(config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
