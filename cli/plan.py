@@ -19,6 +19,7 @@ from cli.common import (
     tokenized_prompts,
     told,
 )
+from cli.exports import planned, told_to
 from deployments.files.writing import replace_file, write_text
 from deployments.spec import DeploymentSpec, SpecError
 from engine.control.errors import ProfileError
@@ -63,11 +64,18 @@ def plan(
         float | None, typer.Option(help="Goodput: most milliseconds for each one after it.")
     ] = None,
     temperature: Annotated[float, typer.Option(help="Of the answers; one that was profiled.")] = 0.0,
+    into: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Spec of TensorRT-LLM or vLLM that is to draft so: print its section, and what its release is told."
+        ),
+    ] = None,
 ) -> None:
     """Say whether speculation pays, with what, by how much and how sure, from what was profiled on this machine."""
     with told() as stop:
         spec = read_spec(spec_path)
         refuse_plan(spec, "plan")
+        elsewhere = [read_spec(path) for path in into or ()]
         stop.kept = f"{_PLANS / spec.name} is as it was"
         aim = _objective(objective, ttft, tpot)
         SamplingParams(temperature=temperature)  # refuses what is none
@@ -95,7 +103,7 @@ def plan(
         made = made.model_copy(update={"provenance": collect()})
         for line in _not_compared(known, cells_at(made, given.context)):
             say(line)
-        _tell(made, mine, given.context)
+        _tell(made, mine, given.context, elsewhere)
 
 
 @dataclass(frozen=True)
@@ -178,8 +186,8 @@ def _not_compared(known: Sequence[Option], cells: Sequence[Cell]) -> Iterator[st
             yield f"left out at a concurrency of {cell.concurrency}: {', '.join(missing)}, profiled for other loads"
 
 
-def _tell(made: Plan, mine: Profile, context: float) -> None:
-    """Files, table, and the answer."""
+def _tell(made: Plan, mine: Profile, context: float, elsewhere: Sequence[DeploymentSpec]) -> None:
+    """Files, table, and the answer; then what other engines are told."""
     # Matplotlib takes a second to import.
     from planner.plan.plot import plot_plan
 
@@ -192,6 +200,10 @@ def _tell(made: Plan, mine: Profile, context: float) -> None:
     for cell in asked:
         say(answer(cell, made.objective, names))
     say("\nAs one method and a schedule, for the spec:\n")
-    say(as_yaml(speculation_section(mine, asked)))
+    section = speculation_section(mine, asked)
+    say(as_yaml(section))
     say(f"\nplan, figures and picture: {folder}")
+    for other in elsewhere:
+        say(f"\n{other.name}, by costs and acceptance of {made.deployment} on this machine:\n")
+        say(told_to(planned(other, section)))
     for_programs(made.model_dump_json())

@@ -249,6 +249,18 @@ def _readable(spec: DeploymentSpec) -> Iterator[None]:
         raise SpecError(f"{spec.name}: a model cannot be read: {error}") from None
 
 
+def with_speculation(spec: DeploymentSpec, section: Mapping[str, Any]) -> DeploymentSpec:
+    """The spec with another `speculation` section.
+
+    Raises:
+        SpecError: a value is impossible.
+    """
+    try:
+        return DeploymentSpec.model_validate({**spec.model_dump(exclude_unset=True), "speculation": section})
+    except ValidationError as error:
+        raise SpecError(f"{spec.name}: {'; '.join(_explain(item) for item in error.errors())}") from None
+
+
 def with_loadtest(spec: DeploymentSpec, changes: Mapping[str, Any]) -> DeploymentSpec:
     """The spec with other values in its `loadtest` section; those that are None stay as they are.
 

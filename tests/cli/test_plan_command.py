@@ -18,6 +18,7 @@ from engine.plan import load_plan
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
 
 LEVELS = ["--batch", "1", "--batch", "2"]
+SCHEDULE = "draft_length_schedule"
 
 
 def drafthouse(*arguments: str) -> tuple[int, str]:
@@ -71,6 +72,26 @@ def test_it_answers_and_writes_what_can_be_served() -> None:
     spec = yaml.safe_load(Path("spec.yaml").read_text()) | yaml.safe_load(section)
     Path("pasted.yaml").write_text(yaml.safe_dump(spec))
     assert load_spec(Path("pasted.yaml")).speculation.method in ("none", "anpd")
+
+
+def test_it_goes_into_the_specs_of_other_engines() -> None:
+    spec = yaml.safe_load(Path("spec.yaml").read_text()) | {"name": "theirs", "engine": {"kind": "vllm"}}
+    Path("theirs.yaml").write_text(yaml.safe_dump(spec))
+    load = ["--concurrency", "1,2", "--prompt-tokens", "40", "--output-tokens", "20"]
+    status, output = drafthouse("plan", "spec.yaml", *load, "--into", "theirs.yaml")
+    assert status == 0, output
+    ours, theirs = (yaml.safe_load(part)["speculation"] for part in sections(output))
+    assert theirs == {
+        key: value for key, value in ours.items() if key in ("method", "draft_length", SCHEDULE)
+    }
+    status, output = drafthouse("plan", "spec.yaml", *load, "--into", "spec.yaml")
+    assert status == 2 and "x is for the embedded engine" in " ".join(output.split())
+
+
+def sections(output: str) -> list[str]:
+    """The YAML of each, which ends with an empty line or with what is told beside it."""
+    found = output.split("speculation:")[1:]
+    return ["speculation:" + part.partition("\n\n")[0].partition("\n{")[0] for part in found]
 
 
 def test_traffic_can_be_a_file_of_prompts() -> None:
