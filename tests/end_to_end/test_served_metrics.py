@@ -14,6 +14,7 @@ from tests.end_to_end.deployment import MAX_BATCH_SIZE, MAX_SEQUENCE_LENGTH, Dep
 from tests.end_to_end.reference import Reference
 
 pytestmark = pytest.mark.triton
+LONG = 30_000  # nobody waits for its end
 
 PROMPT = "one two three four"
 BLOCK_SIZE = 32
@@ -106,19 +107,23 @@ def test_gauges_follow_the_load(grpc_caller: GrpcCaller, served: Deployment) -> 
     assert served.metrics()[f"{requests}/max"] == MAX_BATCH_SIZE
     assert served.metrics()[f"{blocks}/tokens_per"] == BLOCK_SIZE
     assert served.metrics()[f"{blocks}/max"] == MAX_BATCH_SIZE * MAX_SEQUENCE_LENGTH / BLOCK_SIZE
-    inputs = text_inputs(PROMPT, "x = [1.5", max_tokens=4000, stream=True)
+    inputs = text_inputs(PROMPT, "x = [1.5", max_tokens=LONG, stream=True)
     stream = grpc_caller.open("ensemble", inputs)
     received = responses(stream)
     next(received)
-    wait_until(lambda: served.metrics()[f"{requests}/scheduled"] == 2, "both rows decode")
-    during = served.metrics()
+    during = dict[str, float]()
+
+    def both_decode() -> bool:
+        during.update(served.metrics())
+        return during[f"{requests}/scheduled"] == 2 and during["trtllm_spec_decode_acceptance_length"] > 1
+
+    wait_until(both_decode, "both rows decode, and something was accepted")
     assert (during[f"{requests}/active"], during[f"{requests}/scheduled"]) == (2, 2)
     assert (during[f"{requests}/waiting"], during[f"{requests}/context"]) == (0, 0)
     assert during[f"{blocks}/used"] == sum(
-        math.ceil((length + 4000) / BLOCK_SIZE) for length in prompt_lengths(grpc_caller)
+        math.ceil((length + LONG) / BLOCK_SIZE) for length in prompt_lengths(grpc_caller)
     )
     assert during[f"{blocks}/used"] + during[f"{blocks}/free"] == during[f"{blocks}/max"]
-    assert during["trtllm_spec_decode_acceptance_length"] > 1
     assert during["trtllm_avg_decoded_tokens_per_iter"] > 1
     assert 0 < during["trtllm_spec_decode_draft_overhead"] < 1
     stream.cancel()
