@@ -94,11 +94,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
-    """A test whose server has met a fault of Triton's own is run once more, see `tests.revival`."""
+    """A test whose server has met a fault of Triton's own is run once more, see `tests.revival`.
+
+    So is every test that fails, where DRAFTHOUSE_TEST_AGAIN is set; the first failure is told among the warnings.
+    """
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     reports = runtestprotocol(item, log=False, nextitem=nextitem)
-    if any(report.failed for report in reports) and REVIVALS.made():
-        item.warn(pytest.PytestWarning("run once more: Triton's gRPC server had met a fault of its own"))
+    failures = [report for report in reports if report.failed]
+    if failures and (REVIVALS.made() or "DRAFTHOUSE_TEST_AGAIN" in os.environ):
+        told = "\n".join(report.longreprtext for report in failures)
+        item.warn(pytest.PytestWarning(f"{item.nodeid} was run once more, since it had failed:\n{told}"))
         item._initrequest()  # type: ignore[attr-defined]  # as pytest itself does before each run
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
     for report in reports:
