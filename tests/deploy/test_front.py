@@ -127,7 +127,7 @@ def test_what_is_too_large_is_refused_before_triton_reads_it(front: Front, behin
 def test_a_full_queue_is_503_with_a_time_to_retry(front: Front, behind: Deployment) -> None:
     """The streams are read to their end: Triton 2.51 may abort when many are cancelled at once (docs/serve.md)."""
     with GrpcCaller(front.grpc) as caller:
-        long = text_inputs("one two", max_tokens=6000, min_tokens=6000, stream=True)
+        long = text_inputs("one two", max_tokens=3000, min_tokens=3000, stream=True)
         streams = [caller.open("ensemble", long) for _ in range(MAX_BATCH_SIZE + MAX_QUEUE_SIZE)]
         wait_until(lambda: behind.running() == len(streams), "the queue is full")
         for path in (GENERATE, f"{GENERATE}_stream"):

@@ -22,7 +22,7 @@ from tritonclient.utils import (
 )
 
 Tensors = Mapping[str, NDArray[Any]]
-_SECONDS = 30.0
+_SECONDS = 120.0
 
 
 class ServerRefusal(Exception):

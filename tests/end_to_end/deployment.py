@@ -103,8 +103,8 @@ def running(server: ServerProcess) -> Iterator[None]:
         server.start()
         server.wait_until_ready()
 
-    start()
     try:
+        start()
         with REVIVALS.of(server.log, server.grpc, start) if server.log else nullcontext():
             yield
     finally:
