@@ -5,6 +5,9 @@ Settings, with their reasons:
 * `INFERENCE_PRECISION_HINT=f32`: activations stay fp32, so a token's result does not depend on the machine.
 * `DYNAMIC_QUANTIZATION_GROUP_SIZE`: int8 engines quantise activations in groups within a row, so a token's
   result does not depend on its neighbours in the batch, and eight tokens cost little more than one.
+* `ENABLE_CPU_PINNING`: a single thread goes where there is room. OpenVINO binds threads to the first processors,
+  those of every process to the same: two processes of one thread each took turns on one core, and were half as
+  fast. Several threads stay bound: left to themselves, two were no faster than one.
 * `KV_CACHE_PRECISION`: of the cache on OpenVINO's own attention kernel; int8 engines keep rows in fp16 there (a
   batch of eight steps a tenth faster than with fp32 rows).
 """
@@ -92,6 +95,7 @@ def settings(*, precision: str, widths: Sequence[int], threads: int) -> Settings
         "PERFORMANCE_HINT": "LATENCY",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": group if quantised else 0,
         **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
+        **({"ENABLE_CPU_PINNING": False} if threads == 1 else {}),
     }
 
 
