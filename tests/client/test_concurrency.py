@@ -41,7 +41,7 @@ def test_threads_share_a_client(triton: Triton, protocol: str) -> None:
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_a_request_starts_no_thread(triton: Triton, protocol: str) -> None:
-    with DrafthouseClient(triton.address(protocol), protocol=protocol) as client:
+    with DrafthouseClient(triton.address(protocol), protocol=protocol, model="words") as client:
         streams = [client.stream("endless x", max_tokens=100_000) for _ in range(8)]
         first = iter(streams[0])
         next(first)
@@ -52,6 +52,9 @@ def test_a_request_starts_no_thread(triton: Triton, protocol: str) -> None:
         assert threading.active_count() == before
         for stream in streams:
             stream.cancel()
+    assert {triton.ending(stream.request_id) for stream in streams} == {"cancelled"}, (
+        "none burdens later tests"
+    )
 
 
 GREENLETS = """
