@@ -12,7 +12,6 @@ Settings, with their reasons:
   batch of eight steps a tenth faster than with fp32 rows).
 """
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +31,12 @@ from engine.runner import BLOCK_SIZE, SequenceInput
 _PER_TOKEN = ("input_ids", "position_ids", "token_rows", "hidden")
 _FEWEST_TOKENS = 2  # a single row is multiplied by other kernels
 _LARGEST_GROUP = 64  # finer groups keep more of the activations; coarser ones (128, 192) measured no faster
+
+# One for the whole process, which lasts as long. Each gives its thread a stack for signals when it compiles, and
+# takes it away when the last of its networks has gone; several leave the thread with a stack that is gone, and the
+# next signal, Ctrl-C say, crashes the process (`SigAltStackSetup` of OpenVINO's CPU plugin). Reading a model does not
+# come to that.
+_COMPILER = ov.Core()
 
 Settings = Mapping[str, object]
 
@@ -197,7 +202,7 @@ class _Compiled:
     """
 
     def __init__(self, model: ov.Model, how: Settings) -> None:
-        compiled = _compiler().compile_model(model, "CPU", how)
+        compiled = _COMPILER.compile_model(model, "CPU", how)
         self.threads: int = compiled.get_property("INFERENCE_NUM_THREADS")
         self._request = compiled.create_infer_request()
         self._ports = {port.any_name: port for port in compiled.inputs}
@@ -231,17 +236,6 @@ class _Compiled:
         """An output of the last run."""
         values: NDArray[Any] = self._request.get_tensor(name).data
         return values
-
-
-@functools.cache
-def _compiler() -> ov.Core:
-    """One for the whole process, which lasts as long.
-
-    Each gives its thread a stack for signals when it compiles, and takes it away when the last of its networks has
-    gone; several leave the thread with a stack that is gone, and the next signal, Ctrl-C say, crashes the process.
-    (`SigAltStackSetup` of OpenVINO's CPU plugin; only compiling comes to it, so models are read by others.)
-    """
-    return ov.Core()
 
 
 def _read(core: ov.Core, path: Path) -> ov.Model:
