@@ -15,25 +15,32 @@ _BY_LOAD = ("draft_length_schedule", "max_concurrency")
 _DECIDED = ("draft_length", *_BY_LOAD)
 
 
-def planned(spec: DeploymentSpec, section: Mapping[str, Any]) -> DeploymentSpec:
-    """A deployment of TensorRT-LLM or vLLM that drafts as a plan's section says.
+def require_method(spec: DeploymentSpec, method: str) -> None:
+    """Raise SpecError unless a plan for a method could go into a spec.
 
-    Its other settings and files stay its own; whether lengths adapt is for the embedded engine alone.
-
-    Raises:
-        SpecError: it is for the embedded engine, which a plan itself is for, or has another method.
+    That is one of TensorRT-LLM or vLLM with the same method; the embedded engine serves the plan itself.
     """
     if spec.engine.kind == "embedded":
         raise SpecError(
             f"{spec.name} is for the embedded engine, which serves the plan itself: speculation.plan"
         )
-    if section["method"] == "none":
-        return with_speculation(spec, {"method": "none"})
-    if section["method"] != spec.speculation.method or not isinstance(spec.speculation, Speculation):
+    if method != spec.speculation.method or not isinstance(spec.speculation, Speculation):
         raise SpecError(
-            f"the plan drafts with {section['method']}, {spec.name} with {spec.speculation.method}; give a spec with "
+            f"the plan drafts with {method}, {spec.name} with {spec.speculation.method}; give a spec with "
             "the plan's method"
         )
+
+
+def planned(spec: DeploymentSpec, section: Mapping[str, Any]) -> DeploymentSpec:
+    """A deployment that drafts as the section of a plan for its method says.
+
+    Its other settings and files stay its own; whether lengths adapt is for the embedded engine alone.
+
+    Raises:
+        SpecError: the plan's lengths do not go with its other settings.
+    """
+    if section["method"] == "none":
+        return with_speculation(spec, {"method": "none"})
     decided = {key: section[key] for key in _DECIDED if key in section}
     own = spec.speculation.model_dump(exclude_unset=True, exclude={*_BY_LOAD, *decided})
     return with_speculation(spec, own | decided)
@@ -46,8 +53,8 @@ def told_to(spec: DeploymentSpec) -> str:
         UnsupportedDeployment: the release cannot draft so; says what comes nearest.
     """
     section = spec.speculation.model_dump(mode="json", exclude_unset=True)
-    if (schedule := section.get("draft_length_schedule")) is not None:
-        section["draft_length_schedule"] = {int(level): length for level, length in schedule.items()}
+    if "draft_length_schedule" in section:  # whose keys are numbers, which JSON has not
+        section |= spec.speculation.model_dump(include={"draft_length_schedule"})
     argument = _argument(spec)
     return as_yaml(section) + ("" if argument is None else "\n" + json.dumps(argument, indent=2))
 

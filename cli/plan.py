@@ -19,7 +19,7 @@ from cli.common import (
     tokenized_prompts,
     told,
 )
-from cli.exports import planned, told_to
+from cli.exports import planned, require_method, told_to
 from deployments.files.writing import replace_file, write_text
 from deployments.spec import DeploymentSpec, SpecError
 from engine.control.errors import ProfileError
@@ -80,6 +80,8 @@ def plan(
         aim = _objective(objective, ttft, tpot)
         SamplingParams(temperature=temperature)  # refuses what is none
         mine = profile_of(spec, spec_path)
+        for theirs in elsewhere:
+            require_method(theirs, mine.speculation["method"])
         others, left_out = profiles_beside(mine)
         for reason in left_out:
             say(f"left out: the profile of {reason}")

@@ -258,7 +258,7 @@ def with_speculation(spec: DeploymentSpec, section: Mapping[str, Any]) -> Deploy
     try:
         return DeploymentSpec.model_validate({**spec.model_dump(exclude_unset=True), "speculation": section})
     except ValidationError as error:
-        raise SpecError(f"{spec.name}: {'; '.join(_explain(item) for item in error.errors())}") from None
+        raise SpecError(f"{spec.name}: {_explained(error)}") from None
 
 
 def with_loadtest(spec: DeploymentSpec, changes: Mapping[str, Any]) -> DeploymentSpec:
@@ -271,7 +271,7 @@ def with_loadtest(spec: DeploymentSpec, changes: Mapping[str, Any]) -> Deploymen
     try:
         load = LoadtestSpec.model_validate(spec.loadtest.model_dump() | given)
     except ValidationError as error:
-        raise SpecError("; ".join(_explain(item) for item in error.errors())) from None
+        raise SpecError(_explained(error)) from None
     return spec.model_copy(update={"loadtest": load})
 
 
@@ -296,7 +296,11 @@ def load_spec(path: Path) -> DeploymentSpec:
     try:
         return DeploymentSpec.model_validate(content)
     except ValidationError as error:
-        raise SpecError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from None
+        raise SpecError(f"{path}: {_explained(error)}") from None
+
+
+def _explained(error: ValidationError) -> str:
+    return "; ".join(_explain(item) for item in error.errors())
 
 
 def _explain(item: Any) -> str:

@@ -11,7 +11,7 @@ import yaml
 
 from build.trtllm.llm_api.schema import schema_findings
 from build.trtllm.releases import LINES, LineName
-from cli.exports import planned, told_to
+from cli.exports import planned, require_method, told_to
 from deployments.findings import UnsupportedDeployment
 from deployments.spec import SpecError, load_spec
 
@@ -85,4 +85,4 @@ def test_what_a_release_ignores_is_refused() -> None:
 )
 def test_a_spec_that_it_cannot_go_into_is_refused(name: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        told(name, method="eagle3", **SCHEDULE)
+        require_method(load_spec(DEPLOYMENTS / f"{name}.yaml"), "eagle3")
