@@ -14,7 +14,7 @@ test: kernel .venv/.dev  ## all tests but the heavy outside clients
 	$(BIN)/python -m pytest -n 2 --max-worker-restart=0 -m "not outside"
 
 test-outside: kernel .venv/.dev  ## outside clients and engines, Docker Compose, Prometheus, Kubernetes: each fetched into a place of its own
-	$(BIN)/python -m pytest -m outside -rs --timeout=1500
+	$(BIN)/python -m pytest -m outside -rs --timeout=1200
 
 check: .venv/.dev  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -101,9 +101,11 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     reports = runtestprotocol(item, log=False, nextitem=nextitem)
     failures = [report for report in reports if report.failed]
-    if failures and (REVIVALS.made() or "DRAFTHOUSE_TEST_AGAIN" in os.environ):
-        told = "\n".join(report.longreprtext for report in failures)
-        item.warn(pytest.PytestWarning(f"{item.nodeid} was run once more, since it had failed:\n{told}"))
+    revived = bool(failures) and REVIVALS.made()
+    if revived or (failures and "DRAFTHOUSE_TEST_AGAIN" in os.environ):
+        reason = "Triton's gRPC server had met a fault of its own" if revived else "it had failed"
+        told = "\n".join([f"run once more, since {reason}:", *(report.longreprtext for report in failures)])
+        item.warn(pytest.PytestWarning(told))
         item._initrequest()  # type: ignore[attr-defined]  # as pytest itself does before each run
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
     for report in reports:

@@ -128,7 +128,8 @@ def test_a_full_queue_is_503_with_a_time_to_retry(front: Front, behind: Deployme
     """The streams are read to their end: Triton 2.51 may abort when many are cancelled at once (docs/serve.md)."""
     with GrpcCaller(front.grpc) as caller:
         long = text_inputs("one two", max_tokens=3000, min_tokens=3000, stream=True)
-        streams = [caller.open("ensemble", long) for _ in range(MAX_BATCH_SIZE + MAX_QUEUE_SIZE)]
+        count = MAX_BATCH_SIZE + MAX_QUEUE_SIZE
+        streams = [caller.open("ensemble", long, seconds=120) for _ in range(count)]
         wait_until(lambda: behind.running() == len(streams), "the queue is full")
         for path in (GENERATE, f"{GENERATE}_stream"):
             status, headers, told = ask(front.http, path, question(stream=path != GENERATE))

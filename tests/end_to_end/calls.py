@@ -22,7 +22,7 @@ from tritonclient.utils import (
 )
 
 Tensors = Mapping[str, NDArray[Any]]
-_SECONDS = 120.0
+_SECONDS = 30.0
 
 
 class ServerRefusal(Exception):
@@ -52,12 +52,12 @@ class GrpcCaller:
         """Give up the connection, and with it what is under way."""
         self._channel.close()
 
-    def open(self, model: str, tensors: Tensors, request_id: str = "") -> Any:
+    def open(self, model: str, tensors: Tensors, request_id: str = "", *, seconds: float = _SECONDS) -> Any:
         """A stream with one request; iterate it with `responses`, end it early with `.cancel()`."""
-        return self.send(write_message(model, tensors, request_id))
+        return self.send(write_message(model, tensors, request_id), seconds)
 
-    def send(self, message: messages.ModelInferRequest) -> Any:
-        return self.stub.ModelStreamInfer(iter([message]), timeout=_SECONDS)
+    def send(self, message: messages.ModelInferRequest, seconds: float = _SECONDS) -> Any:
+        return self.stub.ModelStreamInfer(iter([message]), timeout=seconds)
 
     def infer(self, model: str, tensors: Tensors, request_id: str = "") -> list[Tensors]:
         """All responses; raises `ServerRefusal` if one is an error."""

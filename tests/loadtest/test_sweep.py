@@ -251,7 +251,7 @@ def test_locust_by_hand(server: Server, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     records = [record for file in tmp_path.glob("requests-*.jsonl") for record in read_records(file)]
-    assert {record.category for record in records} == {"math", "rag"}
+    assert len(records) > 10 and {record.category for record in records} == {"math", "rag"}
     assert {record.draft_tokens for record in records if record.completed} == {0}
     assert {record.output_tokens for record in records if record.completed} == {9}
     assert len({record.prompt_id for record in records}) == 4 < len(records), "prompts came round again"
