@@ -21,6 +21,7 @@ from cli.common import (
 )
 from cli.exports import planned, require_method, told_to
 from deployments.files.writing import replace_file, write_text
+from deployments.findings import UnsupportedDeployment
 from deployments.spec import DeploymentSpec, SpecError
 from engine.control.errors import ProfileError
 from engine.plan import Cell, Objective, Plan
@@ -205,7 +206,14 @@ def _tell(made: Plan, mine: Profile, context: float, elsewhere: Sequence[Deploym
     section = speculation_section(mine, asked)
     say(as_yaml(section))
     say(f"\nplan, figures and picture: {folder}")
+    refused = []
     for other in elsewhere:
-        say(f"\n{other.name}, by costs and acceptance of {made.deployment} on this machine:\n")
-        say(told_to(planned(other, section)))
+        try:
+            text = told_to(planned(other, section))
+        except (SpecError, UnsupportedDeployment) as error:
+            refused.append(f"{other.name}: {error}")
+        else:
+            say(f"\n{other.name}, by costs and acceptance of {made.deployment} on this machine:\n\n{text}")
     for_programs(made.model_dump_json())
+    if refused:
+        raise SpecError("\n".join(refused))

@@ -84,6 +84,13 @@ def test_it_goes_into_the_specs_of_other_engines() -> None:
     assert theirs == {
         key: value for key, value in ours.items() if key in ("method", "draft_length", SCHEDULE)
     }
+    compiled = {"kind": "tensorrt_llm", "line": "A", "runtime": "engines"}
+    Path("compiled.yaml").write_text(yaml.safe_dump(spec | {"name": "compiled", "engine": compiled}))
+    status, output = drafthouse(
+        "plan", "spec.yaml", *load, "--into", "compiled.yaml", "--into", "theirs.yaml"
+    )
+    assert "theirs, by costs and acceptance of x" in output, "one that cannot does not keep it from others"
+    assert (status == 2) == (SCHEDULE in ours) == ("compiled: engines draft the same" in output)
     status, output = drafthouse("plan", "spec.yaml", *load, "--into", "spec.yaml")
     assert status == 2 and "x is for the embedded engine" in " ".join(output.split())
 
