@@ -3,7 +3,7 @@
 A trained speculator becomes one or more ONNX graphs and a manifest (`engine.manifest.SpeculatorManifest`) that names
 the checkpoint and the target it was compiled with; a draft model becomes an engine like any target. Methods without
 weights have nothing to compile. As with targets, what is up to date is left alone, and what is written is complete or
-absent.
+absent. Texts that suffix decoding searches are tokenised here, too.
 
 Example::
 
@@ -21,11 +21,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import openvino as ov
 
 from build.compile import compile_engine
 from build.draft_graphs import DraftGraphs, plan_graphs, trained_section
+from build.own_texts import own_texts
 from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
 from build.targets.files import writing_errors
@@ -33,8 +35,8 @@ from build.vocabulary import is_padding
 from deployments.engines import Precision
 from deployments.files.directories import replace_directory
 from deployments.files.hashes import content_hash, read_sha256
-from deployments.places import graph_settings
-from deployments.speculation import AnySpeculation, DraftModel
+from deployments.places import graph_settings, source_hash
+from deployments.speculation import AnySpeculation, DraftModel, SuffixAutomaton
 from engine.manifest import (
     FORMAT_VERSION,
     SPECULATOR_MANIFEST_NAME,
@@ -48,6 +50,7 @@ from speculators.draft_model.checkpoint import complete_draft
 from speculators.formats.draft_vocabulary import VOCABULARY_FILE
 
 _TOKENIZER = "tokenizer.json"
+_TEXTS = "texts.npy"
 
 
 def compile_speculator(
@@ -63,7 +66,8 @@ def compile_speculator(
 
     Args:
         speculation: the spec's section.
-        directory: where the graphs are put; others there are replaced. Not touched for methods without weights.
+        directory: where the graphs are put; others there are replaced. Not touched for methods without weights, unless
+            they have texts.
         target: the target in Hugging Face layout.
         precision: "int8" or "fp32".
         max_sequence_length: most tokens of prompt and output.
@@ -81,6 +85,8 @@ def compile_speculator(
         _compile_draft(speculation.model, directory, target, precision, max_sequence_length, report)
     elif trained is not None:
         _compile_trained(trained, directory, target, precision, max_sequence_length, report)
+    elif isinstance(speculation, SuffixAutomaton) and speculation.texts is not None:
+        _compile_texts(speculation, speculation.texts, directory, target, precision, report)
     elif speculation.method not in EMBEDDED_SETTINGS:
         raise EngineError(
             f"speculation.method {speculation.method} runs on TensorRT-LLM, not on the embedded engine"
@@ -206,6 +212,53 @@ def _compile_trained(
                     "onnx": onnx.__version__,
                     "drafthouse": version("drafthouse"),
                 },
+            }
+        )
+        (staging / SPECULATOR_MANIFEST_NAME).write_text(
+            manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
+        )
+
+
+def _compile_texts(
+    speculation: SuffixAutomaton,
+    texts: Path,
+    directory: Path,
+    target: Path,
+    precision: Precision,
+    report: Callable[[str], None],
+) -> None:
+    if not texts.is_file():
+        raise TargetError(f"speculation.texts: {texts} is no file")
+    wanted = {
+        "method": speculation.method,
+        "source_sha256": source_hash(texts),
+        "target_sha256": content_hash(target),
+    }
+    if _up_to_date(directory, wanted):
+        report(f"{directory}: up to date")
+        return
+    report(f"{texts}: reading")
+    tokens = own_texts(texts, target)
+    report(
+        f"writing {directory}: {len(tokens):,} tokens, {20 * len(tokens) / 1e6:,.0f} MB when they are searched"
+    )
+    with writing_errors(directory), replace_directory(directory, SPECULATOR_MANIFEST_NAME) as staging:
+        file = staging / _TEXTS
+        np.save(file, tokens)
+        manifest = SpeculatorManifest.model_validate(
+            {
+                **wanted,
+                "precision": precision,
+                "settings": {},
+                "widths": (),
+                "candidates": 1,
+                "graphs": [file.name],
+                "format_version": FORMAT_VERSION,
+                "source": texts.name,
+                "target": target.name,
+                "graph_sha256": read_sha256(file),
+                "file_sizes": {file.name: file.stat().st_size},
+                "versions": {"drafthouse": version("drafthouse")},
             }
         )
         (staging / SPECULATOR_MANIFEST_NAME).write_text(

@@ -20,6 +20,14 @@ def embedded_findings(spec: DeploymentSpec) -> Iterator[Finding]:
         yield from _planned_findings(spec)
         return
     speculation = spec.speculation
+    if getattr(speculation, "global_pool", False) and spec.embedded.kv_cache_sharing == "salted":
+        yield Finding(
+            "pool-without-tenants",
+            "error",
+            "speculation.global_pool lets what others were answered shape a request's timing, and "
+            "engine.kv_cache_sharing: salted is there so that nothing of the kind happens",
+            "global_pool: false, or kv_cache_sharing: all",
+        )
     if spec.bls_drafts:
         yield from _bls_findings(spec)
         return
@@ -112,9 +120,8 @@ def _bls_findings(spec: DeploymentSpec) -> Iterator[Finding]:
             "speculation.drafted_by: bls makes every step a call, which would compute the whole context anew",
             "engine.kv_cache_reuse: true, or drafted_by: engine",
         )
-    yield from _without_effect(
-        spec, {"method", "drafted_by", "adaptive", *EMBEDDED_SETTINGS[method]}, "with drafted_by: bls"
-    )
+    has = {"method", "drafted_by", "adaptive", *EMBEDDED_SETTINGS[method]}
+    yield from _without_effect(spec, has - {"texts"}, "with drafted_by: bls")
 
 
 def _without_effect(spec: DeploymentSpec, has: Set[str], where: str) -> Iterator[Finding]:

@@ -40,9 +40,7 @@ NEEDS = {
     ),
     "anpd": Needs("nothing", memory="tables of the request's n-grams, on the host"),
     "prompt_lookup": Needs("nothing", memory="tables of n-grams of all requests, on the host"),
-    "suffix_automaton": Needs(
-        "nothing", memory="an automaton of the request's text, on the host", engines=(TENSORRT_LLM, VLLM)
-    ),
+    "suffix_automaton": Needs("nothing", memory="the request's text or a tree of it, on the host"),
     "token_recycling": Needs(
         "nothing",
         memory="a row of successors for each token of the vocabulary, on the host",

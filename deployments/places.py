@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deployments.files.hashes import content_hash
+from deployments.files.hashes import content_hash, file_sha256
 from deployments.speculation import AnySpeculation, Speculation
 
 ENGINE_FORMAT = 4
@@ -21,7 +21,7 @@ _DIGITS = 12
 _NOT_COMPILED = {
     *Speculation.model_fields,
     *("method", "checkpoint", "model", "precision"),
-    *("draft_length", "use_draft_logits", "suffix_automaton"),
+    *("draft_length", "use_draft_logits", "suffix_automaton", "texts"),
 }
 
 
@@ -43,15 +43,24 @@ def speculator_directory(
         OSError: target or checkpoint cannot be read.
     """
     source = drafter_source(speculation)
-    contents = [content_hash(path) for path in (model, source) if path is not None]
+    contents = [source_hash(path) for path in (model, source) if path is not None]
     parts = [model.name, speculation.method, precision, str(max_sequence_length)]
     return _named(parts, *contents, graph_settings(speculation))
 
 
 def drafter_source(speculation: AnySpeculation) -> Path | None:
-    """The directory that the section names for the drafter's weights; None for methods without."""
-    found: Path | None = getattr(speculation, "checkpoint", None) or getattr(speculation, "model", None)
-    return found
+    """The directory of the drafter's weights that the section names, or its file of texts; None for methods without."""
+    named = (getattr(speculation, key, None) for key in ("checkpoint", "model", "texts"))
+    return next((path for path in named if path is not None), None)
+
+
+def source_hash(path: Path) -> str:
+    """Hash of a directory of weights, or of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return file_sha256(path) if path.is_file() else content_hash(path)
 
 
 def graph_settings(speculation: AnySpeculation) -> dict[str, Any]:

@@ -115,13 +115,24 @@ class PromptLookup(Speculation):
 
 
 class SuffixAutomaton(Speculation):
-    """TensorRT-LLM's `SA`: the longest suffix that occurred before."""
+    """Suffix decoding: what followed the text's end where it stood before. TensorRT-LLM's `SA`, vLLM's `suffix`."""
 
     method: Literal["suffix_automaton"]
     draft_length: int = Field(5, ge=1, le=31, description=_LENGTH)
     ngram: int = Field(-1, ge=-1, le=64, description="Longest suffix that is looked up; -1: any.")
-    global_pool: bool = Field(False, description="TensorRT-LLM: search other requests as well.")
-    global_pool_size: PositiveInt | None = Field(None, description="Requests in the global pool.")
+    global_pool: bool = Field(
+        False,
+        description="Search other requests as well (embedded engine, vLLM: their answers). Their texts then shape each "
+        "other's timing.",
+    )
+    global_pool_size: PositiveInt | None = Field(
+        None, description="Requests in the global pool; none: embedded engine 1,000, vLLM 10,000."
+    )
+    texts: Path | None = Field(
+        None,
+        description="Embedded engine: texts of one's own that are searched, too: JSONL with `text`, or with "
+        "conversations, of which the answers count; any other file is one text.",
+    )
 
     @model_validator(mode="after")
     def _pool_and_suffix(self) -> "SuffixAutomaton":

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deployments.speculation import AnySpeculation, DraftModel
 from engine.backend import Backend
 from engine.block_graph import BlockGraph
@@ -26,12 +29,13 @@ from engine.manifest import (
     load_manifest,
     load_speculator_manifest,
 )
-from engine.methods import DRAFT_MODEL, TRAINED, TrainedParts, check_depth, least_likely
+from engine.methods import DRAFT_MODEL, SUFFIX, TRAINED, TrainedParts, check_depth, least_likely
 from speculators.base import Requirements, Speculator
 from speculators.draft_model.draft import DraftModelDrafter
 from speculators.growth import TreeShape
 from speculators.lookup import SureLookup
 from speculators.registry import create, settings_of
+from speculators.suffix_automaton import SuffixSpeculator
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,8 @@ def prepare(
     else:
         section = speculation.model_dump(include=set(settings_of(speculation.method)))
         made = create(speculation.method, **section)
+        if isinstance(made, SuffixSpeculator) and getattr(speculation, "texts", None) is not None:
+            made.search([text[:-1] for text in _texts(directory, target)])
         prepared, longest = Prepared(made.requirements, lambda backend, blocks: made), made.max_draft_length
     enhancer = getattr(speculation, "suffix_automaton", None)
     if enhancer is None:
@@ -116,6 +122,14 @@ def _trained(
         return method.open(TrainedParts(manifest, files, shape, slots, num_blocks, backend))
 
     return Prepared(method.required(shape, manifest.hidden_layers), load), shape.total
+
+
+def _texts(directory: Path, target: EngineManifest) -> list[NDArray[np.int32]]:
+    """What `build.drafters` has made of a file of texts: tokens, with -1 behind each text."""
+    manifest = load_speculator_manifest(directory)
+    check_belongs(manifest, directory, method=SUFFIX, target=target)
+    tokens: NDArray[np.int32] = np.load(directory / manifest.graphs[0], allow_pickle=False)
+    return np.split(tokens, np.flatnonzero(tokens < 0) + 1)[:-1]
 
 
 def _check_shape(shape: TreeShape, manifest: SpeculatorManifest, directory: Path, length: int) -> None:

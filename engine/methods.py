@@ -166,8 +166,12 @@ TRAINED: Mapping[str, TrainedMethod] = {
 DRAFT_MODEL = "draft_model"
 """A target of its own: no method of `TRAINED`, since its manifest is that of an engine."""
 
+SUFFIX = "suffix_automaton"
+"""It has no weights, but may have texts, which `build.drafters` puts where others have their graphs."""
+
 EMBEDDED_SETTINGS: Mapping[str, tuple[str, ...]] = {
     **{method: settings_of(method) for method in METHODS},
+    SUFFIX: (*settings_of(SUFFIX), "texts"),
     DRAFT_MODEL: ("model", "draft_length", "precision"),
     **{name: method.settings for name, method in TRAINED.items()},
 }

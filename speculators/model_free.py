@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from speculators.anpd import AnpdSpeculator
 from speculators.base import Speculator
 from speculators.prompt_lookup import PromptLookupSpeculator
+from speculators.suffix_automaton import SuffixSpeculator
 
 MODEL_FREE: Mapping[str, Callable[..., Speculator]] = {
     "anpd": AnpdSpeculator,
     "prompt_lookup": PromptLookupSpeculator,
+    "suffix_automaton": SuffixSpeculator,
 }

@@ -217,7 +217,11 @@ METHODS: Mapping[type[Section], VllmMethod[Any] | Unsupported | None] = MappingP
                 )
             },
         ),
-        SuffixAutomaton: VllmMethod("suffix", _suffix),
+        SuffixAutomaton: VllmMethod(
+            "suffix",
+            _suffix,
+            {"texts": (_given, Unsupported("begins with an empty pool", "global_pool: true without texts"))},
+        ),
         DraftModel: VllmMethod("draft_model", _draft_model, completes_draft=True),
         Medusa: VllmMethod[Medusa](
             "medusa",

@@ -70,8 +70,8 @@ def _candidates(profile: Profile, longest: int, predictor: Predictor) -> Iterato
     drafted = max(predictor.draft.sizes) if predictor.draft else 0
     most = min(longest, drafted, max(predictor.verify.sizes) - 1 - most_probes(profile.speculation))
     method = profile.speculation["method"]
-    # Others end their drafts by their own confidence, which records do not hold.
-    ways = (False, True) if method in MODEL_FREE else (False,)
+    # Those that end their drafts by their own confidence have none to choose, and records do not hold that of others.
+    ways = (False, True) if method in MODEL_FREE and not create(method).ends_drafts else (False,)
     for length in range(1, most + 1):
         for adaptive in ways:
             yield Candidate(deployment=profile.name, method=method, draft_length=length, adaptive=adaptive)

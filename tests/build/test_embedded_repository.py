@@ -102,6 +102,18 @@ def test_ngrams_in_the_bls_have_the_settings_of_the_spec(tmp_path: Path) -> None
             "speculation.suffix_automaton.global_pool has no effect on the embedded engine",
         ),
         (
+            {"method": "suffix_automaton", "global_pool": True},
+            {"kv_cache_sharing": "salted"},
+            "pool-without-tenants",
+            "speculation.global_pool lets what others were answered shape a request's timing",
+        ),
+        (
+            {"method": "suffix_automaton", "drafted_by": "bls", "texts": "t.jsonl"},
+            {},
+            "setting-without-effect",
+            "speculation.texts has no effect with drafted_by: bls",
+        ),
+        (
             {"method": "windowed", "window": 512},
             {"max_sequence_length": 1024},
             "never-drafts",

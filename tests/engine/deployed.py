@@ -30,9 +30,13 @@ def deployment(
 
 
 def opened(
-    speculation: Mapping[str, Any], targets: TinyTargets, directory: Path, **engine: Any
+    speculation: Mapping[str, Any],
+    targets: TinyTargets,
+    directory: Path,
+    drafts: Path = Path("none"),
+    **engine: Any,
 ) -> tuple[Engine, CompiledRunner]:
-    """The engine of such a deployment, whose method has no weights of its own, and its runner."""
+    """The engine of such a deployment, and its runner; `drafts` is what was compiled for its method, if anything is."""
     spec = deployment(speculation, targets.source("llama"), **engine)
     compile_engine(spec.target.model, directory, precision="int8", max_sequence_length=MAX_LENGTH)
-    return open_engine(spec, directory, {spec.name: directory / "none"})
+    return open_engine(spec, directory, {spec.name: drafts})

@@ -146,6 +146,7 @@ def test_lengths_by_batch_size_say_what_becomes_of_every_batch(
         ({"method": "eagle3", "checkpoint": "e", "suffix_automaton": {}}, "no lookup beside"),
         ({"method": "prompt_lookup", "use_oldest": False}, "use_oldest: true"),
         ({"method": "pard", "model": "p", "mask_token_id": 3}, "pard_token"),
+        ({"method": "suffix_automaton", "texts": "t.jsonl"}, "empty pool"),
         ({"method": "anpd", "drafted_by": "bls"}, "drafted_by: engine"),
         ({"method": "anpd", "acceptance_gate": {"window": 9, "min_rate": 0.2}}, "never gives speculation up"),
     ],

@@ -53,6 +53,14 @@ def _pool(resolved: Resolved, section: SuffixAutomaton) -> Iterator[Finding]:
         )
 
 
+def _embedded_only(resolved: Resolved, section: SuffixAutomaton) -> Iterator[Finding]:
+    if section.texts is not None:
+        yield not_in_line(
+            "speculation.texts is the embedded engine's: TensorRT-LLM searches what it is asked and answers",
+            "no texts, or global_pool: true",
+        )
+
+
 SUFFIX_AUTOMATON = Method(
     section=SuffixAutomaton,
     support=support(
@@ -63,5 +71,5 @@ SUFFIX_AUTOMATON = Method(
     llm_api=InLlmApi(
         decoding_types={"B": "SA"}, arguments=_arguments, has_probabilities=lambda section: False
     ),
-    constraints=(_pool,),
+    constraints=(_pool, _embedded_only),
 )

@@ -170,6 +170,7 @@ SCHEDULE = {"draft_length_schedule": {4: 5, 8: 2}}
         ),
         ("prompt_lookup", "B", None, {"draft_length_schedule": {4: 5}}, {}, "smallest ones", "suffix_automaton"),
         ("prompt_lookup", "B", None, GATE_B, {}, "no effect", "suffix_automaton"),
+        ("suffix_automaton", "B", None, {"texts": "t.jsonl"}, {}, "the embedded engine's", "no texts"),
         ("anpd", "B", None, {"draft_length_schedule": {4: 7}}, {}, "one's own", "max_concurrency"),
         ("anpd", "B", None, GATE_B, {}, "acceptance_gate", "max_concurrency"),
         ("draft_model", "A", "llm_api", GATE_B, {}, "min_length", "requests"),
