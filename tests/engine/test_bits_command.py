@@ -1,0 +1,68 @@
+"""`python -m tests.bits` in small: nothing differs on a tiny target, and a kernel chosen by the step is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from engine.attention_kernels import KernelName
+from engine.openvino_runner import OpenVinoRunner
+from engine.runner import SequenceInput
+from tests.bits.ways import WAYS, Ways
+from tests.engine.driving import prompt_of
+from tests.tiny import KERNELS, NUM_BLOCKS, TinyTargets
+
+LENGTH = 24
+PROMPTS = [prompt_of(length, seed) for seed, length in enumerate((40, 35))]
+
+
+class Switching:
+    """A runner whose kernel is another one for some steps: the last bit of a logit says so."""
+
+    def __init__(self, runner: OpenVinoRunner, way: str) -> None:
+        self._runner, self._way = runner, way
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def forward(self, batch: Sequence[SequenceInput]) -> NDArray[np.float32]:
+        logits = self._runner.forward(batch)
+        item = batch[0]
+        prompts = sum(each.is_prompt for each in batch)
+        kind = {
+            "chain": len(batch) == 1 and len(item.tokens) > 1 and item.parents is None and not prompts,
+            "tree": item.parents is not None,
+            "batch": len(batch) > 1 and not prompts,
+            "beside a prompt": len(batch) > 1 and prompts > 0,
+            "after reuse": len(batch) == 1
+            and item.is_prompt
+            and item.blocks != range(item.blocks[0], item.blocks[-1] + 1),
+        }
+        if kind[self._way]:
+            logits[0, 0] = np.nextafter(logits[0, 0], np.float32(np.inf))
+        return logits
+
+
+def ways(runner: Any) -> Ways:
+    longest = 64
+    assert Ways.blocks(longest, runner.block_size) <= NUM_BLOCKS
+    return Ways(runner, longest, LENGTH)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nothing_differs(kernel: KernelName, tiny_targets: TinyTargets) -> None:
+    command = ways(tiny_targets.runner("llama", "int8", kernel))
+    answers = command.answers(PROMPTS)
+    assert [len(answer.hashes) for answer in answers] == [LENGTH] * len(PROMPTS)
+    assert command.differing(answers) == {way: [] for way in WAYS}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_kernel_that_is_chosen_by_the_step_is_seen(way: str, tiny_targets: TinyTargets) -> None:
+    command = ways(Switching(tiny_targets.runner("llama", "int8"), way))
+    differing = command.differing(command.answers(PROMPTS))
+    assert {found for found, rows in differing.items() if rows} == {way}
