@@ -32,7 +32,7 @@ from planner.plan.plan import cells_at, make_plan
 from planner.plan.predict import Traffic
 from planner.plan.profiles import Profile, profile_of, profiles_beside
 from planner.plan.section import as_yaml, speculation_section
-from planner.plan.words import answer, plan_table
+from planner.plan.words import answer, plan_table, tree_table
 from planner.profile.cost import longest_request
 from planner.profile.run import ProfileSettings
 
@@ -200,6 +200,9 @@ def _tell(made: Plan, mine: Profile, context: float, elsewhere: Sequence[Deploym
         plot_plan(made, context, path)
     names = list(made.deployments)
     console.print(plan_table(made.cells, names))
+    for name, deployment in made.deployments.items():
+        if deployment.trees is not None:
+            console.print(tree_table(deployment.trees, name))
     for cell in asked:
         say(answer(cell, made.objective, names))
     say("\nAs one method and a schedule, for the spec:\n")
