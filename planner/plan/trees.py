@@ -16,7 +16,7 @@ step whatever is verified; where one more row then costs relatively less, trees 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,6 +136,27 @@ def planned_trees(profile: Profile, temperature: float) -> Trees | None:
             for context, batch in _measured(predictor)
         ],
     )
+
+
+def one_tree(trees: Trees, context: float, concurrencies: Iterable[int]) -> list[Path]:
+    """The tree for engines that draft one at every load; empty if none pays.
+
+    Of those that are best for a number of requests, the smallest: where fewer run, its rows are the likeliest ones, and
+    what more would bring is little; where more run, more rows would cost.
+
+    Args:
+        trees: of the plan.
+        context: the nearest one that was measured counts.
+        concurrencies: of the loads; the next larger batch that was measured counts.
+    """
+    near = min({size.context for size in trees.sizes}, key=lambda known: abs(known - context))
+    here = sorted((size for size in trees.sizes if size.context == near), key=lambda size: size.batch)
+    found = [next((size for size in here if size.batch >= level), here[-1]) for level in concurrencies]
+    drafting = [size for size in found if size.nodes]
+    if not drafting:
+        return []
+    smallest = min(drafting, key=lambda size: size.nodes)
+    return trees.tree(smallest.nodes, smallest.depth)
 
 
 def _measured(predictor: Predictor) -> Iterator[tuple[int, int]]:

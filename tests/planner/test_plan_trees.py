@@ -86,7 +86,7 @@ def sequoia(acceptance: Floats, nodes: int, depth: int) -> float:
 
 def possible(acceptance: Floats, nodes: int, depth: int) -> int:
     levels, ranks = acceptance.shape
-    return min(nodes, sum(ranks**level for level in range(1, min(levels, depth) + 1)))
+    return min(nodes, sum(int(ranks) ** level for level in range(1, min(levels, depth) + 1)))
 
 
 @settings(max_examples=30, deadline=None)
