@@ -1,18 +1,22 @@
-"""What a plan decided, in the words of another engine."""
+"""What a plan decided, in the words of other engines, and what was measured in those of NVIDIA's simulators."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from build.trtllm.llm_api.arguments import speculative_config as tensorrt_llm_config
+from build.trtllm.methods.table import METHODS, tree_of
+from build.trtllm.methods.trees import as_braces
 from build.trtllm.support.matrix import resolve
 from deployments.spec import DeploymentSpec, SpecError, with_speculation
 from deployments.speculation import Speculation
+from engine.plan import Outlook
 from engine.vllm.speculation import speculative_config
 from planner.plan.section import as_yaml
 
 _BY_LOAD = ("draft_length_schedule", "max_concurrency")
 _DECIDED = ("draft_length", *_BY_LOAD)
+_LONGEST_MODELLED = 5  # AISimulate's engine.nextn
 
 
 def require_method(spec: DeploymentSpec, method: str) -> None:
@@ -31,10 +35,22 @@ def require_method(spec: DeploymentSpec, method: str) -> None:
         )
 
 
-def planned(spec: DeploymentSpec, section: Mapping[str, Any]) -> DeploymentSpec:
+def planned(
+    spec: DeploymentSpec,
+    section: Mapping[str, Any],
+    tree: Sequence[Sequence[int]] = (),
+    concurrencies: Iterable[int] = (),
+) -> DeploymentSpec:
     """A deployment that drafts as the section of a plan for its method says.
 
     Its other settings and files stay its own; whether lengths adapt is for the embedded engine alone.
+
+    Args:
+        spec: the deployment.
+        section: of the plan, for the embedded engine.
+        tree: the best one, where a release's engine is built for one; empty: its own.
+        concurrencies: that the plan was asked about. Compiled engines draft at every load, so they are told no limit
+            where drafting pays at all of them.
 
     Raises:
         SpecError: the plan's lengths do not go with its other settings.
@@ -42,12 +58,19 @@ def planned(spec: DeploymentSpec, section: Mapping[str, Any]) -> DeploymentSpec:
     if section["method"] == "none":
         return with_speculation(spec, {"method": "none"})
     decided = {key: section[key] for key in _DECIDED if key in section}
+    method = METHODS[section["method"]]
+    if spec.engine.kind == "tensorrt_llm" and method.tree is not None:
+        if decided.get("max_concurrency") == max(concurrencies, default=0):
+            del decided["max_concurrency"]
+        if tree:
+            paths = tuple(tuple(path) for path in sorted(tree, key=lambda path: (len(path), path)))
+            decided |= {"choices": paths, **method.tree.limits(paths)}
     own = spec.speculation.model_dump(exclude_unset=True, exclude={*_BY_LOAD, *decided})
     return with_speculation(spec, own | decided)
 
 
 def told_to(spec: DeploymentSpec) -> str:
-    """Its section, and where the release takes one the argument `speculative_config` that follows from it.
+    """Its section, and what the release is told: `speculative_config`, or a compiled engine's tree as Triton has it.
 
     Raises:
         UnsupportedDeployment: the release cannot draft so; says what comes nearest.
@@ -59,8 +82,27 @@ def told_to(spec: DeploymentSpec) -> str:
     return as_yaml(section) + ("" if argument is None else "\n" + json.dumps(argument, indent=2))
 
 
+def accepted_counts(outlooks: Iterable[Outlook]) -> Iterator[str]:
+    """Options of AIConfigurator's command line, by draft length: accepted tokens of a step, which it asks for.
+
+    `--nextn` is the draft length, and `--nextn-accepted` the average of accepted draft tokens in a decoding step, 0 to
+    that many (`cli/main.py` and docs of ai-dynamo/aisimulate; `engine.nextn` and `engine.nextn_accepted` of its YAML).
+
+    Args:
+        outlooks: of one deployment at one load.
+    """
+    for outlook in outlooks:
+        candidate = outlook.candidate
+        if 0 < candidate.draft_length <= _LONGEST_MODELLED and not candidate.adaptive:
+            accepted = min(max(outlook.tokens_per_step.value - 1, 0.0), candidate.draft_length)
+            yield f"--nextn {candidate.draft_length} --nextn-accepted {accepted:.2f}"
+
+
 def _argument(spec: DeploymentSpec) -> dict[str, Any] | None:
     if spec.engine.kind == "vllm":
         return speculative_config(spec.speculation, spec.vllm.max_batch_size)
     resolved = resolve(spec)
-    return tensorrt_llm_config(resolved) if resolved.runtime == "llm_api" else None
+    if resolved.runtime == "llm_api":
+        return tensorrt_llm_config(resolved)
+    tree = tree_of(resolved)
+    return None if tree is None else {f"{resolved.method}_choices": as_braces(tree)}

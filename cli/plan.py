@@ -19,7 +19,7 @@ from cli.common import (
     tokenized_prompts,
     told,
 )
-from cli.exports import planned, require_method, told_to
+from cli.exports import accepted_counts, planned, require_method, told_to
 from deployments.files.writing import replace_file, write_text
 from deployments.findings import UnsupportedDeployment
 from deployments.spec import DeploymentSpec, SpecError
@@ -32,7 +32,8 @@ from planner.plan.plan import cells_at, make_plan
 from planner.plan.predict import Traffic
 from planner.plan.profiles import Profile, profile_of, profiles_beside
 from planner.plan.section import as_yaml, speculation_section
-from planner.plan.words import answer, plan_table
+from planner.plan.trees import one_tree
+from planner.plan.words import answer, plan_table, tree_table
 from planner.profile.cost import longest_request
 from planner.profile.run import ProfileSettings
 
@@ -200,16 +201,31 @@ def _tell(made: Plan, mine: Profile, context: float, elsewhere: Sequence[Deploym
         plot_plan(made, context, path)
     names = list(made.deployments)
     console.print(plan_table(made.cells, names))
+    for name, deployment in made.deployments.items():
+        if deployment.trees is not None:
+            console.print(tree_table(deployment.trees, name))
     for cell in asked:
         say(answer(cell, made.objective, names))
+    counts = list(
+        accepted_counts(each for each in asked[0].candidates if each.candidate.deployment == mine.name)
+    )
+    if counts:
+        say(
+            "\nWhat AIConfigurator and AISimulate ask for (engine.nextn, engine.nextn_accepted), whatever the GPU:\n\n"
+            + "\n".join(counts)
+        )
     say("\nAs one method and a schedule, for the spec:\n")
     section = speculation_section(mine, asked)
+    trees, levels = made.deployments[mine.name].trees, [cell.concurrency for cell in asked]
+    tree = one_tree(trees, context, levels) if trees is not None else []
+    if tree and "choices" in section:
+        section["choices"] = [list(path) for path in tree]
     say(as_yaml(section))
     say(f"\nplan, figures and picture: {folder}")
     refused = []
     for other in elsewhere:
         try:
-            text = told_to(planned(other, section))
+            text = told_to(planned(other, section, tree, levels))
         except (SpecError, UnsupportedDeployment) as error:
             refused.append(f"{other.name}: {error}")
         else:

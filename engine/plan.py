@@ -118,20 +118,58 @@ class Survival(_Part):
     accepted: list[NonNegativeInt]
 
 
+class TreeSize(_Part):
+    """The tree that brings most tokens a millisecond at a context and batch.
+
+    Attributes:
+        nodes, depth: it is the first so many of `Trees.choices` on at most so many levels; 0: none pays.
+        tokens_per_step: of a request.
+        step_ms, draft_ms: of a step of the whole batch: verifying, and drafting before.
+    """
+
+    context: NonNegativeInt
+    batch: PositiveInt
+    nodes: NonNegativeInt
+    depth: NonNegativeInt
+    tokens_per_step: float
+    step_ms: float
+    draft_ms: float
+
+
+class Trees(_Part):
+    """Trees of a method whose tree can be named, each of which holds the smaller ones.
+
+    Attributes:
+        choices: paths of nodes by ranks, the most valuable first.
+        acceptance: probability that each node is accepted.
+        sizes: the best tree of every measured context and batch.
+    """
+
+    choices: Annotated[list[tuple[NonNegativeInt, ...]], Field(min_length=1)]
+    acceptance: list[float]
+    sizes: list[TreeSize]
+
+    def tree(self, nodes: int, depth: int) -> list[tuple[int, ...]]:
+        """Paths of one of them."""
+        return [path for path in self.choices if len(path) <= depth][:nodes]
+
+
 class PlannedDeployment(_Part):
     """What serving needs of a deployment that candidates name.
 
     Attributes:
-        speculation: its section.
+        speculation: its section; where it names its tree, with the best one.
         drafter: what decides its drafts (`engine.fingerprint.drafter_identity`).
         draft_costs: of drafting, in relation to `Plan.verify_costs`; none where nothing is ever drafted.
         survival: of its drafts.
+        trees: what its tree should be; None where it cannot be named.
     """
 
     speculation: dict[str, Any]
     drafter: dict[str, Any]
     draft_costs: list[CostPoint]
     survival: list[Survival]
+    trees: Trees | None = None
 
 
 class Plan(_Part):

@@ -184,10 +184,14 @@ class TreeGrowth:
         depth = len(self._paths[level[0]]) if level else self._shape.depth
         if depth >= min(self._shape.depth, self._size):
             return []
+        # Below a node that is not kept nothing is: its children score no better and come after it.
+        kept = set(self._best(range(len(self.tokens)), self._size))
         able = [
             node
             for node in level
-            if self._scores[node] >= self._shape.least and self._shape.ranks(self._paths[node])
+            if node in kept
+            and self._scores[node] >= self._shape.least
+            and self._shape.ranks(self._paths[node])
         ]
         width = len(able) if self._shape.width is None else self._shape.width
         return sorted(self._best(able, width))

@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from engine.plan import CostPoint, PlannedDeployment, Survival
+from engine.plan import CostPoint, PlannedDeployment, Survival, Trees
 from planner.plan.profiles import Profile
+from planner.plan.trees import planned_trees
 from planner.profile.records import StepRecord
 from speculators.match import LONGEST
 
@@ -40,15 +41,20 @@ def planned(profile: Profile, base: Profile, temperature: float) -> PlannedDeplo
         ProfileError: the temperature was not profiled.
     """
     drafts = [draft for record in profile.at(temperature) for draft in record.drafts]
+    trees = planned_trees(profile, temperature)
+    # A named tree gives way to the best one; one of the likeliest nodes is made anew in every step.
+    replaced = trees if trees is not None and profile.speculation.get("choices") else None
+    tree = {"choices": [list(path) for path in replaced.choices]} if replaced else {}
     return PlannedDeployment(
-        speculation=dict(profile.speculation),
-        drafter=dict(profile.drafter),
+        speculation={**profile.speculation, **tree},
+        drafter={**profile.drafter, **tree},
         draft_costs=medians(profile.cost["draft"], _speed(base.cost["verify"], profile.cost["verify"])),
         survival=[
-            _survival(match, found)
+            _of_tree(match, len(found), replaced) if replaced else _survival(match, found)
             for match in range(LONGEST + 1)
             if (found := [draft for draft in drafts if draft.match == match])
         ],
+        trees=trees,
     )
 
 
@@ -61,6 +67,15 @@ def _speed(base: _Points, other: _Points) -> float:
         if (key := (row["context"], row["batch"], row["tokens"])) in there
     ]
     return statistics.median(ratios) if ratios else 1.0
+
+
+def _of_tree(match: int, drafts: int, trees: Trees) -> Survival:
+    """What so many drafts of a tree that was not drafted yet are expected to count."""
+    return Survival(
+        match=match,
+        tried=[drafts] * len(trees.choices),
+        accepted=[round(drafts * value) for value in trees.acceptance],
+    )
 
 
 def _survival(match: int, drafts: Iterable[StepRecord]) -> Survival:

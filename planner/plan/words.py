@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from engine.plan import Candidate, Cell, Estimate, Objective, Outlook
+from engine.plan import Candidate, Cell, Estimate, Objective, Outlook, Trees
 
 _LIMITS = {"ttft_ms": "first token", "tpot_ms": "time per token"}
 
@@ -61,6 +61,24 @@ def plan_table(cells: Sequence[Cell], deployments: Sequence[str]) -> Table:
             _interval(best.gain),
             f"{best.tokens_per_step.value:.2f}",
             f"{best.step_ms.value + best.draft_ms.value:.1f}",
+        )
+    return table
+
+
+def tree_table(trees: Trees, name: str) -> Table:
+    """Nodes and levels of the best tree by context and requests of a step."""
+    batches = sorted({size.batch for size in trees.sizes})
+    table = Table(
+        header_style="bold", title=f"{name}: nodes (levels) of the best tree, by requests of a step"
+    )
+    table.add_column("context", justify="right")
+    for batch in batches:
+        table.add_column(str(batch), justify="right", no_wrap=True)
+    for context in sorted({size.context for size in trees.sizes}):
+        found = {size.batch: size for size in trees.sizes if size.context == context}
+        cells = (found[batch] for batch in batches)
+        table.add_row(
+            str(context), *(f"{size.nodes} ({size.depth})" if size.nodes else "none" for size in cells)
         )
     return table
 

@@ -25,6 +25,7 @@ from engine.planned import speculator_directories
 from engine.policy import DraftPolicy
 from engine.request import GenerationRequest, SamplingParams
 from engine.scheduler import EngineLimits
+from planner.bench.measure import MOST_TOKENS
 from planner.profile.acceptance import summarise
 from planner.profile.cost import longest_request, measure_costs
 from planner.profile.records import RecordingPolicy, RequestRecord
@@ -47,7 +48,7 @@ class ProfileSettings:
         temperatures: each is profiled on all prompts.
         contexts: tokens before a step whose cost is measured, as far as the deployment takes such requests.
         batches: requests of a step whose cost is measured, as far as the deployment takes so many.
-        tokens: tokens of a request in such a step.
+        tokens: tokens of a request in such a step; of drafters whose drafts are longer, more.
         rounds: of the costs; 0 measures none.
         seed: of sampling.
 
@@ -197,7 +198,11 @@ def _costs(
     batches = [batch for batch in settings.batches if batch <= limits.max_batch_size]
     if not contexts or not batches:
         return {}
-    tokens = [count for count in settings.tokens if longest_request(count, max(contexts)) <= most]
+    asked = {
+        *settings.tokens,
+        *((MOST_TOKENS,) if speculator.max_draft_length >= max(settings.tokens) else ()),
+    }
+    tokens = [count for count in sorted(asked) if longest_request(count, max(contexts)) <= most]
     return measure_costs(
         runner,
         speculator,

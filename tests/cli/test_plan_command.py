@@ -68,6 +68,7 @@ def test_it_answers_and_writes_what_can_be_served() -> None:
     assert len(plan.cells[0].candidates) == 1 + 4 * 2
     assert Path("runs/plan/x/plan.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(output.splitlines()[-1]) == json.loads(plan.model_dump_json())
+    assert "--nextn 4 --nextn-accepted " in output and "--nextn 5 " not in output
     section = output[output.index("speculation:") : output.index("plan, figures and picture")]
     spec = yaml.safe_load(Path("spec.yaml").read_text()) | yaml.safe_load(section)
     Path("pasted.yaml").write_text(yaml.safe_dump(spec))

@@ -39,7 +39,7 @@ LENGTH, SLOTS = 128, 16
 
 class _TimedRunner(TableRunner):
     def __init__(self, world: World) -> None:
-        super().__init__(num_blocks=SLOTS * LENGTH // 8)
+        super().__init__(num_blocks=SLOTS * LENGTH // 8, hidden_layers=world.hidden_layers)
         self._world = world
 
     def forward(self, batch: Sequence[SequenceInput]) -> NDArray[np.float32]:
@@ -99,10 +99,12 @@ class World:
     Args:
         cost: of a step; may be changed at any time.
         read_ms: of a piece of a prompt.
+        hidden_layers: whose states the target gives.
     """
 
-    def __init__(self, cost: Cost, read_ms: float = 0.0) -> None:
+    def __init__(self, cost: Cost, read_ms: float = 0.0, hidden_layers: Sequence[int] = ()) -> None:
         self.cost, self.read_ms, self.now = cost, read_ms, 0.0
+        self.hidden_layers = hidden_layers
         self.emitted = 0
         self._requests = 0
         self._running: set[int] = set()

@@ -195,3 +195,14 @@ def test_a_deployment_too_short_for_costs_is_profiled_without(
     spec = deployment(tiny_drafters, Anpd(method="anpd", draft_length=4))
     settings = ProfileSettings(4, (0.0,), (MAX_LENGTH,), batches=(1,), tokens=(1, 3), rounds=1)
     assert run_profile(spec, {("any", "1"): prompt_of(9)}, settings, lambda record: None)["cost"] == {}
+
+
+def test_costs_reach_as_far_as_long_drafts(
+    tiny_drafters: TinyDrafters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = deployment(tiny_drafters, Anpd(method="anpd", draft_length=20))
+    settings = ProfileSettings(4, (0.0,), (16,), batches=(1,), tokens=(1, 8), rounds=1)
+    found = run_profile(spec, {("any", "1"): prompt_of(9)}, settings, lambda record: None)["cost"]
+    assert [row["tokens"] for row in found["verify"]] == [1, 8, 32]
+    assert [row["tokens"] for row in found["draft"]] == [1, 7, 20]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -88,6 +89,37 @@ def test_choices_are_followed_rank_by_rank() -> None:
     assert growth.frontier == []
     assert set(paths_of(growth.tree())) == {(10,), (11,), (10, 20), (10, 22), (10, 20, 31)}
     assert (shape.depth, shape.most_children, shape.total, max_branches(shape)) == (3, 3, 5, 4)
+
+
+@given(st.integers(0, 12), st.integers(0, 99))
+def test_nothing_is_drafted_below_what_is_not_kept_and_nothing_is_missed(budget: int, seed: int) -> None:
+    """Scores that depend on the path alone, so that all there could be is known."""
+    ranks = [path for depth in (1, 2, 3) for path in itertools.product(range(3), repeat=depth)]
+    random = np.random.default_rng(seed)
+    steps = dict(zip(ranks, -random.exponential(1, len(ranks)), strict=True))
+    scores = {path: sum(steps[path[: end + 1]] for end in range(len(path))) for path in ranks}
+    growth = TreeGrowth(Choices(ranks), budget)
+    paths: dict[int, tuple[int, ...]] = {ROOT: ()}
+    while growth.frontier:
+        worst = sorted(scores[paths[node]] for node in paths if node != ROOT)[-budget:][:1]
+        assert all(node == ROOT or [scores[paths[node]]] >= worst for node in growth.frontier)
+        below = [[(*paths[node], rank) for rank in range(3)] for node in growth.frontier]
+        first = len(growth.tokens)
+        growth.grow(
+            [[ranks.index(path) for path in row] for row in below], [[steps[p] for p in r] for r in below]
+        )
+        paths |= dict(zip(range(first, len(growth.tokens)), itertools.chain(*below), strict=True))
+    best = sorted(scores.values(), reverse=True)[:budget]
+    assert growth.tree().scores == pytest.approx(best)
+
+
+def test_a_level_that_could_not_be_kept_is_not_drafted() -> None:
+    growth = TreeGrowth(Choices([[0], [1], [0, 0], [1, 0]]), 2)
+    growth.grow([[10, 11]], [[-1.0, -1.5]])
+    assert growth.frontier == [0, 1]
+    growth = TreeGrowth(Choices([[0], [1], [2], [2, 0], [2, 0, 0]]), 2)
+    growth.grow([[10, 11, 12]], [[-1.0, -1.5, -2.0]])
+    assert growth.frontier == [] and growth.tree().tokens == (10, 11)
 
 
 @pytest.mark.parametrize(

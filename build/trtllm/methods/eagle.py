@@ -1,6 +1,6 @@
 """EAGLE-1 and EAGLE-2: a layer in the target's engine, which is built for the depth of one token tree."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from build.trtllm.methods.record import Drafter, Heads, InEngines, Method, Tree, support
 from build.trtllm.methods.trees import default_tree, depth, non_leaves, tree_findings
@@ -40,6 +40,11 @@ def _tree_findings(section: Eagle) -> Iterator[Finding]:
         )
 
 
+def _limits(choices: Choices) -> Mapping[str, int]:
+    widest = max(non_leaves(choices), default=1)
+    return {"depth": depth(choices), "max_draft_tokens": len(choices), "max_non_leaves": widest}
+
+
 def _head_options(section: Eagle) -> Sequence[str]:
     return (
         f"--max-draft-length={section.max_draft_tokens}",
@@ -72,6 +77,6 @@ EAGLE = Method(
     # examples/eagle/README.md: no pipeline parallelism.
     engines=InEngines(heads=Heads(_head_options, ("llama", "mistral", "mixtral")), pipeline_parallel=False),
     drafter=Drafter("head"),
-    tree=Tree(_tree, _tree_findings),
+    tree=Tree(_tree, _tree_findings, _limits),
     constraints=(_quantization,),
 )

@@ -46,5 +46,5 @@ MEDUSA = Method(
     draft_tokens=lambda section: len(section.choices) if section.choices else MOST_NODES,
     # Model types of examples/medusa/convert_checkpoint.py.
     engines=InEngines(heads=Heads(_head_options, ("llama", "mistral", "mixtral", "qwen2"))),
-    tree=Tree(_tree, _tree_findings),
+    tree=Tree(_tree, _tree_findings, lambda choices: {"num_heads": depth(choices)}),
 )

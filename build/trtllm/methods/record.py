@@ -45,10 +45,12 @@ class Tree(Generic[S]):
     Attributes:
         drafted: the spec's tree, or a default.
         findings: what is wrong with the spec's tree, without which `drafted` is defined.
+        limits: keys of the section that an engine for a tree has besides `choices`.
     """
 
     drafted: Callable[[S], Choices]
     findings: Callable[[S], Iterator[Finding]]
+    limits: Callable[[Choices], Mapping[str, int]]
 
 
 @dataclass(frozen=True)
