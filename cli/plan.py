@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from cli.checks import measured_in, tell_checked
 from cli.common import (
     SpecArgument,
     console,
@@ -72,12 +73,23 @@ def plan(
             help="Spec of TensorRT-LLM or vLLM that is to draft so: print its section, and what its release is told."
         ),
     ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of a load test: predict what it has measured, cell by cell, and say how far off that is."
+        ),
+    ] = None,
 ) -> None:
     """Say whether speculation pays, with what, by how much and how sure, from what was profiled on this machine."""
     with told() as stop:
         spec = read_spec(spec_path)
         refuse_plan(spec, "plan")
         elsewhere = [read_spec(path) for path in into or ()]
+        if check is not None and any((concurrency, prompt_tokens, output_tokens, prompts, into, ttft, tpot)):
+            raise SpecError(
+                "--check takes the load from the load test: nothing goes with it but --temperature"
+            )
+        measured = measured_in(check) if check is not None else []
         stop.kept = f"{_PLANS / spec.name} is as it was"
         aim = _objective(objective, ttft, tpot)
         SamplingParams(temperature=temperature)  # refuses what is none
@@ -87,17 +99,19 @@ def plan(
         others, left_out = profiles_beside(mine)
         for reason in left_out:
             say(f"left out: the profile of {reason}")
+        if check is not None:
+            with progress() as show:
+                show("replaying what was profiled", None)
+                known, compared = _known(mine, others, temperature)
+            # How lengths are chosen is the spec's, which may have changed since its drafts were profiled.
+            served = replace(mine, speculation=spec.speculation.model_dump())
+            tell_checked([served, *compared[1:]], known, measured)
+            return
         given = _load(spec, mine, concurrency, prompt_tokens, output_tokens, prompts)
         with progress() as show:
             show("replaying what was profiled", None)
             try:
-                known, compared = options([mine], temperature), [mine]
-                for other in others:
-                    try:
-                        known += options([other], temperature)[1:]
-                        compared.append(other)
-                    except ProfileError as error:
-                        say(f"left out: the profile of {other.name}: {error}")
+                known, compared = _known(mine, others, temperature)
                 made = make_plan(spec.name, compared, known, given.loads, aim, temperature, report=show)
             except ProfileError as error:
                 raise ProfileError(
@@ -108,6 +122,24 @@ def plan(
         for line in _not_compared(known, cells_at(made, given.context)):
             say(line)
         _tell(made, mine, given.context, elsewhere)
+
+
+def _known(
+    mine: Profile, others: Sequence[Profile], temperature: float
+) -> tuple[list[Option], list[Profile]]:
+    """All options, and the profiles that they come from; those of others are left out where they tell nothing.
+
+    Raises:
+        ProfileError: the first profile does not tell.
+    """
+    known, compared = options([mine], temperature), [mine]
+    for other in others:
+        try:
+            known += options([other], temperature)[1:]
+            compared.append(other)
+        except ProfileError as error:
+            say(f"left out: the profile of {other.name}: {error}")
+    return known, compared
 
 
 @dataclass(frozen=True)

@@ -106,12 +106,8 @@ def choose(known: Sequence[Option], traffic: Traffic, objective: Objective) -> C
             with suppress(ProfileError):
                 plain[key] = option.predictor.predict(option.plain, traffic)
         own = plain[key]
-        if own is None:
-            continue
-        found = option.predictor.predict(option.behaviour, traffic)
-        scaled = _rescaled(found, base, own)
-        gain = found.tokens_per_second / own.tokens_per_second
-        outlooks.append(_outlook(option.candidate, scaled, gain, worth(scaled, traffic, objective)))
+        if own is not None:
+            outlooks.append(_compared(option, base, own, traffic, objective))
     return Cell(
         concurrency=traffic.concurrency,
         prompt_tokens=traffic.prompt_tokens,
@@ -120,6 +116,17 @@ def choose(known: Sequence[Option], traffic: Traffic, objective: Objective) -> C
         best=best_of(outlooks),
         candidates=outlooks,
     )
+
+
+def outlook_of(option: Option, first: Option, traffic: Traffic) -> Outlook:
+    """What an option brings in a run in which plain decoding is as fast as in the profile of the first one.
+
+    Raises:
+        ProfileError: costs of this traffic were not measured.
+    """
+    base = first.predictor.predict(first.plain, traffic)
+    own = base if option.predictor is first.predictor else option.predictor.predict(option.plain, traffic)
+    return _compared(option, base, own, traffic, Objective())
 
 
 def best_of(outlooks: Sequence[Outlook]) -> Outlook:
@@ -141,6 +148,15 @@ def worth(found: Prediction, traffic: Traffic, objective: Objective) -> float:
     late = objective.ttft_ms is not None and ttft > objective.ttft_ms
     in_time = np.ones(len(decoding)) if objective.tpot_ms is None else decoding <= objective.tpot_ms
     return 0.0 if late else tokens_per_second * float(np.mean(in_time))
+
+
+def _compared(
+    option: Option, base: Prediction, own: Prediction, traffic: Traffic, objective: Objective
+) -> Outlook:
+    found = option.predictor.predict(option.behaviour, traffic)
+    scaled = _rescaled(found, base, own)
+    gain = found.tokens_per_second / own.tokens_per_second
+    return _outlook(option.candidate, scaled, gain, worth(scaled, traffic, objective))
 
 
 def _rescaled(found: Prediction, base: Prediction, own: Prediction) -> Prediction:

@@ -15,7 +15,10 @@ from build.targets.architecture import Architecture
 from cli.main import app
 from deployments.spec import load_spec
 from engine.plan import load_plan
+from loadtest.servers import Server
+from loadtest.settings import Arm, Deployment, SweepSettings
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
+from tests.loadtest.synthetic import simulate_sweep
 
 LEVELS = ["--batch", "1", "--batch", "2"]
 SCHEDULE = "draft_length_schedule"
@@ -305,3 +308,38 @@ def test_a_profile_beside_it_is_compared_if_it_is_of_the_same_target(place: Path
     assert status == 0, output
     assert "left out: the profile of z: precision was fp32, is int8" in output
     assert set(load_plan(Path("runs/plan/x/plan.json")).deployments) == {"x", "y"}
+
+
+def test_predictions_are_held_against_a_load_test(tmp_path: Path) -> None:
+    sweep = SweepSettings(
+        arms=(Arm(name="none", num_draft_tokens=0), Arm(name="two", num_draft_tokens=2)),
+        prompts=Path("prompts.jsonl").absolute(),
+        concurrency=(1, 2),
+        requests=4,
+        rounds=2,
+        max_tokens=16,
+    )
+    directory = simulate_sweep(tmp_path / "report", sweep)
+    known = Deployment(name="x", spec="s", weights="w")
+    directory.note_servers(
+        [Server(arm=arm.name, host="here", deployment=known, cache="off", salts=False) for arm in sweep.arms]
+    )
+    fixed = yaml.safe_load(Path("spec.yaml").read_text())
+    fixed["speculation"]["adaptive"] = False
+    Path("fixed.yaml").write_text(yaml.safe_dump(fixed))
+    status, output = drafthouse("plan", "fixed.yaml", "--check", str(tmp_path / "report"))
+    assert status == 0, output
+    found = json.loads(output.splitlines()[-1])
+    assert [(cell["load"], cell["arm"], cell["candidate"]["draft_length"]) for cell in found["cells"]] == [
+        ("c1", "none", 0),
+        ("c1", "two", 2),
+        ("c2", "none", 0),
+        ("c2", "two", 2),
+    ]
+    assert found["verdict"]["cells"] == 4 and set(found["verdict"]["choices"]) == {"c1", "c2"}
+    status, output = drafthouse(
+        "plan", "fixed.yaml", "--check", str(tmp_path / "report"), "--concurrency", "1"
+    )
+    assert status == 2 and "--check takes the load from the load test" in " ".join(output.split())
+    status, output = drafthouse("plan", "fixed.yaml", "--check", str(tmp_path / "nothing"))
+    assert status == 2 and "Traceback" not in output

@@ -1,0 +1,114 @@
+"""`drafthouse plan --check`: what was predicted, beside what a load test measured."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from cli.common import console, for_programs, say
+from loadtest.cells import MeasuredCell, cells_of, measured_requests
+from loadtest.run_directory import RunDirectory
+from loadtest.summary import summarise
+from planner.plan.check import NEAR, Checked, Measured, check, verdict
+from planner.plan.choose import Option
+from planner.plan.predict import Traffic
+from planner.plan.profiles import Profile
+from planner.plan.words import named
+
+
+def measured_in(directory: Path) -> list[Measured]:
+    """The closed loads of a sweep, arm by arm, that ended with answers.
+
+    Raises:
+        RunDirectoryError, RecordError: the directory is not a sweep, or a record is unreadable.
+    """
+    run = RunDirectory(directory)
+    report = summarise(run)
+    arms = {arm.arm: arm for arm in report.arms}
+    cells = [MeasuredCell.of(cell, records) for cell, records in run.finished()]
+    found = []
+    for point in report.points:
+        traffic = _traffic(point.level, cells_of(cells, point.arm, point.load))
+        if point.kind == "closed" and traffic and point.output_tokens_per_second:
+            arm = arms[point.arm]
+            found.append(
+                Measured(
+                    point.load,
+                    point.arm,
+                    arm.deployment,
+                    arm.num_draft_tokens,
+                    traffic,
+                    point.output_tokens_per_second,
+                )
+            )
+    return found
+
+
+def tell_checked(profiles: Sequence[Profile], known: Sequence[Option], measured: Sequence[Measured]) -> None:
+    """A line for each cell, and what they come to.
+
+    Raises:
+        ProfileError: no cell has a prediction.
+    """
+    cells = check(profiles, known, measured)
+    found = verdict(cells)
+    names = [profile.name for profile in profiles]
+    table = Table(header_style="bold", title="tokens a second, predicted (90 % interval) and measured")
+    for heading in ("load", "context", "arm", "drafts", "predicted", "measured", "off by"):
+        table.add_column(heading, justify="left" if heading in ("arm", "drafts") else "right")
+    for cell in cells:
+        table.add_row(*_row(cell, names))
+    console.print(table)
+    for reason in dict.fromkeys(cell.reason for cell in cells if cell.reason):
+        say(f"left out: {reason}")
+    say(
+        f"{found.cells} cells: median error {found.median_error:.1%}, {found.near:.0%} within {NEAR:.0%}, "
+        f"{found.inside:.0%} inside their interval"
+    )
+    for load, share in found.choices.items():
+        say(f"{load}: what was predicted to be best gave {share:.2f} of the best that was measured")
+    for_programs(json.dumps(_document(cells) | {"verdict": asdict(found)}))
+
+
+def _row(cell: Checked, names: Sequence[str]) -> Iterator[str]:
+    measured = cell.measured
+    yield from (measured.load, f"{measured.traffic.context:.0f}", measured.arm)
+    if cell.candidate is None or cell.predicted is None:
+        yield from ("", "not told", f"{measured.tokens_per_second:.0f}", "")
+        return
+    predicted = cell.predicted
+    yield named(cell.candidate, names)
+    yield f"{predicted.value:.0f} ({predicted.low:.0f} to {predicted.high:.0f})"
+    yield f"{measured.tokens_per_second:.0f}"
+    yield f"{cell.error:+.0%}"
+
+
+def _document(cells: Sequence[Checked]) -> dict[str, Any]:
+    return {
+        "cells": [
+            {
+                **asdict(cell.measured),
+                "candidate": cell.candidate and cell.candidate.model_dump(),
+                "predicted": cell.predicted and cell.predicted.model_dump(),
+                "reason": cell.reason,
+            }
+            for cell in cells
+        ]
+    }
+
+
+def _traffic(users: float, cells: Sequence[MeasuredCell]) -> Traffic | None:
+    """Means over the measured requests that were answered; None where the server did not count tokens."""
+    known = [
+        (record.input_tokens, record.output_tokens)
+        for record in measured_requests(cells)
+        if record.completed and record.input_tokens and record.output_tokens
+    ]
+    if not known:
+        return None
+    prompt, output = np.mean(known, axis=0)
+    return Traffic(int(users), float(prompt), float(output))

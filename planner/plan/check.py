@@ -1,0 +1,164 @@
+"""What a plan's predictions were worth: beside what a load test of the same deployments has measured.
+
+Predictions are made from profiles, of other prompts and another day; a load test asks a real server. For each of its
+cells the same predictor is asked, with the cell's own users, prompts and answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from deployments.speculation import AnySpeculation
+from engine.control.errors import ProfileError
+from engine.plan import Candidate, Estimate
+from planner.plan.choose import NONE, Option, outlook_of
+from planner.plan.predict import Traffic
+from planner.plan.profiles import Profile
+
+_SECTION: TypeAdapter[AnySpeculation] = TypeAdapter(AnySpeculation)
+NEAR = 0.2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A cell of a load test: one arm at one closed load.
+
+    Attributes:
+        load: its label.
+        arm: its name.
+        deployment: that served it; None: it did not say.
+        asked: the draft length that requests asked for; None: the server's own.
+        traffic: users, and tokens of prompts and answers on average.
+        tokens_per_second: all rounds together.
+    """
+
+    load: str
+    arm: str
+    deployment: str | None
+    asked: int | None
+    traffic: Traffic
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A cell beside its prediction, or why there is none."""
+
+    measured: Measured
+    candidate: Candidate | None
+    predicted: Estimate | None
+    reason: str = ""
+
+    @property
+    def error(self) -> float:
+        """Of a prediction, in relation to what was measured."""
+        assert self.predicted is not None
+        return self.predicted.value / self.measured.tokens_per_second - 1
+
+    @property
+    def inside(self) -> bool:
+        """Whether the interval of the prediction holds what was measured."""
+        assert self.predicted is not None
+        return self.predicted.low <= self.measured.tokens_per_second <= self.predicted.high
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Over all cells with a prediction.
+
+    Attributes:
+        cells: how many.
+        median_error, near, inside: median of the errors' sizes; share of cells within `NEAR`; share of cells whose
+            interval holds what was measured.
+        choices: by load what the arm that was predicted to be best has given, in relation to the best of all; only of
+            loads with a prediction for every arm.
+    """
+
+    cells: int
+    median_error: float
+    near: float
+    inside: float
+    choices: Mapping[str, float]
+
+
+def check(
+    profiles: Sequence[Profile], known: Sequence[Option], measured: Sequence[Measured]
+) -> list[Checked]:
+    """Predict every cell."""
+    sections = {profile.name: _SECTION.validate_python(dict(profile.speculation)) for profile in profiles}
+    options = {option.candidate: option for option in known}
+    found = []
+    for cell in measured:
+        try:
+            candidate = _candidate(cell, sections)
+            option = options.get(candidate)
+            if option is None:
+                raise ProfileError(_unknown(candidate))
+            found.append(
+                Checked(cell, candidate, outlook_of(option, known[0], cell.traffic).tokens_per_second)
+            )
+        except ProfileError as error:
+            found.append(Checked(cell, None, None, str(error)))
+    return found
+
+
+def verdict(cells: Sequence[Checked]) -> Verdict:
+    """What they come to; raises ProfileError if none has a prediction."""
+    told = [cell for cell in cells if cell.predicted is not None]
+    if not told:
+        raise ProfileError(
+            "; ".join(dict.fromkeys(cell.reason for cell in cells)) or "the load test has no cells"
+        )
+    errors = np.abs([cell.error for cell in told])
+    return Verdict(
+        len(told),
+        float(np.median(errors)),
+        float(np.mean(errors <= NEAR)),
+        float(np.mean([cell.inside for cell in told])),
+        dict(_choices(cells)),
+    )
+
+
+def _choices(cells: Sequence[Checked]) -> list[tuple[str, float]]:
+    found = []
+    for load in dict.fromkeys(cell.measured.load for cell in cells):
+        arms = [cell for cell in cells if cell.measured.load == load]
+        if len(arms) < 2 or any(cell.predicted is None for cell in arms):
+            continue
+        chosen = max(arms, key=lambda cell: cell.predicted.value if cell.predicted else 0.0)
+        best = max(cell.measured.tokens_per_second for cell in arms)
+        found.append((load, chosen.measured.tokens_per_second / best))
+    return found
+
+
+def _candidate(cell: Measured, sections: Mapping[str, AnySpeculation]) -> Candidate:
+    """How the cell's requests were drafted for."""
+    if cell.asked == 0:
+        return NONE
+    section = sections.get(cell.deployment or "")
+    if section is None:
+        raise ProfileError(f"{cell.deployment or 'a server that does not say what it is'}: not profiled here")
+    longest = section.longest_draft(cell.traffic.concurrency)
+    lengths = [
+        length
+        for length in (longest, cell.asked, getattr(section, "draft_length", None))
+        if length is not None
+    ]
+    if section.method == "none" or 0 in lengths:
+        return NONE
+    adaptive = bool(getattr(section, "adaptive", False))
+    return Candidate(
+        deployment=cell.deployment,
+        method=section.method,
+        draft_length=min(lengths, default=0),
+        adaptive=adaptive,
+    )
+
+
+def _unknown(candidate: Candidate) -> str:
+    length = f"{'up to ' if candidate.adaptive else ''}{candidate.draft_length}"
+    return f"{candidate.deployment}, {length}: profiles do not hold what decides its drafts"
