@@ -1,9 +1,9 @@
 """Compiles the speculator of a deployment beside its target.
 
 A trained speculator becomes one or more ONNX graphs and a manifest (`engine.manifest.SpeculatorManifest`) that names
-the checkpoint and the target it was compiled with; a draft model becomes an engine like any target. Methods without
-weights have nothing to compile. As with targets, what is up to date is left alone, and what is written is complete or
-absent.
+the checkpoint and the target it was compiled with, and so does the target itself where it drafts in four bits; a draft
+model becomes an engine like any target. Methods without weights have nothing to compile. As with targets, what is up to
+date is left alone, and what is written is complete or absent.
 
 Example::
 
@@ -26,6 +26,7 @@ import openvino as ov
 
 from build.compile import compile_engine
 from build.draft_graphs import DraftGraphs, plan_graphs, trained_section
+from build.low_bit import plan_copy
 from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
 from build.targets.files import writing_errors
@@ -34,7 +35,7 @@ from deployments.engines import Precision
 from deployments.files.directories import replace_directory
 from deployments.files.hashes import content_hash, read_sha256
 from deployments.places import graph_settings
-from deployments.speculation import AnySpeculation, DraftModel
+from deployments.speculation import AnySpeculation, DraftModel, LowBit
 from engine.manifest import (
     FORMAT_VERSION,
     SPECULATOR_MANIFEST_NAME,
@@ -42,7 +43,7 @@ from engine.manifest import (
     SpeculatorManifest,
     load_speculator_manifest,
 )
-from engine.methods import EMBEDDED_SETTINGS, Trained
+from engine.methods import EMBEDDED_SETTINGS
 from engine.serving.tokenizer_files import vocabulary
 from speculators.draft_model.checkpoint import complete_draft
 from speculators.formats.draft_vocabulary import VOCABULARY_FILE
@@ -65,7 +66,7 @@ def compile_speculator(
         speculation: the spec's section.
         directory: where the graphs are put; others there are replaced. Not touched for methods without weights.
         target: the target in Hugging Face layout.
-        precision: "int8" or "fp32".
+        precision: "int8" or "fp32"; of low-bit self-drafting "int4".
         max_sequence_length: most tokens of prompt and output.
         report: gets a line for each stage.
 
@@ -80,7 +81,11 @@ def compile_speculator(
     if isinstance(speculation, DraftModel):
         _compile_draft(speculation.model, directory, target, precision, max_sequence_length, report)
     elif trained is not None:
-        _compile_trained(trained, directory, target, precision, max_sequence_length, report)
+        _compile_graphs(
+            trained, trained.checkpoint, directory, target, precision, max_sequence_length, report
+        )
+    elif isinstance(speculation, LowBit):
+        _compile_graphs(speculation, target, directory, target, precision, max_sequence_length, report)
     elif speculation.method not in EMBEDDED_SETTINGS:
         raise EngineError(
             f"speculation.method {speculation.method} runs on TensorRT-LLM, not on the embedded engine"
@@ -168,8 +173,9 @@ def _vocabulary(model: Path) -> Mapping[str, int]:
         raise TargetError(f"{model}: {error}") from error
 
 
-def _compile_trained(
-    speculation: Trained,
+def _compile_graphs(
+    speculation: AnySpeculation,
+    source: Path,
     directory: Path,
     target: Path,
     precision: Precision,
@@ -178,7 +184,7 @@ def _compile_trained(
 ) -> None:
     wanted = {
         "method": speculation.method,
-        "source_sha256": content_hash(speculation.checkpoint),
+        "source_sha256": content_hash(source),
         "target_sha256": content_hash(target),
         "precision": precision,
         "settings": {"max_sequence_length": max_sequence_length, **graph_settings(speculation)},
@@ -186,8 +192,8 @@ def _compile_trained(
     if _up_to_date(directory, wanted):
         report(f"{directory}: up to date")
         return
-    report(f"{speculation.checkpoint}: reading")
-    planned = plan_graphs(speculation, target, precision=precision, max_sequence_length=max_sequence_length)
+    report(f"{source}: reading")
+    planned = _planned(speculation, target, precision, max_sequence_length)
     report(f"writing {directory}")
     with writing_errors(directory), replace_directory(directory, SPECULATOR_MANIFEST_NAME) as staging:
         files = _write_graphs(planned, staging)
@@ -197,7 +203,7 @@ def _compile_trained(
                 **planned.facts,
                 "graphs": planned.order,
                 "format_version": FORMAT_VERSION,
-                "source": speculation.checkpoint.name,
+                "source": source.name,
                 "target": target.name,
                 "graph_sha256": read_sha256(*files),
                 "file_sizes": {file.name: file.stat().st_size for file in files},
@@ -211,6 +217,15 @@ def _compile_trained(
         (staging / SPECULATOR_MANIFEST_NAME).write_text(
             manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
         )
+
+
+def _planned(
+    speculation: AnySpeculation, target: Path, precision: Precision, max_sequence_length: int
+) -> DraftGraphs:
+    trained = trained_section(speculation)
+    if trained is None:
+        return plan_copy(target, precision=precision, max_sequence_length=max_sequence_length)
+    return plan_graphs(trained, target, precision=precision, max_sequence_length=max_sequence_length)
 
 
 def _write_graphs(planned: DraftGraphs, directory: Path) -> list[Path]:

@@ -279,6 +279,13 @@ class WindowedSelfDrafting(Speculation):
         return 2 * self.window if self.min_context is None else self.min_context
 
 
+class LowBit(Speculation):
+    """QSpec: the target drafts for itself with its weights in four bits, on its own KV cache."""
+
+    method: Literal["low_bit"]
+    draft_length: int = Field(4, ge=1, le=31, description=_LENGTH)
+
+
 class Mtp(Speculation):
     """Multi-token prediction layers that the target was trained with."""
 
@@ -354,6 +361,7 @@ AnySpeculation = Annotated[
     | Annotated[Redrafter, Tag("redrafter")]
     | Annotated[Lookahead, Tag("lookahead")]
     | Annotated[WindowedSelfDrafting, Tag("windowed")]
+    | Annotated[LowBit, Tag("low_bit")]
     | Annotated[Mtp, Tag("mtp")]
     | Annotated[Pard, Tag("pard")]
     | Annotated[DFlash, Tag("dflash")]

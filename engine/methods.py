@@ -166,9 +166,13 @@ TRAINED: Mapping[str, TrainedMethod] = {
 DRAFT_MODEL = "draft_model"
 """A target of its own: no method of `TRAINED`, since its manifest is that of an engine."""
 
+LOW_BIT = "low_bit"
+"""The target in four bits: no method of `TRAINED`, since it has no checkpoint."""
+
 EMBEDDED_SETTINGS: Mapping[str, tuple[str, ...]] = {
     **{method: settings_of(method) for method in METHODS},
     DRAFT_MODEL: ("model", "draft_length", "precision"),
+    LOW_BIT: ("draft_length",),
     **{name: method.settings for name, method in TRAINED.items()},
 }
 """Methods that the embedded engine runs, and the keys of their sections that it reads."""
