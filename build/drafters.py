@@ -43,7 +43,7 @@ from engine.manifest import (
     SpeculatorManifest,
     load_speculator_manifest,
 )
-from engine.methods import EMBEDDED_SETTINGS
+from engine.methods import EMBEDDED_SETTINGS, Trained
 from engine.serving.tokenizer_files import vocabulary
 from speculators.draft_model.checkpoint import complete_draft
 from speculators.formats.draft_vocabulary import VOCABULARY_FILE
@@ -74,8 +74,8 @@ def compile_speculator(
         CheckpointError: the checkpoint is missing, damaged, or that of another target.
         TargetError: the target or the draft model cannot be read or have different tokenizers, or `directory` cannot
             be written.
-        EngineError: the draft model is shorter-sighted than `max_sequence_length`, the section's tree is none, or
-            the embedded engine does not run the method.
+        EngineError: the draft model is shorter-sighted than `max_sequence_length`, the section's tree is none or its
+            rank too great, or the embedded engine does not run the method.
     """
     trained = trained_section(speculation)
     if isinstance(speculation, DraftModel):
@@ -174,7 +174,7 @@ def _vocabulary(model: Path) -> Mapping[str, int]:
 
 
 def _compile_graphs(
-    speculation: AnySpeculation,
+    speculation: Trained | LowBit,
     source: Path,
     directory: Path,
     target: Path,
@@ -220,12 +220,11 @@ def _compile_graphs(
 
 
 def _planned(
-    speculation: AnySpeculation, target: Path, precision: Precision, max_sequence_length: int
+    speculation: Trained | LowBit, target: Path, precision: Precision, max_sequence_length: int
 ) -> DraftGraphs:
-    trained = trained_section(speculation)
-    if trained is None:
-        return plan_copy(target, precision=precision, max_sequence_length=max_sequence_length)
-    return plan_graphs(trained, target, precision=precision, max_sequence_length=max_sequence_length)
+    if isinstance(speculation, LowBit):
+        return plan_copy(speculation, target, precision=precision, max_sequence_length=max_sequence_length)
+    return plan_graphs(speculation, target, precision=precision, max_sequence_length=max_sequence_length)
 
 
 def _write_graphs(planned: DraftGraphs, directory: Path) -> list[Path]:

@@ -121,13 +121,19 @@ def _drafter_bytes(spec: DeploymentSpec, target: Architecture) -> int:
 
 def _stored_bytes(spec: DeploymentSpec, target: Architecture) -> int:
     if isinstance(spec.speculation, LowBit):
-        return compiled_bytes(target, spec.speculator_precision)
+        return compiled_bytes(target, spec.speculator_precision) + _correction_bytes(spec.speculation, target)
     source = drafter_source(spec.speculation)
     if source is None or not source.is_dir():
         return 0
     kinds = (".safetensors", ".bin", ".pt", ".pth")
     stored = sum(path.stat().st_size for path in source.iterdir() if path.suffix in kinds)
     return stored * 2 if spec.speculator_precision == "fp32" else stored // 2
+
+
+def _correction_bytes(section: LowBit, target: Architecture) -> int:
+    """Of both factors of each layer's correction, in eight bits."""
+    shapes = (shape for name, shape in target.parameter_shapes().items() if name.startswith("model.layers."))
+    return section.rank * sum(sum(shape) for shape in shapes if len(shape) == 2)
 
 
 def _gib(size: float) -> str:

@@ -284,6 +284,12 @@ class LowBit(Speculation):
 
     method: Literal["low_bit"]
     draft_length: int = Field(4, ge=1, le=31, description=_LENGTH)
+    rank: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Rank of the matrices that give back what four bits lose of each layer (LQ-LoRA); 0: none.",
+    )
 
 
 class Mtp(Speculation):

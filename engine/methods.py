@@ -172,7 +172,7 @@ LOW_BIT = "low_bit"
 EMBEDDED_SETTINGS: Mapping[str, tuple[str, ...]] = {
     **{method: settings_of(method) for method in METHODS},
     DRAFT_MODEL: ("model", "draft_length", "precision"),
-    LOW_BIT: ("draft_length",),
+    LOW_BIT: ("draft_length", "rank"),
     **{name: method.settings for name, method in TRAINED.items()},
 }
 """Methods that the embedded engine runs, and the keys of their sections that it reads."""

@@ -96,7 +96,7 @@ UNTRAINED: dict[str, AnySpeculation] = {
     "windowed, guesses": WindowedSelfDrafting(
         method="windowed", draft_length=6, window=32, min_context=1, lookup=3
     ),
-    "low_bit, chain": LowBit(method="low_bit", draft_length=5, adaptive=False),
+    "low_bit, chain": LowBit(method="low_bit", draft_length=5, rank=8, adaptive=False),
 }
 """Methods without a checkpoint that need the engine."""
 EVERY = (*SPECULATIONS, *UNTRAINED)
