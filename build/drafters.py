@@ -1,9 +1,10 @@
 """Compiles the speculator of a deployment beside its target.
 
 A trained speculator becomes one or more ONNX graphs and a manifest (`engine.manifest.SpeculatorManifest`) that names
-the checkpoint and the target it was compiled with; a draft model becomes an engine like any target. Methods without
-weights have nothing to compile. As with targets, what is up to date is left alone, and what is written is complete or
-absent. Texts that suffix decoding searches are tokenised here, too.
+the checkpoint and the target it was compiled with, and so does the target itself where it drafts in four bits; a draft
+model becomes an engine like any target. Methods without weights have nothing to compile, but for texts that suffix
+decoding searches, which become tokens. As with targets, what is up to date is left alone, and what is written is
+complete or absent.
 
 Example::
 
@@ -27,6 +28,7 @@ import openvino as ov
 
 from build.compile import compile_engine
 from build.draft_graphs import DraftGraphs, plan_graphs, trained_section
+from build.low_bit import plan_copy
 from build.own_texts import own_texts
 from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
@@ -36,7 +38,7 @@ from deployments.engines import Precision
 from deployments.files.directories import replace_directory
 from deployments.files.hashes import content_hash, read_sha256
 from deployments.places import graph_settings, source_hash
-from deployments.speculation import AnySpeculation, DraftModel, SuffixAutomaton
+from deployments.speculation import AnySpeculation, DraftModel, LowBit, SuffixAutomaton
 from engine.manifest import (
     FORMAT_VERSION,
     SPECULATOR_MANIFEST_NAME,
@@ -69,7 +71,7 @@ def compile_speculator(
         directory: where the graphs are put; others there are replaced. Not touched for methods without weights, unless
             they have texts.
         target: the target in Hugging Face layout.
-        precision: "int8" or "fp32".
+        precision: "int8" or "fp32"; of low-bit self-drafting "int4".
         max_sequence_length: most tokens of prompt and output.
         report: gets a line for each stage.
 
@@ -77,16 +79,20 @@ def compile_speculator(
         CheckpointError: the checkpoint is missing, damaged, or that of another target.
         TargetError: the target or the draft model cannot be read or have different tokenizers, or `directory` cannot
             be written.
-        EngineError: the draft model is shorter-sighted than `max_sequence_length`, the section's tree is none, or
-            the embedded engine does not run the method.
+        EngineError: the draft model is shorter-sighted than `max_sequence_length`, the section's tree is none or its
+            rank too great, or the embedded engine does not run the method.
     """
     trained = trained_section(speculation)
     if isinstance(speculation, DraftModel):
         _compile_draft(speculation.model, directory, target, precision, max_sequence_length, report)
     elif trained is not None:
-        _compile_trained(trained, directory, target, precision, max_sequence_length, report)
+        _compile_graphs(
+            trained, trained.checkpoint, directory, target, precision, max_sequence_length, report
+        )
     elif isinstance(speculation, SuffixAutomaton) and speculation.texts is not None:
         _compile_texts(speculation, speculation.texts, directory, target, precision, report)
+    elif isinstance(speculation, LowBit):
+        _compile_graphs(speculation, target, directory, target, precision, max_sequence_length, report)
     elif speculation.method not in EMBEDDED_SETTINGS:
         raise EngineError(
             f"speculation.method {speculation.method} runs on TensorRT-LLM, not on the embedded engine"
@@ -174,8 +180,9 @@ def _vocabulary(model: Path) -> Mapping[str, int]:
         raise TargetError(f"{model}: {error}") from error
 
 
-def _compile_trained(
-    speculation: Trained,
+def _compile_graphs(
+    speculation: Trained | LowBit,
+    source: Path,
     directory: Path,
     target: Path,
     precision: Precision,
@@ -184,7 +191,7 @@ def _compile_trained(
 ) -> None:
     wanted = {
         "method": speculation.method,
-        "source_sha256": content_hash(speculation.checkpoint),
+        "source_sha256": content_hash(source),
         "target_sha256": content_hash(target),
         "precision": precision,
         "settings": {"max_sequence_length": max_sequence_length, **graph_settings(speculation)},
@@ -192,8 +199,8 @@ def _compile_trained(
     if _up_to_date(directory, wanted):
         report(f"{directory}: up to date")
         return
-    report(f"{speculation.checkpoint}: reading")
-    planned = plan_graphs(speculation, target, precision=precision, max_sequence_length=max_sequence_length)
+    report(f"{source}: reading")
+    planned = _planned(speculation, target, precision, max_sequence_length)
     report(f"writing {directory}")
     with writing_errors(directory), replace_directory(directory, SPECULATOR_MANIFEST_NAME) as staging:
         files = _write_graphs(planned, staging)
@@ -203,7 +210,7 @@ def _compile_trained(
                 **planned.facts,
                 "graphs": planned.order,
                 "format_version": FORMAT_VERSION,
-                "source": speculation.checkpoint.name,
+                "source": source.name,
                 "target": target.name,
                 "graph_sha256": read_sha256(*files),
                 "file_sizes": {file.name: file.stat().st_size for file in files},
@@ -264,6 +271,14 @@ def _compile_texts(
         (staging / SPECULATOR_MANIFEST_NAME).write_text(
             manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
         )
+
+
+def _planned(
+    speculation: Trained | LowBit, target: Path, precision: Precision, max_sequence_length: int
+) -> DraftGraphs:
+    if isinstance(speculation, LowBit):
+        return plan_copy(speculation, target, precision=precision, max_sequence_length=max_sequence_length)
+    return plan_graphs(speculation, target, precision=precision, max_sequence_length=max_sequence_length)
 
 
 def _write_graphs(planned: DraftGraphs, directory: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Set
 
 from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
-from deployments.speculation import PlannedSpeculation, SelfLookupEnhancer, WindowedSelfDrafting
+from deployments.speculation import LowBit, PlannedSpeculation, SelfLookupEnhancer, WindowedSelfDrafting
 from engine.attention_kernels import WHY_NOT, Attention, chosen_kernel
 from engine.manifest import EngineError
 from engine.methods import EMBEDDED_SETTINGS
@@ -44,6 +44,8 @@ def embedded_findings(spec: DeploymentSpec) -> Iterator[Finding]:
     yield from _without_effect(spec, has, "on the embedded engine")
     if isinstance(speculation, WindowedSelfDrafting):
         yield from _windowed_findings(spec, speculation)
+    if isinstance(speculation, LowBit):
+        yield from _low_bit_findings(spec)
     lookup: SelfLookupEnhancer | None = getattr(speculation, "suffix_automaton", None)
     if lookup is not None and lookup.global_pool:
         yield Finding(
@@ -66,7 +68,7 @@ def _windowed_findings(spec: DeploymentSpec, section: WindowedSelfDrafting) -> I
             f"engine.max_sequence_length: {length}",
             f"min_context below {length}, a smaller window, or a greater max_sequence_length",
         )
-    if section.choice != "window" and (reason := _weighs_nothing(spec)):
+    if section.choice != "window" and (reason := _not_native(spec)):
         yield Finding(
             "choice-without-weights",
             "error",
@@ -76,8 +78,47 @@ def _windowed_findings(spec: DeploymentSpec, section: WindowedSelfDrafting) -> I
         )
 
 
-def _weighs_nothing(spec: DeploymentSpec) -> str | None:
-    """Why the engine's attention does not say what it attended to."""
+def _low_bit_findings(spec: DeploymentSpec) -> Iterator[Finding]:
+    """Targets that have no more than what would draft for them, and machines on which four bits are no gain."""
+    precision, backend = spec.embedded.precision, spec.embedded.backend
+    if backend != "openvino":
+        yield Finding(
+            "copy-without-cache",
+            "error",
+            "speculation.method: low_bit drafts on the target's own KV cache, which "
+            f"engine.backend: {backend} does not share between networks",
+            "engine.backend: openvino",
+        )
+    elif precision == "int4":
+        yield Finding(
+            "copy-without-gain",
+            "error",
+            "speculation.method: low_bit drafts with four-bit weights, which a target of engine.precision: int4 has "
+            "itself",
+            "engine.precision: fp32 or int8, whose output it then has, or another method",
+        )
+    elif reason := _not_native(spec):
+        unpacked = (
+            f"four-bit weights are unpacked to eight bits where the kit's kernel does not run, and {reason}"
+        )
+        if precision == "int8":
+            yield Finding(
+                "copy-without-gain",
+                "error",
+                f"speculation.method: low_bit would draft as slowly as the target decodes: {unpacked}",
+                "the kit's kernel, engine.precision: fp32, or another method",
+            )
+        else:
+            yield Finding(
+                "copy-in-eight-bits",
+                "warning",
+                f"speculation.method: low_bit: {unpacked}",
+                "the kit's kernel",
+            )
+
+
+def _not_native(spec: DeploymentSpec) -> str | None:
+    """Why the kit's own kernel does not run."""
     engine = spec.embedded
     if engine.backend != "openvino":
         return f"engine.backend is {engine.backend}"

@@ -21,6 +21,7 @@ from deployments.engines import EmbeddedEngine, Precision
 from deployments.findings import Finding
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
+from deployments.speculation import LowBit
 from engine.attention_kernels import Attention, chosen_precision
 from engine.buckets import buckets_for
 from engine.grouped_weights import GROUP, can_be_grouped
@@ -42,7 +43,7 @@ def memory_findings(spec: DeploymentSpec, target: Architecture) -> Iterator[Find
     copies = 2 + len(buckets_for(weights))
     slots, length = engine.max_batch_size, engine.max_sequence_length
     token = _cache_bytes(target, engine)
-    drafter = _drafter_bytes(spec) * copies
+    drafter = _drafter_bytes(spec, target) * copies
     held = weights * copies + drafter + _REST_GIB * GIB
     total, here = held + token * slots * length, machine_bytes()
     lines = [
@@ -67,7 +68,7 @@ def disk_findings(spec: DeploymentSpec, target: Architecture) -> Iterator[Findin
     directory = spec.engine_directory
     if directory.exists():
         return
-    needed = compiled_bytes(target, spec.embedded.precision) + _drafter_bytes(spec)
+    needed = compiled_bytes(target, spec.embedded.precision) + _drafter_bytes(spec, target)
     place = next(path for path in directory.absolute().parents if path.is_dir())
     free = shutil.disk_usage(place).free
     if free < needed:
@@ -113,18 +114,26 @@ def _cache_bytes(architecture: Architecture, engine: EmbeddedEngine) -> int:
     return 2 * architecture.num_layers * architecture.num_kv_heads * row
 
 
-def _drafter_bytes(spec: DeploymentSpec) -> int:
+def _drafter_bytes(spec: DeploymentSpec, target: Architecture) -> int:
     """About those of the compiled drafters: half of what is stored, in 16 bit, for int8."""
-    return sum(map(_stored_bytes, drafting(spec)))
+    return sum(_stored_bytes(each, target) for each in drafting(spec))
 
 
-def _stored_bytes(spec: DeploymentSpec) -> int:
+def _stored_bytes(spec: DeploymentSpec, target: Architecture) -> int:
+    if isinstance(spec.speculation, LowBit):
+        return compiled_bytes(target, spec.speculator_precision) + _correction_bytes(spec.speculation, target)
     source = drafter_source(spec.speculation)
     if source is None or not source.is_dir():
         return 0
     kinds = (".safetensors", ".bin", ".pt", ".pth")
     stored = sum(path.stat().st_size for path in source.iterdir() if path.suffix in kinds)
     return stored * 2 if spec.speculator_precision == "fp32" else stored // 2
+
+
+def _correction_bytes(section: LowBit, target: Architecture) -> int:
+    """Of both factors of each layer's correction, in eight bits."""
+    shapes = (shape for name, shape in target.parameter_shapes().items() if name.startswith("model.layers."))
+    return section.rank * sum(sum(shape) for shape in shapes if len(shape) == 2)
 
 
 def _gib(size: float) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from build.draft_graphs import plan_graphs, read_drafter, trained_section
 from build.drafters import check_draft, completed_draft
 from build.embedded_memory import disk_findings, memory_findings
+from build.low_bit import check_rank
 from build.model_paths import suggestion
 from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
@@ -20,7 +21,7 @@ from build.triton.model_config import repository_place_findings
 from deployments.findings import Finding
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
-from deployments.speculation import DraftModel
+from deployments.speculation import DraftModel, LowBit
 from engine.attention_kernels import Attention, chosen_kernel
 from engine.manifest import EngineError
 from engine.planned import check_plan, drafting
@@ -86,6 +87,8 @@ def _fetched(directory: Path, source: str | None) -> Iterator[Finding]:
 
 def _drafter(spec: DeploymentSpec, target: Architecture | None) -> Iterator[Finding]:
     speculation, source = spec.speculation, drafter_source(spec.speculation)
+    if isinstance(speculation, LowBit) and target is not None:
+        yield from _refused("rank-too-great", "speculation.rank", lambda: check_rank(speculation, target))
     if source is None:
         return
     key = "speculation.model" if isinstance(speculation, DraftModel) else "speculation.checkpoint"

@@ -57,6 +57,11 @@ NEEDS = {
         memory="the embedded engine: none; TensorRT-LLM: a second engine of the target, a cache of `window` tokens",
         engines=(EMBEDDED, TENSORRT_LLM),
     ),
+    "low_bit": Needs(
+        "nothing: the target drafts",
+        memory="a copy of the target's weights, layers in 4 bits and the rest in 8; no cache",
+        engines=(EMBEDDED,),
+    ),
     "draft_model": Needs(
         "a small model with the target's tokenizer",
         f"published ones: none. Trained here, cut out of the target: {_DATA}, then 20 min",

@@ -25,7 +25,7 @@ from deployments.errors import DrafthouseError
 from deployments.places import filled_in, speculator_directory, target_directory
 from deployments.printable import control_characters
 from deployments.section import Section
-from deployments.speculation import AnySpeculation, DraftModel, NoSpeculation, Speculation
+from deployments.speculation import AnySpeculation, DraftModel, LowBit, NoSpeculation, Speculation
 from deployments.training import TrainingSpec
 
 # A value is cut short: one that refers to others again and again has a text without end.
@@ -211,7 +211,9 @@ class DeploymentSpec(Section):
 
     @property
     def speculator_precision(self) -> Precision:
-        """Weights of the compiled speculator: int8 beside quantised targets, unless a draft model has its own."""
+        """Weights of the compiled speculator: int8 beside quantised targets, unless the method has its own."""
+        if isinstance(self.speculation, LowBit):
+            return "int4"
         own = self.speculation.precision if isinstance(self.speculation, DraftModel) else None
         return own or ("fp32" if self.embedded.precision == "fp32" else "int8")
 

@@ -290,6 +290,19 @@ class WindowedSelfDrafting(Speculation):
         return 2 * self.window if self.min_context is None else self.min_context
 
 
+class LowBit(Speculation):
+    """The target drafts for itself with its weights in four bits, on its own KV cache, which QSpec shares likewise."""
+
+    method: Literal["low_bit"]
+    draft_length: int = Field(4, ge=1, le=31, description=_LENGTH)
+    rank: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Rank of the matrices that give back what four bits lose of each layer (LQ-LoRA); 0: none.",
+    )
+
+
 class Mtp(Speculation):
     """Multi-token prediction layers that the target was trained with."""
 
@@ -365,6 +378,7 @@ AnySpeculation = Annotated[
     | Annotated[Redrafter, Tag("redrafter")]
     | Annotated[Lookahead, Tag("lookahead")]
     | Annotated[WindowedSelfDrafting, Tag("windowed")]
+    | Annotated[LowBit, Tag("low_bit")]
     | Annotated[Mtp, Tag("mtp")]
     | Annotated[Pard, Tag("pard")]
     | Annotated[DFlash, Tag("dflash")]

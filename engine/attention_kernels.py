@@ -1,12 +1,9 @@
-"""The two attention kernels of OpenVINO graphs: the kit's own, and the one that OpenVINO brings.
-
-A kernel owns the KV cache of a network, puts its operator into the graph, and turns a step into the graph's inputs.
-"""
+"""The two attention kernels of OpenVINO graphs: the kit's own, and the one that OpenVINO brings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import openvino as ov
@@ -16,6 +13,7 @@ from openvino.frontend.onnx import ConversionExtension
 from openvino.utils.node_factory import NodeFactory
 
 from deployments.engines import Precision
+from engine.attention import AttentionKernel, CompiledGraph, Inputs
 from engine.layout import Layout
 from engine.manifest import EngineError
 from engine.native.build import library_path
@@ -30,7 +28,6 @@ from engine.native.library import (
 from engine.paged_attention import DOMAIN, OPERATOR, conversion
 from engine.runner import BLOCK_SIZE, SequenceInput
 
-Inputs = dict[str, NDArray[Any]]
 KernelName = Literal["native", "openvino"]
 WHY_NOT = (
     "the kit's kernel is not compiled, or the processor lacks AVX2: run `python -m engine.native.build`, "
@@ -57,69 +54,6 @@ class Attention:
 ANY_ATTENTION = Attention()
 
 
-class CompiledGraph(Protocol):
-    """What a kernel binds its cache to."""
-
-    threads: int
-
-    def cache_ports(self) -> list[Any]:
-        """Inputs that are caches, in the order of the model."""
-
-    def use_caches(self, caches: NDArray[np.generic]) -> None:
-        """Read and write these from now on, one for each port."""
-
-
-class AttentionKernel(Protocol):
-    """Attention over the paged cache of one network.
-
-    Attributes:
-        name: which kernel it is.
-        precision: of the cache.
-        most_weighed: see `engine.runner.Runner`.
-        padding: tokens that the last step was filled up with, behind all others.
-    """
-
-    name: KernelName
-    precision: CachePrecision
-    most_weighed: int
-
-    @property
-    def padding(self) -> int: ...
-
-    @property
-    def description(self) -> Mapping[str, str]:
-        """See `engine.backend.PagedNetwork.attention`."""
-
-    def extension(self, *, fillers: bool) -> ConversionExtension:
-        """For an `ov.Core`, before it reads the graph.
-
-        Args:
-            fillers: whether attention may be entered with more rows than there are tokens.
-        """
-
-    def spares_fillers(self, threads: int, smallest: int) -> bool:
-        """Whether graphs of `smallest` tokens or more on so many threads are better read again without fillers."""
-
-    def warm_up(self, tokens: int, longest: int) -> Sequence[SequenceInput]:
-        """A step of so many tokens that makes a graph ready for contexts of up to `longest`."""
-
-    def bind(self, graphs: Sequence[CompiledGraph]) -> None:
-        """Allocate the cache and give it to the compiled graphs."""
-
-    def step(self, batch: Sequence[SequenceInput], tokens: int) -> Inputs:
-        """The graph's inputs for a step, filled up to so many tokens.
-
-        Raises:
-            ValueError: the step does not fit the cache.
-        """
-
-    def block_weights(self, index: int) -> NDArray[np.float32]:
-        """See `engine.runner.Runner.block_weights`."""
-
-    def commit(self, index: int, kept: Sequence[int]) -> None:
-        """Keep the accepted path; see `engine.runner.Runner.commit`."""
-
-
 class NativeKernel:
     """The kit's own kernel: reads each cache block once for all rows of a request; see `engine/native/attention.hpp`.
 
@@ -130,18 +64,26 @@ class NativeKernel:
         num_blocks: cache blocks for requests.
         branch_blocks: cache blocks for what trees have more than their requests have room for.
         precision: of the cache.
+        owner: whose cache it uses; None: one of its own.
     """
 
     name: KernelName = "native"
     most_weighed = 16  # kTileRows of `engine/native/step.hpp`
 
-    def __init__(self, num_blocks: int, branch_blocks: int, precision: CachePrecision) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        branch_blocks: int,
+        precision: CachePrecision,
+        owner: "NativeKernel | None" = None,
+    ) -> None:
         self.padding = 0
         self.cache: NativeCache
         self.precision = precision
         self._num_blocks = num_blocks
         self._private_blocks = range(num_blocks, num_blocks + branch_blocks)
-        self._number = new_number()
+        self._owner = owner
+        self._number = new_number() if owner is None else owner.cache.number
         self._layers: set[int] = set()
         self._heads = (1, 1)
         self._batch: Sequence[SequenceInput] = ()
@@ -170,7 +112,15 @@ class NativeKernel:
         kv_heads, head_size = self._heads
         blocks = self._num_blocks + len(self._private_blocks)
         shape = CacheShape(len(self._layers), blocks, kv_heads, head_size, self.precision)
-        self.cache = NativeCache(shape, self._number)
+        if self._owner is None:
+            self.cache = NativeCache(shape, self._number)
+            return
+        _check_same(shape, self._owner.cache.shape)
+        self.cache = self._owner.cache
+
+    def sharing(self) -> "NativeKernel":
+        """See `AttentionKernel`; operators of both networks name the same cache."""
+        return NativeKernel(self._num_blocks, len(self._private_blocks), self.precision, self)
 
     def step(self, batch: Sequence[SequenceInput], tokens: int) -> Inputs:
         """See `AttentionKernel`.
@@ -242,13 +192,21 @@ class OpenVinoKernel:
         num_blocks: cache blocks for requests.
         branch_blocks: cache blocks for the branches of the trees of one step; 0: chains only.
         precision: of the cache.
+        owner: whose cache it uses; None: one of its own.
     """
 
     name: KernelName = "openvino"
     most_weighed = 0
 
-    def __init__(self, num_blocks: int, branch_blocks: int, precision: CachePrecision) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        branch_blocks: int,
+        precision: CachePrecision,
+        owner: "OpenVinoKernel | None" = None,
+    ) -> None:
         self.precision = precision
+        self._owner = owner
         self.caches: NDArray[np.generic]
         self._num_blocks = num_blocks
         self._private_blocks = range(num_blocks + 1, num_blocks + 1 + branch_blocks)
@@ -285,11 +243,20 @@ class OpenVinoKernel:
         """
         ports = graphs[0].cache_ports()
         blocks = self._private_blocks.stop
-        shape = (blocks, *(ports[0].partial_shape[axis].get_length() for axis in (1, 2, 3)))
-        self.caches = np.zeros((len(ports), *shape), ports[0].element_type.to_dtype())
+        shape = (len(ports), blocks, *(ports[0].partial_shape[axis].get_length() for axis in (1, 2, 3)))
+        kind = ports[0].element_type.to_dtype()
+        if self._owner is None:
+            self.caches = np.zeros(shape, kind)
+        else:
+            self.caches = self._owner.caches
+            _check_same((shape, np.dtype(kind)), (self.caches.shape, self.caches.dtype))
         self._sequences = graphs[0].threads
         for graph in graphs:
             graph.use_caches(self.caches)
+
+    def sharing(self) -> "OpenVinoKernel":
+        """See `AttentionKernel`."""
+        return OpenVinoKernel(self._num_blocks, len(self._private_blocks), self.precision, self)
 
     def step(self, batch: Sequence[SequenceInput], tokens: int) -> Inputs:
         """See `AttentionKernel`."""
@@ -365,6 +332,13 @@ def chosen_kernel(how: Attention) -> KernelName:
             "fp16 and fp32 are there with either kernel"
         )
     return kernel
+
+
+def _check_same(own: object, owners: object) -> None:
+    if own != owners:
+        raise EngineError(
+            f"a network with a cache of {own} cannot use one of {owners}; run `drafthouse build` for both"
+        )
 
 
 def _described(kernel: AttentionKernel, instructions: str) -> Mapping[str, str]:

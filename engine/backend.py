@@ -69,6 +69,7 @@ class Backend(Protocol):
         outputs: Sequence[str],
         num_blocks: int,
         branch_blocks: int,
+        cache_of: PagedNetwork | None = None,
     ) -> PagedNetwork:
         """A network over a paged KV cache.
 
@@ -78,9 +79,11 @@ class Backend(Protocol):
             outputs: those that are wanted.
             num_blocks: cache blocks for requests.
             branch_blocks: cache blocks for the branches of the trees of one step; 0: chains only.
+            cache_of: a network of this backend whose cache this one reads and writes, with as many blocks; None: it has
+                its own.
 
         Raises:
-            EngineError: the file is damaged.
+            EngineError: the file is damaged, or the other's cache is laid out for another network.
         """
 
 

@@ -95,7 +95,7 @@ def open_engine(
         max_draft_length=max(getattr(each.speculation, "draft_length", 0) for each in deployments),
         kv_cache_reuse=embedded.kv_cache_reuse,
     )
-    opened = {name: [each.open(backend, num_blocks) for each in group] for name, group in prepared.items()}
+    opened = {name: [each.open(backend, runner) for each in group] for name, group in prepared.items()}
     policy: DraftPolicy
     if plan is not None:
         planned = {name: group for name, group in opened.items() if name in plan.served}

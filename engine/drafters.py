@@ -6,7 +6,7 @@ Example::
     prepared = prepare(spec.speculation, directory, target=target, slots=16, max_sequence_length=2048)
     layers = [layer for each in prepared for layer in each.requirements.hidden_layers]
     runner = CompiledRunner(engine_directory, backend, num_blocks=1024, hidden_layers=layers)
-    speculators = [each.open(backend, 1024) for each in prepared]
+    speculators = [each.open(backend, runner) for each in prepared]
 """
 
 from collections.abc import Callable
@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.speculation import AnySpeculation, DraftModel
+from deployments.speculation import AnySpeculation, DraftModel, LowBit
 from engine.backend import Backend
 from engine.block_graph import BlockGraph
+from engine.compiled_runner import CompiledRunner
 from engine.manifest import (
     MODEL_NAME,
+    CompiledManifest,
     EngineError,
     EngineManifest,
     SpeculatorManifest,
@@ -29,11 +31,21 @@ from engine.manifest import (
     load_manifest,
     load_speculator_manifest,
 )
-from engine.methods import DRAFT_MODEL, SUFFIX, TRAINED, TrainedParts, check_depth, least_likely
+from engine.methods import (
+    DRAFT_MODEL,
+    LOW_BIT,
+    SUFFIX,
+    TRAINED,
+    TrainedParts,
+    check_depth,
+    least_likely,
+)
+from engine.target_copy import CompiledCopy
 from speculators.base import Requirements, Speculator
 from speculators.draft_model.draft import DraftModelDrafter
 from speculators.growth import TreeShape
 from speculators.lookup import SureLookup
+from speculators.low_bit import LowBitSpeculator
 from speculators.registry import create, settings_of
 from speculators.suffix_automaton import SuffixSpeculator
 
@@ -44,11 +56,11 @@ class Prepared:
 
     Attributes:
         requirements: what it needs.
-        open: loads its graphs on a backend, for so many cache blocks of the target.
+        open: loads its graphs on the target's backend, beside the target.
     """
 
     requirements: Requirements
-    open: Callable[[Backend, int], Speculator]
+    open: Callable[[Backend, CompiledRunner], Speculator]
 
 
 def prepare(
@@ -77,17 +89,19 @@ def prepare(
         prepared, longest = _trained(speculation, directory, target, slots, max_sequence_length)
     elif speculation.method == DRAFT_MODEL:
         prepared, longest = _draft_model(speculation, directory, target, max_sequence_length)
+    elif speculation.method == LOW_BIT:
+        prepared, longest = _low_bit(speculation, directory, target, max_sequence_length)
     else:
         section = speculation.model_dump(include=set(settings_of(speculation.method)))
         made = create(speculation.method, **section)
         if isinstance(made, SuffixSpeculator) and getattr(speculation, "texts", None) is not None:
             made.search([text[:-1] for text in _texts(directory, target)])
-        prepared, longest = Prepared(made.requirements, lambda backend, blocks: made), made.max_draft_length
+        prepared, longest = Prepared(made.requirements, lambda backend, runner: made), made.max_draft_length
     enhancer = getattr(speculation, "suffix_automaton", None)
     if enhancer is None:
         return [prepared]
     lookup = SureLookup(enhancer.threshold, longest)
-    return [Prepared(lookup.requirements, lambda backend, blocks: lookup), prepared]
+    return [Prepared(lookup.requirements, lambda backend, runner: lookup), prepared]
 
 
 def _draft_model(
@@ -97,15 +111,30 @@ def _draft_model(
     manifest = load_manifest(directory)
     _check_draft(manifest, directory, target, max_sequence_length)
 
-    def load(backend: Backend, num_blocks: int) -> Speculator:
+    def load(backend: Backend, runner: CompiledRunner) -> Speculator:
         outputs = ("candidates", "log_probs")
         graph = backend.paged(
-            directory / MODEL_NAME, manifest, outputs=outputs, num_blocks=num_blocks, branch_blocks=0
+            directory / MODEL_NAME, manifest, outputs=outputs, num_blocks=runner.num_blocks, branch_blocks=0
         )
-        cached = BlockGraph(graph, outputs, num_blocks)
+        cached = BlockGraph(graph, outputs, runner.num_blocks)
         return DraftModelDrafter(cached, speculation.draft_length, least_likely(speculation))
 
     return Prepared(Requirements(), load), speculation.draft_length
+
+
+def _low_bit(
+    speculation: Any, directory: Path, target: EngineManifest, max_sequence_length: int
+) -> tuple[Prepared, int]:
+    assert isinstance(speculation, LowBit)
+    manifest = load_speculator_manifest(directory)
+    check_belongs(manifest, directory, method=speculation.method, target=target)
+    _check_length(manifest, directory, max_sequence_length)
+
+    def load(backend: Backend, runner: CompiledRunner) -> Speculator:
+        copy = CompiledCopy(directory / manifest.graphs[0], manifest, backend, runner)
+        return LowBitSpeculator(copy, speculation.draft_length)
+
+    return Prepared(LowBitSpeculator.requirements, load), speculation.draft_length
 
 
 def _trained(
@@ -118,8 +147,8 @@ def _trained(
     _check_shape(shape, manifest, directory, max_sequence_length)
     files = [directory / name for name in manifest.graphs]
 
-    def load(backend: Backend, num_blocks: int) -> Speculator:
-        return method.open(TrainedParts(manifest, files, shape, slots, num_blocks, backend))
+    def load(backend: Backend, runner: CompiledRunner) -> Speculator:
+        return method.open(TrainedParts(manifest, files, shape, slots, runner.num_blocks, backend))
 
     return Prepared(method.required(shape, manifest.hidden_layers), load), shape.total
 
@@ -139,11 +168,7 @@ def _check_shape(shape: TreeShape, manifest: SpeculatorManifest, directory: Path
             f"speculation asks for {shape.most_children} guesses below a node, but {directory} was compiled "
             f"for {manifest.candidates}; run `drafthouse build`"
         )
-    if manifest.max_sequence_length is not None and manifest.max_sequence_length < length:
-        raise EngineError(
-            f"{directory} was compiled for {manifest.max_sequence_length} tokens, the spec asks for {length}; "
-            "run `drafthouse build`"
-        )
+    _check_length(manifest, directory, length)
 
 
 def _check_draft(draft: EngineManifest, directory: Path, target: EngineManifest, length: int) -> None:
@@ -152,8 +177,12 @@ def _check_draft(draft: EngineManifest, directory: Path, target: EngineManifest,
             f"{directory} knows {draft.vocab_size} tokens, {target.source} knows {target.vocab_size}; a draft model "
             "must have the target's tokenizer"
         )
-    if draft.max_sequence_length < length:
+    _check_length(draft, directory, length)
+
+
+def _check_length(manifest: CompiledManifest, directory: Path, length: int) -> None:
+    if manifest.max_sequence_length is not None and manifest.max_sequence_length < length:
         raise EngineError(
-            f"{directory} was compiled for {draft.max_sequence_length} tokens, the spec asks for {length}; "
+            f"{directory} was compiled for {manifest.max_sequence_length} tokens, the spec asks for {length}; "
             "run `drafthouse build`"
         )

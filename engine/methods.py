@@ -168,11 +168,14 @@ DRAFT_MODEL = "draft_model"
 
 SUFFIX = "suffix_automaton"
 """It has no weights, but may have texts, which `build.drafters` puts where others have their graphs."""
+LOW_BIT = "low_bit"
+"""The target in four bits: no method of `TRAINED`, since it has no checkpoint."""
 
 EMBEDDED_SETTINGS: Mapping[str, tuple[str, ...]] = {
     **{method: settings_of(method) for method in METHODS},
     SUFFIX: (*settings_of(SUFFIX), "texts"),
     DRAFT_MODEL: ("model", "draft_length", "precision"),
+    LOW_BIT: ("draft_length", "rank"),
     **{name: method.settings for name, method in TRAINED.items()},
 }
 """Methods that the embedded engine runs, and the keys of their sections that it reads."""

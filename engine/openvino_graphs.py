@@ -22,7 +22,9 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino.frontend.onnx import ConversionExtension
 
-from engine.attention_kernels import ANY_ATTENTION, Attention, AttentionKernel, open_kernel
+from engine.attention import AttentionKernel
+from engine.attention_kernels import ANY_ATTENTION, Attention, open_kernel
+from engine.backend import PagedNetwork
 from engine.buckets import bucket_of, buckets_for
 from engine.linear_layers import LinearLayers
 from engine.manifest import CompiledManifest, EngineError
@@ -64,14 +66,20 @@ class OpenVinoBackend:
         outputs: Sequence[str],
         num_blocks: int,
         branch_blocks: int,
+        cache_of: PagedNetwork | None = None,
     ) -> "PagedGraph":
         """See `engine.backend.Backend.paged`."""
-        kernel = open_kernel(
-            self._attention,
-            weights=manifest.precision,
-            num_blocks=num_blocks,
-            branch_blocks=branch_blocks,
-        )
+        kernel: AttentionKernel
+        if cache_of is None:
+            kernel = open_kernel(
+                self._attention,
+                weights=manifest.precision,
+                num_blocks=num_blocks,
+                branch_blocks=branch_blocks,
+            )
+        else:
+            assert isinstance(cache_of, PagedGraph), "of this backend"
+            kernel = cache_of.kernel.sharing()
         return PagedGraph(
             path,
             outputs=outputs,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from engine.runner import Runner, SequenceInput
 from engine.running import RunningRequest
-from speculators.target_access import TargetInput
+from speculators.target_access import TargetCopy, TargetInput
 
 
 class RunnerAccess:
@@ -41,13 +41,13 @@ class RunnerAccess:
         """See `TargetAccess`."""
         return self._running[request_id].cached
 
-    def run(self, batch: Sequence[TargetInput]) -> NDArray[np.float32]:
+    def run(self, batch: Sequence[TargetInput], copy: TargetCopy | None = None) -> NDArray[np.float32]:
         """See `TargetAccess`."""
         if not self._lent:
             raise RuntimeError(
                 "the target is lent to speculators while they propose or catch up, not otherwise"
             )
-        return self._runner.forward([self._sequence(item) for item in batch])
+        return (copy or self._runner).forward([self._sequence(item) for item in batch])
 
     def _sequence(self, item: TargetInput) -> SequenceInput:
         owner, size = self._running[item.request_id], self.block_size

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engine.backend import PagedNetwork
 from engine.layout import Layout
-from engine.manifest import CompiledManifest
+from engine.manifest import CompiledManifest, EngineError
 from engine.runner import BLOCK_SIZE, SequenceInput
 from engine.torch_operators import Tensor, TorchOperators
 
@@ -41,8 +42,11 @@ class TorchBackend:
         outputs: Sequence[str],
         num_blocks: int,
         branch_blocks: int,
+        cache_of: PagedNetwork | None = None,
     ) -> "TorchPagedGraph":
         """See `engine.backend.Backend.paged`."""
+        if cache_of is not None:
+            raise EngineError("networks that share a KV cache run on engine.backend: openvino alone")
         return TorchPagedGraph(
             path,
             outputs=outputs,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,13 @@ class TargetInput:
     outputs_from: int = 0
 
 
+class TargetCopy(Protocol):
+    """The target in another precision, over the target's own cache, as the engine opens it."""
+
+    def forward(self, batch: Sequence[Any]) -> NDArray[np.float32]:
+        """Run it once; called by `TargetAccess.run` alone."""
+
+
 class TargetAccess(Protocol):
     """The target, as speculators see it.
 
@@ -57,8 +64,8 @@ class TargetAccess(Protocol):
     def computed(self, request_id: int) -> int:
         """Rows of a request that the target has computed for good."""
 
-    def run(self, batch: Sequence[TargetInput]) -> NDArray[np.float32]:
-        """Run the target once; to be called while drafts are proposed or caught up with.
+    def run(self, batch: Sequence[TargetInput], copy: TargetCopy | None = None) -> NDArray[np.float32]:
+        """Run the target once, or a copy of it; to be called while drafts are proposed or caught up with.
 
         Returns:
             Logits ``[rows, V]``, the wanted rows of each input one after another, valid until the next run.

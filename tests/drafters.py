@@ -27,14 +27,15 @@ from deployments.speculation import (
     Eagle,
     Eagle3,
     Lookahead,
+    LowBit,
     Medusa,
     MlpSpeculator,
     SelfLookupEnhancer,
     WindowedSelfDrafting,
 )
 from engine.backend import Backend
-from engine.drafters import prepare
-from engine.manifest import EngineManifest, load_manifest
+from engine.compiled_runner import CompiledRunner
+from engine.drafters import Prepared, prepare
 from engine.openvino_graphs import OpenVinoBackend
 from engine.openvino_runner import OpenVinoRunner
 from engine.runner import SequenceInput
@@ -52,7 +53,7 @@ from speculators.mlp_speculator import checkpoint as mlp_checkpoint
 from speculators.mlp_speculator.config import MlpSpeculatorConfig
 from speculators.mlp_speculator.model import MlpSpeculator as MlpModule
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
-from tests.tiny import MAX_LENGTH, NUM_BLOCKS, THREADS, TinyTargets
+from tests.tiny import MAX_LENGTH, THREADS, TinyTargets
 
 VARIANT = "llama of 8 layers"
 WIDTH, VOCABULARY, LAYERS = 64, 265, 8
@@ -95,8 +96,9 @@ UNTRAINED: dict[str, AnySpeculation] = {
     "windowed, guesses": WindowedSelfDrafting(
         method="windowed", draft_length=6, window=32, min_context=1, lookup=3
     ),
+    "low_bit, chain": LowBit(method="low_bit", draft_length=5, rank=8, adaptive=False),
 }
-"""Methods without weights that need the engine."""
+"""Methods without a checkpoint that need the engine."""
 EVERY = (*SPECULATIONS, *UNTRAINED)
 
 
@@ -136,7 +138,7 @@ class TinyDrafters:
                 speculation,
                 directory,
                 target=self.targets.source(VARIANT),
-                precision=precision,
+                precision="int4" if isinstance(speculation, LowBit) else precision,
                 max_sequence_length=MAX_LENGTH,
             )
         return directory
@@ -144,11 +146,11 @@ class TinyDrafters:
     def speculators(
         self, name: str, precision: str, *, planted: bool, slots: int, backend: Backend | None = None
     ) -> list[Speculator]:
-        """New speculators, on OpenVINO by default; of most methods one."""
+        """New speculators, on OpenVINO by default, beside the target's shared runner; of most methods one."""
         return opened(
             self.speculation(name, precision, planted=planted),
             self.directory(name, precision, planted=planted),
-            load_manifest(self.targets.engine(VARIANT, precision)),
+            self.targets.runner(VARIANT, precision),
             slots=slots,
             backend=backend,
         )
@@ -169,17 +171,19 @@ class TinyDrafters:
 def opened(
     speculation: AnySpeculation,
     directory: Path,
-    target: EngineManifest,
+    runner: CompiledRunner,
     *,
     slots: int,
     backend: Backend | None = None,
 ) -> list[Speculator]:
-    """The speculators of a section, loaded."""
-    prepared = prepare(speculation, directory, target=target, slots=slots, max_sequence_length=MAX_LENGTH)
-    return [each.open(backend or OpenVinoBackend(THREADS), NUM_BLOCKS) for each in prepared]
+    """The speculators of a section, loaded beside a runner of their target."""
+    prepared = prepare(
+        speculation, directory, target=runner.manifest, slots=slots, max_sequence_length=MAX_LENGTH
+    )
+    return [each.open(backend or OpenVinoBackend(THREADS), runner) for each in prepared]
 
 
-def layers_of(speculators: Sequence[Speculator]) -> tuple[int, ...]:
+def layers_of(speculators: Sequence[Speculator] | Sequence[Prepared]) -> tuple[int, ...]:
     """Hidden states that they need."""
     return tuple(layer for each in speculators for layer in each.requirements.hidden_layers)
 

@@ -12,8 +12,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from build.graph.low_rank import corrected
 from deployments.engines import Precision
-from engine.grouped_weights import LINEAR, can_be_grouped, grouped, quantize_rows
+from engine.grouped_weights import LINEAR, can_be_grouped, quantize_rows
 from engine.paged_attention import DOMAIN
 
 OPSET = 18  # the newest that OpenVINO's ONNX front end reads without exceptions
@@ -26,10 +27,11 @@ class GraphBuilder:
 
     Args:
         precision: of its matrices: fp32, int8, or int4 for those of layers and int8 for the others.
+        rank: of what is added to matrices in int4 for what they lose; 0: nothing.
     """
 
-    def __init__(self, precision: Precision) -> None:
-        self._precision = precision
+    def __init__(self, precision: Precision, rank: int = 0) -> None:
+        self._precision, self._rank = precision, rank
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -84,13 +86,17 @@ class GraphBuilder:
         """As `linear`, of a matrix that may have four bits."""
         if self._precision != "int4" or not can_be_grouped(weight.shape):
             return self.linear(value, weight, name, bias)
-        codes, scales, least = grouped(weight)
+        found = corrected(weight, self._rank)
+        codes, scales, least = found.four_bits
         constants = [
             self.constant(codes, f"{name}.codes"),
             self.constant(scales, f"{name}.scales"),
             self.constant(least, f"{name}.least"),
         ]
         output = self.node(LINEAR, [value, *constants], domain=DOMAIN)[0]
+        if found.left is not None and found.right is not None:
+            inner = self.linear(value, found.right, f"{name}.right")
+            output = self.node("Add", [output, self.linear(inner, found.left, f"{name}.left")])[0]
         if bias is None:
             return output
         return self.node("Add", [output, self.constant(bias.astype(np.float32), f"{name}.bias")])[0]

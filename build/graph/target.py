@@ -34,6 +34,7 @@ def build_target_graph(
     block_size: int,
     drafted: NDArray[np.int64] | None = None,
     vocab_size: int | None = None,
+    rank: int = 0,
 ) -> onnx.ModelProto:
     """Build the graph.
 
@@ -46,19 +47,21 @@ def build_target_graph(
         drafted: ids that a draft model proposes; None: all.
         vocab_size: tokens that are read and scored, where a draft model's target is padded otherwise than the model:
             those that it lacks are rows of zeros and are never chosen.
+        rank: of what is added to layers in int4 for what they lose (`build.graph.low_rank`); 0: nothing.
     """
-    graph = _TargetGraph(architecture, weights, precision, vocab_size or architecture.vocab_size)
+    builder = GraphBuilder(precision, rank)
+    graph = _TargetGraph(architecture, weights, builder, vocab_size or architecture.vocab_size)
     return graph.build(max_positions, block_size, drafted)
 
 
 class _TargetGraph:
     def __init__(
-        self, architecture: Architecture, weights: Weights, precision: Precision, vocab_size: int
+        self, architecture: Architecture, weights: Weights, graph: GraphBuilder, vocab_size: int
     ) -> None:
         self._arch = architecture
         self._weights = weights
         self._vocab_size = vocab_size
-        self._graph = GraphBuilder(precision)
+        self._graph = graph
 
     def build(
         self, max_positions: int, block_size: int, drafted: NDArray[np.int64] | None

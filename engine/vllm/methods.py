@@ -23,6 +23,7 @@ from deployments.speculation import (
     Eagle,
     Eagle3,
     Lookahead,
+    LowBit,
     Medusa,
     MlpSpeculator,
     Mtp,
@@ -279,6 +280,10 @@ METHODS: Mapping[type[Section], VllmMethod[Any] | Unsupported | None] = MappingP
         ),
         Redrafter: Unsupported("has no recurrent heads", "method: eagle3 with a head trained for it"),
         Lookahead: Unsupported("has no Jacobi window", "method: prompt_lookup or suffix_automaton"),
+        LowBit: Unsupported(
+            "gives every drafter weights and a KV cache of its own",
+            "method: draft_model, with a quantised checkpoint of the target as its model",
+        ),
         WindowedSelfDrafting: Unsupported(
             "does not let the target draft for itself with a window", "method: draft_model"
         ),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.runner import Runner, SequenceInput
-from speculators.target_access import TargetInput
+from speculators.target_access import TargetCopy, TargetInput
 
 
 class MeasuredTarget:
@@ -28,9 +28,9 @@ class MeasuredTarget:
         """See `TargetAccess`."""
         return self._rows[request_id]
 
-    def run(self, batch: Sequence[TargetInput]) -> NDArray[np.float32]:
+    def run(self, batch: Sequence[TargetInput], copy: TargetCopy | None = None) -> NDArray[np.float32]:
         """See `TargetAccess`."""
-        return self._runner.forward([self._sequence(item) for item in batch])
+        return (copy or self._runner).forward([self._sequence(item) for item in batch])
 
     def _sequence(self, item: TargetInput) -> SequenceInput:
         first = item.request_id * self._blocks

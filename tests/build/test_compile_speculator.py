@@ -53,7 +53,7 @@ def compiled(
 def open_it(
     drafters: TinyDrafters, speculation: AnySpeculation, directory: Path, target: str = VARIANT
 ) -> None:
-    opened(speculation, directory, load_manifest(drafters.targets.engine(target, "int8")), slots=2)
+    opened(speculation, directory, drafters.targets.runner(target, "int8"), slots=2)
 
 
 @pytest.mark.parametrize("name", SPECULATIONS)

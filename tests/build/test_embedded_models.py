@@ -21,6 +21,7 @@ from build.embedded_models import model_findings
 from build.targets.architecture import Architecture
 from cli.main import app
 from deployments.spec import DeploymentSpec
+from engine.manifest import load_speculator_manifest
 from speculators.draft_model.checkpoint import EMBEDDING, save_draft
 from speculators.eagle import checkpoint as eagle
 from speculators.eagle.config import EagleConfig
@@ -212,6 +213,15 @@ CASES = [
         "beyond the 64 positions of speculation.model",
     ),
     Case("memory", nothing, {"engine": {"max_sequence_length": 256, "max_batch_size": 256}}, "requests"),
+    Case(
+        "rank-too-great",
+        nothing,
+        {
+            "speculation": {"method": "low_bit", "rank": 65},
+            "engine": {"precision": "fp32", "max_sequence_length": 128},
+        },
+        "speculation.rank: rank 65 is more than the 64 that the target's matrices have",
+    ),
     Case("disk", nothing, {}, "free, the compiled engine takes"),
     Case("not-the-kit-s-own", precious, {"serving": {"repository": "precious"}}, "holds files and no"),
     Case("not-the-kit-s-own", nothing, {"serving": {"repository": "models"}}, "holds files and no"),
@@ -257,6 +267,18 @@ def test_a_drafter_that_fits_is_checked_and_built(write: Callable[[], None], sec
     for arguments in (["--check"], []):
         result = run(*arguments, **sections)
         assert result.exit_code == 0, result.output
+
+
+def test_a_target_that_drafts_in_four_bits_is_checked_and_built_with_its_copy() -> None:
+    sections: Content = {
+        "speculation": {"method": "low_bit", "rank": 8},
+        "engine": {"precision": "fp32", "max_sequence_length": 128},
+    }
+    checked = run("--check", **sections)
+    assert checked.exit_code == 0 and "drafter: about" in checked.stderr, checked.output
+    assert run(**sections).exit_code == 0
+    (copy,) = Path("runs/engines").glob("tiny-low_bit-int4-*/speculator.json")
+    assert load_speculator_manifest(copy.parent).settings["rank"] == 8
 
 
 def test_all_findings_come_at_once() -> None:

@@ -131,6 +131,31 @@ def test_ngrams_in_the_bls_have_the_settings_of_the_spec(tmp_path: Path) -> None
             "choice-without-weights",
             "only the kit's own attention kernel tells, but engine.backend is torch",
         ),
+        (
+            {"method": "low_bit"},
+            {"precision": "fp32", "backend": "torch"},
+            "copy-without-cache",
+            "on the target's own KV cache, which engine.backend: torch does not share",
+        ),
+        (
+            {"method": "low_bit"},
+            {"precision": "int4"},
+            "copy-without-gain",
+            "four-bit weights, which a target of engine.precision: int4 has itself",
+        ),
+        (
+            {"method": "low_bit"},
+            {"precision": "int8", "attention_kernel": "openvino"},
+            "copy-without-gain",
+            "as slowly as the target decodes: four-bit weights are unpacked to eight bits where the kit's kernel does "
+            "not run, and engine.attention_kernel is openvino",
+        ),
+        (
+            {"method": "low_bit"},
+            {"precision": "fp32", "attention_kernel": "openvino"},
+            "copy-in-eight-bits",
+            "and engine.attention_kernel is openvino",
+        ),
     ],
 )
 def test_what_cannot_be_is_found_before_building(

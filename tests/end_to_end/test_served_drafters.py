@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
@@ -53,11 +52,14 @@ def address(
             "serving": {"http_port": http, "grpc_port": grpc, "metrics_port": metrics},
         }
     )
-    settings: dict[str, Any] = {"precision": "int8", "max_sequence_length": MAX_LENGTH}
     engine = tmp_path / spec.engine_directory.name
-    compile_engine(spec.target.model, engine, **settings)
+    compile_engine(spec.target.model, engine, precision="int8", max_sequence_length=MAX_LENGTH)
     compile_speculator(
-        speculation, tmp_path / spec.speculator_directory.name, target=spec.target.model, **settings
+        speculation,
+        tmp_path / spec.speculator_directory.name,
+        target=spec.target.model,
+        precision=spec.speculator_precision,
+        max_sequence_length=MAX_LENGTH,
     )
     repository = assemble_repository(spec, engine, tmp_path / "repository")
     server = TritonServer(

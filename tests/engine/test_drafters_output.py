@@ -31,6 +31,8 @@ def precision(request: pytest.FixtureRequest) -> str:
 def runner_for(drafters: TinyDrafters, precision: str, speculators: Sequence[Speculator]) -> OpenVinoRunner:
     """A runner that gives the hidden states that the speculators need."""
     key = precision, layers_of(speculators)
+    if any(each.requirements.drafts_with_target for each in speculators):
+        return drafters.targets.runner(VARIANT, precision)  # beside which they were opened
     if key not in _RUNNERS:
         _RUNNERS[key] = OpenVinoRunner(
             drafters.targets.engine(VARIANT, precision),

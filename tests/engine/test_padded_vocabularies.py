@@ -14,6 +14,7 @@ from build.compile import compile_engine
 from build.drafters import check_draft, compile_speculator
 from build.targets.errors import TargetError
 from deployments.speculation import AnySpeculation, DraftModel
+from engine.drafters import prepare
 from engine.manifest import load_manifest
 from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest
@@ -65,15 +66,16 @@ def test_padding_changes_nothing(name: str, larger: str, tiny_drafters: TinyDraf
         speculation = with_checkpoint(speculation, padded(checkpoint_of(speculation), tmp_path / "drafter"))
     compile_engine(target, tmp_path / "engine", **_BUILD)  # type: ignore[arg-type]
     compile_speculator(speculation, tmp_path / "speculator", target=target, **_BUILD)  # type: ignore[arg-type]
-    manifest = load_manifest(tmp_path / "engine")
-    speculators = opened(speculation, tmp_path / "speculator", manifest, slots=8)
+    directory, manifest = tmp_path / "speculator", load_manifest(tmp_path / "engine")
+    needs = prepare(speculation, directory, target=manifest, slots=8, max_sequence_length=MAX_LENGTH)
     runner = OpenVinoRunner(
         tmp_path / "engine",
         num_blocks=NUM_BLOCKS,
         threads=THREADS,
-        hidden_layers=layers_of(speculators),
+        hidden_layers=layers_of(needs),
         branch_blocks=512,
     )
+    speculators = opened(speculation, directory, runner, slots=8)
     engine = make_engine(runner, speculators, max_batch_size=8)
     last = manifest.vocab_size - 1
     requests = [GenerationRequest(prompt, 40) for prompt in planted_prompts()[:4]]

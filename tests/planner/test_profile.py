@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -109,9 +108,14 @@ def deployment(drafters: TinyDrafters, speculation: AnySpeculation) -> Deploymen
             "speculation": speculation.model_dump(),
         }
     )
-    settings: dict[str, Any] = {"precision": "int8", "max_sequence_length": MAX_LENGTH}
-    compile_engine(spec.target.model, spec.engine_directory, **settings)
-    compile_speculator(speculation, spec.speculator_directory, target=spec.target.model, **settings)
+    compile_engine(spec.target.model, spec.engine_directory, precision="int8", max_sequence_length=MAX_LENGTH)
+    compile_speculator(
+        speculation,
+        spec.speculator_directory,
+        target=spec.target.model,
+        precision=spec.speculator_precision,
+        max_sequence_length=MAX_LENGTH,
+    )
     return spec
 
 

@@ -14,7 +14,7 @@ from engine.attention_kernels import KernelName
 from engine.request import GenerationRequest, SamplingParams
 from engine.runner import SequenceInput
 from speculators.outcome import StepOutcome
-from speculators.target_access import TargetInput
+from speculators.target_access import TargetCopy, TargetInput
 from speculators.windowed import Choice, WindowedSpeculator
 from tests.engine.deployed import opened
 from tests.engine.driving import generate, make_engine, prompt_of, run, submit
@@ -33,7 +33,8 @@ class Target:
     def computed(self, request_id: int) -> int:
         return self.rows
 
-    def run(self, batch: Sequence[TargetInput]) -> NDArray[np.float32]:
+    def run(self, batch: Sequence[TargetInput], copy: TargetCopy | None = None) -> NDArray[np.float32]:
+        assert copy is None
         self.inputs += batch
         tokens = [token for item in batch for token in item.tokens[item.outputs_from :]]
         logits = np.full((len(tokens), self.vocab_size), np.log((1 - self.share) / 49), np.float32)

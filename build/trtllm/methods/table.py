@@ -18,6 +18,7 @@ from build.trtllm.methods.draft_model import DRAFT_MODEL
 from build.trtllm.methods.eagle import EAGLE
 from build.trtllm.methods.eagle3 import EAGLE3
 from build.trtllm.methods.lookahead import LOOKAHEAD
+from build.trtllm.methods.low_bit import LOW_BIT
 from build.trtllm.methods.medusa import MEDUSA
 from build.trtllm.methods.mlp_speculator import MLP_SPECULATOR
 from build.trtllm.methods.mtp import MTP
@@ -47,6 +48,7 @@ _ALL: tuple[Method[Any], ...] = (
     REDRAFTER,
     LOOKAHEAD,
     WINDOWED,
+    LOW_BIT,
     MTP,
     PARD,
     DFLASH,

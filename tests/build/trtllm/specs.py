@@ -17,6 +17,7 @@ SPECULATION: dict[str, dict[str, Any]] = {
     "redrafter": {"method": "redrafter", "checkpoint": "models/redrafter"},
     "lookahead": {"method": "lookahead", "window": 7, "ngram": 7, "verification_set": 7},
     "windowed": {"method": "windowed"},
+    "low_bit": {"method": "low_bit"},
     "mtp": {"method": "mtp", "draft_length": 2},
     "pard": {"method": "pard", "model": "models/pard"},
     "dflash": {"method": "dflash", "model": "models/dflash"},

@@ -32,7 +32,9 @@ def resolved(method: str = "none", line: str = "A", runtime: str | None = None, 
 ROOM = {"max_num_tokens": 65536}
 
 
-@pytest.mark.parametrize("method", sorted(set(SPECULATION) - {"mlp_speculator", "token_recycling", "plan"}))
+@pytest.mark.parametrize(
+    "method", sorted(set(SPECULATION) - {"mlp_speculator", "token_recycling", "low_bit", "plan"})
+)
 def test_sound_settings_have_no_findings(method: str) -> None:
     line = "B" if method in ("suffix_automaton", "pard", "dflash") else "A"
     assert named(setting_findings(resolved(method, line, **ROOM))) == {}
