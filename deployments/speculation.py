@@ -280,7 +280,7 @@ class WindowedSelfDrafting(Speculation):
 
 
 class LowBit(Speculation):
-    """QSpec: the target drafts for itself with its weights in four bits, on its own KV cache."""
+    """The target drafts for itself with its weights in four bits, on its own KV cache, which QSpec shares likewise."""
 
     method: Literal["low_bit"]
     draft_length: int = Field(4, ge=1, le=31, description=_LENGTH)

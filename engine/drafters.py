@@ -118,7 +118,7 @@ def _low_bit(
 
     def load(backend: Backend, runner: CompiledRunner) -> Speculator:
         copy = CompiledCopy(directory / manifest.graphs[0], manifest, backend, runner)
-        return LowBitSpeculator(copy, speculation.draft_length, speculation.adaptive)
+        return LowBitSpeculator(copy, speculation.draft_length)
 
     return Prepared(LowBitSpeculator.requirements, load), speculation.draft_length
 

@@ -32,7 +32,7 @@ from tests.engine.deployed import deployment
 from tests.engine.driving import generate, make_engine, prompt_of, run, submit
 from tests.tiny import KERNELS, MAX_LENGTH, NUM_BLOCKS, THREADS, TinyTargets
 
-SECTION = LowBit(method="low_bit", draft_length=5, adaptive=False)
+SECTION = LowBit(method="low_bit", draft_length=5)
 VARIANT = "llama"
 
 
@@ -44,11 +44,11 @@ class Nothing:
 
 
 class Target:
-    """A `TargetAccess` that keeps what it is asked: after each token comes the next one, with a given share."""
+    """A `TargetAccess` that keeps what it is asked: after each token comes the next one."""
 
-    def __init__(self, copy: TargetCopy, rows: Sequence[int], share: float = 0.99) -> None:
+    def __init__(self, copy: TargetCopy, rows: Sequence[int]) -> None:
         self.block_size, self.vocab_size = 32, 50
-        self.copy, self.rows, self.share = copy, rows, share
+        self.copy, self.rows = copy, rows
         self.batches: list[Sequence[TargetInput]] = []
 
     def computed(self, request_id: int) -> int:
@@ -58,15 +58,15 @@ class Target:
         assert copy is self.copy
         self.batches.append(batch)
         tokens = [token for item in batch for token in item.tokens]
-        logits = np.full((len(tokens), 50), np.log((1 - self.share) / 49), np.float32)
-        logits[range(len(tokens)), [(token + 1) % 50 for token in tokens]] = np.log(self.share)
+        logits = np.zeros((len(tokens), 50), np.float32)
+        logits[range(len(tokens)), [(token + 1) % 50 for token in tokens]] = 1
         return logits
 
 
-def on_target(share: float = 0.99, **settings: Any) -> tuple[LowBitSpeculator, Target]:
+def on_target(draft_length: int) -> tuple[LowBitSpeculator, Target]:
     """A speculator with two requests, of 40 computed rows and a token 7, and of 63 and 20."""
     copy = Nothing()
-    speculator, target = LowBitSpeculator(copy, **settings), Target(copy, (40, 63), share)
+    speculator, target = LowBitSpeculator(copy, draft_length), Target(copy, (40, 63))
     speculator.bind(target)
     speculator.start(0, [*([3] * 40), 7])
     speculator.start(1, [*([4] * 63), 20])
@@ -74,7 +74,7 @@ def on_target(share: float = 0.99, **settings: Any) -> tuple[LowBitSpeculator, T
 
 
 def test_requests_draft_side_by_side_behind_the_rows_that_stand() -> None:
-    speculator, target = on_target(draft_length=4, adaptive=False)
+    speculator, target = on_target(4)
     trees = speculator.propose([0, 1], [9, 2])
     assert [tree.tokens for tree in trees] == [(8, 9, 10, 11), (21, 22)]
     assert [[item.request_id for item in batch] for batch in target.batches] == [[0, 1], [0, 1], [0], [0]]
@@ -90,16 +90,8 @@ def test_requests_draft_side_by_side_behind_the_rows_that_stand() -> None:
     assert [tree.tokens for tree in speculator.propose([1, 0], [0, 0])] == [(), ()]
 
 
-@pytest.mark.parametrize(("share", "length"), [(0.99, 8), (0.7, 4), (0.2, 1)])
-def test_a_draft_ends_where_it_is_no_longer_likely(share: float, length: int) -> None:
-    speculator, _ = on_target(share, draft_length=8)
-    assert len(speculator.propose([0], [8])[0].tokens) == length
-    speculator, _ = on_target(share, draft_length=8, adaptive=False)
-    assert len(speculator.propose([0], [8])[0].tokens) == 8
-
-
 def test_a_draft_goes_on_from_what_was_emitted_last() -> None:
-    speculator, _ = on_target(draft_length=2)
+    speculator, _ = on_target(2)
     speculator.observe(0, StepOutcome([30, 31]))
     speculator.observe(0, StepOutcome([]))  # a part of a prompt
     assert [tree.tokens for tree in speculator.propose([0, 1], [2, 2])] == [(32, 33), (21, 22)]
@@ -113,9 +105,9 @@ class Deployed:
     directory: Path
     copy: CompiledCopy
 
-    def engine(self, **settings: Any) -> Engine:
-        settings = {"draft_length": 5, "adaptive": False, **settings}
-        return make_engine(self.runner, LowBitSpeculator(self.copy, **settings), max_batch_size=4)
+    def engine(self, draft_length: int = 5, *, adaptive: bool = False) -> Engine:
+        speculator = LowBitSpeculator(self.copy, draft_length)
+        return make_engine(self.runner, speculator, max_batch_size=4, adaptive_drafts=adaptive)
 
 
 def compiled(source: Path, directory: Path) -> str:
