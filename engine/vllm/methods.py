@@ -281,8 +281,8 @@ METHODS: Mapping[type[Section], VllmMethod[Any] | Unsupported | None] = MappingP
         Redrafter: Unsupported("has no recurrent heads", "method: eagle3 with a head trained for it"),
         Lookahead: Unsupported("has no Jacobi window", "method: prompt_lookup or suffix_automaton"),
         LowBit: Unsupported(
-            "gives every drafter weights and a KV cache of its own",
-            "method: draft_model, with a quantised checkpoint of the target as its model",
+            "does not let the target draft for itself in four bits",
+            "method: draft_model, with a quantised checkpoint of the target as its model and a KV cache of its own",
         ),
         WindowedSelfDrafting: Unsupported(
             "does not let the target draft for itself with a window", "method: draft_model"

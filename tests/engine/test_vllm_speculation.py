@@ -138,7 +138,7 @@ def test_lengths_by_batch_size_say_what_becomes_of_every_batch(
         ({"method": "redrafter", "checkpoint": "r"}, "recurrent heads"),
         ({"method": "lookahead"}, "Jacobi window"),
         ({"method": "windowed"}, "draft for itself"),
-        ({"method": "low_bit"}, "KV cache of its own"),
+        ({"method": "low_bit"}, "in four bits"),
         ({"method": "medusa", "checkpoint": "m", "choices": [[0], [1]]}, r"medusa\.choices.*chains only"),
         ({"method": "medusa", "checkpoint": "m", "max_concurrency": 2}, "all heads"),
         ({"method": "eagle", "checkpoint": "e", "choices": [[0], [1]]}, r"eagle\.choices"),

@@ -1,10 +1,10 @@
-"""Low-bit self-drafting, which no release of TensorRT-LLM has: a second engine has a KV cache of its own."""
+"""Low-bit self-drafting, which no release of TensorRT-LLM has."""
 
 from build.trtllm.methods.record import Method, support
 from deployments.findings import Unsupported
 from deployments.speculation import LowBit
 
-_OWN_CACHE = "TensorRT-LLM loads the target's weights once, and no second network reads or writes the target's KV cache"
+_ONE_PRECISION = "no release of TensorRT-LLM lets the target draft for itself with its weights in four bits"
 _DRAFT_MODEL = (
     "method: draft_model, with a quantised checkpoint of the target as its model and a KV cache of its own"
 )
@@ -13,11 +13,11 @@ LOW_BIT: Method[LowBit] = Method(
     section=LowBit,
     support=support(
         engines=Unsupported(
-            _OWN_CACHE,
+            _ONE_PRECISION,
             "method: draft_model, with the target itself as its model, engine.draft.quantization: int4_awq, and a KV "
             "cache of its own",
         ),
-        line_a=Unsupported(_OWN_CACHE, _DRAFT_MODEL),
-        line_b=Unsupported(_OWN_CACHE, _DRAFT_MODEL),
+        line_a=Unsupported(_ONE_PRECISION, _DRAFT_MODEL),
+        line_b=Unsupported(_ONE_PRECISION, _DRAFT_MODEL),
     ),
 )
