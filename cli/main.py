@@ -2,7 +2,7 @@
 
 import typer
 
-from cli import bench, doctor, measure, peers, plan, prepare, profile, serve, spec, train, verify
+from cli import bench, demo, doctor, measure, peers, plan, prepare, profile, serve, spec, train, verify
 
 app = typer.Typer(
     help="Speculative decoding on Triton Inference Server: train, build, serve, measure, prove.",
@@ -14,7 +14,7 @@ app = typer.Typer(
 for command in (
     *(doctor.doctor, prepare.model, spec.spec, train.train, prepare.build),
     *(serve.serve, serve.generate, verify.verify),
-    *(measure.loadtest, bench.bench, peers.peers, profile.profile, plan.plan, measure.demo),
+    *(measure.loadtest, bench.bench, peers.peers, profile.profile, plan.plan, demo.demo),
 ):
     app.command()(command)
 

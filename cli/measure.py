@@ -1,7 +1,6 @@
-"""`drafthouse loadtest` and `demo`: the sweep over load, and the whole journey."""
+"""`drafthouse loadtest`: the sweep over load."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,12 +18,10 @@ from cli.common import (
     told,
     who_is,
 )
-from cli.prepare import build_deployment
-from cli.serve import server_of, watched_server
-from client import ChatTemplate, DrafthouseClient
 from deployments.engines import VllmEngine
 from deployments.spec import DeploymentSpec, SpecError, with_loadtest
 from loadtest.progress import Progress
+from loadtest.schema import Report
 from loadtest.settings import Arm, SweepSettings
 from loadtest.sweep import run_sweep
 from loadtest.table import result_table
@@ -33,8 +30,6 @@ BesideOption = Annotated[
     list[Path] | None,
     typer.Option("--beside", help="Another deployment of the same target, measured in the same run."),
 ]
-
-_GREETING = "Explain in two sentences why the sky is blue."
 
 
 def loadtest(
@@ -73,28 +68,12 @@ def loadtest(
         changes = {"prompts": prompts, "concurrency": users, "requests": requests, "max_tokens": max_tokens}
         spec = with_loadtest(spec, {**changes, "rounds": rounds, "cache": cache, "report": report})
         stop.kept = f"what is finished is kept in {spec.loadtest.report}; the same command measures the rest"
-        _sweep(spec, _others(spec, beside, host), protocol, processes, fresh=fresh)
+        sweep(spec, deployments_beside(spec, beside, host), protocol, processes, fresh=fresh)
 
 
-def demo(spec_path: SpecArgument, beside: BesideOption = None) -> None:
-    """The whole journey: model, engine, Triton, a request, the load sweep, the report."""
-    with told() as stop, ExitStack() as servers:
-        spec = read_spec(spec_path)
-        stop.kept = (
-            "what was built is kept; the same command measures anew, and sets what it had measured aside"
-        )
-        others = _others(spec, beside)
-        for each in (spec, *others):
-            server_of(each).check_ports()
-        for each in (spec, *others):
-            build_deployment(each)
-        for each in (spec, *others):
-            server = servers.enter_context(watched_server(each))
-            _greet(each, f"{server.host}:{server.grpc_port}")
-        _sweep(spec, others, "grpc", 1, fresh=True)
-
-
-def _others(spec: DeploymentSpec, beside: list[Path] | None, host: str | None = None) -> list[DeploymentSpec]:
+def deployments_beside(
+    spec: DeploymentSpec, beside: list[Path] | None, host: str | None = None
+) -> list[DeploymentSpec]:
     """The deployments that are measured beside the first.
 
     Raises:
@@ -121,23 +100,16 @@ def _places(spec: DeploymentSpec) -> set[object]:
     return {serving.http_port, serving.grpc_port, serving.metrics_port, serving.repository}
 
 
-def _greet(spec: DeploymentSpec, address: str) -> None:
-    prompt = ChatTemplate.from_directory(spec.target.model).render([{"role": "user", "content": _GREETING}])
-    console.print(f"[bold]{_GREETING}[/]")
-    with DrafthouseClient(address) as client:
-        for chunk in client.stream(prompt, max_tokens=64):
-            console.print(chunk.text, end="", markup=False, soft_wrap=True)
-    console.print()
-
-
-def _sweep(
+def sweep(
     spec: DeploymentSpec,
     others: Sequence[DeploymentSpec],
     protocol: Literal["grpc", "http"],
     processes: int,
     *,
     fresh: bool,
+    tell: Callable[[Report], None] = lambda report: None,
 ) -> None:
+    """Measure running servers, and tell it; `tell` has the last word before what is for programs."""
     settings = _settings(spec, others, protocol, processes)
     directory = spec.loadtest.report
     if fresh:
@@ -148,6 +120,7 @@ def _sweep(
     for doubt in result.report.doubts:
         console.print(f"[yellow]doubt[/]: {escape(doubt)}")
     say(f"report: {directory / 'report.html'}, {directory / 'report.json'}")
+    tell(result.report)
     for_programs(result.report.model_dump_json())
     if result.interrupted:
         raise KeyboardInterrupt

@@ -18,7 +18,7 @@ from deployments.spec import DeploymentSpec, SpecError
 Schema = Mapping[str, Any]
 _TAGS = ("method", "kind")
 # All that the sections of no method of their own have.
-_OF_THEMSELVES = {"method", "plan"}
+_OF_THEMSELVES = {"method", "plan", "calibrate"}
 _HEAD = """\
 # Keys of a deployment spec
 

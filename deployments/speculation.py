@@ -352,6 +352,11 @@ class PlannedSpeculation(Section):
 
     method: Literal["plan"] = "plan"
     plan: Path = Field(description="The plan, `runs/plan/NAME/plan.json`.")
+    calibrate: bool = Field(
+        False,
+        description="Measure what steps cost when the engine starts, in less than ten seconds, instead of going by the "
+        "plan's costs: serves plans of other machines.",
+    )
 
     def longest_draft(self, batch_size: int) -> None:
         """The plan says it."""

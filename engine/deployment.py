@@ -1,5 +1,6 @@
 """From a deployment spec and its compiled directories to an engine that is ready to serve."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,14 +10,17 @@ from deployments.spec import DeploymentSpec
 from deployments.speculation import NoSpeculation
 from engine.backend import open_backend
 from engine.compiled_runner import CompiledRunner
+from engine.control.calibration import calibrate, with_costs
 from engine.control.controller import Controller
 from engine.drafters import prepare
 from engine.engine import Engine
 from engine.manifest import EngineError, check_fits, load_manifest
-from engine.planned import drafting, named_apart, plan_of
+from engine.planned import calibrates, drafting, named_apart, plan_of
 from engine.policy import DraftPolicy, ScheduledPolicy
 from engine.runner import BLOCK_SIZE
 from engine.scheduler import EngineLimits
+
+_log = logging.getLogger(__name__)
 
 
 def open_runner(engine: EmbeddedEngine, directory: Path, *, num_blocks: int) -> CompiledRunner:
@@ -39,6 +43,7 @@ def open_engine(
     speculators: Mapping[str, Path],
     *,
     watch: Callable[[DraftPolicy], DraftPolicy] = _unwatched,
+    tell: Callable[[str], None] = _log.info,
 ) -> tuple[Engine, CompiledRunner]:
     """The engine of a deployment and its runner, with a cache for as many full-length requests as run at once.
 
@@ -48,6 +53,7 @@ def open_engine(
         speculators: the compiled speculator of each deployment that drafts (`engine.planned.drafting`), where its
             method has one.
         watch: puts something around the policy that sees its drafts and what becomes of them.
+        tell: gets a line where costs were measured.
 
     Raises:
         EngineError: a directory is missing, damaged, or does not fit the spec or the other.
@@ -98,6 +104,10 @@ def open_engine(
     opened = {name: [each.open(backend, runner) for each in group] for name, group in prepared.items()}
     policy: DraftPolicy
     if plan is not None:
+        if calibrates(spec):
+            found = calibrate(runner, plan.verify_costs, slots=slots, most=length)
+            tell(str(found))
+            plan = with_costs(plan, found)
         planned = {name: group for name, group in opened.items() if name in plan.served}
         policy = Controller(plan, named_apart(planned), slots)
     else:

@@ -25,6 +25,7 @@ from deployments.speculation import AnySpeculation, Speculation
 
 # When drafts are made is what a plan decides.
 _DECIDED = set(Speculation.model_fields)
+_MACHINE = ("threads", "processor", "kit")
 _DIGITS = 12  # of hashes, where people read them
 
 
@@ -61,6 +62,10 @@ class Fingerprint(BaseModel):
             processor=processor(),
             kit=f"drafthouse {_version('drafthouse')}, engine format {ENGINE_FORMAT}, openvino {_version('openvino')}",
         )
+
+    def elsewhere(self, here: Fingerprint) -> Fingerprint:
+        """The same deployment where another one runs: what decides what its steps cost and not what they bring."""
+        return self.model_copy(update={name: getattr(here, name) for name in _MACHINE})
 
     def differences(self, here: Fingerprint) -> list[str]:
         """What is not the same here, in words."""

@@ -71,7 +71,9 @@ def check_plan(spec: DeploymentSpec) -> None:
     plan = plan_of(spec)
     if plan is None:
         return
-    differences = plan.fingerprint.differences(Fingerprint.of(spec))
+    here = Fingerprint.of(spec)
+    measured_here = calibrates(spec)
+    differences = (plan.fingerprint.elsewhere(here) if measured_here else plan.fingerprint).differences(here)
     for each in drafting(spec):
         if each.name in plan.deployments:
             now = drafter_identity(each.speculation)
@@ -81,7 +83,20 @@ def check_plan(spec: DeploymentSpec) -> None:
         raise EngineError(
             f"{_place(spec)} is of something else: {'; '.join(differences)}; profile "
             f"{' and '.join(plan.deployments)} again with `drafthouse profile`, then run `drafthouse plan`"
+            + _remedy(plan, here, measured_here)
         )
+
+
+def _remedy(plan: Plan, here: Fingerprint, measured_here: bool) -> str:
+    """What else there is where the machine alone is another one."""
+    if measured_here or plan.fingerprint.elsewhere(here).differences(here):
+        return ""
+    return "; or set speculation.calibrate, which measures costs at every start"
+
+
+def calibrates(spec: DeploymentSpec) -> bool:
+    """Whether costs are measured when the engine starts, instead of the plan's."""
+    return isinstance(spec.speculation, PlannedSpeculation) and spec.speculation.calibrate
 
 
 def named_apart(deployments: Mapping[str, Sequence[Speculator]]) -> Mapping[str, Sequence[Speculator]]:
@@ -94,7 +109,7 @@ def named_apart(deployments: Mapping[str, Sequence[Speculator]]) -> Mapping[str,
 
 def with_plan_at(spec: DeploymentSpec, path: Path) -> DeploymentSpec:
     """The spec with its plan at another place."""
-    return spec.model_copy(update={"speculation": PlannedSpeculation(plan=path)})
+    return spec.model_copy(update={"speculation": spec.speculation.model_copy(update={"plan": path})})
 
 
 def section_of(name: str, given: Mapping[str, Any]) -> AnySpeculation:

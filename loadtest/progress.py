@@ -1,7 +1,8 @@
-"""Shows a sweep's progress in the terminal: one bar over all its requests."""
+"""Shows a sweep's progress: in a terminal one bar over all its requests, elsewhere a line for each cell that ends."""
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -37,15 +38,20 @@ class Progress:
         )
         self._bar = self._bars.add_task("asking who serves", total=sum(cell.requests for cell in cells))
         self._warned: set[str] = set()
+        self._begun, self._measured = time.monotonic(), ""
 
     def __enter__(self) -> Progress:
-        self._bars.start()
+        if self._console.is_terminal:
+            self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
+        elif error is None:
+            self._ended()
 
     def __call__(self, news: News) -> None:
         """Take notice of one piece of news."""
@@ -54,6 +60,8 @@ class Progress:
             self._console.print(f"[yellow]warning[/]: {news['text']}", highlight=False)
         elif news["event"] == "cell":
             description = f"cell {news['number'] + 1} of {self._cells}: {news['cell'].split('-', 1)[1]}"
+            self._ended()
+            self._measured = description
             self._bars.update(
                 self._bar, description=description, completed=self._requests_before[news["cell"]]
             )
@@ -65,3 +73,15 @@ class Progress:
             self._bars.update(self._bar, description=f"{news['cell'].split('-', 1)[1]}: {waits}")
         elif news["event"] == "request":
             self._bars.update(self._bar, completed=self._requests_before[news["cell"]] + news["done"])
+
+    def _ended(self) -> None:
+        """The cell that was measured has ended; a terminal has seen it."""
+        if self._measured and not self._console.is_terminal:
+            seconds = time.monotonic() - self._begun
+            self._console.print(
+                f"{self._measured}, finished after {seconds:.0f} s",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        self._measured = ""

@@ -51,7 +51,10 @@ class GenerationModel:
         """
         spec = DeploymentSpec.model_validate_json(parameters(arguments)["deployment"])
         engine, runner = open_engine(
-            spec, directory(arguments, "gpt_model_path"), directories(arguments, "speculator_paths")
+            spec,
+            directory(arguments, "gpt_model_path"),
+            directories(arguments, "speculator_paths"),
+            tell=pb_utils.Logger.log_info,
         )
         self._drafts = parameters(arguments).get("role") == "draft"
         self._metrics = metrics = EngineMetrics(engine.statistics, arguments)

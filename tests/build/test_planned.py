@@ -17,10 +17,11 @@ from build.identity import identity
 from build.targets.architecture import Architecture
 from cli.main import app
 from deployments.spec import DeploymentSpec, load_spec
+from engine.control.controller import Controller
 from engine.deployment import open_engine
 from engine.fingerprint import Fingerprint
 from engine.plan import Plan
-from engine.planned import drafting, section_of
+from engine.planned import drafting, section_of, speculator_directories
 from engine.request import GenerationRequest
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
 from tests.engine.driving import run
@@ -149,6 +150,52 @@ def test_a_plan_of_something_else_is_refused_with_what_to_run(
     status, output = drafthouse(*command, "spec.yaml")
     assert status == 2 and told in output
     assert "profile a and b again with `drafthouse profile`, then run `drafthouse plan`" in output
+
+
+@pytest.mark.parametrize(
+    ("changes", "served"),
+    [
+        ({"threads": 64}, True),
+        ({"processor": "another"}, True),
+        ({"kit": "old"}, True),
+        ({"precision": "fp32"}, False),
+    ],
+)
+def test_a_plan_of_another_machine_is_served_where_costs_are_measured_at_start(
+    changes: dict[str, Any], served: bool
+) -> None:
+    plan = planned()
+    write(plan.model_copy(update={"fingerprint": plan.fingerprint.model_copy(update=changes)}))
+    _, refused = drafthouse("build", "--check", "spec.yaml")
+    assert ("or set speculation.calibrate, which measures costs at every start" in refused) == served
+    spec = yaml.safe_load(Path("spec.yaml").read_text())
+    spec["speculation"]["calibrate"] = True
+    Path("calibrated.yaml").write_text(yaml.safe_dump(spec))
+    status, output = drafthouse("build", "--check", "calibrated.yaml")
+    assert (status == 0) == served, output
+    assert "set speculation.calibrate" not in output
+
+
+def test_costs_are_measured_at_start_only_where_that_is_asked_for(place: Path) -> None:
+    status, output = drafthouse("build", "spec.yaml")
+    assert status == 0, output
+    spec = load_spec(Path("spec.yaml"))
+    plan, told = planned(), list[str]()
+    for calibrate in (False, True):
+        asked = spec.model_copy(
+            update={"speculation": spec.speculation.model_copy(update={"calibrate": calibrate})}
+        )
+        engine, _ = open_engine(asked, spec.engine_directory, speculator_directories(asked), tell=told.append)
+        assert isinstance(engine.policy, Controller)
+        costs = engine.policy.costs.planned(32, 1, 1)
+        assert (costs == pytest.approx(plan.verify_costs[0].ms)) == (not calibrate)
+        assert len(told) == calibrate
+    assert told[0].startswith("costs of ") and "\n" not in told[0]
+    drafted, plain = run(
+        engine,
+        [GenerationRequest((5, 6, 7, 8) * 6, 40), GenerationRequest((5, 6, 7, 8) * 6, 40, draft_length=0)],
+    )
+    assert drafted.tokens == plain.tokens
 
 
 def test_a_drafter_that_has_changed_since_is_refused() -> None:

@@ -85,8 +85,9 @@ def sequoia(acceptance: Floats, nodes: int, depth: int) -> float:
 
 
 def possible(acceptance: Floats, nodes: int, depth: int) -> int:
-    levels, ranks = acceptance.shape
-    return min(nodes, sum(int(ranks) ** level for level in range(1, min(levels, depth) + 1)))
+    levels, ranks = map(int, acceptance.shape)
+    most: int = sum(ranks**level for level in range(1, min(levels, depth) + 1))
+    return min(nodes, most)
 
 
 @settings(max_examples=30, deadline=None)
