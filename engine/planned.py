@@ -74,24 +74,19 @@ def check_plan(spec: DeploymentSpec) -> None:
     here = Fingerprint.of(spec)
     measured_here = calibrates(spec)
     differences = (plan.fingerprint.elsewhere(here) if measured_here else plan.fingerprint).differences(here)
+    machine_alone = bool(differences) and not plan.fingerprint.elsewhere(here).differences(here)
     for each in drafting(spec):
-        if each.name in plan.deployments:
+        if each.name in plan.served:
             now = drafter_identity(each.speculation)
             told = drafter_differences(plan.deployments[each.name].drafter, now)
             differences += [f"{line} ({each.name})" for line in told]
+            machine_alone = machine_alone and not told
     if differences:
+        also = "; or set speculation.calibrate, which measures costs at every start" if machine_alone else ""
         raise EngineError(
             f"{_place(spec)} is of something else: {'; '.join(differences)}; profile "
-            f"{' and '.join(plan.deployments)} again with `drafthouse profile`, then run `drafthouse plan`"
-            + _remedy(plan, here, measured_here)
+            f"{' and '.join(plan.deployments)} again with `drafthouse profile`, then run `drafthouse plan`{also}"
         )
-
-
-def _remedy(plan: Plan, here: Fingerprint, measured_here: bool) -> str:
-    """What else there is where the machine alone is another one."""
-    if measured_here or plan.fingerprint.elsewhere(here).differences(here):
-        return ""
-    return "; or set speculation.calibrate, which measures costs at every start"
 
 
 def calibrates(spec: DeploymentSpec) -> bool:

@@ -198,6 +198,15 @@ def test_costs_are_measured_at_start_only_where_that_is_asked_for(place: Path) -
     assert drafted.tokens == plain.tokens
 
 
+def test_a_plan_that_says_none_is_served_under_the_name_of_what_was_planned() -> None:
+    """As a spec has it whose own section gave way to its plan."""
+    write(planned(dear))
+    spec = yaml.safe_load(Path("spec.yaml").read_text()) | {"name": "a"}
+    Path("own.yaml").write_text(yaml.safe_dump(spec))
+    status, output = drafthouse("build", "--check", "own.yaml")
+    assert status == 0, output
+
+
 def test_a_drafter_that_has_changed_since_is_refused() -> None:
     plan = planned()
     other = plan.deployments["b"].model_copy(
@@ -206,6 +215,7 @@ def test_a_drafter_that_has_changed_since_is_refused() -> None:
     write(plan.model_copy(update={"deployments": {**plan.deployments, "b": other}}))
     status, output = drafthouse("build", "--check", "spec.yaml")
     assert status == 2 and "speculation.draft_length was 9, is 4 (b)" in output
+    assert "calibrate" not in output
 
 
 @pytest.mark.parametrize(
