@@ -113,7 +113,9 @@ def _bls_findings(spec: DeploymentSpec) -> Iterator[Finding]:
             "engine.kv_cache_reuse: true, or drafted_by: engine",
         )
     yield from _without_effect(
-        spec, {"method", "drafted_by", "adaptive", *EMBEDDED_SETTINGS[method]}, "with drafted_by: bls"
+        spec,
+        {"method", "drafted_by", "adaptive", *EMBEDDED_SETTINGS[method]} - {"suffix_automaton"},
+        "with drafted_by: bls",
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployments.speculation import AnySpeculation, DraftModel
+from deployments.speculation import AnySpeculation, DraftModel, SelfLookupEnhancer, Speculation
 from engine.backend import Backend
 from engine.block_graph import BlockGraph
 from engine.manifest import (
@@ -30,7 +30,7 @@ from engine.methods import DRAFT_MODEL, TRAINED, TrainedParts, check_depth, leas
 from speculators.base import Requirements, Speculator
 from speculators.draft_model.draft import DraftModelDrafter
 from speculators.growth import TreeShape
-from speculators.lookup import SureLookup
+from speculators.lookup import ChainedLookup, SureLookup
 from speculators.registry import create, settings_of
 
 
@@ -77,10 +77,14 @@ def prepare(
         section = speculation.model_dump(include=set(settings_of(speculation.method)))
         made = create(speculation.method, **section)
         prepared, longest = Prepared(made.requirements, lambda backend, blocks: made), made.max_draft_length
-    enhancer = getattr(speculation, "suffix_automaton", None)
-    if enhancer is None:
+    enhancer: SelfLookupEnhancer | None = getattr(speculation, "suffix_automaton", None)
+    if enhancer is None or not isinstance(speculation, Speculation):
         return [prepared]
-    lookup = SureLookup(enhancer.threshold, longest)
+    if enhancer.chain_length is None:
+        lookup = SureLookup(enhancer.threshold, longest)
+    else:
+        least = least_likely(speculation, looked_up=True)
+        lookup = ChainedLookup(enhancer.threshold, enhancer.chain_length, least)
     return [Prepared(lookup.requirements, lambda backend, blocks: lookup), prepared]
 
 
