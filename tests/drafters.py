@@ -69,6 +69,11 @@ SPECULATIONS: dict[str, Callable[[Path], AnySpeculation]] = {
     ),
     "medusa, chain": lambda path: Medusa(method="medusa", checkpoint=path, choices=((0,), (0, 0), (0, 0, 0))),
     "medusa, tree": lambda path: Medusa(method="medusa", checkpoint=path),
+    "medusa, in turns": lambda path: Medusa(
+        method="medusa",
+        checkpoint=path,
+        suffix_automaton=SelfLookupEnhancer(threshold=1, chain_length=6),
+    ),
     "eagle, tree": lambda path: Eagle(
         method="eagle", checkpoint=path, depth=3, max_draft_tokens=9, max_non_leaves=3
     ),

@@ -264,8 +264,14 @@ class Controller:
             return kept_up
         way, size = chosen
         self._requests[item.id].read[way.name] = item.cached
-        budget = min(size, self._longest(item))
-        return [*(Choice(each.name, budget, way.in_turns) for each in way.speculators), *kept_up]
+        longest = self._longest(item)
+        # A lookup that takes turns goes on for nothing: what it adds is judged when it is there.
+        sizes = [longest if way.in_turns else size] * (len(way.speculators) - 1) + [size]
+        choices = [
+            Choice(each.name, min(most, longest), way.in_turns)
+            for each, most in zip(way.speculators, sizes, strict=True)
+        ]
+        return [*choices, *kept_up]
 
     def _kept_up(self, item: RunningRequest, but: Way | None) -> list[Choice]:
         """Drafters that are not asked and would fall too far behind of a request."""

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from engine.control.controller import Controller
 from engine.engine import Engine
+from engine.planned import named_apart
 from engine.policy import StaticPolicy, StepCost
 from engine.request import GenerationRequest, SamplingParams
 from engine.runner import SequenceInput
+from engine.scheduler import EngineLimits
+from speculators.anpd import AnpdSpeculator
 from speculators.base import Speculator
 from speculators.draft_model.draft import DraftModelDrafter
 from speculators.eagle.draft import EagleDrafter
@@ -26,7 +30,9 @@ from speculators.outcome import StepOutcome
 from speculators.tree import EMPTY, TokenTree
 from tests.engine.driving import make_engine, run
 from tests.engine.recording import CASES, Case, record, requests
+from tests.engine.simulated import plan_of
 from tests.engine.tables import TableDrafter, TableHeads, TableRunner, following, fusion, mlp_stage
+from tests.planner.synthetic_profile import profile, records
 
 DEPTH, LONGEST = 4, 9
 UNSURE = math.log(0.3)
@@ -306,3 +312,33 @@ def test_none_goes_on_with_what_is_unlikely_or_as_long_as_it_drafts() -> None:
         unlikely = TokenTree.chain([4], scores=[math.log(0.2)])
         long = TokenTree.chain([4] * DEPTH, scores=[0.0] * DEPTH)
         assert drafter.extend([1], [unlikely], [9]) == drafter.extend([1], [long], [9]) == [EMPTY]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0}])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_under_a_plan_the_output_is_that_of_plain_decoding(batch: int, sampling: dict[str, Any]) -> None:
+    asked = [
+        GenerationRequest(repetitive(number), 60, SamplingParams(seed=number, **sampling))
+        for number in range(batch)
+    ]
+    plain = [each.tokens for each in run(make_engine(TableRunner(num_blocks=128)), asked)]
+    ways: dict[str, list[Speculator]] = {
+        "anpd": [AnpdSpeculator()],
+        "turns": [
+            ChainedLookup(2, LONGEST, math.log(0.1)),
+            DraftModelDrafter(TableDrafter(num_blocks=128), DEPTH, UNSURE),
+        ],
+    }
+    plan = plan_of(
+        [
+            profile(
+                records(rate, drafted=9), lambda *size: 20 + size[1] * size[2] / 10, lambda *_: 2.0, name=name
+            )
+            for rate, name in zip((0.2, 0.7), ways, strict=True)
+        ]
+    )
+    controller = Controller(plan, named_apart(ways), EngineLimits().max_batch_size)
+    engine = make_engine(TableRunner(num_blocks=128), policy=controller)
+    assert [each.tokens for each in run(engine, asked)] == plain
+    nodes = [counts.nodes["turns"] for counts in controller.decisions.levels.values()]
+    assert sum(nodes) > 0 < engine.statistics.accepted_tokens
