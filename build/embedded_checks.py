@@ -162,7 +162,7 @@ def _bls_findings(spec: DeploymentSpec) -> Iterator[Finding]:
             "engine.kv_cache_reuse: true, or drafted_by: engine",
         )
     has = {"method", "drafted_by", "adaptive", *EMBEDDED_SETTINGS[method]}
-    yield from _without_effect(spec, has - {"texts"}, "with drafted_by: bls")
+    yield from _without_effect(spec, has - {"texts", "suffix_automaton"}, "with drafted_by: bls")
 
 
 def _without_effect(spec: DeploymentSpec, has: Set[str], where: str) -> Iterator[Finding]:

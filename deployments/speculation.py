@@ -14,6 +14,7 @@ from deployments.section import Section
 _LENGTH = "Most tokens drafted in a row."
 _CHECKPOINT = "Directory of the drafter's weights, in the method's published layout."
 _DRAFTER = "The drafter: a directory in Hugging Face layout, or a hub id."
+_LOOKUP = "Embedded engine: a lookup in the request's own text beside the drafter, used when its match is long enough."
 _MASK = "Token that stands for what is to be drafted; none: the one that the checkpoint names."
 
 Choices = tuple[tuple[Annotated[int, Field(ge=0)], ...], ...]
@@ -66,14 +67,39 @@ class Speculation(Section):
         if self.max_concurrency is not None and self.draft_length_schedule is not None:
             raise ValueError("give max_concurrency or draft_length_schedule, not both")
         schedule = self.draft_length_schedule
-        longest = getattr(self, "draft_length", None)
+        key, longest = "draft_length", getattr(self, "draft_length", None)
+        if self.chain_length is not None:
+            key, longest = "chain_length", self.chain_length
         if schedule is not None and longest is not None:
             first = schedule[min(schedule)]
             if first != longest or max(schedule.values()) > longest:
                 raise ValueError(
-                    f"draft_length_schedule must give its smallest batch the draft_length {longest} and none more"
+                    f"draft_length_schedule must give its smallest batch the {key} {longest} and none more"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _chain_of_drafters(self) -> "Speculation":
+        chain, length = self.chain_length, getattr(self, "draft_length", getattr(self, "num_heads", 1))
+        if chain is None:
+            return self
+        if chain < length:
+            raise ValueError(
+                f"suffix_automaton.chain_length {chain} is that of a whole draft, so not less than the {length} "
+                "tokens that the drafter drafts"
+            )
+        for key in ("dynamic_tree", "choices"):
+            if getattr(self, key, None) is not None:
+                raise ValueError(f"suffix_automaton.chain_length makes chains: give no {key}")
+        if getattr(self, "candidates", 1) > 1:
+            raise ValueError("suffix_automaton.chain_length makes chains: candidates must be 1")
+        return self
+
+    @property
+    def chain_length(self) -> int | None:
+        """Most tokens of a draft that a lookup and the drafter make in turns; None: they take no turns."""
+        lookup: SelfLookupEnhancer | None = getattr(self, "suffix_automaton", None)
+        return None if lookup is None else lookup.chain_length
 
     def longest_draft(self, batch_size: int) -> int | None:
         """Most tokens to draft for a request while so many run; None: what the method has."""
@@ -93,6 +119,10 @@ class NoSpeculation(Section):
     def longest_draft(self, batch_size: int) -> int | None:
         """Nothing is drafted, however few run."""
         return 0
+
+    @property
+    def chain_length(self) -> None:
+        """Nothing is drafted in turns."""
 
 
 class Anpd(Speculation):
@@ -159,6 +189,13 @@ class SelfLookupEnhancer(Section):
 
     threshold: PositiveInt = Field(4, description="Shortest match that replaces the drafter's proposal.")
     global_pool: bool = Field(False, description="Search other requests as well.")
+    chain_length: int | None = Field(
+        None,
+        ge=1,
+        le=31,
+        description="Embedded engine: most tokens of a draft that lookup and drafter make in turns, each going on "
+        "where the other ends, the drafter among its first draft_length tokens; none: no turns.",
+    )
 
 
 class DraftModel(Speculation):
@@ -173,6 +210,7 @@ class DraftModel(Speculation):
     use_draft_logits: bool = Field(
         False, description="Engines: accept by the draft's distribution, not by equality of tokens."
     )
+    suffix_automaton: SelfLookupEnhancer | None = Field(None, description=_LOOKUP)
 
 
 class Medusa(Speculation):
@@ -184,6 +222,7 @@ class Medusa(Speculation):
     choices: Choices | None = Field(
         None, description="Paths of the token tree, by ranks; none: the likeliest four nodes for each head."
     )
+    suffix_automaton: SelfLookupEnhancer | None = Field(None, description=_LOOKUP)
 
 
 class Eagle(Speculation):
@@ -345,6 +384,7 @@ class MlpSpeculator(Speculation):
         le=32,
         description="Paths of the token tree, from the checkpoint's `top_k_tokens_per_head`; 1: a chain.",
     )
+    suffix_automaton: SelfLookupEnhancer | None = Field(None, description=_LOOKUP)
 
 
 class PlannedSpeculation(Section):
@@ -360,6 +400,10 @@ class PlannedSpeculation(Section):
 
     def longest_draft(self, batch_size: int) -> None:
         """The plan says it."""
+
+    @property
+    def chain_length(self) -> None:
+        """Its deployments say it."""
 
 
 def _method(value: Any) -> str | None:

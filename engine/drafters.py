@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.speculation import AnySpeculation, DraftModel, LowBit
+from deployments.speculation import (
+    AnySpeculation,
+    DraftModel,
+    LowBit,
+    SelfLookupEnhancer,
+    Speculation,
+)
 from engine.backend import Backend
 from engine.block_graph import BlockGraph
 from engine.compiled_runner import CompiledRunner
@@ -44,7 +50,7 @@ from engine.target_copy import CompiledCopy
 from speculators.base import Requirements, Speculator
 from speculators.draft_model.draft import DraftModelDrafter
 from speculators.growth import TreeShape
-from speculators.lookup import SureLookup
+from speculators.lookup import ChainedLookup, SureLookup
 from speculators.low_bit import LowBitSpeculator
 from speculators.registry import create, settings_of
 from speculators.suffix_automaton import SuffixSpeculator
@@ -97,10 +103,14 @@ def prepare(
         if isinstance(made, SuffixSpeculator) and getattr(speculation, "texts", None) is not None:
             made.search([text[:-1] for text in _texts(directory, target)])
         prepared, longest = Prepared(made.requirements, lambda backend, runner: made), made.max_draft_length
-    enhancer = getattr(speculation, "suffix_automaton", None)
-    if enhancer is None:
+    enhancer: SelfLookupEnhancer | None = getattr(speculation, "suffix_automaton", None)
+    if enhancer is None or not isinstance(speculation, Speculation):
         return [prepared]
-    lookup = SureLookup(enhancer.threshold, longest)
+    if enhancer.chain_length is None:
+        lookup = SureLookup(enhancer.threshold, longest)
+    else:
+        least = least_likely(speculation, looked_up=True)
+        lookup = ChainedLookup(enhancer.threshold, enhancer.chain_length, least)
     return [Prepared(lookup.requirements, lambda backend, runner: lookup), prepared]
 
 

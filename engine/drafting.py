@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from engine.chains import Chain, drafted_in_turns
 from engine.events import EngineStatistics
 from engine.policy import Assignment, Choice, DraftCost, DraftPolicy, Proposal
 from engine.running import RunningRequest
@@ -146,8 +147,10 @@ class Drafting:
 
     def _proposals(self, ready: Sequence[tuple[RunningRequest, list[Choice]]]) -> list[Proposal]:
         """Ask each request's first choice, where it has nothing the next one; each speculator once for all of them."""
-        proposals: list[Proposal] = []
-        asking = [(item, choices) for item, choices in ready if choices]
+        proposals = self._made_in_turns(
+            [Chain(item, choices) for item, choices in ready if choices and choices[0].takes_turns]
+        )
+        asking = [(item, choices) for item, choices in ready if choices and not choices[0].takes_turns]
         while asking:
             groups: dict[str, list[tuple[RunningRequest, list[Choice]]]] = {}
             for item, choices in asking:
@@ -168,6 +171,29 @@ class Drafting:
                     elif len(choices) > 1:
                         asking.append((item, choices[1:]))
         return proposals
+
+    def _made_in_turns(self, chains: Sequence[Chain]) -> list[Proposal]:
+        """What comes of drafts that several speculators go on with."""
+        drafted_in_turns(chains, self._extended)
+        for chain in chains:
+            for name in chain.asked:
+                self.spent[name].requests += 1
+        return [Proposal(chain.item, chain.began, chain.tree) for chain in chains if len(chain.tree)]
+
+    def _extended(self, name: str, chains: Sequence[Chain], turns: Sequence[Choice]) -> list[TokenTree]:
+        """What a speculator adds to each of these drafts."""
+        started, spent = self._clock(), self.spent.setdefault(name, DraftCost())
+        budgets = [turn.budget for turn in turns]
+        found = self.speculators[name].extend(
+            [chain.item.id for chain in chains], [chain.tree for chain in chains], budgets
+        )
+        spent.ms += (self._clock() - started) * 1e3
+        longest = max(len(chain.tree) + budget for chain, budget in zip(chains, budgets, strict=True))
+        spent.budget = max(spent.budget, longest)
+        for chain, turn, more in zip(chains, turns, found, strict=True):
+            if len(more):
+                self._check(chain.item, turn, more)
+        return found
 
     def _within(self, item: RunningRequest, tree: TokenTree) -> TokenTree:
         """Without the probes, if some would stand at positions that the target does not know."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.speculation import Choices as Paths
-from deployments.speculation import DraftModel, Eagle, Eagle3, Medusa, MlpSpeculator
+from deployments.speculation import Eagle, Eagle3, Medusa, MlpSpeculator, Speculation
 from engine.backend import Backend
 from engine.block_graph import BlockGraph
 from engine.manifest import EngineError, SpeculatorManifest
@@ -27,6 +27,8 @@ Trained = MlpSpeculator | Medusa | Eagle | Eagle3
 # tenth of a step, and a token that was accepted saves half of one; replaying 26 prompts, 0.2 to 0.4 are within 1 % of
 # each other and 6 % faster than lengths that follow what was accepted lately.
 _LIKELY = math.log(0.3)
+# Likewise of a chain that a lookup goes on with: its tokens take no time to draft, only to be verified.
+_LOOKED_UP = math.log(0.1)
 # Guesses below a node of the kit's own Medusa trees, as in the published ones.
 _MEDUSA_CHILDREN = 10
 # Nodes of such a tree, for each head: more were hardly ever accepted from heads of small models.
@@ -72,9 +74,11 @@ class TrainedMethod:
     open: Callable[[TrainedParts], Speculator]
 
 
-def least_likely(speculation: MlpSpeculator | Eagle3 | DraftModel) -> float:
-    """Log-probability below which a chain is not drafted on."""
-    return _LIKELY if speculation.adaptive else -math.inf
+def least_likely(speculation: Speculation, *, looked_up: bool = False) -> float:
+    """Log-probability below which a chain is not drafted on, by a lookup or by a drafter."""
+    if not speculation.adaptive:
+        return -math.inf
+    return _LOOKED_UP if looked_up else _LIKELY
 
 
 def _mlp_shape(speculation: MlpSpeculator, top_k: Sequence[int] | None) -> TreeShape:
@@ -86,7 +90,9 @@ def _mlp_shape(speculation: MlpSpeculator, top_k: Sequence[int] | None) -> TreeS
 
 
 def _medusa_shape(speculation: Medusa, top_k: Sequence[int] | None) -> TreeShape:
-    """The section's own tree, or the likeliest few nodes."""
+    """The section's own tree, or the likeliest few nodes; in turns with a lookup, a chain."""
+    if speculation.chain_length is not None:
+        return Likeliest.chain(speculation.num_heads, least_likely(speculation))
     if speculation.choices is not None:
         return _published(speculation.choices)
     heads = speculation.num_heads
@@ -145,10 +151,16 @@ def _open_eagle(parts: TrainedParts) -> Speculator:
 
 TRAINED: Mapping[str, TrainedMethod] = {
     "mlp_speculator": TrainedMethod(
-        ("checkpoint", "draft_length", "candidates"), _mlp_shape, MlpDrafter.required, _open_mlp
+        ("checkpoint", "draft_length", "candidates", "suffix_automaton"),
+        _mlp_shape,
+        MlpDrafter.required,
+        _open_mlp,
     ),
     "medusa": TrainedMethod(
-        ("checkpoint", "num_heads", "choices"), _medusa_shape, MedusaDrafter.required, _open_medusa
+        ("checkpoint", "num_heads", "choices", "suffix_automaton"),
+        _medusa_shape,
+        MedusaDrafter.required,
+        _open_medusa,
     ),
     "eagle": TrainedMethod(
         ("checkpoint", "depth", "max_draft_tokens", "max_non_leaves", "choices"),
@@ -174,7 +186,7 @@ LOW_BIT = "low_bit"
 EMBEDDED_SETTINGS: Mapping[str, tuple[str, ...]] = {
     **{method: settings_of(method) for method in METHODS},
     SUFFIX: (*settings_of(SUFFIX), "texts"),
-    DRAFT_MODEL: ("model", "draft_length", "precision"),
+    DRAFT_MODEL: ("model", "draft_length", "precision", "suffix_automaton"),
     LOW_BIT: ("draft_length", "rank"),
     **{name: method.settings for name, method in TRAINED.items()},
 }

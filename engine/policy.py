@@ -29,19 +29,23 @@ class Choice:
     Attributes:
         speculator: its name.
         budget: most nodes to draft; 0: nothing, but it keeps up with the request, to draft at any time.
+        takes_turns: whether it drafts in turns with the request's other choices, which do so as well; `budget` is then
+            how long the draft may be after its turn.
     """
 
     speculator: str
     budget: int
+    takes_turns: bool = False
 
 
 Assignment = Sequence[Choice]
-"""Speculators for a request, in order: the first that proposes something is the one. Those not named fall behind."""
+"""Speculators for a request, in order: the first that proposes something is the one, if they do not take turns
+(`engine.chains`). Those not named fall behind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What a speculator would have verified for a request."""
+    """What a speculator would have verified for a request; of a draft that was made in turns, the one that began it."""
 
     item: RunningRequest
     speculator: str
@@ -54,7 +58,7 @@ class DraftCost:
 
     Attributes:
         requests: that it was asked for.
-        budget: nodes that it was asked for, at most.
+        budget: nodes that it was asked for, at most; of drafts that are made in turns, those of whole drafts.
         ms: milliseconds, with those of reading what it had to read before.
     """
 
@@ -123,6 +127,11 @@ class _Lengths:
     first: DraftLength
 
 
+def draft_in_turns(speculators: Sequence[Speculator]) -> bool:
+    """Whether the speculators of a deployment go on with each other's drafts."""
+    return any(each.in_turns for each in speculators)
+
+
 class StaticPolicy:
     """The same speculators for every request, each asked where the ones before it have nothing to propose.
 
@@ -130,15 +139,21 @@ class StaticPolicy:
     itself where it is unsure; then only the lengths of those before it do.
 
     Args:
-        speculators: one or more, the preferred ones first; the last one's draft length is that of all.
+        speculators: one or more, the preferred ones first; the last one's draft length is that of all, or the longest
+            one's if they draft in turns.
         adaptive: whether lengths follow what was accepted; if not, always the most.
     """
 
     def __init__(self, speculators: Sequence[Speculator], *, adaptive: bool = True) -> None:
         self.speculators: Sequence[Speculator] = tuple(speculators)
         last = self.speculators[-1]
-        self._most, self._shortened = last.max_draft_length, adaptive and not last.ends_drafts
-        self._first_shortened = last.ends_drafts
+        self._in_turns = draft_in_turns(self.speculators)
+        self._most, ends = last.max_draft_length, last.ends_drafts
+        if self._in_turns:
+            self._most = max(each.max_draft_length for each in self.speculators)
+            ends = all(each.ends_drafts for each in self.speculators)
+        self._shortened = adaptive and not ends
+        self._first_shortened = last.ends_drafts and not self._in_turns
         self._lengths: dict[int, _Lengths] = {}
 
     def begin(self, item: RunningRequest) -> bool:
@@ -189,7 +204,7 @@ class StaticPolicy:
         last = self.speculators[-1].name
         first = min(budget, lengths.first.current)
         return [
-            Choice(speculator.name, budget if speculator.name == last else first)
+            Choice(speculator.name, budget if speculator.name == last else first, self._in_turns)
             for speculator in self.speculators
         ]
 

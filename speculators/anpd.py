@@ -29,6 +29,9 @@ from speculators.tree import TokenTree
 
 _TOKEN_BITS = 32
 _NONE = -1
+# Observations of a context that the shorter one counts for. On 47 answers of SmolLM2-135M, 2 tells 0.55, 0.75 and 0.95
+# where 0.5, 0.7 and 0.98 come true; 1 tells more than is true, most of all of what was seen once.
+_BELIEF = 2.0
 
 
 class NgramTable:
@@ -85,9 +88,7 @@ class NgramTable:
         continued.
         """
         best, token_of = self._best, self._token
-        suffixes = self._suffixes
-        for token in after:
-            suffixes = self._extended(suffixes, token)
+        suffixes = self._contexts(after)
         for _ in range(length):
             # The longest context comes last; the empty one (level n = 1) is not a level of the method.
             leader = next(
@@ -98,6 +99,39 @@ class NgramTable:
             token = token_of[leader]
             yield token
             suffixes = self._extended(suffixes, token)
+
+    def likely(
+        self, length: int, shortest: int = 1, after: Sequence[int] = ()
+    ) -> Iterator[tuple[int, float]]:
+        """As `draft`, each token with how likely it comes next if those before it do.
+
+        What followed a context is believed as far as there is enough of it, else what followed the next shorter one
+        (MacKay and Peto, "A hierarchical Dirichlet language model", 1995): of a context seen n times, c of them before
+        this token, it is (c + a p) / (n + a) with p that of the context without its oldest token.
+        """
+        suffixes = self._contexts(after)
+        for token in self.draft(length, shortest, after):
+            yield token, self._chance(suffixes, token)
+            suffixes = self._extended(suffixes, token)
+
+    def _chance(self, suffixes: Sequence[int], token: int) -> float:
+        chance, count, ends = 0.0, self._count, self._suffixes
+        for size, node in enumerate(suffixes):
+            if node < 0:
+                break
+            # What stands at the text's end has no successor yet.
+            followed = count[node] - (size < len(ends) and ends[size] == node)
+            if size and followed:
+                same = self._child.get(node << _TOKEN_BITS | token, _NONE)
+                chance = ((count[same] if same >= 0 else 0) + _BELIEF * chance) / (followed + _BELIEF)
+        return chance
+
+    def _contexts(self, after: Sequence[int]) -> Sequence[int]:
+        """Nodes of the ends of the text and these tokens."""
+        suffixes: Sequence[int] = self._suffixes
+        for token in after:
+            suffixes = self._extended(suffixes, token)
+        return suffixes
 
     def _extended(self, suffixes: Sequence[int], token: int) -> list[int]:
         """Contexts of one token more, the empty one first; those that the text does not have are _NONE."""

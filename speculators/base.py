@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from speculators.graphs import DrafterRows
 from speculators.outcome import StepOutcome
 from speculators.target_access import TargetAccess
-from speculators.tree import TokenTree
+from speculators.tree import EMPTY, TokenTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,15 @@ class Speculator(ABC):
         requirements: what it needs.
         ends_drafts: whether it ends a draft where it is unsure; if not, policies shorten drafts by what was accepted
             lately.
+        in_turns: whether it takes turns with the drafters that it stands beside, each going on (`extend`) where the
+            others end; if not, it is used in place of theirs.
     """
 
     name: str
     max_draft_length: int
     requirements: Requirements = Requirements()
     ends_drafts: bool = False
+    in_turns: bool = False
 
     def bind(self, target: TargetAccess) -> None:  # noqa: B027
         """Take the target that it drafts for, once, if it asked for it."""
@@ -97,6 +100,31 @@ class Speculator(ABC):
         Raises:
             KeyError: a request is not running.
         """
+
+    def extend(
+        self, request_ids: Sequence[int], drafts: Sequence[TokenTree], budgets: Sequence[int]
+    ) -> list[TokenTree]:
+        """What comes below the last nodes of chains that others may have drafted: where drafters take turns.
+
+        One that can be followed by others at any place gives a single token at a time. Asked again in the same step,
+        it finds what it was given before, and maybe more behind it. By default a speculator begins drafts, as it
+        proposes them, and does not go on with any.
+
+        Args:
+            request_ids: requests.
+            drafts: a chain for each, empty where nothing has been drafted yet.
+            budgets: most nodes to add, 1 or more.
+
+        Returns:
+            Chains, whose scores are those of their own nodes alone; empty where it does not go on.
+
+        Raises:
+            KeyError: a request is not running.
+        """
+        begun = [place for place, draft in enumerate(drafts) if not len(draft)]
+        found = self.propose([request_ids[place] for place in begun], [budgets[place] for place in begun])
+        proposed = dict(zip(begun, found, strict=True))
+        return [proposed.get(place, EMPTY) for place in range(len(drafts))]
 
     @abstractmethod
     def observe(self, request_id: int, outcome: StepOutcome) -> None:

@@ -129,6 +129,16 @@ def max_branches(shape: TreeShape) -> int:
     return 0 if shape.most_children == 1 else shape.total - 1
 
 
+def goes_on(shape: TreeShape, draft: TokenTree, levels: int) -> bool:
+    """Whether a drafter of chains goes on with one that is drafted in turns, for the price of so many levels.
+
+    What others have drafted takes a level a token to read. It is worth its time where a level of a draft of one's own
+    would be, hence a draft must be the likelier the more there is to read.
+    """
+    likely = draft.scores[-1] if draft.scores else 0.0
+    return len(draft) < shape.depth and likely >= shape.least + math.log(max(1, levels))
+
+
 class TreeGrowth:
     """One request's tree while it is drafted.
 

@@ -81,7 +81,10 @@ class TokenTree:
 
     @classmethod
     def chain(
-        cls, tokens: Sequence[int], proposals: Sequence[NDArray[np.float32]] | None = None
+        cls,
+        tokens: Sequence[int],
+        proposals: Sequence[NDArray[np.float32]] | None = None,
+        scores: Sequence[float] | None = None,
     ) -> TokenTree:
         """A tree of width one: each token is the child of the one before it.
 
@@ -89,13 +92,16 @@ class TokenTree:
             tokens: the drafted tokens, in order.
             proposals: one distribution ``[V]`` per token, the one it was drawn from; None for a
                 deterministic draft.
+            scores: one per token, see `TokenTree`.
         """
         size = len(tokens)
+        known = None if scores is None else tuple(scores)
         if proposals is None:
-            return cls(tuple(tokens), tuple(range(ROOT, size - 1)))
+            return cls(tuple(tokens), tuple(range(ROOT, size - 1)), scores=known)
         if len(proposals) != size:
             raise ValueError(f"token chain: {size} tokens but {len(proposals)} proposals; give one per token")
-        return cls(tuple(tokens), tuple(range(ROOT, size - 1)), dict(enumerate(proposals, start=ROOT)))
+        drawn = dict(enumerate(proposals, start=ROOT))
+        return cls(tuple(tokens), tuple(range(ROOT, size - 1)), drawn, known)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -129,6 +135,22 @@ class TokenTree:
         """Children of ``node`` (``ROOT`` for the root) that may be accepted, in the order in which they were drawn."""
         drafted = self.parents[: self.drafted] if self.probes else self.parents
         return tuple([child for child, parent in enumerate(drafted) if parent == node])
+
+    def extended(self, by: TokenTree) -> TokenTree:
+        """This chain with another one below its last node, whose scores are those of its own nodes alone.
+
+        Raises:
+            ValueError: one of them has branches or probes.
+        """
+        if not (self.is_chain and by.is_chain) or self.probes or by.probes:
+            raise ValueError("token tree: only a chain can go on, and only with a chain")
+        size, scores = len(self.tokens), None
+        if (self.scores is not None or not size) and by.scores is not None:
+            end = self.scores[-1] if self.scores else 0.0
+            scores = (*(self.scores or ()), *(end + score for score in by.scores))
+        drawn = {**(self.proposals or {}), **{size + node: q for node, q in (by.proposals or {}).items()}}
+        tokens = (*self.tokens, *by.tokens)
+        return TokenTree(tokens, tuple(range(ROOT, len(tokens) - 1)), drawn or None, scores)
 
     def ancestor_mask(self) -> NDArray[np.bool_]:
         """Who sees whom in the target step, bool ``[n + 1, n + 1]``.

@@ -70,6 +70,11 @@ SPECULATIONS: dict[str, Callable[[Path], AnySpeculation]] = {
     ),
     "medusa, chain": lambda path: Medusa(method="medusa", checkpoint=path, choices=((0,), (0, 0), (0, 0, 0))),
     "medusa, tree": lambda path: Medusa(method="medusa", checkpoint=path),
+    "medusa, in turns": lambda path: Medusa(
+        method="medusa",
+        checkpoint=path,
+        suffix_automaton=SelfLookupEnhancer(threshold=1, chain_length=6),
+    ),
     "eagle, tree": lambda path: Eagle(
         method="eagle", checkpoint=path, depth=3, max_draft_tokens=9, max_non_leaves=3
     ),
@@ -84,8 +89,21 @@ SPECULATIONS: dict[str, Callable[[Path], AnySpeculation]] = {
         dynamic_tree=DynamicTree(top_k=3, total=9),
         suffix_automaton=SelfLookupEnhancer(threshold=1),
     ),
+    "eagle3, in turns": lambda path: Eagle3(
+        method="eagle3",
+        checkpoint=path,
+        draft_length=3,
+        suffix_automaton=SelfLookupEnhancer(threshold=1, chain_length=7),
+    ),
     "draft_model, chain": lambda path: DraftModel(
         method="draft_model", model=path, draft_length=4, adaptive=False
+    ),
+    "draft_model, in turns": lambda path: DraftModel(
+        method="draft_model",
+        model=path,
+        draft_length=3,
+        adaptive=False,
+        suffix_automaton=SelfLookupEnhancer(threshold=1, chain_length=7),
     ),
 }
 UNTRAINED: dict[str, AnySpeculation] = {

@@ -25,7 +25,7 @@ from engine.control.decisions import NONE, Decisions
 from engine.control.state import Proposed, RequestState, Step, Way, Worth
 from engine.control.survival import Fate, History, SurvivalEstimate
 from engine.plan import Plan, PlannedDeployment
-from engine.policy import Assignment, Choice, Proposal, StepCost
+from engine.policy import Assignment, Choice, Proposal, StepCost, draft_in_turns
 from engine.running import RunningRequest
 from speculators.base import Speculator
 from speculators.match import Repetition
@@ -134,9 +134,10 @@ class Controller:
         counts.expected_ms += float(step.verify[rows]) + step.drafting_ms
         counts.measured_ms += cost.verify_ms + cost.draft_ms
         self.costs.learn(step.context, step.decoding, cost.rows, cost.verify_ms)
-        for name, asked in cost.drafts.items():
-            way = self._of.get(name)
-            if way is not None and way.costs is not None and asked.requests and asked.budget:
+        for way in self.ways.values():
+            # What goes before a drafter costs next to nothing, and answers where the drafter is not asked.
+            asked = cost.drafts.get(way.speculators[-1].name)
+            if way.costs is not None and asked is not None and asked.requests and asked.budget:
                 way.costs.learn(step.context, asked.requests, asked.requests * asked.budget, asked.ms)
 
     def end(self, item: RunningRequest) -> None:
@@ -147,7 +148,7 @@ class Controller:
         longest = max((point.ms for point in planned.draft_costs if point.batch == 1), default=0.0)
         dear = longest > _CHEAP * self.costs.planned(0, 1, 1)
         costs = LiveCosts(planned.draft_costs) if dear else None
-        return Way(name, group, SurvivalEstimate(planned.survival, most), costs)
+        return Way(name, group, SurvivalEstimate(planned.survival, most), costs, draft_in_turns(group))
 
     def _longest(self, item: RunningRequest) -> int:
         """Nodes that a draft for a request may have now."""
@@ -263,8 +264,14 @@ class Controller:
             return kept_up
         way, size = chosen
         self._requests[item.id].read[way.name] = item.cached
-        budget = min(size, self._longest(item))
-        return [*(Choice(each.name, budget) for each in way.speculators), *kept_up]
+        longest = self._longest(item)
+        # A lookup that takes turns goes on for nothing: what it adds is judged when it is there.
+        sizes = [longest if way.in_turns else size] * (len(way.speculators) - 1) + [size]
+        choices = [
+            Choice(each.name, min(most, longest), way.in_turns)
+            for each, most in zip(way.speculators, sizes, strict=True)
+        ]
+        return [*choices, *kept_up]
 
     def _kept_up(self, item: RunningRequest, but: Way | None) -> list[Choice]:
         """Drafters that are not asked and would fall too far behind of a request."""

@@ -27,6 +27,7 @@ class Way:
         speculators: the one to be asked first in front.
         survival: of its drafts.
         costs: of drafting, by requests and nodes; None where it costs next to nothing.
+        in_turns: whether its speculators draft in turns.
         unused: steps since it last drafted.
     """
 
@@ -34,6 +35,7 @@ class Way:
     speculators: Sequence[Speculator]
     survival: SurvivalEstimate
     costs: LiveCosts | None
+    in_turns: bool = False
     unused: int = 0
 
     @property

@@ -223,11 +223,16 @@ METHODS: Mapping[type[Section], VllmMethod[Any] | Unsupported | None] = MappingP
             _suffix,
             {"texts": (_given, Unsupported("begins with an empty pool", "global_pool: true without texts"))},
         ),
-        DraftModel: VllmMethod("draft_model", _draft_model, completes_draft=True),
+        DraftModel: VllmMethod(
+            "draft_model", _draft_model, {"suffix_automaton": _LOOKUP}, completes_draft=True
+        ),
         Medusa: VllmMethod[Medusa](
             "medusa",
             lambda section: _checkpoint(section.checkpoint, section.num_heads),
-            {"choices": (_is_tree, _no_trees("no choices, a chain of num_heads tokens"))},
+            {
+                "choices": (_is_tree, _no_trees("no choices, a chain of num_heads tokens")),
+                "suffix_automaton": _LOOKUP,
+            },
             follows_batch_size=False,
             arguments=_medusa_arguments,
             findings=_medusa_findings,
@@ -273,7 +278,10 @@ METHODS: Mapping[type[Section], VllmMethod[Any] | Unsupported | None] = MappingP
         MlpSpeculator: VllmMethod[MlpSpeculator](
             "custom_class",
             lambda section: {"model": _MLP_PROPOSER, "num_speculative_tokens": section.draft_length},
-            {"candidates": (lambda value: value > 1, _no_trees("candidates: 1"))},
+            {
+                "candidates": (lambda value: value > 1, _no_trees("candidates: 1")),
+                "suffix_automaton": _LOOKUP,
+            },
             arguments=lambda section: {"additional_config": {KIT_KEY: {CHECKPOINT: str(section.checkpoint)}}},
             findings=_mlp_findings,
             is_class=True,

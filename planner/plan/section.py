@@ -37,6 +37,10 @@ def speculation_section(profile: Profile, cells: Sequence[Cell]) -> dict[str, An
         return {**kept, "adaptive": adaptive, "max_concurrency": most}
     schedule = _falling({level: length for level, (length, _) in chosen.items()})
     longest = schedule[min(schedule)]
+    lookup = kept.get("suffix_automaton") or {}
+    if "chain_length" in lookup:
+        kept |= {"suffix_automaton": {**lookup, "chain_length": longest}}
+        longest = min(longest, kept["draft_length"])
     return {**kept, "draft_length": longest, "draft_length_schedule": schedule, "adaptive": adaptive}
 
 

@@ -109,6 +109,7 @@ def measure_costs(
     contexts: Sequence[int],
     batches: Sequence[int],
     tokens: Sequence[int],
+    longest_draft: int,
     chunks: Sequence[int],
     rounds: int,
     report: Report = lambda line, share: None,
@@ -124,6 +125,7 @@ def measure_costs(
         contexts: tokens of each request that stand before.
         batches: requests of a step.
         tokens: of verification, tokens of a request in a step; one less are drafted.
+        longest_draft: most nodes of a draft; those beyond what the speculator drafts are others', and cost nothing.
         chunks: prompt tokens that one request reads in a step: at the beginning, and up to each context.
         rounds: how often each is measured; one more round warms up.
         report: gets what is measured, and the share of all that is done.
@@ -132,7 +134,7 @@ def measure_costs(
         `verify` and `draft`: `context`, `batch`, `tokens` (of drafts: nodes) and `ms`; `read`: the same of chunks, with
         as much context as was read before.
     """
-    most, longest = speculator.max_draft_length, max(contexts)
+    most, longest = longest_draft, max(contexts)
     nodes = sorted({min(count, most) for count in (1, *(value - 1 for value in tokens)) if count > 0})
     drafts = nodes if most else []
     blocks = -(-longest_request(max(tokens), longest) // runner.block_size)

@@ -117,8 +117,9 @@ def run_profile(
         for item in records:
             record(item)
         acceptance[f"{temperature:g}"] = summarise(records)
-    drafter = watched[-1].speculators[-1]  # a lookup before it costs nothing
-    measured = _costs(runner, drafter, settings, engine.limits, report) if settings.rounds else {}
+    measured = (
+        _costs(runner, watched[-1].speculators, settings, engine.limits, report) if settings.rounds else {}
+    )
     return {
         "deployment": spec.name,
         "target": runner.manifest.source,
@@ -188,7 +189,7 @@ def _generate(
 
 def _costs(
     runner: CompiledRunner,
-    speculator: Speculator,
+    speculators: Sequence[Speculator],
     settings: ProfileSettings,
     limits: EngineLimits,
     report: Report,
@@ -200,15 +201,16 @@ def _costs(
         return {}
     asked = {
         *settings.tokens,
-        *((MOST_TOKENS,) if speculator.max_draft_length >= max(settings.tokens) else ()),
+        *((MOST_TOKENS,) if speculators[-1].max_draft_length >= max(settings.tokens) else ()),
     }
     tokens = [count for count in sorted(asked) if longest_request(count, max(contexts)) <= most]
     return measure_costs(
         runner,
-        speculator,
+        speculators[-1],  # a lookup before it costs nothing
         contexts=contexts,
         batches=batches,
         tokens=tokens,
+        longest_draft=max(each.max_draft_length for each in speculators),
         chunks=sorted({limits.prefill_chunk, limits.idle_prefill_chunk}),
         rounds=settings.rounds,
         report=report,

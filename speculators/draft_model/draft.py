@@ -1,5 +1,7 @@
 """Drafting with a small model: chains of its likeliest tokens, one call per depth for the whole batch.
 
+It goes on with what others have drafted, too: all of that is read in the call that gives the token after it.
+
 Its KV cache has a row for every token that it has read, in the request's own cache blocks. Rows of drafted tokens stay
 where they were accepted; what was rejected is overwritten by what was emitted instead. Rows that an earlier request has
 left in shared blocks are taken over; what is missing of them is made again from the tokens.
@@ -15,7 +17,7 @@ from speculators.base import Speculator
 from speculators.graphs import CachedGraph, CachedInput, DrafterRows
 from speculators.outcome import StepOutcome
 from speculators.requests import Requests
-from speculators.tree import TokenTree
+from speculators.tree import EMPTY, TokenTree
 
 # Tokens that a request's draft reads in one step: a long prompt must not hold up the others for long.
 _LONGEST_READ = 512
@@ -23,21 +25,30 @@ _LONGEST_READ = 512
 
 @dataclass(slots=True)
 class _State:
-    """`text` is prompt and output, of which so many tokens have rows as `rows` says, `fed` what has rows after them."""
+    """`text` is prompt and output, of which so many tokens have rows as `rows` says, `fed` what has rows after them.
+
+    `guess` is what comes after those, and its log-probability.
+    """
 
     rows: DrafterRows
     text: list[int]
     fed: list[int] = field(default_factory=list)
+    guess: tuple[int, float] = (0, 0.0)
 
 
 @dataclass(slots=True)
 class _Chain:
-    """A draft in the making, of at most `length` tokens; `score` is its log-probability."""
+    """A draft in the making, of at most `length` tokens; `scores` are its log-probabilities up to each of them."""
 
     state: _State
     length: int
     tokens: list[int] = field(default_factory=list)
-    score: float = 0.0
+    scores: list[float] = field(default_factory=list)
+
+    def add(self, token: int, log_prob: float) -> None:
+        """The next token."""
+        self.scores.append((self.scores[-1] if self.scores else 0.0) + log_prob)
+        self.tokens.append(token)
 
 
 class DraftModelDrafter(Speculator):
@@ -67,10 +78,26 @@ class DraftModelDrafter(Speculator):
         ]
         going = self._begin([chain for chain in chains if chain.length])
         while going := [
-            chain for chain in going if len(chain.tokens) < chain.length and chain.score >= self._least
+            chain for chain in going if len(chain.tokens) < chain.length and chain.scores[-1] >= self._least
         ]:
             self._extend(going)
-        return [TokenTree.chain(chain.tokens) for chain in chains]
+        return [TokenTree.chain(chain.tokens, scores=chain.scores) for chain in chains]
+
+    def extend(
+        self, request_ids: Sequence[int], drafts: Sequence[TokenTree], budgets: Sequence[int]
+    ) -> list[TokenTree]:
+        states = [self._states[request_id] for request_id in request_ids]
+        going = [
+            (state, draft)
+            for state, draft in zip(states, drafts, strict=True)
+            if len(draft) < self.max_draft_length
+            and (draft.scores[-1] if draft.scores else 0.0) >= self._least
+        ]
+        able = self._follow(going)
+        return [
+            TokenTree.chain([state.guess[0]], scores=[state.guess[1]]) if id(state) in able else EMPTY
+            for state in states
+        ]
 
     def observe(self, request_id: int, outcome: StepOutcome) -> None:
         state = self._states[request_id]
@@ -88,40 +115,47 @@ class DraftModelDrafter(Speculator):
 
     def _begin(self, chains: Sequence[_Chain]) -> list[_Chain]:
         """Read what was emitted; those that have read all of it have their first token, and are returned."""
-        batch, begun = [], []
-        for chain in chains:
-            state, rows = chain.state, chain.state.rows
-            left = len(state.text) - rows.drafted
-            size = min(left, _LONGEST_READ)
-            size -= (
-                left - size == 1
-            )  # a row of a prompt is never computed alone; see the promise in `engine.runner`
-            whole = size == left
-            tokens = state.text[rows.drafted : rows.drafted + size]
-            batch.append(CachedInput(rows.blocks, tokens, rows.drafted, outputs_from=size - whole))
-            rows.drafted += size
-            if whole:
-                begun.append(chain)
-        self._run(batch, begun)
+        able = self._follow([(chain.state, EMPTY) for chain in chains])
+        begun = [chain for chain in chains if id(chain.state) in able]
+        for chain in begun:
+            chain.add(*chain.state.guess)
         return begun
 
     def _extend(self, chains: Sequence[_Chain]) -> None:
         """Feed each one's last token, for the one after it."""
-        batch = []
+        self._follow([(chain.state, TokenTree.chain(chain.tokens)) for chain in chains])
         for chain in chains:
-            state, rows = chain.state, chain.state.rows
-            batch.append(CachedInput(rows.blocks, chain.tokens[-1:], rows.drafted + len(state.fed)))
-            state.fed.append(chain.tokens[-1])
-        self._run(batch, chains)
+            chain.add(*chain.state.guess)
 
-    def _run(self, batch: Sequence[CachedInput], chains: Sequence[_Chain]) -> None:
-        """One call; its outputs are the next tokens of the chains."""
-        if not batch:
-            return
-        found = self._graph.run(batch)
-        likeliest = zip(
-            chains, found["candidates"][:, 0].tolist(), found["log_probs"][:, 0].tolist(), strict=True
-        )
-        for chain, token, log_prob in likeliest:
-            chain.tokens.append(token)
-            chain.score += log_prob
+    def _follow(self, chains: Sequence[tuple[_State, TokenTree]]) -> set[int]:
+        """Read, in one call, what was emitted and drafted and has no row yet; then the guess is what comes after it.
+
+        Returns:
+            The identity of each state whose text is read to its end.
+        """
+        batch: list[CachedInput] = []
+        asked: list[_State] = []
+        able: set[int] = set()
+        for state, draft in chains:
+            rows = state.rows
+            left = len(state.text) - rows.drafted
+            size = min(left, _LONGEST_READ)
+            # A row of a prompt is never computed alone; see the promise in `engine.runner`.
+            size -= left - size == 1
+            whole, past = size == left, rows.drafted + len(state.fed)
+            tokens = state.text[rows.drafted : rows.drafted + size]
+            rows.drafted += size
+            if whole:
+                tokens += draft.tokens[len(state.fed) :]
+                state.fed = list(draft.tokens)
+                able.add(id(state))
+            if tokens:
+                batch.append(CachedInput(rows.blocks, tokens, past, outputs_from=len(tokens) - whole))
+                if whole:
+                    asked.append(state)
+        if batch:
+            found = self._graph.run(batch)
+            best = zip(found["candidates"][:, 0].tolist(), found["log_probs"][:, 0].tolist(), strict=True)
+            for state, guess in zip(asked, best, strict=True):
+                state.guess = guess
+        return able

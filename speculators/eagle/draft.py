@@ -4,8 +4,9 @@ The drafter's KV cache has a row for every token of the text but the first one: 
 at the position before it. Row r is thus made of token r + 1 and hidden state r, and lies in the request's own cache
 blocks, so whoever takes over rows of the target finds the drafter's beside them. A prompt is read as the target reads
 it, part by part. Rows of drafted tokens carry the drafter's own hidden states, so none of them stays: what was accepted
-is read again with the target's. A chain is extended row by row; of a tree, which shares its rows with nobody, all nodes
-that go on are run at every level.
+is read again with the target's. A chain is extended row by row, also over what others have drafted: a row needs the
+hidden state before it, which only the row before tells. Of a tree, which shares its rows with nobody, all nodes that go
+on are run at every level.
 """
 
 from __future__ import annotations
@@ -19,14 +20,24 @@ from numpy.typing import NDArray
 
 from speculators.base import Requirements, Speculator
 from speculators.graphs import Arrays, CachedGraph, CachedInput, DrafterRows, Graph
-from speculators.growth import TreeGrowth, TreeShape, max_branches
+from speculators.growth import TreeGrowth, TreeShape, goes_on, max_branches
 from speculators.outcome import StepOutcome
 from speculators.requests import Requests
-from speculators.tree import ROOT, TokenTree
+from speculators.tree import EMPTY, ROOT, TokenTree
 
 Rows = NDArray[np.float32]
 # Rows that a draft reads before its first token at most; where nothing is drafted for long, more are read in between.
 _MOST_WAITING = 64
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A chain that is drafted in turns, as far as its rows are there: what comes next, and with which hidden state."""
+
+    rows: int
+    guess: int
+    score: float
+    hidden: Rows
 
 
 @dataclass(slots=True)
@@ -42,6 +53,7 @@ class _State:
     prompt_rows: int
     root: tuple[int, Rows] | None = None
     features: list[Rows] = field(default_factory=list)
+    turn: _Turn | None = None
 
     @property
     def waiting(self) -> int:
@@ -158,8 +170,29 @@ class EagleDrafter(Speculator):
             batch = [draft.next_input() for draft in going]
         return [growth.tree() for growth in growths]
 
+    def extend(
+        self, request_ids: Sequence[int], drafts: Sequence[TokenTree], budgets: Sequence[int]
+    ) -> list[TokenTree]:
+        if self._shape.most_children > 1:
+            return super().extend(request_ids, drafts, budgets)
+        states = [self._states[request_id] for request_id in request_ids]
+        going = [
+            (state, draft)
+            for state, draft in zip(states, drafts, strict=True)
+            if goes_on(self._shape, draft, _missing(state, draft))
+        ]
+        self._follow(going)
+        able = {id(state) for state, _ in going}
+        return [
+            TokenTree.chain([state.turn.guess], scores=[state.turn.score])
+            if state.turn is not None and id(state) in able
+            else EMPTY
+            for state in states
+        ]
+
     def observe(self, request_id: int, outcome: StepOutcome) -> None:
         state = self._states[request_id]
+        state.turn = None
         if outcome.drafts_nothing_more:
             return
         state.text += outcome.emitted
@@ -169,6 +202,27 @@ class EagleDrafter(Speculator):
 
     def finish(self, request_id: int) -> None:
         self._states.finish(request_id)
+
+    def _follow(self, chains: Sequence[tuple[_State, TokenTree]]) -> None:
+        """Compute the rows of chains that are not there, one of each in a call."""
+        while going := [(state, draft) for state, draft in chains if _missing(state, draft)]:
+            begun = [state for state, _ in going if state.turn is None]
+            lagging = [(state, state.turn, draft) for state, draft in going if state.turn is not None]
+            batch = self._read([(state, state.waiting) for state in begun])
+            for state, turn, draft in lagging:
+                past = state.rows.drafted + turn.rows
+                token = draft.tokens[turn.rows]
+                batch.append(CachedInput(state.rows.blocks, [token], past, hidden=turn.hidden[None]))
+            found = self._graph.run(batch)
+            rows = zip(
+                [(state, 0) for state in begun] + [(state, turn.rows + 1) for state, turn, _ in lagging],
+                found["candidates"][:, 0].tolist(),
+                found["log_probs"][:, 0].tolist(),
+                found["next_hidden"],
+                strict=True,
+            )
+            for (state, count), guess, score, hidden in rows:
+                state.turn = _Turn(count, guess, min(score, 0.0), hidden.copy())
 
     def _read(self, parts: Sequence[tuple[_State, int]]) -> list[CachedInput]:
         """The next so many rows of requests; outputs are wanted of the newest token's, the root of a draft."""
@@ -196,6 +250,11 @@ class EagleDrafter(Speculator):
             rows = slice(first, first + len(draft.growth.frontier))
             first = rows.stop
             draft.grow(found["candidates"][rows], found["log_probs"][rows], found["next_hidden"][rows])
+
+
+def _missing(state: _State, draft: TokenTree) -> int:
+    """Rows that are to be computed before a chain can go on, the one before its first token included."""
+    return len(draft) - (-1 if state.turn is None else state.turn.rows)
 
 
 def _take(features: list[Rows], count: int) -> Rows:

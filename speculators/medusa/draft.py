@@ -1,24 +1,37 @@
 """Drafting with Medusa heads: one call for the whole batch gives the guesses of all levels.
 
-Heads do not see each other's guesses, so the nodes of a level have the same guesses below them.
+Heads do not see each other's guesses, so the nodes of a level have the same guesses below them, and what others have
+drafted changes nothing in what comes after it: going on with it costs nothing more, and knows nothing of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speculators.base import Requirements, Speculator
 from speculators.graphs import DrafterRows, Graph
-from speculators.growth import TreeGrowth, TreeShape, max_branches
+from speculators.growth import TreeGrowth, TreeShape, goes_on, max_branches
 from speculators.outcome import StepOutcome
 from speculators.requests import Requests
-from speculators.tree import TokenTree
+from speculators.tree import EMPTY, TokenTree
 
 _LAYERS = (-1,)
+
+
+@dataclass(slots=True)
+class _State:
+    """Of a request: the hidden state that its newest token was emitted from, and the guesses made of it, if asked for.
+
+    Guesses are tokens and log-probabilities, one a level.
+    """
+
+    state: NDArray[np.float32] | None = None
+    guesses: list[tuple[int, float]] | None = None
 
 
 class MedusaDrafter(Speculator):
@@ -36,7 +49,7 @@ class MedusaDrafter(Speculator):
         self.requirements = self.required(shape, _LAYERS)
         self.ends_drafts = shape.least > -math.inf
         self._heads, self._shape = heads, shape
-        self._last: Requests[list[NDArray[np.float32]]] = Requests(self.name)
+        self._last: Requests[_State] = Requests(self.name)
 
     @staticmethod
     def required(shape: TreeShape, hidden_layers: tuple[int, ...]) -> Requirements:
@@ -44,23 +57,53 @@ class MedusaDrafter(Speculator):
         return Requirements(hidden_layers=hidden_layers, max_branches=max_branches(shape))
 
     def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
-        self._last.start(request_id, [])
+        self._last.start(request_id, _State())
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
         growths = [TreeGrowth(self._shape, budget) for budget in budgets]
-        states = [self._last[request_id] for request_id in request_ids]
-        going = [index for index, growth in enumerate(growths) if growth.frontier and states[index]]
-        if going:
-            found = self._heads({"state": np.stack([states[index][0] for index in going])})
-            for row, index in enumerate(going):
-                self._grow(growths[index], found["candidates"][:, row], found["log_probs"][:, row])
+        states = [self._last[request_id].state for request_id in request_ids]
+        known = [
+            (growth, state)
+            for growth, state in zip(growths, states, strict=True)
+            if growth.frontier and state is not None
+        ]
+        if known:
+            found = self._heads({"state": np.stack([state for _, state in known])})
+            for row, (growth, _) in enumerate(known):
+                self._grow(growth, found["candidates"][:, row], found["log_probs"][:, row])
         return [growth.tree() for growth in growths]
 
+    def extend(
+        self, request_ids: Sequence[int], drafts: Sequence[TokenTree], budgets: Sequence[int]
+    ) -> list[TokenTree]:
+        if self._shape.most_children > 1:
+            return super().extend(request_ids, drafts, budgets)
+        seen = [self._last[request_id] for request_id in request_ids]
+        going = [goes_on(self._shape, draft, 1) for draft in drafts]
+        self._guess([last for last, able in zip(seen, going, strict=True) if able])
+        found = [EMPTY] * len(drafts)
+        for place, (last, draft) in enumerate(zip(seen, drafts, strict=True)):
+            if going[place] and last.guesses is not None:
+                token, score = last.guesses[len(draft)]
+                found[place] = TokenTree.chain([token], scores=[score])
+        return found
+
     def observe(self, request_id: int, outcome: StepOutcome) -> None:
-        self._last[request_id][:] = [outcome.hidden[-1][outcome.kept[-1]].copy()]
+        last = self._last[request_id]
+        last.state, last.guesses = outcome.hidden[-1][outcome.kept[-1]].copy(), None
 
     def finish(self, request_id: int) -> None:
         self._last.finish(request_id)
+
+    def _guess(self, seen: Sequence[_State]) -> None:
+        """The likeliest token of every level, for those who have none yet."""
+        new = [(last, last.state) for last in seen if last.state is not None and last.guesses is None]
+        if not new:
+            return
+        found = self._heads({"state": np.stack([state for _, state in new])})
+        tokens, scores = found["candidates"][:, :, 0], np.minimum(found["log_probs"][:, :, 0], 0.0)
+        for row, (last, _) in enumerate(new):
+            last.guesses = list(zip(tokens[:, row].tolist(), scores[:, row].tolist(), strict=True))
 
     @staticmethod
     def _grow(growth: TreeGrowth, candidates: NDArray[np.int64], log_probs: NDArray[np.float32]) -> None:

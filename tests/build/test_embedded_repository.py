@@ -114,6 +114,17 @@ def test_ngrams_in_the_bls_have_the_settings_of_the_spec(tmp_path: Path) -> None
             "speculation.texts has no effect with drafted_by: bls",
         ),
         (
+            {
+                "method": "draft_model",
+                "model": "d",
+                "drafted_by": "bls",
+                "suffix_automaton": {"chain_length": 9},
+            },
+            {},
+            "setting-without-effect",
+            "speculation.suffix_automaton has no effect with drafted_by: bls",
+        ),
+        (
             {"method": "windowed", "window": 512},
             {"max_sequence_length": 1024},
             "never-drafts",

@@ -67,6 +67,32 @@ def test_kind_chooses_the_engine(tmp_path: Path) -> None:
         ({"speculation": {"method": "lookahead", "ngram": 1}}, "speculation.ngram: .*2"),
         ({"speculation": {"method": "suffix_automaton", "ngram": 0}}, "1 to 64"),
         ({"speculation": {"method": "suffix_automaton", "global_pool_size": 9}}, "global_pool: true"),
+        *(
+            (
+                {
+                    "speculation": {
+                        "method": method,
+                        where: "c",
+                        "suffix_automaton": {"chain_length": 4},
+                        **more,
+                    }
+                },
+                told,
+            )
+            for method, where, more, told in (
+                ("eagle3", "checkpoint", {"draft_length": 5}, "chain_length 4 .* not less than the 5"),
+                ("draft_model", "model", {}, "chain_length 4 .* not less than the 5"),
+                ("eagle3", "checkpoint", {"dynamic_tree": {}}, "makes chains: give no dynamic_tree"),
+                ("medusa", "checkpoint", {"choices": [[0]]}, "makes chains: give no choices"),
+                ("mlp_speculator", "checkpoint", {"candidates": 2}, "candidates must be 1"),
+                (
+                    "eagle3",
+                    "checkpoint",
+                    {"draft_length_schedule": {1: 3}},
+                    "the chain_length 4 and none more",
+                ),
+            )
+        ),
         (
             {
                 "speculation": {

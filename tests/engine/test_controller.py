@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import pytest
 
 from engine.control.controller import Controller
-from engine.policy import DraftPolicy, StaticPolicy
+from engine.policy import DraftPolicy, Proposal, StaticPolicy
 from engine.request import GenerationRequest, SamplingParams
 from engine.scheduler import EngineLimits
 from speculators.anpd import AnpdSpeculator
 from speculators.prompt_lookup import PromptLookupSpeculator
+from speculators.tree import EMPTY, TokenTree
 from tests.engine.driving import make_engine, run
 from tests.engine.simulated import Cost, Guesser, World, controlled, plan_of
-from tests.engine.tables import TableRunner, following
+from tests.engine.tables import VOCABULARY, TableRunner, following, mixed
 from tests.planner.synthetic_profile import profile, records
 
 ACCEPTED = 0.76  # of the tokens of a guesser that is never wrong on purpose
@@ -251,3 +253,70 @@ def test_whatever_it_decides_the_output_is_that_of_plain_decoding(
     found = [each.tokens for each in run(engine, requests)]
     assert found == plain
     assert engine.statistics.accepted_tokens > 0
+
+
+class _Turn(Guesser):
+    """Drafts in turns: one of two which know what mostly follows, the first tokens or those behind.
+
+    What it drafts behind, it knows to be wrong every other time.
+    """
+
+    in_turns = True
+
+    def __init__(self, world: World, name: str, tokens: range, token_ms: float) -> None:
+        super().__init__(world, tokens.stop, 0, 0.0, token_ms, name)
+        self._tokens = tokens
+
+    def extend(
+        self, request_ids: Sequence[int], drafts: Sequence[TokenTree], budgets: Sequence[int]
+    ) -> list[TokenTree]:
+        return [self._more(*each) for each in zip(request_ids, drafts, budgets, strict=True)]
+
+    def _more(self, request_id: int, draft: TokenTree, budget: int) -> TokenTree:
+        text, known = [*self._texts[request_id], *draft.tokens], len(self._texts[request_id])
+        if len(draft) not in self._tokens:
+            return EMPTY
+        self._world.now += self._token_ms
+        knows = not self._tokens.start or mixed(*text[:known]) % 2
+        tokens: list[int] = []
+        while len(tokens) < min(budget, self._tokens.stop - len(draft)):
+            tokens.append((following(*[*text, *tokens][-2:]) + (0 if knows else 1)) % VOCABULARY)
+        likely = math.log(ACCEPTED if knows else 0.03)
+        return TokenTree.chain(tokens, scores=[likely * (place + 1) for place in range(len(tokens))])
+
+
+class _Watched(Controller):
+    """Keeps how much was verified of drafts that were likely to their end, and of others."""
+
+    kept: dict[bool, list[int]]
+
+    def select(self, proposals: Sequence[Proposal]) -> list[TokenTree]:
+        found = super().select(proposals)
+        for proposal, tree in zip(proposals, found, strict=True):
+            if len(proposal.tree) > 4 and proposal.tree.scores is not None:
+                self.kept[proposal.tree.scores[4] > -3].append(len(tree))
+        return found
+
+
+def test_nodes_of_a_draft_made_in_turns_are_verified_by_what_they_are_worth_whoever_drafted_them() -> None:
+    world = World(fewer_threads)
+    pair = [_Turn(world, "lookup", range(2, 8), 0.0), _Turn(world, "head", range(2), 0.4)]
+    plan = plan_of(
+        [
+            profile(
+                records(0.6, drafted=8),
+                lambda context, batch, size: fewer_threads(context, batch, batch * size),
+                lambda context, batch, nodes: 0.4 * min(nodes, 2),
+            )
+        ]
+    )
+    controller = _Watched(plan, {"mine": pair}, 16)
+    controller.kept = {True: [], False: []}
+    engine = world.engine(controller)
+    world.serve(engine, 2, 300)
+    for found in controller.kept.values():
+        found.clear()
+    world.serve(engine, 2, 200)
+    assert min(map(len, controller.kept.values())) > 50
+    likely, unlikely = (sum(found) / len(found) for found in controller.kept.values())
+    assert likely > 3 and unlikely < 2.2

@@ -10,7 +10,7 @@ from engine.policy import Choice, Proposal, ScheduledPolicy, StaticPolicy
 from engine.request import GenerationRequest
 from engine.running import RunningRequest
 from speculators.anpd import AnpdSpeculator
-from speculators.lookup import SureLookup
+from speculators.lookup import ChainedLookup, SureLookup
 from speculators.outcome import StepOutcome
 from speculators.prompt_lookup import PromptLookupSpeculator
 from speculators.tree import TokenTree
@@ -106,6 +106,18 @@ def test_beside_another_one_length_serves_both() -> None:
     assert budgets(policy, item) == [[6, 6]]
     learned(policy, item, 6, 0, "lookup")
     assert budgets(policy, item) == [[3, 3]]
+
+
+def test_those_who_draft_in_turns_have_the_length_of_the_longest() -> None:
+    policy, item = StaticPolicy([ChainedLookup(2, 12, -1.0), Unsure(draft_length=5)]), request_of(1)
+    policy.begin(item)
+    learned(policy, item, 3, 0, "lookup")
+    assert policy.assign([item]) == [[Choice("lookup", 12, True), Choice("prompt_lookup", 12, True)]]
+    shortened = StaticPolicy([ChainedLookup(2, 12, -1.0), AnpdSpeculator(draft_length=5)])
+    shortened.begin(item)
+    assert budgets(shortened, item) == [[3, 3]]
+    learned(shortened, item, 3, 3, "anpd")
+    assert budgets(shortened, item) == [[6, 6]]
 
 
 def test_a_request_that_has_ended_is_forgotten() -> None:

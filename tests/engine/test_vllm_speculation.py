@@ -145,6 +145,12 @@ def test_lengths_by_batch_size_say_what_becomes_of_every_batch(
         ({"method": "eagle3", "checkpoint": "e", "dynamic_tree": {}}, r"eagle3\.dynamic_tree"),
         ({"method": "eagle3", "checkpoint": "e", "layers_to_capture": [1, 2, 3]}, r"config\.json"),
         ({"method": "eagle3", "checkpoint": "e", "suffix_automaton": {}}, "no lookup beside"),
+        (
+            {"method": "medusa", "checkpoint": "m", "suffix_automaton": {"chain_length": 9}},
+            "no lookup beside",
+        ),
+        ({"method": "draft_model", "model": "d", "suffix_automaton": {}}, "no lookup beside"),
+        ({"method": "mlp_speculator", "checkpoint": "m", "suffix_automaton": {}}, "no lookup beside"),
         ({"method": "prompt_lookup", "use_oldest": False}, "use_oldest: true"),
         ({"method": "pard", "model": "p", "mask_token_id": 3}, "pard_token"),
         ({"method": "suffix_automaton", "texts": "t.jsonl"}, "empty pool"),

@@ -10,6 +10,7 @@ import pytest
 
 from engine.control.errors import ProfileError
 from engine.plan import Candidate, Objective, load_plan
+from engine.planned import section_of
 from planner.plan.choose import NONE, best_of, choose, options
 from planner.plan.plan import cells_at, make_plan
 from planner.plan.predict import Predictor, Traffic
@@ -213,6 +214,21 @@ def test_the_schedule_is_the_best_length_of_each_concurrency() -> None:
         bound = min((key for key in schedule if key >= level), default=None)
         assert (schedule[bound] if bound else 0) == length
     assert speculation_section(profile(records(0.01), steep, drafting), []) == {"method": "none"}
+
+
+def test_of_drafts_that_are_made_in_turns_the_whole_length_is_planned() -> None:
+    """The drafter among the first tokens as before, and less of it only where all of the draft is shorter."""
+    for rate, drafted in ((0.9, 4), (0.3, 4)):
+        own = profile(records(rate), steep, drafting)
+        section = {"method": "eagle3", "checkpoint": "c", "draft_length": drafted}
+        found = replace(own, speculation=section | {"suffix_automaton": {"threshold": 2, "chain_length": 15}})
+        cells = [choose(options([found], 0.0), Traffic(level, 100, 64), THROUGHPUT) for level in (1, 2, 4)]
+        planned = speculation_section(found, cells)
+        longest = max(planned["draft_length_schedule"].values())
+        assert planned["suffix_automaton"] == {"threshold": 2, "chain_length": longest}
+        assert planned["draft_length"] == min(drafted, longest) < 15
+        assert (longest > drafted) == (rate > 0.5)
+        section_of("planned", planned)
 
 
 def test_a_way_that_keeps_a_limit_is_taken_although_it_gains_no_tokens() -> None:

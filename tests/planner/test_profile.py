@@ -120,7 +120,7 @@ def deployment(drafters: TinyDrafters, speculation: AnySpeculation) -> Deploymen
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["medusa, tree", "eagle3, chain"])
+@pytest.mark.parametrize("name", ["medusa, tree", "eagle3, chain", "eagle3, in turns"])
 def test_the_profile_of_a_planted_speculator(
     name: str, tiny_drafters: TinyDrafters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +149,8 @@ def test_the_profile_of_a_planted_speculator(
     lengths = {key: item["acceptance_length"]["value"] for key, item in greedy["by_category"].items()}
     assert lengths["known"] > 1.3 and lengths["known"] > lengths["random"] >= 1
     assert all(0 <= item["low"] <= item["value"] <= item["high"] <= 1 for item in greedy["by_position"])
-    assert len(greedy["by_rank"]) == (1 if "chain" in name else 10)
+    assert len(greedy["by_rank"]) == (10 if "tree" in name else 1)
+    assert len(greedy["by_position"]) == (7 if "turns" in name else 4)
     plot_profile(found, tmp_path / "profile.png")
     assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
 

@@ -13,6 +13,7 @@ from build.trtllm.methods.record import (
     support,
     with_weights,
 )
+from build.trtllm.methods.suffix_automaton import no_enhancer
 from build.trtllm.releases import ReleaseLine, not_in_line
 from build.trtllm.resolved import Resolved
 from deployments.findings import Finding
@@ -46,5 +47,5 @@ DRAFT_MODEL = Method(
         beside=frozenset({"A"}),
     ),
     drafter=Drafter("model", takes_padding=True),
-    constraints=(_logits,),
+    constraints=(_logits, no_enhancer),
 )

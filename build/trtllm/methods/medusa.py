@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from build.trtllm.methods.record import Heads, InEngines, Method, Tree, support
+from build.trtllm.methods.suffix_automaton import no_enhancer
 from build.trtllm.methods.trees import default_tree, depth, tree_findings
 from build.trtllm.releases import not_in_line, went_with_engines
 from build.trtllm.resolved import Supported
@@ -47,4 +48,5 @@ MEDUSA = Method(
     # Model types of examples/medusa/convert_checkpoint.py.
     engines=InEngines(heads=Heads(_head_options, ("llama", "mistral", "mixtral", "qwen2"))),
     tree=Tree(_tree, _tree_findings, lambda choices: {"num_heads": depth(choices)}),
+    constraints=(no_enhancer,),
 )

@@ -3,7 +3,11 @@
 from typing import Any
 
 from build.trtllm.methods.record import IN_MODEL, Drafter, InLlmApi, Method, given, support, with_weights
-from build.trtllm.methods.suffix_automaton import enhanced_has_probabilities, enhancer_arguments
+from build.trtllm.methods.suffix_automaton import (
+    enhanced_has_probabilities,
+    enhancer_arguments,
+    enhancer_constraints,
+)
 from build.trtllm.releases import ReleaseLine
 from deployments.findings import Unsupported
 from deployments.speculation import Pard
@@ -25,4 +29,5 @@ PARD = Method(
         decoding_types={"B": "PARD"}, arguments=_arguments, has_probabilities=enhanced_has_probabilities
     ),
     drafter=Drafter("model"),
+    constraints=(enhancer_constraints,),
 )

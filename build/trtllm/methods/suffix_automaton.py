@@ -26,9 +26,26 @@ def enhancer_arguments(section: Enhanced) -> dict[str, Any]:
 
 
 def enhancer_constraints(resolved: Resolved, section: Enhanced) -> Iterator[Finding]:
-    """Line A has none."""
-    if section.suffix_automaton is not None and resolved.line.name == "A":
+    """Line A has none, and there it replaces what a drafter proposes."""
+    enhancer = section.suffix_automaton
+    if enhancer is not None and resolved.line.name == "A":
         yield not_in_line("suffix automata came with 1.3", "no suffix_automaton, or line: B")
+    if enhancer is not None and enhancer.chain_length is not None:
+        yield not_in_line(
+            "speculation.suffix_automaton.chain_length is the embedded engine's: sa_config has a match replace the "
+            "drafter's proposal, and nothing go on with it",
+            "no chain_length",
+        )
+
+
+def no_enhancer(resolved: Resolved, section: Enhanced) -> Iterator[Finding]:
+    """For methods that have none beside them there."""
+    if section.suffix_automaton is not None:
+        yield not_in_line(
+            f"speculation.suffix_automaton is the embedded engine's beside {resolved.method}: sa_config stands beside "
+            "EAGLE-3, MTP and PARD only",
+            "no suffix_automaton, or method: eagle3",
+        )
 
 
 def enhanced_has_probabilities(section: Enhanced) -> bool:

@@ -41,7 +41,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "global_pool": st.booleans(),
         "global_pool_size": st.none() | st.integers(1, 4096),
     },
-    "draft_model": {"draft_length": SMALL, "use_draft_logits": st.booleans()},
+    "draft_model": {
+        "draft_length": SMALL,
+        "use_draft_logits": st.booleans(),
+        "suffix_automaton": st.none() | st.just({"threshold": 5}),
+    },
     "medusa": {
         "num_heads": SMALL,
         "choices": st.none() | st.lists(st.lists(st.integers(0, 2), max_size=3), max_size=4),
@@ -57,7 +61,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "dynamic_tree": st.none()
         | st.fixed_dictionaries({"top_k": st.integers(1, 32), "total": st.none() | SMALL}),
         "layers_to_capture": st.none() | st.just([2, 16, 29]),
-        "suffix_automaton": st.none() | st.just({"threshold": 5}),
+        "suffix_automaton": st.none() | st.sampled_from([{"threshold": 5}, {"chain_length": 31}]),
     },
     "redrafter": {"num_beams": SMALL, "draft_length": SMALL, "greedy_search": st.booleans()},
     "lookahead": {"window": SMALL, "ngram": SMALL, "verification_set": SMALL},

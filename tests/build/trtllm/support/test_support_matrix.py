@@ -178,6 +178,15 @@ SCHEDULE = {"draft_length_schedule": {4: 5, 8: 2}}
         ("draft_model", "B", None, {"use_draft_logits": True}, {}, "draft logits", "use_draft_logits: false"),
         ("eagle3", "A", None, {"dynamic_tree": {}}, {}, "12062", "line: B"),
         ("mtp", "A", None, {"suffix_automaton": {}}, {}, "1.3", "line: B"),
+        *(
+            (
+                method, "B", None, {"suffix_automaton": {"chain_length": 9}}, {},
+                "suffix_automaton.chain_length is the embedded", "no chain_length",
+            )
+            for method in ("eagle3", "mtp", "pard")
+        ),
+        ("medusa", "A", None, {"suffix_automaton": {}}, {}, "beside medusa", "no suffix_automaton"),
+        ("draft_model", "B", None, {"suffix_automaton": {}}, {}, "beside draft_model", "no suffix_automaton"),
         ("windowed", "A", None, {"sink_tokens": 4}, {}, "StreamingLLM", "sink_tokens: 0"),
         ("windowed", "A", None, {"min_context": 2048}, {}, "min_context is the embedded", "no min_context"),
         ("windowed", "A", None, {"choice": "verified"}, {}, "choice is the embedded", "no choice"),
