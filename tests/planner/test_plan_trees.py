@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from engine.plan import Plan, Trees
 from planner.plan.ranks import Floats, rank_acceptance
 from planner.plan.serving import planned
-from planner.plan.trees import Family, family, planned_trees
+from planner.plan.trees import Family, family, one_tree, planned_trees
+from planner.plan.words import tree_table
 from planner.profile.records import RequestRecord, StepRecord
 from speculators.growth import Choices
 from tests.planner.synthetic_plan import plan_from
@@ -234,6 +235,33 @@ def test_a_named_tree_gives_way_to_the_best_one_and_a_dynamic_one_does_not() -> 
     served = planned(dynamic, dynamic, 0.0)
     assert "choices" not in served.speculation and served.trees is not None
     assert len(served.survival[0].tried) == len(flat)
+
+
+def test_engines_of_one_tree_get_the_smallest_of_those_that_are_best_where_it_pays() -> None:
+    found = planned_trees(medusa(WHOLE, drafted(WHOLE, RANKS, 4_000), each_row_reads), 0.0)
+    assert found is not None
+    near = {size.batch: size for size in found.sizes if size.context == 32}
+    assert near[1].nodes > near[4].nodes > 0
+    assert one_tree(found, 40, [1]) == found.tree(near[1].nodes, near[1].depth)
+    assert one_tree(found, 40, [1, 3]) == found.tree(near[4].nodes, near[4].depth), "the next larger batch"
+    assert one_tree(found, 500, [1, 8]) == []
+    never = near[8].model_copy(update={"nodes": 0, "depth": 0})
+    partly = found.model_copy(update={"sizes": [near[1], near[4], never]})
+    assert one_tree(partly, 40, [1, 8]) == one_tree(found, 40, [1])
+    Choices(one_tree(found, 40, [1, 3]))
+
+
+def test_the_table_has_a_tree_for_every_context_and_batch() -> None:
+    found = planned_trees(medusa(WHOLE, drafted(WHOLE, RANKS, 4_000), each_row_reads), 0.0)
+    assert found is not None
+    columns = {str(column.header): list(column.cells) for column in tree_table(found, "heads").columns}
+    assert columns["context"] == ["32", "512"]
+    for batch in (1, 2, 4, 8):
+        sizes = [size for size in found.sizes if size.batch == batch]
+        assert columns[str(batch)] == [
+            f"{each.nodes} ({each.depth})" if each.nodes else "none" for each in sizes
+        ]
+    assert "none" in columns["8"]
 
 
 def test_chains_and_lookups_have_none_and_plans_keep_them() -> None:
