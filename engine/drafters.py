@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployments.speculation import AnySpeculation, DraftModel, SelfLookupEnhancer, Speculation
+from deployments.enhancer import SelfLookupEnhancer
+from deployments.speculation import AnySpeculation, DraftModel, Speculation
 from engine.backend import Backend
 from engine.block_graph import BlockGraph
 from engine.manifest import (

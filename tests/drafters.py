@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from build.drafters import compile_speculator
 from build.targets.architecture import Architecture
+from deployments.enhancer import SelfLookupEnhancer
 from deployments.speculation import (
     AnySpeculation,
     DraftModel,
@@ -29,7 +30,6 @@ from deployments.speculation import (
     Lookahead,
     Medusa,
     MlpSpeculator,
-    SelfLookupEnhancer,
     WindowedSelfDrafting,
 )
 from engine.backend import Backend
