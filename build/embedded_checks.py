@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Set
 
+from deployments.enhancer import SelfLookupEnhancer
 from deployments.findings import Finding
 from deployments.spec import DeploymentSpec
-from deployments.speculation import LowBit, PlannedSpeculation, SelfLookupEnhancer, WindowedSelfDrafting
+from deployments.speculation import LowBit, PlannedSpeculation, WindowedSelfDrafting
 from engine.attention_kernels import WHY_NOT, Attention, chosen_kernel
 from engine.manifest import EngineError
 from engine.methods import EMBEDDED_SETTINGS

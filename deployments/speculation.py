@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from deployments.engines import Precision
+from deployments.enhancer import SelfLookupEnhancer, check_chain
 from deployments.section import Section
 
 _LENGTH = "Most tokens drafted in a row."
@@ -80,19 +81,8 @@ class Speculation(Section):
 
     @model_validator(mode="after")
     def _chain_of_drafters(self) -> "Speculation":
-        chain, length = self.chain_length, getattr(self, "draft_length", getattr(self, "num_heads", 1))
-        if chain is None:
-            return self
-        if chain < length:
-            raise ValueError(
-                f"suffix_automaton.chain_length {chain} is that of a whole draft, so not less than the {length} "
-                "tokens that the drafter drafts"
-            )
-        for key in ("dynamic_tree", "choices"):
-            if getattr(self, key, None) is not None:
-                raise ValueError(f"suffix_automaton.chain_length makes chains: give no {key}")
-        if getattr(self, "candidates", 1) > 1:
-            raise ValueError("suffix_automaton.chain_length makes chains: candidates must be 1")
+        if self.chain_length is not None:
+            check_chain(self, self.chain_length)
         return self
 
     @property
@@ -181,20 +171,6 @@ class TokenRecycling(Speculation):
     candidates: int = Field(8, ge=1, le=32, description="Successors that are kept of each token.")
     shared: bool = Field(
         True, description="Requests learn from each other; off: each from its own steps alone."
-    )
-
-
-class SelfLookupEnhancer(Section):
-    """A lookup in the request's own text beside a trained drafter: used when its match is long enough."""
-
-    threshold: PositiveInt = Field(4, description="Shortest match that replaces the drafter's proposal.")
-    global_pool: bool = Field(False, description="Search other requests as well.")
-    chain_length: int | None = Field(
-        None,
-        ge=1,
-        le=31,
-        description="Embedded engine: most tokens of a draft that lookup and drafter make in turns, each going on "
-        "where the other ends, the drafter among its first draft_length tokens; none: no turns.",
     )
 
 

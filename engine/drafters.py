@@ -17,13 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.speculation import (
-    AnySpeculation,
-    DraftModel,
-    LowBit,
-    SelfLookupEnhancer,
-    Speculation,
-)
+from deployments.enhancer import SelfLookupEnhancer
+from deployments.speculation import AnySpeculation, DraftModel, LowBit, Speculation
 from engine.backend import Backend
 from engine.block_graph import BlockGraph
 from engine.compiled_runner import CompiledRunner

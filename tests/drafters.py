@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from build.drafters import compile_speculator
 from build.targets.architecture import Architecture
+from deployments.enhancer import SelfLookupEnhancer
 from deployments.speculation import (
     AnySpeculation,
     DraftModel,
@@ -30,7 +31,6 @@ from deployments.speculation import (
     LowBit,
     Medusa,
     MlpSpeculator,
-    SelfLookupEnhancer,
     WindowedSelfDrafting,
 )
 from engine.backend import Backend

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from engine.attention_kernels import Attention, KernelName
 from engine.control.controller import Controller
 from engine.engine import Engine
+from engine.openvino_graphs import OpenVinoBackend
+from engine.openvino_runner import OpenVinoRunner
 from engine.planned import named_apart
 from engine.policy import StaticPolicy, StepCost
 from engine.request import GenerationRequest, SamplingParams
@@ -28,11 +31,13 @@ from speculators.medusa.draft import MedusaDrafter
 from speculators.mlp_speculator.draft import MlpDrafter
 from speculators.outcome import StepOutcome
 from speculators.tree import EMPTY, TokenTree
+from tests.drafters import VARIANT, TinyDrafters, layers_of, planted_prompts
 from tests.engine.driving import make_engine, run
 from tests.engine.recording import CASES, Case, record, requests
 from tests.engine.simulated import plan_of
 from tests.engine.tables import TableDrafter, TableHeads, TableRunner, following, fusion, mlp_stage
 from tests.planner.synthetic_profile import profile, records
+from tests.tiny import KERNELS, NUM_BLOCKS, THREADS
 
 DEPTH, LONGEST = 4, 9
 UNSURE = math.log(0.3)
@@ -342,3 +347,32 @@ def test_under_a_plan_the_output_is_that_of_plain_decoding(batch: int, sampling:
     assert [each.tokens for each in run(engine, asked)] == plain
     nodes = [counts.nodes["turns"] for counts in controller.decisions.levels.values()]
     assert sum(nodes) > 0 < engine.statistics.accepted_tokens
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", ["eagle3, in turns", "draft_model, in turns"])
+def test_on_both_attention_kernels_real_graphs_give_the_targets_own_output(
+    name: str, kernel: KernelName, tiny_drafters: TinyDrafters
+) -> None:
+    attention = Attention(kernel)
+    speculators = tiny_drafters.speculators(
+        name, "int8", planted=True, slots=4, backend=OpenVinoBackend(THREADS, attention)
+    )
+    runner = OpenVinoRunner(
+        tiny_drafters.targets.engine(VARIANT, "int8"),
+        num_blocks=NUM_BLOCKS,
+        threads=THREADS,
+        hidden_layers=layers_of(speculators),
+        attention=attention,
+    )
+    asked = [
+        GenerationRequest(prompt, 50, SamplingParams(0.7 * (number % 2), seed=number))
+        for number, prompt in enumerate(planted_prompts()[:6])
+    ]
+    plain = [each.tokens for each in run(make_engine(runner, max_batch_size=4), asked)]
+    for batch in (1, 4):
+        engine = make_engine(runner, speculators, max_batch_size=batch)
+        assert [each.tokens for each in run(engine, asked)] == plain
+        assert engine.statistics.accepted_tokens > 0
+        assert sum(engine.statistics.drafted_by_position[3:]) > 0, "the lookup goes on behind the drafter"

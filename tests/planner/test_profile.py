@@ -193,6 +193,20 @@ def test_costs_of_a_drafter_with_a_cache_fill_it_to_the_last_row(
     assert [(row["batch"], row["tokens"]) for row in found["draft"]] == [(1, 1), (1, 2), (3, 1), (3, 2)]
 
 
+@pytest.mark.torch
+def test_costs_of_drafts_made_in_turns_are_those_of_the_drafter_up_to_the_whole_length(
+    tiny_drafters: TinyDrafters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the three tokens that the drafter drafts the lookup goes on to seven, and a plan asks what those cost."""
+    monkeypatch.chdir(tmp_path)
+    section = tiny_drafters.speculation("draft_model, in turns", "int8", planted=False)
+    settings = ProfileSettings(4, (0.0,), (64,), batches=(1,), tokens=(1, 4, 8), rounds=2)
+    spec = deployment(tiny_drafters, section)
+    found = run_profile(spec, {("any", "1"): prompt_of(9)}, settings, lambda record: None)["cost"]["draft"]
+    assert [row["tokens"] for row in found] == [1, 3, 7]
+    assert all(len(row["ms"]) == 2 and min(row["ms"]) > 0 for row in found)
+
+
 def test_a_deployment_too_short_for_costs_is_profiled_without(
     tiny_drafters: TinyDrafters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

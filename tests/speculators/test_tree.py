@@ -99,3 +99,22 @@ def test_proposals_must_belong_to_nodes() -> None:
         TokenTree.chain([1, 2], [np.ones(2, np.float32)])
     with pytest.raises(ValueError, match="cannot keep -1"):
         EMPTY.truncate(-1)
+
+
+def test_a_chain_goes_on_with_another_one() -> None:
+    half = np.full(2, 0.5, np.float32)
+    first, second = TokenTree.chain([3, 4], scores=[-1.0, -1.5]), TokenTree.chain([5], [half], [-0.25])
+    whole = first.extended(second)
+    assert whole == TokenTree.chain([3, 4, 5]) and whole.scores == (-1.0, -1.5, -1.75)
+    assert whole.proposals is not None and list(whole.proposals) == [1], "drawn below the last node"
+    assert EMPTY.extended(first) == first and EMPTY.extended(first).scores == first.scores
+    assert EMPTY.extended(second).proposals == second.proposals
+    assert first.extended(TokenTree.chain([5])).scores is None, "it is not known how likely all of it is"
+
+
+def test_only_a_chain_goes_on_and_only_with_a_chain() -> None:
+    branches, probed = TokenTree((1, 2), (ROOT, ROOT)), TokenTree((1,), (ROOT,), probes=1)
+    chain = TokenTree.chain([1])
+    for one, other in ((branches, chain), (chain, branches), (probed, chain), (chain, probed)):
+        with pytest.raises(ValueError, match="only a chain can go on, and only with a chain"):
+            one.extended(other)

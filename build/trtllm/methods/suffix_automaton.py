@@ -6,8 +6,9 @@ from typing import Any, Protocol
 from build.trtllm.methods.record import IN_MODEL, InLlmApi, Method, given, support
 from build.trtllm.releases import ReleaseLine, not_in_line
 from build.trtllm.resolved import Resolved
+from deployments.enhancer import SelfLookupEnhancer
 from deployments.findings import Finding, Unsupported
-from deployments.speculation import SelfLookupEnhancer, SuffixAutomaton
+from deployments.speculation import SuffixAutomaton
 
 
 class Enhanced(Protocol):
