@@ -235,7 +235,7 @@ def _compile_texts(
     report: Callable[[str], None],
 ) -> None:
     if not texts.is_file():
-        raise TargetError(f"speculation.texts: {texts} is no file")
+        raise TargetError(f"{texts} is no file")
     wanted = {
         "method": speculation.method,
         "source_sha256": source_hash(texts),

@@ -13,6 +13,7 @@ from build.drafters import check_draft, completed_draft
 from build.embedded_memory import disk_findings, memory_findings
 from build.low_bit import check_rank
 from build.model_paths import suggestion
+from build.own_texts import check_texts
 from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
 from build.targets.prepare import check_source, check_target
@@ -21,7 +22,7 @@ from build.triton.model_config import repository_place_findings
 from deployments.findings import Finding
 from deployments.places import drafter_source
 from deployments.spec import DeploymentSpec
-from deployments.speculation import DraftModel, LowBit
+from deployments.speculation import DraftModel, LowBit, SuffixAutomaton
 from engine.attention_kernels import Attention, chosen_kernel
 from engine.manifest import EngineError
 from engine.planned import check_plan, drafting
@@ -90,6 +91,9 @@ def _drafter(spec: DeploymentSpec, target: Architecture | None) -> Iterator[Find
     if isinstance(speculation, LowBit) and target is not None:
         yield from _refused("rank-too-great", "speculation.rank", lambda: check_rank(speculation, target))
     if source is None:
+        return
+    if isinstance(speculation, SuffixAutomaton):
+        yield from _refused("texts-unusable", "speculation.texts", lambda: check_texts(source))
         return
     key = "speculation.model" if isinstance(speculation, DraftModel) else "speculation.checkpoint"
     if not source.exists():

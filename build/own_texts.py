@@ -10,55 +10,89 @@ around a text is left out.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
 from engine.serving.text import TextCodec
 
 _ANSWERS = ("assistant", "gpt")
 _SHORTEST = 2  # tokens: one has nothing behind it
+_PART = 1 << 18  # characters that are tokenised at once, which takes a hundred times their bytes
 END = -1
 
 
 def own_texts(path: Path, target: Path) -> NDArray[np.int32]:
-    """All texts of a file, with `END` behind each.
+    """All texts of a file, with `END` behind each, and in place of tokens that the target does not know.
 
     Raises:
         TargetError: the file cannot be read or has no texts, a line is in no shape that is known, or the target has no
             tokenizer.
     """
+    known = Architecture.from_directory(target).vocab_size
     try:
         codec = TextCodec(target, add_special_tokens=False)
-        tokens = [codec.encode(text) for text in _texts(path)]
+        texts = (np.array([*_encoded(codec, text), END], np.int32) for text in _texts(path))
+        kept = [text for text in texts if len(text) > _SHORTEST]
     except (OSError, UnicodeDecodeError) as error:
-        raise TargetError(f"speculation.texts: {path} cannot be read: {error}") from None
-    kept = [[*text, END] for text in tokens if len(text) >= _SHORTEST]
+        raise TargetError(f"{path} cannot be read: {error}") from None
     if not kept:
-        raise TargetError(f"speculation.texts: {path} holds no texts of {_SHORTEST} tokens and more")
-    return np.concatenate([np.array(text, np.int32) for text in kept])
+        raise TargetError(f"{path} holds no texts of {_SHORTEST} tokens and more")
+    tokens = np.concatenate(kept)
+    tokens[tokens >= known] = END
+    return tokens
 
 
-def _texts(path: Path) -> Iterator[str]:
-    if path.suffix != ".jsonl":
-        yield path.read_text(encoding="utf-8")
-        return
-    with path.open(encoding="utf-8") as file:
+def check_texts(path: Path) -> None:
+    """What can be said of a file of texts without a tokenizer.
+
+    Raises:
+        TargetError: it cannot be read or has no texts, or a line is in no shape that is known.
+    """
+    try:
+        if not max((sum(map(len, _parts(text))) for text in _texts(path)), default=0):
+            raise TargetError(f"{path} holds no texts")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TargetError(f"{path} cannot be read: {error}") from None
+
+
+def _encoded(codec: TextCodec, text: TextIO) -> Iterator[int]:
+    for part in _parts(text):
+        yield from codec.encode(part)
+
+
+def _parts(text: TextIO) -> Iterator[str]:
+    """At the end of a line if that is near."""
+    while part := text.read(_PART) + text.readline(_PART):
+        yield part
+
+
+def _texts(path: Path) -> Iterator[TextIO]:
+    if not path.is_file():  # but a pipe, which would be waited for
+        raise TargetError(f"{path} is no file")
+    with path.open(encoding="utf-8-sig") as file:
+        if path.suffix != ".jsonl":
+            yield file
+            return
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                yield from _of_entry(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                if isinstance(error, UnicodeDecodeError):
-                    raise
+                found = _of_entry(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise TargetError(
-                    f"speculation.texts: {path}:{number}: expected an object with text, messages or conversations"
+                    f"{path}:{number}: expected an object with text, messages or conversations"
                 ) from None
+            for text in found:
+                # JSON can spell halves of characters, which tokenizers refuse.
+                yield io.StringIO(text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def _of_entry(entry: dict[str, object]) -> list[str]:

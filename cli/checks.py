@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cli.common import console, for_programs, say
 from loadtest.cells import MeasuredCell, cells_of, measured_requests
-from loadtest.run_directory import RunDirectory
+from loadtest.run_directory import RunDirectory, RunDirectoryError
 from loadtest.summary import summarise
 from planner.plan.check import NEAR, Checked, Measured, check, verdict
 from planner.plan.choose import Option
@@ -24,7 +24,7 @@ def measured_in(directory: Path) -> list[Measured]:
     """The closed loads of a sweep, arm by arm, that ended with answers.
 
     Raises:
-        RunDirectoryError, RecordError: the directory is not a sweep, or a record is unreadable.
+        RunDirectoryError, RecordError: the directory is not a sweep, a record is unreadable, or none is there.
     """
     run = RunDirectory(directory)
     report = summarise(run)
@@ -45,6 +45,11 @@ def measured_in(directory: Path) -> list[Measured]:
                     point.output_tokens_per_second,
                 )
             )
+    if not found:
+        raise RunDirectoryError(
+            f"{directory} holds no answers to closed loads whose tokens the server counted, which are what predictions "
+            "are held against"
+        )
     return found
 
 
@@ -56,13 +61,7 @@ def tell_checked(profiles: Sequence[Profile], known: Sequence[Option], measured:
     """
     cells = check(profiles, known, measured)
     found = verdict(cells)
-    names = [profile.name for profile in profiles]
-    table = Table(header_style="bold", title="tokens a second, predicted (90 % interval) and measured")
-    for heading in ("load", "context", "arm", "drafts", "predicted", "measured", "off by"):
-        table.add_column(heading, justify="left" if heading in ("arm", "drafts") else "right")
-    for cell in cells:
-        table.add_row(*_row(cell, names))
-    console.print(table)
+    console.print(checked_table(cells))
     for reason in dict.fromkeys(cell.reason for cell in cells if cell.reason):
         say(f"left out: {reason}")
     say(
@@ -74,14 +73,25 @@ def tell_checked(profiles: Sequence[Profile], known: Sequence[Option], measured:
     for_programs(json.dumps(_document(cells) | {"verdict": asdict(found)}))
 
 
-def _row(cell: Checked, names: Sequence[str]) -> Iterator[str]:
+def checked_table(cells: Sequence[Checked]) -> Table:
+    """A line for each cell, no wider than 80 columns."""
+    table = Table(header_style="bold", title="tokens a second, predicted (90 % interval) and measured")
+    for heading in ("load", "context", "arm", "drafts", "predicted", "measured", "off by"):
+        words = heading in ("arm", "drafts")
+        table.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    for cell in cells:
+        table.add_row(*_row(cell))
+    return table
+
+
+def _row(cell: Checked) -> Iterator[str]:
     measured = cell.measured
     yield from (measured.load, f"{measured.traffic.context:.0f}", measured.arm)
     if cell.candidate is None or cell.predicted is None:
         yield from ("", "not told", f"{measured.tokens_per_second:.0f}", "")
         return
     predicted = cell.predicted
-    yield named(cell.candidate, names)
+    yield named(cell.candidate)
     yield f"{predicted.value:.0f} ({predicted.low:.0f} to {predicted.high:.0f})"
     yield f"{measured.tokens_per_second:.0f}"
     yield f"{cell.error:+.0%}"

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from deployments.engines import EmbeddedEngine
 from deployments.files.hashes import content_hash
-from deployments.places import ENGINE_FORMAT, drafter_source
+from deployments.places import ENGINE_FORMAT, drafter_source, source_hash
 from deployments.spec import DeploymentSpec
 from deployments.speculation import AnySpeculation, Speculation
 
@@ -76,14 +76,14 @@ class Fingerprint(BaseModel):
 
 
 def drafter_identity(speculation: AnySpeculation) -> dict[str, Any]:
-    """What of a section decides its drafts, and the content of its weights.
+    """What of a section decides its drafts, and the content of its weights or texts.
 
     Raises:
-        OSError: the weights cannot be read.
+        OSError: these cannot be read.
     """
     source = drafter_source(speculation)
     settings = speculation.model_dump(mode="json", exclude_none=True, exclude=_DECIDED)
-    return {**settings, "weights_sha256": content_hash(source) if source else None}
+    return {**settings, "weights_sha256": source_hash(source) if source else None}
 
 
 def drafter_differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

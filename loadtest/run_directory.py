@@ -16,10 +16,10 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from deployments.errors import DrafthouseError
 from deployments.files.writing import write_json, write_text
@@ -29,6 +29,7 @@ from loadtest.servers import Server
 from loadtest.settings import SweepSettings
 
 _LOCK = ".lock"
+Parsed = TypeVar("Parsed")
 
 
 class RunDirectoryError(DrafthouseError, RuntimeError):
@@ -85,8 +86,9 @@ class RunDirectory:
         """Who answered for each arm; empty before anybody was asked."""
         if not self.servers_file.exists():
             return []
-        document = json.loads(self.servers_file.read_text(encoding="utf-8"))
-        return [Server.model_validate(entry) for entry in document]
+        return _parsed(
+            self.servers_file, lambda text: [Server.model_validate(entry) for entry in json.loads(text)]
+        )
 
     def _check_ours(self) -> None:
         if self.sweep_file.exists():
@@ -115,15 +117,20 @@ class RunDirectory:
             ) from None
         except ValueError:
             document = None
-        if not isinstance(document, dict) or not {"digest", "settings"} <= document.keys():
+        if not isinstance(document, dict) or not {"digest", "settings", "provenance"} <= document.keys():
             raise RunDirectoryError(
                 f"{self.sweep_file} is not that of a load test; give an empty or new directory"
             )
         return document
 
     def read_settings(self) -> SweepSettings:
-        """The settings that the sweep was begun with."""
-        return SweepSettings.model_validate(self._document()["settings"])
+        """The settings that the sweep was begun with.
+
+        Raises:
+            RunDirectoryError: the folder holds no sweep, or one of another release.
+        """
+        settings = self._document()["settings"]
+        return _parsed(self.sweep_file, lambda _: SweepSettings.model_validate(settings))
 
     def read_provenance(self) -> dict[str, Any]:
         """What produced the records: versions, host, commit, arguments."""
@@ -173,13 +180,14 @@ class RunDirectory:
 
         Raises:
             RecordError: a record is unreadable, or some are missing.
+            RunDirectoryError: what is said of a cell is unreadable.
         """
         cells = [cell for cell in plan_cells(self.read_settings()) if not cell.is_warmup]
         return [self.read_cell(cell.name) for cell in cells if self._cell_file(cell.name).exists()]
 
     def read_cell(self, name: str) -> tuple[CellRecord, list[RequestRecord]]:
         """One finished cell and its records by index."""
-        cell = CellRecord.from_json(self._cell_file(name).read_text(encoding="utf-8"))
+        cell = _parsed(self._cell_file(name), CellRecord.from_json)
         files = sorted((self.cells / name).glob("requests-*.jsonl"))
         records = sorted(
             (record for file in files for record in read_records(file)), key=lambda record: record.index
@@ -192,3 +200,17 @@ class RunDirectory:
 
     def _cell_file(self, name: str) -> Path:
         return self.cells / name / "cell.json"
+
+
+def _parsed(path: Path, parse: Callable[[str], Parsed]) -> Parsed:
+    """What a file of a sweep says.
+
+    Raises:
+        RunDirectoryError: it is damaged, or another release has written it.
+    """
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise RunDirectoryError(
+            f"{path} is damaged or of another release; give another directory, or delete this one"
+        ) from None

@@ -44,7 +44,8 @@ _POOL_TOKENS = 1 << 20
 _SEGMENT = (
     1 << 16
 )  # tokens that are searched one by one before they are sorted; sorting them takes a few milliseconds
-_POOL_PLACES = 512  # of the pool, the newest, so that what stands everywhere costs no more than what is rare
+_TEXT_SEGMENTS = 8  # of texts that never change, since each takes a search
+_MOST_PLACES = 512  # the newest, so that what stands everywhere costs no more than what is rare
 
 Tokens = NDArray[np.int32]
 
@@ -78,29 +79,40 @@ class Places:
         differs = (self.before != end) | (end == _END)
         matches = np.where(differs.any(axis=1), differs.argmax(axis=1), len(end))
         best: tuple[list[int], list[float]] = [], []
-        for match in sorted(set(matches.tolist()) - {0}):
-            found = self._followed(matches >= match, min(length, match), 1 if match <= own else 0)
-            if sum(found[1]) >= sum(best[1]):
+        for match in sorted(set(matches.tolist()) - {0}, reverse=True):
+            if min(length, match) <= sum(best[1]):  # a shorter match is worth no more
+                break
+            rows = np.flatnonzero(matches >= match)
+            found = self._followed(rows, min(length, match), 1 if match <= own else 0)
+            if sum(found[1]) > sum(best[1]):
                 best = found
         return best
 
-    def _followed(self, among: NDArray[np.bool_], length: int, more: int) -> tuple[list[int], list[float]]:
-        after = self.after[among]
-        places = len(after) + more
+    def _followed(self, rows: NDArray[np.intp], length: int, more: int) -> tuple[list[int], list[float]]:
+        places = len(rows) + more
         tokens: list[int] = []
         shares: list[float] = []
         for depth in range(length):
-            counts = Counter(after[:, depth].tolist())
-            counts.pop(_END, None)
-            if not counts:
-                break
-            token, count = counts.most_common(1)[0]  # of equals the one that came first
-            if count < LEAST_SHARE * places:
+            after = self.after[rows, depth]
+            token, count = _commonest(after)
+            if count < max(1, LEAST_SHARE * places):
                 break
             tokens.append(token)
             shares.append(count / places)
-            after = after[after[:, depth] == token]
+            if count < len(rows):
+                rows = rows[after == token]
         return tokens, shares
+
+
+def _commonest(tokens: Tokens) -> tuple[int, int]:
+    """Which token stands there how often, of equals the one that came first; texts' ends aside."""
+    first = int(tokens[0])
+    count = int(np.count_nonzero(tokens == first))
+    if first != _END and 2 * count > len(tokens):
+        return first, count
+    counts = Counter(tokens.tolist())
+    counts.pop(_END, None)
+    return counts.most_common(1)[0] if counts else (_END, 0)
 
 
 class _Text:
@@ -129,10 +141,13 @@ class _Text:
         return self._buffer[last - longest : last][::-1]
 
     def places(self, longest: int, length: int) -> Places:
-        """Where the last token stood before."""
+        """Where the last token stood before; if that is nearly everywhere, the newest ones after the one before it."""
         tokens = self.tokens
         ends = np.flatnonzero(tokens[:-1] == tokens[-1]) + self._margin
-        return Places.at(self._buffer, ends, longest, length)
+        if len(ends) > _MOST_PLACES and longest > 1:
+            pairs = ends[self._buffer[ends - 1] == tokens[-2]]
+            ends = pairs if len(pairs) else ends
+        return Places.at(self._buffer, ends[-_MOST_PLACES:], longest, length)
 
 
 class _Segment:
@@ -155,6 +170,7 @@ class _Segment:
         self._ends.append(self._filled)
 
     def close(self) -> None:
+        self._buffer = self._buffer[: self._filled + self._margin].copy()
         pairs = self._buffer[:-1].astype(np.int64) << 32 | self._buffer[1:]
         self._order = np.argsort(pairs, kind="stable").astype(np.int32)
         self._pairs = pairs[self._order]
@@ -219,13 +235,13 @@ class SuffixPool:
 
     def draft(self, end: Tokens, length: int, own: int) -> tuple[list[int], list[float]]:
         """As `Places.draft`, of all texts."""
-        left, found = _POOL_PLACES, []
+        left, found = _MOST_PLACES, []
         for segment in reversed(self._segments):
             found.append(segment.places(end, length, left))
             left -= len(found[-1].before)
             if not left:
                 break
-        if left == _POOL_PLACES:
+        if left == _MOST_PLACES:
             return [], []
         found.reverse()
         before, after = ([getattr(each, side) for each in found] for side in ("before", "after"))
@@ -283,7 +299,9 @@ class SuffixSpeculator(Speculator):
     def search(self, texts: Sequence[Tokens]) -> None:
         """Have texts searched from now on, for every request, beside what the others have."""
         tokens = sum(len(text) + 1 for text in texts)
-        self._texts = SuffixPool(len(texts), self._margin, tokens)
+        self._texts = SuffixPool(
+            len(texts), self._margin, tokens, segment=max(_SEGMENT, tokens // _TEXT_SEGMENTS)
+        )
         for text in texts:
             self._texts.add(text)
         self._texts.close()

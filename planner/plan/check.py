@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from deployments.speculation import AnySpeculation
 from engine.control.errors import ProfileError
@@ -89,7 +89,7 @@ def check(
     profiles: Sequence[Profile], known: Sequence[Option], measured: Sequence[Measured]
 ) -> list[Checked]:
     """Predict every cell."""
-    sections = {profile.name: _SECTION.validate_python(dict(profile.speculation)) for profile in profiles}
+    sections = {profile.name: _section(profile) for profile in profiles}
     options = {option.candidate: option for option in known}
     found = []
     for cell in measured:
@@ -135,13 +135,23 @@ def _choices(cells: Sequence[Checked]) -> list[tuple[str, float]]:
     return found
 
 
-def _candidate(cell: Measured, sections: Mapping[str, AnySpeculation]) -> Candidate:
+def _section(profile: Profile) -> AnySpeculation | None:
+    try:
+        return _SECTION.validate_python(dict(profile.speculation))
+    except ValidationError:  # of another release
+        return None
+
+
+def _candidate(cell: Measured, sections: Mapping[str, AnySpeculation | None]) -> Candidate:
     """How the cell's requests were drafted for."""
     if cell.asked == 0:
         return NONE
-    section = sections.get(cell.deployment or "")
+    name = cell.deployment or "a server that does not say what it is"
+    if name not in sections:
+        raise ProfileError(f"{name}: not profiled here")
+    section = sections[name]
     if section is None:
-        raise ProfileError(f"{cell.deployment or 'a server that does not say what it is'}: not profiled here")
+        raise ProfileError(f"{name}: what was profiled is no section of this release")
     longest = section.longest_draft(cell.traffic.concurrency)
     lengths = [
         length

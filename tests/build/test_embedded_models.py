@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -137,6 +138,10 @@ def precious() -> None:
     Path("precious/thesis.txt").write_text("years of work")
 
 
+def write_texts(content: str) -> None:
+    Path("texts.jsonl").write_text(content)
+
+
 def files() -> dict[Path, int]:
     """All files but the spec, with the time of their last change."""
     found = [path for path in Path().rglob("*") if path.is_file() and path.name != "spec.yaml"]
@@ -156,6 +161,7 @@ class Case(NamedTuple):
 
 DRAFT = {"speculation": {"method": "draft_model", "model": "models/draft"}}
 EAGLE = {"speculation": {"method": "eagle", "checkpoint": "models/eagle"}}
+TEXTS = {"speculation": {"method": "suffix_automaton", "texts": "texts.jsonl"}}
 CASES = [
     Case("model-missing", lambda: shutil.rmtree(TARGET), {}, "models/tiny does not exist"),
     Case(
@@ -222,6 +228,10 @@ CASES = [
         },
         "speculation.rank: rank 65 is more than the 64 that the target's matrices have",
     ),
+    Case("texts-unusable", nothing, TEXTS, "speculation.texts: texts.jsonl is no file"),
+    Case("texts-unusable", lambda: os.mkfifo("texts.jsonl"), TEXTS, "texts.jsonl is no file"),
+    Case("texts-unusable", lambda: write_texts('{"text": 3}'), TEXTS, "texts.jsonl:1: expected an object"),
+    Case("texts-unusable", lambda: write_texts('{"text": ""}'), TEXTS, "texts.jsonl holds no texts"),
     Case("disk", nothing, {}, "free, the compiled engine takes"),
     Case("not-the-kit-s-own", precious, {"serving": {"repository": "precious"}}, "holds files and no"),
     Case("not-the-kit-s-own", nothing, {"serving": {"repository": "models"}}, "holds files and no"),
@@ -259,8 +269,9 @@ def test_what_is_good_is_checked_and_built() -> None:
     [
         (lambda: write_model(Path("models/draft"), vocab_size=300), DRAFT),
         (lambda: write_eagle(Path("models/eagle"), lambda theirs: theirs), EAGLE),
+        (lambda: write_texts('{"text": "said and written"}'), TEXTS),
     ],
-    ids=["a draft model that is padded otherwise", "the target's embedding"],
+    ids=["a draft model that is padded otherwise", "the target's embedding", "texts of one's own"],
 )
 def test_a_drafter_that_fits_is_checked_and_built(write: Callable[[], None], sections: Content) -> None:
     write()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 
 from build.drafters import compile_speculator
 from build.own_texts import END, own_texts
+from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
 from deployments.speculation import SuffixAutomaton
 from engine.drafters import prepare
+from engine.fingerprint import drafter_differences, drafter_identity
 from engine.manifest import EngineError, load_manifest
 from engine.request import GenerationRequest
 from engine.serving.text import TextCodec
@@ -77,8 +80,49 @@ def test_what_is_read_of_a_file(tiny_targets: TinyTargets, tmp_path: Path) -> No
         token for text in texts for token in [*codec.encode(text), END]
     ]
     plain = tmp_path / "manual.txt"
-    plain.write_text("one\n\ntwo")
+    plain.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo")  # as Windows writes it
     assert own_texts(plain, target).tolist() == [*codec.encode("one\n\ntwo"), END]
+
+
+def test_what_is_odd_in_a_file_is_read_all_the_same(
+    tiny_targets: TinyTargets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tiny_targets.source(VARIANT)
+    encode = TextCodec(target, add_special_tokens=False).encode
+    lines = tmp_path / "texts.jsonl"
+    lines.write_bytes(b'\xef\xbb\xbf{"text": "one\\u0000two"}\r\n{"text": "half \\ud800"}\n')
+    assert own_texts(lines, target).tolist() == [*encode("one\0two"), END, *encode("half ?"), END]
+    monkeypatch.setattr("build.own_texts._PART", 5)  # long texts are tokenised in parts, and stay one
+    assert own_texts(lines, target).tolist() == [*encode("one\0two"), END, *encode("half ?"), END]
+
+
+def test_tokens_that_the_target_does_not_know_are_never_drafted(
+    tiny_targets: TinyTargets, tmp_path: Path
+) -> None:
+    """Tokenizers may have tokens that were added and never trained."""
+    target, texts = tmp_path / "target", tmp_path / "texts.txt"
+    shutil.copytree(tiny_targets.source(VARIANT), target)
+    tokenizer = json.loads((target / "tokenizer.json").read_text())
+    known = Architecture.from_directory(target).vocab_size
+    tokenizer["added_tokens"].append(
+        {"id": known, "content": "<new>", "special": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    )
+    (target / "tokenizer.json").write_text(json.dumps(tokenizer))
+    texts.write_text("one<new>two")
+    encode = TextCodec(target, add_special_tokens=False).encode
+    assert encode("<new>") == [known]
+    assert own_texts(texts, target).tolist() == [*encode("one"), END, *encode("two"), END]
+
+
+def test_a_profile_of_other_texts_is_told_apart(tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    section = SuffixAutomaton(method="suffix_automaton", texts=texts)
+    found = []
+    for content in ("so it was", "so it was not"):
+        texts.write_text(content)
+        found.append(drafter_identity(section))
+    assert [line.split()[0] for line in drafter_differences(*found)] == ["speculation.weights_sha256"]
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,15 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from cli.checks import checked_table
 from cli.profile import cost_table, length_table
+from engine.plan import Candidate, Estimate
 from planner.bench.measure import BATCHES, TOKENS, BenchResult
 from planner.bench.peers.summary import ArmSummary
 from planner.bench.peers.table import category_table, peers_table, position_table
 from planner.bench.table import step_table, throughput_table
+from planner.plan.check import Checked, Measured
+from planner.plan.predict import Traffic
 from planner.profile.acceptance import Figure
 
 CATEGORIES = ("writing", "math_reasoning", "summarization")
@@ -59,6 +63,15 @@ def profile() -> dict[str, dict[str, object]]:
     return {"0": figures, "1": figures}
 
 
+def checked() -> list[Checked]:
+    candidate = Candidate(deployment="x", method="anpd", draft_length=15, adaptive=False)
+    measured = Measured("c16", "anpd", "x", None, Traffic(16, 1000, 200), 12345.0)
+    return [
+        Checked(measured, candidate, Estimate(value=1234.0, low=1111.0, high=12345.0)),
+        Checked(measured, None, None, "not profiled here"),
+    ]
+
+
 COSTS = [
     {"batch": batch, "tokens": count, "ms": [1234.5]} for batch in BATCHES for count in (1, 2, 4, 6, 8, 16)
 ]
@@ -74,6 +87,7 @@ COSTS = [
         position_table([replace(peers()[0], method="draft_model"), replace(peers()[-1], engine="vllm")]),
         length_table(profile()),
         cost_table(COSTS, "verifying so many tokens"),
+        checked_table(checked()),
     ],
     ids=lambda table: str(table.columns[0].header or table.columns[1].header),
 )

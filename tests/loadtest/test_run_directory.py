@@ -8,6 +8,7 @@ from loadtest.records import RecordError
 from loadtest.run_directory import RunDirectory, RunDirectoryError
 from loadtest.servers import Server
 from loadtest.settings import Slo, SweepSettings
+from loadtest.summary import summarise
 from loadtest.sweep import run_sweep
 from tests.loadtest.synthetic import simulate_sweep
 
@@ -118,3 +119,23 @@ def test_an_interrupted_cell_starts_afresh(tmp_path: Path) -> None:
     directory.request_file(cell.name, "1").write_text("half a rec")
     directory.prepare_cell(cell)
     assert not directory.request_file(cell.name, "1").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("sweep.json", '{"digest": "d", "settings": {"arms": 3}, "provenance": {}}'),
+        ("sweep.json", '{"digest": "d", "settings": [], "provenance": {}}'),
+        ("servers.json", "{"),
+        ("servers.json", "3"),
+        ("servers.json", '[{"arm": "none", "address": "of an earlier release"}]'),
+        ("cells/002-c1-none/cell.json", ""),
+        ("cells/002-c1-none/cell.json", "[]"),
+        ("cells/002-c1-none/cell.json", '{"name": "of an earlier release"}'),
+    ],
+)
+def test_what_is_damaged_or_of_another_release_is_named(tmp_path: Path, file: str, content: str) -> None:
+    simulate_sweep(tmp_path, SETTINGS)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(RunDirectoryError, match=rf"{file} is damaged or of another release"):
+        summarise(RunDirectory(tmp_path))

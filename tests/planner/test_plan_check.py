@@ -93,3 +93,11 @@ def test_what_cannot_be_predicted_says_why(mine: Profile, known: list[Option]) -
     assert all(reason in cell.reason for cell, reason in zip(found, reasons, strict=True))
     with pytest.raises(ProfileError, match="theirs: not profiled here"):
         verdict(found)
+
+
+def test_a_profile_of_another_release_is_left_out(mine: Profile, known: list[Option]) -> None:
+    other = replace(mine, name="other", speculation={"method": "anpd", "window": 3})
+    cell = Measured("c1", "own", "other", None, LOADS[0], 50.0)
+    *rest, found = check([mine, other], known, [*cells(known), cell])
+    assert found.reason == "other: what was profiled is no section of this release"
+    assert not any(each.reason for each in rest)

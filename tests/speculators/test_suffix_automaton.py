@@ -151,3 +151,32 @@ def test_texts_of_ones_own_are_searched_for_every_request() -> None:
         speculator.start(request, [5, 7, 8])
         assert speculator.propose([request], [3])[0].tokens == (9, 10)
         speculator.finish(request)
+
+
+@pytest.mark.parametrize("text", [[7] * 4000, [7, 8] * 2000, [7, 8, 7, 9] * 1000])
+def test_what_stands_everywhere_is_looked_at_where_it_stood_last(text: list[int]) -> None:
+    """A text that turns in circles would cost a fifth of a second a step."""
+    speculator = SuffixSpeculator(draft_length=31)
+    speculator.start(0, text)
+    places = speculator._states[0].text.places(32, 31)
+    assert 0 < len(places.before) == len(places.after) <= 512
+    period = len(text) // text.count(text[-1])
+    assert list(speculator.propose([0], [31])[0].tokens) == (text[-period:] * 31)[:31]
+
+
+def test_a_long_match_is_found_however_often_its_last_token_stood_since() -> None:
+    speculator = SuffixSpeculator(draft_length=9)
+    often = [token for number in range(600) for token in (1, 1000 + number)]
+    speculator.start(0, [7, 8, 9, 1, 2, 3, 4, 5, *often, 7, 8, 9, 1])
+    assert speculator.propose([0], [9])[0].tokens == (2, 3, 4, 5)
+
+
+def test_texts_are_few_searches_however_many_there_are_and_room_that_stays_empty_takes_no_memory() -> None:
+    speculator = SuffixSpeculator(draft_length=3)
+    speculator.search([np.arange(40_000, dtype=np.int32)] * 40)
+    assert speculator._texts is not None
+    segments = speculator._texts._segments
+    assert len(segments) < 16
+    assert sum(len(each._order) for each in segments) < 1.01 * 40 * 40_000
+    speculator.start(0, [30_000, 30_001])
+    assert speculator.propose([0], [3])[0].tokens == (30_002, 30_003)
