@@ -1,10 +1,13 @@
 """Paged attention on PyTorch: all new rows of a request share one read of its cache.
 
 The cache of a layer is [rows of all blocks, key heads, head size]. The query heads of a key head, times the new rows
-of a request, are rows of one matrix, so keys and values are read once for all of them.
+of a request, are rows of one matrix, so keys and values are read once for all of them: by the kernel of
+`engine.torch_kernel` on a CUDA device, elsewhere and for parts of prompts by PyTorch, which gathers them first.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -61,12 +64,17 @@ class StepAttention:
         caches: of the network.
         inputs: see `engine.torch_steps.Step`, on the device. What they say is worked out once for all layers.
         groups: how many there are.
+        kernel: whether `engine.torch_kernel` serves where it can.
     """
 
-    def __init__(self, caches: PagedCaches, inputs: Mapping[str, Tensor], groups: int) -> None:
+    def __init__(
+        self, caches: PagedCaches, inputs: Mapping[str, Tensor], groups: int, *, kernel: bool
+    ) -> None:
         self._caches, self._inputs = caches, inputs
         self._groups = [
-            _Group({name: inputs[f"{number}.{name}"] for name in GROUP_INPUTS}, caches.empty_row)
+            _Group(
+                {name: inputs[f"{number}.{name}"] for name in GROUP_INPUTS}, caches.empty_row, kernel=kernel
+            )
             for number in range(groups)
         ]
 
@@ -76,29 +84,38 @@ class StepAttention:
         heads, width = attributes["kv_heads"], attributes["head_dim"]
         layer = self._caches[name]
         for cache, part in zip(layer, (keys, values), strict=True):
-            cache[self._inputs["places"]] = part.view(-1, heads, width)
-        grouped = queries.view(len(queries), heads, -1, width)
+            cache[self._inputs["places"]] = part.reshape(-1, heads, width).to(cache.dtype)
+        grouped = queries.reshape(len(queries), heads, -1, width).to(layer[0].dtype)
         mixed = [group.attend(grouped, layer, attributes) for group in self._groups]
         return torch.cat(mixed)[self._inputs["token_rows"]]
 
 
+def has_kernel(device: torch.device) -> bool:
+    """Whether `engine.torch_kernel` serves on a device; PyTorch for CUDA comes with what it needs, but for Windows."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
 class _Group:
-    """Attention of a group of requests (`engine.torch_steps.Group`) with `scaled_dot_product_attention`.
+    """Attention of a group of requests (`engine.torch_steps.Group`)."""
 
-    Each request's rows are gathered, once for all that see them.
-    """
-
-    def __init__(self, of: Mapping[str, Tensor], empty_row: int) -> None:
-        self._of = of
+    def __init__(self, of: Mapping[str, Tensor], empty_row: int, *, kernel: bool) -> None:
+        self._of, self._kernel = of, kernel
         self._masks: dict[int, Tensor] = {}
-        place = torch.arange(of["tables"].shape[1] * BLOCK_SIZE, device=of["tables"].device)
-        block = of["tables"][:, place // BLOCK_SIZE]
-        written = place < (of["past"] + of["counts"])[:, None]
-        self._rows = torch.where(written, block * BLOCK_SIZE + place % BLOCK_SIZE, empty_row)
-        self._place = place
+        self._place = torch.arange(of["tables"].shape[1] * BLOCK_SIZE, device=of["tables"].device)
+        self._empty_row = empty_row
 
     def attend(self, queries: Tensor, layer: tuple[Tensor, Tensor], attributes: Mapping[str, Any]) -> Tensor:
         """Queries [tokens, key heads, group, width] to [requests * rows, heads * width]."""
+        scale, window = attributes["scale"], attributes["sliding_window"]
+        if self._kernel:
+            from engine import torch_kernel
+
+            if torch_kernel.fits(self._of["begins"].shape[1], queries.shape[2], queries.shape[3]):
+                return torch_kernel.attend(self._of, queries, layer, scale=scale, window=window)
+        return self._gathered(queries, layer, scale, window)
+
+    def _gathered(self, queries: Tensor, layer: tuple[Tensor, Tensor], scale: float, window: int) -> Tensor:
+        """With `scaled_dot_product_attention`: a request's rows are gathered, once for all that see them."""
         requests, rows = self._of["begins"].shape
         _, heads, share, width = queries.shape
         own = queries[self._of["tokens"]].permute(0, 2, 3, 1, 4)
@@ -107,11 +124,19 @@ class _Group:
             own.reshape(requests, heads, share * rows, width),
             keys,
             values,
-            attn_mask=self._mask(attributes["sliding_window"], share),
-            scale=attributes["scale"],
+            attn_mask=self._mask(window, share),
+            scale=scale,
         )
         mixed = mixed.view(requests, heads, share, rows, width).permute(0, 3, 1, 2, 4)
         return mixed.reshape(requests * rows, -1)
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        """The cache row at each place of a request's list of blocks, [requests, places]."""
+        of, place = self._of, self._place
+        block = of["tables"][:, place // BLOCK_SIZE]
+        written = place < (of["past"] + of["counts"])[:, None]
+        return torch.where(written, block * BLOCK_SIZE + place % BLOCK_SIZE, self._empty_row)
 
     def _mask(self, window: int, share: int) -> Tensor:
         """What each row sees, [requests, 1, share * rows, places]: `_seen`, for so many query heads."""

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from engine.in_place import moves, with_room
 from engine.manifest import CompiledManifest
 from engine.runner import BLOCK_SIZE, SequenceInput
-from engine.torch_attention import PagedCaches, StepAttention
+from engine.torch_attention import PagedCaches, StepAttention, has_kernel
 from engine.torch_operators import Tensor, TorchOperators
-from engine.torch_replays import Replay, StepInputs
+from engine.torch_replays import Replay, StepInputs, new_pool
 from engine.torch_steps import Step
 
 
@@ -23,7 +23,7 @@ def best_device() -> torch.device:
 
 
 class TorchBackend:
-    """A Backend (see `engine.backend`): fp32 on a CPU, fp32 or for quantised engines fp16 on a CUDA device."""
+    """A Backend (see `engine.backend`): fp32 on a CPU, fp32 or for quantised engines bf16 on a CUDA device."""
 
     def plain(self, path: Path, manifest: CompiledManifest) -> "TorchPlainGraph":
         """See `engine.backend.Backend.plain`."""
@@ -49,7 +49,7 @@ class TorchBackend:
 
     def _dtype(self, manifest: CompiledManifest) -> torch.dtype:
         half = manifest.precision != "fp32" and best_device().type == "cuda"
-        return torch.float16 if half else torch.float32
+        return torch.bfloat16 if half else torch.float32
 
 
 class TorchPlainGraph:
@@ -91,6 +91,7 @@ class TorchPagedGraph:
         heads, width = shapes[names[0]][1], shapes[names[0]][3]
         blocks = num_blocks + branch_blocks
         self._caches = PagedCaches(names, blocks, (heads, width), self._device, dtype)
+        self._kernel, self._pool = has_kernel(self._device), new_pool(self._device)
         self._private_blocks = range(num_blocks, blocks)
         self._batch: list[SequenceInput] = []
         self._moves: list[tuple[int, int]] = []
@@ -115,7 +116,11 @@ class TorchPagedGraph:
     def attention(self) -> Mapping[str, str]:
         """See `engine.backend.PagedNetwork`."""
         precision = "bf16" if self._dtype == torch.bfloat16 else "fp32"
-        return {"kernel": "torch", "instructions": self._device.type, "kv_cache_precision": precision}
+        return {
+            "kernel": "triton" if self._kernel else "torch",
+            "instructions": self._device.type,
+            "kv_cache_precision": precision,
+        }
 
     def output(self, name: str) -> NDArray[Any]:
         """An output of the last step."""
@@ -135,7 +140,10 @@ class TorchPagedGraph:
         inputs = {name: torch.from_numpy(values).to(self._device) for name, values in step.inputs.items()}
         if step.hidden is not None:
             inputs["hidden"] = _tensor(step.hidden, self._device, self._dtype)
-        return self._operators.run(inputs, StepAttention(self._caches, inputs, step.groups))
+        return self._operators.run(inputs, self._attention(inputs, step.groups))
+
+    def _attention(self, inputs: Mapping[str, Tensor], groups: int) -> StepAttention:
+        return StepAttention(self._caches, inputs, groups, kernel=self._kernel)
 
     def _replay(self, step: Step) -> dict[str, Tensor]:
         shape = tuple(size for values in step.inputs.values() for size in values.shape)
@@ -143,7 +151,8 @@ class TorchPagedGraph:
             inputs = StepInputs(step, self._device, self._dtype)
             self._replays[shape] = Replay(
                 inputs,
-                lambda tensors: self._operators.run(tensors, StepAttention(self._caches, tensors, 1)),
+                lambda tensors: self._operators.run(tensors, self._attention(tensors, 1)),
+                self._pool,
             )
         return self._replays[shape].run(step)
 

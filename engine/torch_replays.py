@@ -44,21 +44,30 @@ class StepInputs:
             self.tensors["hidden"].copy_(torch.from_numpy(step.hidden))
 
 
+def new_pool(device: torch.device) -> Any:
+    """Memory that CUDA graphs share; None where there are none."""
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
 class Replay:
     """A step of one shape: captured on the first run, replayed with other inputs afterwards.
 
-    All graphs allocate from one pool, so what a graph puts out is valid until the next one runs, whichever it is.
+    Args:
+        inputs: of the first step.
+        compute: outputs of inputs.
+        pool: from `new_pool`; what graphs of one pool put out is valid until the next of them runs, whichever it is.
     """
 
-    _pool: Any = None
-
     def __init__(
-        self, inputs: StepInputs, compute: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+        self,
+        inputs: StepInputs,
+        compute: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+        pool: Any,
     ) -> None:
         self._inputs, self._compute = inputs, compute
         self._graph: Any = None
-        if next(iter(inputs.tensors.values())).is_cuda:
-            self._capture()
+        if pool is not None:
+            self._capture(pool)
 
     def run(self, step: Step) -> dict[str, Tensor]:
         """Outputs for another step of the same shape."""
@@ -72,9 +81,7 @@ class Replay:
         self._graph.replay()
         return self._found
 
-    def _capture(self) -> None:
-        if Replay._pool is None:
-            Replay._pool = torch.cuda.graph_pool_handle()
+    def _capture(self, pool: Any) -> None:
         side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         # a warm-up on another stream, as capturing demands
         side.wait_stream(torch.cuda.current_stream())
@@ -82,5 +89,5 @@ class Replay:
             self._compute(self._inputs.tensors)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=Replay._pool):
+        with torch.cuda.graph(self._graph, pool=pool):
             self._found = self._compute(self._inputs.tensors)

@@ -154,6 +154,24 @@ def test_int8_engines_run_with_their_rounded_weights(tiny_targets: TinyTargets) 
     assert np.sqrt(((logits - expected) ** 2).mean()) < 0.05 * expected.std()
 
 
+@pytest.mark.parametrize("variant", ["llama", "qwen3", "granite", "gemma3_text"])
+def test_bf16_is_what_quantised_engines_have_on_cuda_devices(variant: str, tiny_targets: TinyTargets) -> None:
+    import torch
+
+    from engine.torch_graphs import TorchPagedGraph
+
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        path = tiny_targets.engine(variant, "int8") / "model.onnx"
+        graph = TorchPagedGraph(path, outputs=["logits"], num_blocks=8, branch_blocks=0, dtype=dtype)
+        graph.forward([SequenceInput(prompt_of(60), 0, (1, 2, 3), is_prompt=True)])
+        graph.forward([SequenceInput(prompt_of(5), 60, (1, 2, 3))])
+        found.append(graph.output("logits"))
+    assert graph.attention["kv_cache_precision"] == "fp32"
+    error = np.linalg.norm(found[0] - found[1]) / np.linalg.norm(found[1])
+    assert 1e-5 < error < 0.03
+
+
 def test_a_damaged_graph_is_refused(tiny_targets: TinyTargets, tmp_path: Any) -> None:
     import shutil
 
