@@ -163,5 +163,8 @@ def _tensor(values: NDArray[Any], device: torch.device, dtype: torch.dtype) -> T
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
-    plain = tensor.float() if tensor.is_floating_point() else tensor
-    return np.array(plain.cpu().numpy())
+    """A copy, in fp32 if it is not of integers. It crosses in its own precision, to memory that stays where it is."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    host.copy_(tensor)
+    values: NDArray[Any] = (host.float() if host.is_floating_point() else host).numpy()
+    return values
