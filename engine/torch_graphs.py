@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from engine.in_place import moves, with_room
 from engine.manifest import CompiledManifest
-from engine.runner import BLOCK_SIZE, SequenceInput
+from engine.runner import BLOCK_SIZE, BestLogits, SequenceInput
 from engine.torch_attention import PagedCaches, StepAttention, has_kernel
 from engine.torch_operators import Tensor, TorchOperators
 from engine.torch_replays import Replay, StepInputs, new_pool
@@ -73,6 +73,7 @@ class TorchPagedGraph:
     """
 
     one_kind_of_rows = False
+    gives_best = True
     most_weighed = 0
 
     def __init__(
@@ -95,7 +96,7 @@ class TorchPagedGraph:
         self._private_blocks = range(num_blocks, blocks)
         self._batch: list[SequenceInput] = []
         self._moves: list[tuple[int, int]] = []
-        self._outputs: dict[str, NDArray[Any]] = {}
+        self._outputs: dict[str, Tensor] = {}
         self._replays: dict[tuple[int, ...], Replay] = {}
 
     def forward(self, batch: Sequence[SequenceInput], hidden: NDArray[np.float32] | None = None) -> None:
@@ -108,7 +109,7 @@ class TorchPagedGraph:
             self._moves = []
         found = self._replay(step) if step.padded else self._run(step)
         self._outputs = {
-            name: _array(values[: step.tokens if name.startswith("hidden.") else step.wanted])
+            name: values[: step.tokens if name.startswith("hidden.") else step.wanted]
             for name, values in found.items()
         }
 
@@ -123,8 +124,14 @@ class TorchPagedGraph:
         }
 
     def output(self, name: str) -> NDArray[Any]:
-        """An output of the last step."""
-        return self._outputs[name]
+        """An output of the last step; what nobody asks for stays on the device."""
+        return _array(self._outputs[name])
+
+    def best(self, name: str) -> BestLogits:
+        """The greatest of each row of an output of the last step, found on the device."""
+        rows = self._outputs[name]
+        tokens = rows.argmax(-1, keepdim=True)  # NaN is the greatest, as for numpy
+        return BestLogits(_array(tokens[:, 0]), _array(rows.gather(-1, tokens)[:, 0]))
 
     def block_weights(self, index: int) -> NDArray[np.float32]:
         """See `engine.runner.Runner.block_weights`; attention as a whole has none."""

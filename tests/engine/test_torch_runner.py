@@ -17,6 +17,7 @@ from engine.manifest import EngineError
 from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest, SamplingParams
 from engine.runner import SequenceInput
+from speculators.registry import create
 from speculators.tree import TokenTree
 from tests.drafters import VARIANT as DRAFTED
 from tests.drafters import TinyDrafters, layers_of, planted_prompts
@@ -140,6 +141,27 @@ def test_drafters_on_pytorch_give_the_output_of_openvino(name: str, tiny_drafter
     openvino = tiny_drafters.targets.runner(DRAFTED, "fp32")
     assert found == [generate(openvino, request).tokens for request in requests]
     assert (engine.statistics.tokens_per_step or 0.0) > 1.2
+
+
+def test_of_greedy_steps_tokens_alone_reach_the_host(
+    tiny_targets: TinyTargets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine import torch_graphs
+
+    runner, openvino = both(tiny_targets, "llama")
+    copied: list[int] = []
+    whole = torch_graphs._array
+
+    def watched(tensor: Any) -> Any:
+        copied.append(tensor.numel())
+        return whole(tensor)
+
+    requests = [GenerationRequest(prompt_of(20 + place), 12) for place in range(3)]
+    expected = [generate(openvino, request).tokens for request in requests]
+    monkeypatch.setattr(torch_graphs, "_array", watched)
+    engine = make_engine(runner, create("anpd"), max_batch_size=4)
+    assert [outcome.tokens for outcome in run(engine, requests)] == expected
+    assert copied and max(copied) < runner.vocab_size
 
 
 def test_int8_engines_run_with_their_rounded_weights(tiny_targets: TinyTargets) -> None:
