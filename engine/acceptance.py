@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.runner import Runner
+from engine.runner import BestLogits, Runner
 from engine.running import RunningRequest
 from engine.sampling import LogitsError, TargetDistributions, likeliest_tokens
 from engine.scheduler import Part
@@ -65,7 +65,11 @@ class Acceptance:
         self._runner, self._target_tokens = runner, target_tokens
         self._columns = {layer: runner.hidden_layers.index(layer) for layer in layers}
 
-    def __call__(self, parts: Sequence[Part], logits: Logits) -> list[Accepted]:
+    def wants_logits(self, parts: Sequence[Part]) -> bool:
+        """Whether a step is asked for more than the greatest logit of each row."""
+        return self._target_tokens > 0 or any(part.item.wants_logits for part in parts)
+
+    def __call__(self, parts: Sequence[Part], logits: Logits | BestLogits) -> list[Accepted]:
         """What became of each part, in order."""
         accepted = []
         states = self._runner.hidden() if self._columns else None
@@ -93,13 +97,20 @@ class Acceptance:
         return verify_sampling(tree, TargetDistributions(logits, sampling, item.id), item.random)
 
     def _accepted(
-        self, index: int, part: Part, logits: Logits, hidden: Mapping[int, NDArray[np.float32]]
+        self,
+        index: int,
+        part: Part,
+        logits: Logits | BestLogits,
+        hidden: Mapping[int, NDArray[np.float32]],
     ) -> Accepted:
-        item, tree = part.item, part.tree
-        plain = logits.copy() if item.request.return_log_probs else None
-        if len(item.output) < item.request.min_tokens:
-            item.ban_early_end(logits, (0, *tree.depths))
-        verdict = self.verify(item, tree, logits)
+        item, tree, plain = part.item, part.tree, None
+        if isinstance(logits, BestLogits):
+            verdict = verify_greedy(tree, logits, item.id)
+        else:
+            plain = logits.copy() if item.request.return_log_probs else None
+            if len(item.output) < item.request.min_tokens:
+                item.ban_early_end(logits, (0, *tree.depths))
+            verdict = self.verify(item, tree, logits)
         kept: Sequence[int] = range(len(part.batch.tokens))
         if not part.reads:
             root = part.batch.logits_from
@@ -109,8 +120,12 @@ class Acceptance:
         weights = self._runner.block_weights(index) if part.batch.weighed else None
         return Accepted(part, verdict, kept, hidden, self._likeliest(logits, part, verdict), weights, rows)
 
-    def _likeliest(self, logits: Logits, part: Part, verdict: Verdict) -> NDArray[np.int64] | None:
+    def _likeliest(
+        self, logits: Logits | BestLogits, part: Part, verdict: Verdict
+    ) -> NDArray[np.int64] | None:
         """The target's likeliest tokens [n + 1, k]; on the accepted path the emitted one comes first."""
+        if isinstance(logits, BestLogits):
+            return None
         most = min(self._target_tokens, logits.shape[1])
         if not most or not part.item.speculates:
             return None

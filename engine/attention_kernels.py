@@ -1,8 +1,7 @@
 """The two attention kernels of OpenVINO graphs: the kit's own, and the one that OpenVINO brings."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from openvino.utils.node_factory import NodeFactory
 
 from deployments.engines import Precision
 from engine.attention import AttentionKernel, CompiledGraph, Inputs
+from engine.in_place import moves, with_room
 from engine.layout import Layout
 from engine.manifest import EngineError
 from engine.native.build import library_path
@@ -57,8 +57,7 @@ ANY_ATTENTION = Attention()
 class NativeKernel:
     """The kit's own kernel: reads each cache block once for all rows of a request; see `engine/native/attention.hpp`.
 
-    A tree's rows lie in the order of its tokens where a chain's would; those for which a request has no blocks left, in
-    blocks for the step alone.
+    A tree's rows lie where `engine.in_place` says.
 
     Args:
         num_blocks: cache blocks for requests.
@@ -128,7 +127,7 @@ class NativeKernel:
         Raises:
             NativeError: the step does not fit the cache.
         """
-        self._batch = self._with_room(batch)
+        self._batch = with_room(batch, self._private_blocks)
         self.cache.begin_step([_request(item) for item in self._batch])
         counts = [len(item.tokens) for item in batch]
         self.padding = max(0, tokens - sum(counts))
@@ -154,22 +153,8 @@ class NativeKernel:
 
     def commit(self, index: int, kept: Sequence[int]) -> None:
         """See `AttentionKernel`."""
-        item = self._batch[index]
-        places = [(item.past + token, item.past + row) for row, token in enumerate(kept) if token != row]
-        self.cache.move_rows([(*_place(item, source), *_place(item, target)) for source, target in places])
-
-    def _with_room(self, batch: Sequence[SequenceInput]) -> Sequence[SequenceInput]:
-        private = iter(self._private_blocks)
-        placed = []
-        for item in batch:
-            missing = -(-(item.past + len(item.tokens)) // BLOCK_SIZE) - len(item.blocks)
-            if missing > 0 and item.parents is not None:
-                more = list(islice(private, missing))
-                if len(more) < missing:
-                    raise ValueError("trees need more cache blocks than there are (`branch_blocks`)")
-                item = replace(item, blocks=[*item.blocks, *more])
-            placed.append(item)
-        return placed
+        pairs = moves(self._batch[index], kept)
+        self.cache.move_rows([(*source, *target) for source, target in pairs])
 
     def _operator(self, node: NodeContext) -> list[ov.Output]:
         queries, keys, values = (node.get_input(index) for index in range(3))
@@ -348,7 +333,3 @@ def _described(kernel: AttentionKernel, instructions: str) -> Mapping[str, str]:
 def _request(item: SequenceInput) -> StepRequest:
     parents = item.parents and (-1, *item.parents[1:])
     return StepRequest(len(item.tokens), item.past, item.blocks, parents, item.weighed)
-
-
-def _place(item: SequenceInput, row: int) -> tuple[int, int]:
-    return item.blocks[row // BLOCK_SIZE], row % BLOCK_SIZE

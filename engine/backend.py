@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deployments.engines import EmbeddedEngine
 from engine.manifest import CompiledManifest
-from engine.runner import SequenceInput
+from engine.runner import BestLogits, SequenceInput
 from speculators.graphs import Graph
 
 
@@ -24,11 +24,12 @@ class PagedNetwork(Protocol):
 
     Attributes:
         attention: what runs it: `kernel`, `instructions`, `kv_cache_precision`.
-        most_weighed, one_kind_of_rows: see `engine.runner.Runner`.
+        most_weighed, one_kind_of_rows, gives_best: see `engine.runner.Runner`.
     """
 
     most_weighed: int
     one_kind_of_rows: bool
+    gives_best: bool
 
     @property
     def attention(self) -> Mapping[str, str]: ...
@@ -43,6 +44,9 @@ class PagedNetwork(Protocol):
 
     def output(self, name: str) -> NDArray[Any]:
         """An output of the last step; valid until the next."""
+
+    def best(self, name: str) -> BestLogits:
+        """The greatest of each row of an output of the last step."""
 
     def block_weights(self, index: int) -> NDArray[np.float32]:
         """See `engine.runner.Runner.block_weights`."""

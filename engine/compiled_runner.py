@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from engine.backend import Backend
 from engine.manifest import MODEL_NAME, EngineError, EngineManifest, load_manifest
-from engine.runner import SequenceInput
+from engine.runner import BestLogits, SequenceInput
 
 
 class CompiledRunner:
@@ -51,11 +51,17 @@ class CompiledRunner:
         )
         self.most_weighed = self.graph.most_weighed
         self.one_kind_of_rows = self.graph.one_kind_of_rows
+        self.gives_best = self.graph.gives_best
 
     def forward(self, batch: Sequence[SequenceInput]) -> NDArray[np.float32]:
         """One step; see `engine.runner.Runner.forward`."""
         self.graph.forward(batch)
         return self.graph.output("logits")
+
+    def forward_best(self, batch: Sequence[SequenceInput]) -> BestLogits:
+        """One step; see `engine.runner.Runner.forward_best`."""
+        self.graph.forward(batch)
+        return self.graph.best("logits")
 
     def hidden(self) -> NDArray[np.float32]:
         """Hidden states of the last step; see `engine.runner.Runner.hidden`."""

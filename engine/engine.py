@@ -143,7 +143,9 @@ class Engine:
         proposals = self._drafting.propose(list(self._scheduler.running.values()))
         drafts = self._drafting.select(proposals)
         parts = self._scheduler.parts({key: draft.tree for key, draft in drafts.items()})
-        logits = self._runner.forward([part.batch for part in parts])
+        all_logits = not self._runner.gives_best or self._accept.wants_logits(parts)
+        run = self._runner.forward if all_logits else self._runner.forward_best
+        logits = run([part.batch for part in parts])
         self._learn(self._accept(parts, logits), drafts)
         self._scheduler.observe_load(self.statistics)
         self.statistics.steps += 1

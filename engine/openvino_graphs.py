@@ -28,7 +28,7 @@ from engine.backend import PagedNetwork
 from engine.buckets import bucket_of, buckets_for
 from engine.linear_layers import LinearLayers
 from engine.manifest import CompiledManifest, EngineError
-from engine.runner import BLOCK_SIZE, SequenceInput
+from engine.runner import BLOCK_SIZE, BestLogits, SequenceInput
 
 _PER_TOKEN = ("input_ids", "position_ids", "token_rows", "hidden")
 _FEWEST_TOKENS = 2  # a single row is multiplied by other kernels
@@ -143,6 +143,8 @@ class PagedGraph:
         EngineError: the file is damaged.
     """
 
+    gives_best = False
+
     def __init__(
         self, path: Path, *, outputs: Sequence[str], kernel: AttentionKernel, longest: int, how: Settings
     ) -> None:
@@ -185,6 +187,10 @@ class PagedGraph:
         """An output of the last step; valid until the next."""
         values = self._last.output(name)
         return values[: len(values) - self.kernel.padding]
+
+    def best(self, name: str) -> BestLogits:
+        """The greatest of each row of an output of the last step."""
+        return BestLogits.of(self.output(name))
 
     def block_weights(self, index: int) -> NDArray[np.float32]:
         """See `engine.runner.Runner.block_weights`."""

@@ -58,6 +58,23 @@ class SequenceInput:
         return positions
 
 
+@dataclass(frozen=True, slots=True)
+class BestLogits:
+    """The greatest logit of each row and its token, of equal ones the lowest: all that greedy decoding asks for."""
+
+    tokens: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, logits: NDArray[np.float32]) -> "BestLogits":
+        """Those of logits [rows, V]; NaN counts as greatest."""
+        tokens = logits.argmax(axis=1)
+        return cls(tokens, np.take_along_axis(logits, tokens[:, None], axis=1)[:, 0])
+
+    def __getitem__(self, rows: slice) -> "BestLogits":
+        return BestLogits(self.tokens[rows], self.values[rows])
+
+
 class Runner(Protocol):
     """A compiled target with its KV cache.
 
@@ -66,11 +83,13 @@ class Runner(Protocol):
             norm; maybe none.
         most_weighed: most tokens of an input whose blocks can be weighed; 0: none can.
         one_kind_of_rows: whether a row of a prompt equals, bit for bit, that of the same token decoded.
+        gives_best: whether `forward_best` costs less than `forward`: logits lie on a device that is far from the host.
     """
 
     hidden_layers: Sequence[int]
     most_weighed: int
     one_kind_of_rows: bool
+    gives_best: bool
     vocab_size: int
     block_size: int
     num_blocks: int
@@ -81,6 +100,9 @@ class Runner(Protocol):
 
         The array is valid, and may be written to, until the next call.
         """
+
+    def forward_best(self, batch: Sequence[SequenceInput]) -> BestLogits:
+        """Run one step as `forward` does, and return the greatest logit of each row alone."""
 
     def hidden(self) -> NDArray[np.float32]:
         """Hidden states [tokens, layers, H] of the last step, its inputs one after another, all tokens of each.

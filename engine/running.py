@@ -135,6 +135,13 @@ class RunningRequest:
             weighed=len(tokens) <= weighed,
         )
 
+    @property
+    def wants_logits(self) -> bool:
+        """Whether more of a row's logits is asked for than the greatest."""
+        request = self.request
+        early = len(self.output) < request.min_tokens
+        return early or request.return_log_probs or not request.sampling.greedy
+
     def ban_early_end(self, logits: NDArray[np.float32], depths: tuple[int, ...]) -> None:
         """Take the end tokens out of the rows whose token would come before `min_tokens`."""
         banned = list(self.request.end_ids)

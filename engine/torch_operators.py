@@ -2,7 +2,7 @@
 
 It is written to be read beside the ONNX specification, operator by operator; it is the reference that the OpenVINO
 engine is tested against, and what runs the same compiled engines on CUDA devices. Quantised weights are unpacked when
-the graph is loaded.
+the graph is loaded. Norms are computed in fp32 whatever the weights are: squares of activations are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -110,7 +110,7 @@ def _gather(attributes: Mapping[str, Any], data: Tensor, indices: Tensor) -> Ten
 
 
 def _gemm(attributes: Mapping[str, Any], value: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.nn.functional.linear(value, weight, bias)  # transB = 1 is the only use
+    return torch.nn.functional.linear(value.to(weight.dtype), weight, bias)  # transB = 1 is the only use
 
 
 def _unsqueeze(attributes: Mapping[str, Any], value: Tensor, axes: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ _OPERATORS: Mapping[str, Callable[..., Any]] = {
     "Identity": lambda attributes, value: value,
     "LogSoftmax": lambda attributes, value: torch.log_softmax(value.float(), attributes["axis"]),
     "Mul": lambda attributes, left, right: left * right,
-    "Pow": lambda attributes, value, power: value**power,
+    "Pow": lambda attributes, value, power: value.float() ** power,
     "ReduceMean": lambda attributes, value, axes: value.mean(axes.tolist(), keepdim=True),
     "Reshape": lambda attributes, value, shape: value.reshape(shape.tolist()),
     "Sigmoid": lambda attributes, value: torch.sigmoid(value),

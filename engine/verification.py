@@ -43,6 +43,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.runner import BestLogits
 from engine.sampling import Distribution, Draws, LogitsError, describe_bad_logits
 from speculators.tree import ROOT, TokenTree
 
@@ -66,12 +67,12 @@ class Rows(Protocol):
     def __getitem__(self, row: int, /) -> Distribution: ...
 
 
-def verify_greedy(tree: TokenTree, logits: NDArray[np.float32], request_id: int) -> Verdict:
+def verify_greedy(tree: TokenTree, logits: NDArray[np.float32] | BestLogits, request_id: int) -> Verdict:
     """Follow the target's argmax down the tree (the lowest id if several logits are greatest).
 
     Args:
         tree: n draft nodes.
-        logits: the target's logits, float ``[n + 1, V]``, row 0 at the root.
+        logits: the target's logits, float ``[n + 1, V]``, row 0 at the root; or the greatest of each row.
         request_id: named in errors.
 
     Raises:
@@ -80,15 +81,24 @@ def verify_greedy(tree: TokenTree, logits: NDArray[np.float32], request_id: int)
     path: list[int] = []
     node = ROOT
     while True:
-        row = logits[node + 1]
-        token = int(row.argmax())  # NaN and +infinity win the argmax, so looking at the winner is enough
-        if not np.isfinite(row[token]):
-            raise LogitsError(f"request {request_id}, row {node + 1} of the step: {describe_bad_logits(row)}")
+        token, wrong = _greatest(logits, node + 1)
+        if wrong:
+            raise LogitsError(f"request {request_id}, row {node + 1} of the step: {wrong}")
         child = _child_with(tree, node, token)
         if child is None:
             return Verdict(tuple(path), token)
         path.append(child)
         node = child
+
+
+def _greatest(logits: NDArray[np.float32] | BestLogits, row: int) -> tuple[int, str]:
+    """The token of a row's greatest logit, and what is wrong with that: NaN and +infinity win the argmax."""
+    if isinstance(logits, BestLogits):
+        value = logits.values[row]
+        wrong = "" if np.isfinite(value) else f"the greatest logit of the target is {value}"
+        return int(logits.tokens[row]), wrong
+    token = int(logits[row].argmax())
+    return token, "" if np.isfinite(logits[row, token]) else describe_bad_logits(logits[row])
 
 
 def verify_sampling(tree: TokenTree, probs: Rows, random: Draws) -> Verdict:

@@ -35,6 +35,9 @@ LONGEST = frozenset(
 
 # PyTorch's threads cost more than they bring with models this small, most of all where several processes run tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Kernels in Triton's language are tested in its interpreter, which must be asked for before Triton is imported.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.runner import BLOCK_SIZE, SequenceInput
+from engine.runner import BLOCK_SIZE, BestLogits, SequenceInput
 from speculators.graphs import Arrays, CachedInput
 
 VOCABULARY = 48
@@ -76,17 +76,22 @@ class TableRunner:
     Args:
         num_blocks: of its cache.
         hidden_layers: see `hidden`.
-        one_kind_of_rows: see `engine.runner.Runner`.
+        one_kind_of_rows, gives_best: see `engine.runner.Runner`.
     """
 
     most_weighed = 16
 
     def __init__(
-        self, *, num_blocks: int = 64, hidden_layers: Sequence[int] = (), one_kind_of_rows: bool = True
+        self,
+        *,
+        num_blocks: int = 64,
+        hidden_layers: Sequence[int] = (),
+        one_kind_of_rows: bool = True,
+        gives_best: bool = False,
     ) -> None:
         self.vocab_size, self.block_size, self.num_blocks = VOCABULARY, BLOCK_SIZE, num_blocks
         self.max_sequence_length = num_blocks * BLOCK_SIZE
-        self.one_kind_of_rows = one_kind_of_rows
+        self.one_kind_of_rows, self.gives_best = one_kind_of_rows, gives_best
         self.hidden_layers = tuple(hidden_layers)
         self.batches: list[list[SequenceInput]] = []
         self._rows = Rows(num_blocks)
@@ -98,6 +103,9 @@ class TableRunner:
         return np.stack(
             [row for item in batch for row in self._run(item)] or [np.zeros(VOCABULARY, np.float32)]
         )
+
+    def forward_best(self, batch: Sequence[SequenceInput]) -> BestLogits:
+        return BestLogits.of(self.forward(batch))
 
     def hidden(self) -> NDArray[np.float32]:
         return np.array(self._hidden, np.float32).reshape(len(self._hidden), -1, WIDTH)

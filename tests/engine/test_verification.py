@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from engine.runner import BestLogits
 from engine.sampling import Distribution, LogitsError, RequestRandom
 from engine.verification import Verdict, verify_greedy, verify_sampling
 from speculators.tree import EMPTY, ROOT, TokenTree
@@ -246,3 +247,7 @@ def test_logits_without_a_maximum_name_the_request_and_the_row(bad: float, messa
     with pytest.raises(LogitsError, match=f"request 17, row 1 of the step: .*{message}"):
         verify_greedy(TokenTree.chain([1]), logits, request_id=17)
     assert verify_greedy(TokenTree.chain([3]), logits, request_id=17) == Verdict((), 1)
+    best = BestLogits.of(logits)
+    with pytest.raises(LogitsError, match=f"request 17, row 1 of the step: .* is {bad}"):
+        verify_greedy(TokenTree.chain([1]), best, request_id=17)
+    assert verify_greedy(TokenTree.chain([3]), best, request_id=17) == Verdict((), 1)
