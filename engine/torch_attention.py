@@ -101,7 +101,6 @@ class _Group:
     def __init__(self, of: Mapping[str, Tensor], empty_row: int, *, kernel: bool) -> None:
         self._of, self._kernel = of, kernel
         self._masks: dict[int, Tensor] = {}
-        self._place = torch.arange(of["tables"].shape[1] * BLOCK_SIZE, device=of["tables"].device)
         self._empty_row = empty_row
 
     def attend(self, queries: Tensor, layer: tuple[Tensor, Tensor], attributes: Mapping[str, Any]) -> Tensor:
@@ -129,6 +128,11 @@ class _Group:
         )
         mixed = mixed.view(requests, heads, share, rows, width).permute(0, 3, 1, 2, 4)
         return mixed.reshape(requests * rows, -1)
+
+    @cached_property
+    def _place(self) -> Tensor:
+        """Places of a list of blocks."""
+        return torch.arange(self._of["tables"].shape[1] * BLOCK_SIZE, device=self._of["tables"].device)
 
     @cached_property
     def _rows(self) -> Tensor:
