@@ -1,4 +1,4 @@
-"""The command; exit status 1 if a bit differs. The last line is a JSON document for programs."""
+"""The command; exit status 1 if a bit differs, 2 if nothing was compared. The last line is a JSON document."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from client import ChatTemplate
-from deployments.spec import DeploymentSpec, load_spec
+from deployments.errors import DrafthouseError
+from deployments.spec import DeploymentSpec, SpecError, load_spec
 from engine.backend import open_backend
 from engine.compiled_runner import CompiledRunner
+from engine.manifest import load_manifest
 from engine.runner import BLOCK_SIZE
 from engine.serving.text import TextCodec
 from loadtest import prompts as prompt_files
@@ -30,20 +32,52 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bits", description=__doc__)
     parser.add_argument("specs", nargs="+", type=Path, help="deployments, built")
     parser.add_argument("--prompts", type=Path, default=Path("loadtest/prompts/drafthouse.jsonl"))
-    parser.add_argument("--count", type=int, default=26, help="prompts (%(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=64, help="of an answer (%(default)s)")
-    parser.add_argument("--max-prompt-tokens", type=int, default=1024, help="longer ones are left out")
-    parser.add_argument("--threads", type=int, nargs="+", default=[os.cpu_count() or 1])
+    parser.add_argument("--count", type=_positive, default=26, help="prompts (%(default)s)")
+    parser.add_argument("--max-tokens", type=_positive, default=64, help="of an answer (%(default)s)")
+    parser.add_argument("--max-prompt-tokens", type=_positive, default=1024, help="longer ones are left out")
+    parser.add_argument("--threads", type=_positive, nargs="+", default=[os.cpu_count() or 1])
     parser.add_argument("--into", type=Path, default=Path("runs/bits"), help="directory of the records")
     parser.add_argument("--within", action="store_true", help=argparse.SUPPRESS)  # a process of one cell
     options = parser.parse_args()
     if options.within:
         _compute(options.specs[0], options.threads[0], options)
         return 0
-    for spec in options.specs:
-        for threads in options.threads:
-            _in_a_process(spec, threads, options)
+    try:
+        for spec in options.specs:
+            _check(spec, options)
+        for spec in options.specs:
+            for threads in options.threads:
+                _in_a_process(spec, threads, options)
+    except (DrafthouseError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:  # which has said why
+        print(f"error: {error.cmd[0]} ended with status {error.returncode}", file=sys.stderr)
+        return 2
     return _judge(options)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
+def _check(path: Path, options: argparse.Namespace) -> None:
+    """Refuse what no process could compute.
+
+    Raises:
+        DrafthouseError, OSError: a spec, its engine or the prompts cannot be read, or answers do not fit the engine.
+    """
+    spec = load_spec(path)
+    most = load_manifest(spec.engine_directory).max_sequence_length
+    prompt_files.load(options.prompts)
+    if (longest := options.max_prompt_tokens + options.max_tokens) > most:
+        raise SpecError(
+            f"{path}: prompts of {options.max_prompt_tokens} tokens and answers of {options.max_tokens} are {longest}; "
+            f"the engine was compiled for {most}"
+        )
 
 
 def _in_a_process(spec: Path, threads: int, options: argparse.Namespace) -> None:
