@@ -8,10 +8,19 @@ Written by `drafthouse plan`, and readable without it. Example::
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from engine.fingerprint import Fingerprint
 from engine.manifest import EngineError
@@ -192,6 +201,17 @@ class Plan(_Part):
     buckets: list[PositiveInt]
     cells: Annotated[list[Cell], Field(min_length=1)]
     provenance: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Plan:
+        points = {(point.context, point.batch, point.tokens) for point in self.verify_costs}
+        axes = [set(values) for values in zip(*points, strict=True)]
+        if not points or not len(self.verify_costs) == len(points) == math.prod(map(len, axes)):
+            raise ValueError("verify_costs are not those of every context, batch and size, once")
+        named = {cell.best.candidate.deployment for cell in self.cells} - {None}
+        if missing := sorted(str(name) for name in named - self.deployments.keys()):
+            raise ValueError(f"cells name {', '.join(missing)}, which deployments have not")
+        return self
 
     @property
     def served(self) -> list[str]:

@@ -233,6 +233,15 @@ def test_a_plan_that_is_none_is_refused(content: str | None, told: str, command:
     assert status == 2 and told in output
 
 
+@pytest.mark.parametrize("part", ["verify_costs", "deployments"])
+def test_a_plan_that_lacks_a_part_of_what_it_serves_is_refused_before_it_is_built(part: str) -> None:
+    content = json.loads(planned().model_dump_json())
+    content[part].pop(3 if part == "verify_costs" else "b")
+    Path("plan.json").write_text(json.dumps(content))
+    status, output = drafthouse("build", "--check", "spec.yaml")
+    assert status == 2 and "plan.json is damaged or of another release; run `drafthouse plan`" in output
+
+
 @pytest.mark.parametrize("command", ["profile", "plan"])
 def test_what_serves_a_plan_is_no_deployment_to_plan_for(command: str) -> None:
     status, output = drafthouse(command, "spec.yaml")
