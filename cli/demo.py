@@ -11,9 +11,9 @@ from cli.measure import BesideOption, deployments_beside, sweep
 from cli.prepare import build_deployment
 from cli.serve import server_of, watched_server
 from client import ChatTemplate, DrafthouseClient
+from deployments.drafting import Speculation
 from deployments.errors import DrafthouseError
 from deployments.spec import DeploymentSpec, with_speculation
-from deployments.speculation import Speculation
 from engine.plan import Cell, Plan
 from loadtest.schema import Report
 from planner.plan.plan import cells_at

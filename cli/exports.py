@@ -8,8 +8,8 @@ from build.trtllm.llm_api.arguments import speculative_config as tensorrt_llm_co
 from build.trtllm.methods.table import METHODS, tree_of
 from build.trtllm.methods.trees import as_braces
 from build.trtllm.support.matrix import resolve
+from deployments.drafting import Speculation
 from deployments.spec import DeploymentSpec, SpecError, with_speculation
-from deployments.speculation import Speculation
 from engine.plan import Outlook
 from engine.vllm.speculation import speculative_config
 from planner.plan.section import as_yaml

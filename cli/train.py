@@ -17,7 +17,7 @@ from engine.deployment import open_runner
 from engine.engine import Engine
 from engine.policy import StaticPolicy
 from engine.runner import BLOCK_SIZE
-from engine.scheduler import EngineLimits
+from engine.scheduler import EngineConfig
 from engine.serving.text import TextCodec
 from engine.writing import EngineWriter
 from speculators.data.overlap import HeldOut
@@ -113,11 +113,11 @@ def _author(spec: DeploymentSpec) -> Author:
 
 def _writer(spec: DeploymentSpec) -> EngineWriter:
     size, length = spec.training.data.batch_size, spec.embedded.max_sequence_length
-    limits = EngineLimits(size, length, max_queue_size=size, prefill_chunk=512)
+    config = EngineConfig(size, length, max_queue_size=size, prefill_chunk=512)
     blocks = -(-length // BLOCK_SIZE) * size
     runner = open_runner(spec.embedded, spec.engine_directory, num_blocks=blocks)
     end_ids = Architecture.from_directory(spec.target.model).eos_token_ids
-    return EngineWriter(Engine(runner, StaticPolicy([create("none")]), limits), end_ids)
+    return EngineWriter(Engine(runner, StaticPolicy([create("none")]), config), end_ids)
 
 
 def _train(job: Any, *, fresh: bool, replace: bool) -> None:

@@ -24,7 +24,8 @@ class EmbeddedEngine(Section):
     backend: Literal["openvino", "torch"] = Field(
         "openvino",
         description="What runs the compiled graphs: OpenVINO on the CPU, or PyTorch (to be installed) on a CUDA "
-        "device, where output with and without speculation agrees up to rounding.",
+        "device: bf16 but for fp32 engines, steps as CUDA graphs, one read of the cache for all tokens of a request; "
+        "output with and without speculation agrees up to rounding there.",
     )
     precision: Precision = Field(
         "int8",

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deployments.drafting import Speculation
 from deployments.files.hashes import content_hash, file_sha256
-from deployments.speculation import AnySpeculation, Speculation
+from deployments.speculation import AnySpeculation
 
 ENGINE_FORMAT = 4
 """Of compiled networks; another one for every change of what the compiler writes."""

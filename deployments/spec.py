@@ -20,12 +20,13 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from deployments.drafting import Speculation
 from deployments.engines import AnyEngine, EmbeddedEngine, Precision, TensorRtLlmEngine, VllmEngine
 from deployments.errors import DrafthouseError
 from deployments.places import filled_in, speculator_directory, target_directory
 from deployments.printable import control_characters
 from deployments.section import Section
-from deployments.speculation import AnySpeculation, DraftModel, LowBit, NoSpeculation, Speculation
+from deployments.speculation import AnySpeculation, DraftModel, LowBit, NoSpeculation
 from deployments.training import TrainingSpec
 
 # A value is cut short: one that refers to others again and again has a text without end.

@@ -6,8 +6,8 @@ the request is counted as a whole, when the request ends.
 
 import time
 
-from engine.events import EngineStatistics
 from engine.gate import Release
+from engine.outputs import EngineStatistics
 from engine.running import RunningRequest
 
 

@@ -51,15 +51,15 @@ class AttentionKernel(Protocol):
     def description(self) -> Mapping[str, str]:
         """See `engine.backend.PagedNetwork.attention`."""
 
-    def extension(self, *, fillers: bool) -> ConversionExtension:
+    def extension(self, *, padding: bool) -> ConversionExtension:
         """For an `ov.Core`, before it reads the graph.
 
         Args:
-            fillers: whether attention may be entered with more rows than there are tokens.
+            padding: whether attention may be entered with more rows than there are tokens.
         """
 
-    def spares_fillers(self, threads: int, smallest: int) -> bool:
-        """Whether graphs of `smallest` tokens or more on so many threads are better read again without fillers."""
+    def spares_padding(self, threads: int, smallest: int) -> bool:
+        """Whether graphs of `smallest` tokens or more on so many threads are better read again without padding."""
 
     def warm_up(self, tokens: int, longest: int) -> Sequence[SequenceInput]:
         """A step of so many tokens that makes a graph ready for contexts of up to `longest`."""

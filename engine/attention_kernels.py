@@ -13,8 +13,8 @@ from openvino.utils.node_factory import NodeFactory
 
 from deployments.engines import Precision
 from engine.attention import AttentionKernel, CompiledGraph, Inputs
+from engine.attention_metadata import AttentionMetadata
 from engine.in_place import moves, with_room
-from engine.layout import Layout
 from engine.manifest import EngineError
 from engine.native.build import library_path
 from engine.native.library import (
@@ -94,11 +94,11 @@ class NativeKernel:
         """See `AttentionKernel`."""
         return _described(self, instructions() or "")
 
-    def extension(self, *, fillers: bool) -> ConversionExtension:
-        """See `AttentionKernel`; rows need no fillers here."""
+    def extension(self, *, padding: bool) -> ConversionExtension:
+        """See `AttentionKernel`; rows need no padding here."""
         return ConversionExtension(OPERATOR, DOMAIN, self._operator)
 
-    def spares_fillers(self, threads: int, smallest: int) -> bool:
+    def spares_padding(self, threads: int, smallest: int) -> bool:
         """There are none to be spared."""
         return False
 
@@ -171,7 +171,7 @@ class NativeKernel:
 
 
 class OpenVinoKernel:
-    """OpenVINO's kernel, which reads the cache once for each row; see `engine.layout`.
+    """OpenVINO's kernel, which reads the cache once for each row; see `engine.attention_metadata`.
 
     Args:
         num_blocks: cache blocks for requests.
@@ -196,23 +196,23 @@ class OpenVinoKernel:
         self._num_blocks = num_blocks
         self._private_blocks = range(num_blocks + 1, num_blocks + 1 + branch_blocks)
         self._sequences = 1
-        self._layout = self._new_layout()
+        self._metadata = self._new_metadata()
 
     @property
     def padding(self) -> int:
         """See `AttentionKernel`."""
-        return self._layout.padding
+        return self._metadata.padding
 
     @property
     def description(self) -> Mapping[str, str]:
         """See `AttentionKernel`."""
         return _described(self, "any")
 
-    def extension(self, *, fillers: bool) -> ConversionExtension:
+    def extension(self, *, padding: bool) -> ConversionExtension:
         """See `AttentionKernel`."""
-        return conversion(fillers=fillers)
+        return conversion(padding=padding)
 
-    def spares_fillers(self, threads: int, smallest: int) -> bool:
+    def spares_padding(self, threads: int, smallest: int) -> bool:
         """Where there are no branches, and each step has as many sequences as there are threads."""
         return not self._private_blocks and threads <= smallest
 
@@ -245,13 +245,13 @@ class OpenVinoKernel:
 
     def step(self, batch: Sequence[SequenceInput], tokens: int) -> Inputs:
         """See `AttentionKernel`."""
-        self._layout = self._new_layout()
+        self._metadata = self._new_metadata()
         for item in batch:
-            self._layout.add(item)
-        if self._layout.copies:
-            sources, targets = (list(blocks) for blocks in zip(*self._layout.copies, strict=True))
+            self._metadata.add(item)
+        if self._metadata.copies:
+            sources, targets = (list(blocks) for blocks in zip(*self._metadata.copies, strict=True))
             self.caches[:, targets] = self.caches[:, sources]
-        return self._layout.tensors(max(2, tokens), self._sequences)
+        return self._metadata.tensors(max(2, tokens), self._sequences)
 
     def block_weights(self, index: int) -> NDArray[np.float32]:
         """See `AttentionKernel`."""
@@ -259,15 +259,15 @@ class OpenVinoKernel:
 
     def commit(self, index: int, kept: Sequence[int]) -> None:
         """See `AttentionKernel`."""
-        moves = self._layout.moves(index, kept)
+        moves = self._metadata.moves(index, kept)
         if moves:
             (from_blocks, from_rows), (to_blocks, to_rows) = (
                 np.array(places).T for places in zip(*moves, strict=True)
             )
             self.caches[:, to_blocks, :, to_rows] = self.caches[:, from_blocks, :, from_rows]
 
-    def _new_layout(self) -> Layout:
-        return Layout(BLOCK_SIZE, self._private_blocks, filler_block=self._num_blocks)
+    def _new_metadata(self) -> AttentionMetadata:
+        return AttentionMetadata(BLOCK_SIZE, self._private_blocks, padding_block=self._num_blocks)
 
 
 def open_kernel(

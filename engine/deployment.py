@@ -18,7 +18,7 @@ from engine.manifest import EngineError, check_fits, load_manifest
 from engine.planned import calibrates, drafting, named_apart, plan_of
 from engine.policy import DraftPolicy, ScheduledPolicy
 from engine.runner import BLOCK_SIZE
-from engine.scheduler import EngineLimits
+from engine.scheduler import EngineConfig
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def open_engine(
             "speculation.choice goes by the attention that blocks of the cache get, which this engine's attention does "
             "not tell; choice: window needs nothing, engine.attention_kernel: native tells"
         )
-    limits = EngineLimits(
+    config = EngineConfig(
         max_batch_size=slots,
         max_sequence_length=length,
         max_queue_size=embedded.max_queue_size,
@@ -117,4 +117,4 @@ def open_engine(
             longest_draft=spec.speculation.longest_draft,
             adaptive=getattr(spec.speculation, "adaptive", True),
         )
-    return Engine(runner, watch(policy), limits), runner
+    return Engine(runner, watch(policy), config), runner

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deployments.drafting import Speculation
 from deployments.enhancer import SelfLookupEnhancer
-from deployments.speculation import AnySpeculation, DraftModel, LowBit, Speculation
+from deployments.speculation import AnySpeculation, DraftModel, LowBit
 from engine.backend import Backend
 from engine.block_graph import BlockGraph
 from engine.compiled_runner import CompiledRunner

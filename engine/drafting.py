@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from engine.chains import Chain, drafted_in_turns
-from engine.events import EngineStatistics
+from engine.outputs import EngineStatistics
 from engine.policy import Assignment, Choice, DraftCost, DraftPolicy, Proposal
 from engine.running import RunningRequest
 from engine.target_access import RunnerAccess

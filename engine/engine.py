@@ -8,7 +8,7 @@ what the target makes of them is in `engine.acceptance`. The engine has no threa
 
 Example::
 
-    engine = Engine(runner, StaticPolicy([create("anpd")]), EngineLimits())
+    engine = Engine(runner, StaticPolicy([create("anpd")]), EngineConfig())
     engine.submit(GenerationRequest(prompt=(1, 2, 3), max_tokens=8), print)
     while engine.step(): pass
 """
@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from engine.acceptance import Acceptance, Accepted
 from engine.accounting import count
 from engine.drafting import Drafting
-from engine.events import EngineStatistics, Event, Sink
 from engine.gate import Release, StepCount
+from engine.outputs import EngineStatistics, OutputCallback, RequestOutput
 from engine.policy import DraftPolicy, Proposal, StepCost
 from engine.prefix_cache import PrefixCache
 from engine.request import GenerationRequest
 from engine.runner import Runner
 from engine.running import RunningRequest
-from engine.scheduler import EngineLimits, Part, Scheduler
+from engine.scheduler import EngineConfig, Part, Scheduler
 from engine.target_access import RunnerAccess
 from speculators.outcome import StepOutcome
 
@@ -40,7 +40,7 @@ class Engine:
     Args:
         runner: runs the target.
         policy: says who drafts.
-        limits: what is taken on.
+        config: what is taken on.
         clock: seconds, by which steps are timed.
 
     Raises:
@@ -52,15 +52,15 @@ class Engine:
         self,
         runner: Runner,
         policy: DraftPolicy,
-        limits: EngineLimits,
+        config: EngineConfig,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         needs = [each.requirements for each in policy.speculators]
         scratch = max((each.scratch_rows for each in needs), default=0)
         rows = runner.num_blocks * runner.block_size - scratch
-        if limits.max_sequence_length > min(runner.max_sequence_length, rows):
+        if config.max_sequence_length > min(runner.max_sequence_length, rows):
             raise ValueError(
-                f"max_sequence_length is {limits.max_sequence_length}, but the engine was compiled for "
+                f"max_sequence_length is {config.max_sequence_length}, but the engine was compiled for "
                 f"{runner.max_sequence_length} tokens and its cache holds {rows}"
             )
         layers = dict.fromkeys(layer for each in needs for layer in each.hidden_layers)
@@ -71,24 +71,24 @@ class Engine:
         weighs = any(each.block_weights for each in needs)
         if weighs and not runner.most_weighed:
             raise ValueError("speculators need to know what attention blocks get; the runner does not tell")
-        self.limits = limits
+        self.config = config
         self.policy, self._clock = policy, clock
         drafted = [each.max_draft_length for each in policy.speculators]
-        self.statistics = EngineStatistics(max([*drafted, limits.max_draft_length]))
+        self.statistics = EngineStatistics(max([*drafted, config.max_draft_length]))
         self._runner = runner
         self._cache = PrefixCache(
             runner.num_blocks,
             runner.block_size,
-            reuse=limits.kv_cache_reuse,
+            reuse=config.kv_cache_reuse,
             rows_ahead=[each.rows_ahead for each in needs],
             one_kind_of_rows=runner.one_kind_of_rows,
         )
-        self._scheduler = Scheduler(limits, self._cache, scratch, runner.most_weighed if weighs else 0)
+        self._scheduler = Scheduler(config, self._cache, scratch, runner.most_weighed if weighs else 0)
         self._drafting = Drafting(
             policy,
             RunnerAccess(runner, self._scheduler.running),
-            max_given=limits.max_draft_length,
-            share=max(limits.prefill_chunk, limits.idle_prefill_chunk),
+            max_given=config.max_draft_length,
+            share=max(config.prefill_chunk, config.idle_prefill_chunk),
             statistics=self.statistics,
             clock=clock,
         )
@@ -97,16 +97,16 @@ class Engine:
         )
         self._next_id = 0
 
-    def submit(self, request: GenerationRequest, sink: Sink) -> int:
-        """Queue a request; its events go to `sink`, called from `step`.
+    def submit(self, request: GenerationRequest, callback: OutputCallback) -> int:
+        """Queue a request; its outputs go to `callback`, called from `step`.
 
         Raises:
             RequestError: the request cannot be served. QueueFullError: not now.
         """
-        self.limits.check(request, self._runner.vocab_size)
+        self.config.check(request, self._runner.vocab_size)
         self._scheduler.check_room(request)
         self._next_id += 1
-        item = RunningRequest.begin(self._next_id, request, sink)
+        item = RunningRequest.begin(self._next_id, request, callback)
         self._drafting.begin(item)
         self._scheduler.queue(item)
         self._scheduler.observe_load(self.statistics)
@@ -173,7 +173,7 @@ class Engine:
         """Tell everybody what became of the step: speculators, the policy, and whoever waits for tokens."""
         for outcome in accepted:
             item = outcome.part.item
-            if item.finish_reason:  # cancelled by the sink of a request before it
+            if item.finish_reason:  # cancelled by the callback of a request before it
                 continue
             if outcome.error is not None:
                 self._fail(item, outcome.error)
@@ -211,10 +211,10 @@ class Engine:
             self._close(item, release)
         elif release.tokens:
             count(item, release, self.statistics)
-            item.sink(Event(item.id, release.tokens, item.metrics, release.log_probs))
+            item.callback(RequestOutput(item.id, release.tokens, item.metrics, release.log_probs))
 
     def _fail(self, item: RunningRequest, error: Exception) -> None:
-        if not self._scheduler.holds(item):  # cancelled by the sink of a request that failed before it
+        if not self._scheduler.holds(item):  # cancelled by the callback of a request that failed before it
             return
         item.finish_reason = "error"
         self._close(item, item.gate.abandon(), error)
@@ -226,8 +226,8 @@ class Engine:
             self._drafting.finish(item)
         self._drafting.end(item)
         self._scheduler.observe_load(self.statistics)
-        item.sink(
-            Event(
+        item.callback(
+            RequestOutput(
                 *(item.id, release.tokens, item.metrics, release.log_probs),
                 finish_reason=item.finish_reason,
                 error=error,

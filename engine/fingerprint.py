@@ -17,11 +17,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from deployments.drafting import Speculation
 from deployments.engines import EmbeddedEngine
 from deployments.files.hashes import content_hash
 from deployments.places import ENGINE_FORMAT, drafter_source, source_hash
 from deployments.spec import DeploymentSpec
-from deployments.speculation import AnySpeculation, Speculation
+from deployments.speculation import AnySpeculation
 
 # When drafts are made is what a plan decides.
 _DECIDED = set(Speculation.model_fields)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deployments.drafting import Speculation
 from deployments.speculation import Choices as Paths
-from deployments.speculation import Eagle, Eagle3, Medusa, MlpSpeculator, Speculation
+from deployments.speculation import Eagle, Eagle3, Medusa, MlpSpeculator
 from engine.backend import Backend
 from engine.block_graph import BlockGraph
 from engine.manifest import EngineError, SpeculatorManifest

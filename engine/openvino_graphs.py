@@ -150,14 +150,14 @@ class PagedGraph:
     ) -> None:
         how = {**how, "KV_CACHE_PRECISION": "f32" if kernel.precision == "fp32" else "f16"}
         self._layers = LinearLayers(native=kernel.name == "native")
-        model = _paged(path, outputs, [kernel.extension(fillers=True), self._layers.extension()])
+        model = _paged(path, outputs, [kernel.extension(padding=True), self._layers.extension()])
         self.kernel = kernel
         self.one_kind_of_rows = kernel.name == "native"
         self.most_weighed = kernel.most_weighed
         self._for_any = _Compiled(model, how)
         sizes = buckets_for(sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")))
-        if sizes and kernel.spares_fillers(self._for_any.threads, sizes[0]):
-            model = _paged(path, outputs, [kernel.extension(fillers=False), self._layers.extension()])
+        if sizes and kernel.spares_padding(self._for_any.threads, sizes[0]):
+            model = _paged(path, outputs, [kernel.extension(padding=False), self._layers.extension()])
         self._buckets = {size: _Compiled(_of_tokens(model, size), how) for size in sizes}
         self._last = self._for_any
         kernel.bind([self._for_any, *self._buckets.values()])
@@ -173,8 +173,8 @@ class PagedGraph:
         bucket = bucket_of(sum(len(item.tokens) for item in batch), self._buckets)
         inputs = self.kernel.step(batch, bucket or _FEWEST_TOKENS)
         if hidden is not None:
-            filler = np.zeros((len(inputs["input_ids"]) - len(hidden), hidden.shape[1]), np.float32)
-            inputs["hidden"] = np.concatenate([hidden, filler])
+            padding = np.zeros((len(inputs["input_ids"]) - len(hidden), hidden.shape[1]), np.float32)
+            inputs["hidden"] = np.concatenate([hidden, padding])
         self._last = self._buckets[bucket] if bucket else self._for_any
         self._last.infer(inputs)
 

@@ -18,14 +18,14 @@ from openvino.op import _PagedAttentionExtension
 OPERATOR, DOMAIN = "PagedAttention", "drafthouse"
 
 
-def conversion(*, fillers: bool) -> ConversionExtension:
+def conversion(*, padding: bool) -> ConversionExtension:
     """The extension to add to an `ov.Core` before it reads the graph.
 
     Args:
-        fillers: whether attention may be entered with more rows than there are tokens, for branches of trees and
-            for fillers; if not, `attention_rows` and `token_rows` are left out, and with them two operators a layer.
+        padding: whether attention may be entered with more rows than there are tokens, for branches of trees and
+            for padding; if not, `attention_rows` and `token_rows` are left out, and with them two operators a layer.
     """
-    return ConversionExtension(OPERATOR, DOMAIN, _with_fillers if fillers else _tokens_alone)
+    return ConversionExtension(OPERATOR, DOMAIN, _with_padding if padding else _tokens_alone)
 
 
 def _constant(values: Any, kind: type[np.generic]) -> Any:
@@ -40,7 +40,7 @@ def _tokens_alone(node: NodeContext) -> list[ov.Output]:
     return [_attention(node, *(node.get_input(index) for index in range(3)))]
 
 
-def _with_fillers(node: NodeContext) -> list[ov.Output]:
+def _with_padding(node: NodeContext) -> list[ov.Output]:
     tokens, own = node.get_input(10), node.get_input(11)
     entered = (ops.gather(node.get_input(index), tokens, 0).output(0) for index in range(3))
     return [ops.gather(_attention(node, *entered), own, 0).output(0)]

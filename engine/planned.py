@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from deployments.drafting import Speculation
 from deployments.spec import DeploymentSpec
-from deployments.speculation import AnySpeculation, NoSpeculation, PlannedSpeculation, Speculation
+from deployments.speculation import AnySpeculation, NoSpeculation, PlannedSpeculation
 from engine.fingerprint import Fingerprint, drafter_differences, drafter_identity
 from engine.manifest import EngineError
 from engine.plan import Plan, load_plan

@@ -6,7 +6,7 @@ step. Neither changes what comes out, only how fast.
 
 Example::
 
-    engine = Engine(runner, StaticPolicy([AnpdSpeculator()]), EngineLimits())
+    engine = Engine(runner, StaticPolicy([AnpdSpeculator()]), EngineConfig())
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ _Prompt = tuple[str, bytes]  # salt and tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class Allocation:
     """Cache blocks of one request: the first `cached` rows are computed, in `reused` blocks of other requests.
 
     The first `drafted[i]` of them hold rows of drafter i, too.
@@ -107,7 +107,7 @@ class PrefixCache:
         """Blocks that running requests hold."""
         return len(self._leased)
 
-    def lease(
+    def allocate(
         self,
         tokens: Sequence[int],
         prompt_length: int,
@@ -115,7 +115,7 @@ class PrefixCache:
         *,
         drafts: bool = False,
         salt: str = "",
-    ) -> Lease | None:
+    ) -> Allocation | None:
         """Blocks for `rows` rows of a request that begins with `tokens`, or None if too many are in use.
 
         Args:
@@ -142,7 +142,7 @@ class PrefixCache:
             self._drop(next(iter(self._kept)))
         blocks = taken + (self._pool.allocate(rows - len(taken) * self._pool.block_size) or [])
         self._leased.update(blocks)
-        return Lease(blocks, cached, len(taken), drafted)
+        return Allocation(blocks, cached, len(taken), drafted)
 
     def end(
         self,
@@ -156,11 +156,11 @@ class PrefixCache:
         """Take blocks back from a request, and keep the rows of `tokens`, all of which are computed.
 
         Args:
-            blocks: those of its lease.
+            blocks: those of its allocation.
             tokens: the beginning of its text.
             prompt_length: how many of the text's tokens are its prompt.
             drafted: leading rows that hold what each drafter has computed; none: nothing.
-            salt: of its lease.
+            salt: of its allocation.
         """
         self._leased.subtract(blocks)
         for block in blocks:

@@ -8,8 +8,8 @@ from itertools import takewhile
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.events import FinishReason, RequestMetrics, Sink
 from engine.gate import Gate
+from engine.outputs import FinishReason, OutputCallback, RequestMetrics
 from engine.request import GenerationRequest
 from engine.runner import SequenceInput
 from engine.sampling import RequestRandom
@@ -33,7 +33,7 @@ class RunningRequest:
     # Set by admission.
     id: int
     request: GenerationRequest
-    sink: Sink
+    callback: OutputCallback
     metrics: RequestMetrics
     random: RequestRandom
     gate: Gate
@@ -47,12 +47,12 @@ class RunningRequest:
     finish_reason: FinishReason | None = None
 
     @classmethod
-    def begin(cls, identity: int, request: GenerationRequest, sink: Sink) -> "RunningRequest":
+    def begin(cls, identity: int, request: GenerationRequest, callback: OutputCallback) -> "RunningRequest":
         """A request that has just arrived."""
         return cls(
             id=identity,
             request=request,
-            sink=sink,
+            callback=callback,
             metrics=RequestMetrics(num_input_tokens=len(request.prompt), arrival_ns=time.time_ns()),
             random=RequestRandom(request.sampling.seed, request.continued),
             gate=Gate.of(request),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.deadlines import late
-from engine.events import EngineStatistics
+from engine.outputs import EngineStatistics
 from engine.pace import Pace
 from engine.prefix_cache import PrefixCache
 from engine.request import GenerationRequest, QueueFullError, RequestError
@@ -22,7 +22,7 @@ from speculators.tree import EMPTY, TokenTree
 
 
 @dataclass(frozen=True, slots=True)
-class EngineLimits:
+class EngineConfig:
     """What the engine takes on; see `deployments.engines.EmbeddedEngine` for the meaning of each.
 
     `max_draft_length` is that of drafts which come with requests.
@@ -82,7 +82,7 @@ class Scheduler:
     """The requests of an engine.
 
     Args:
-        limits: how many, how long.
+        config: how many, how long.
         cache: where their blocks come from.
         scratch_rows: rows that each gets beside those of its longest context.
         weighed: most tokens of a part for which drafters are told what attention blocks got; 0: they do not want to be.
@@ -92,10 +92,10 @@ class Scheduler:
     """
 
     def __init__(
-        self, limits: EngineLimits, cache: PrefixCache, scratch_rows: int = 0, weighed: int = 0
+        self, config: EngineConfig, cache: PrefixCache, scratch_rows: int = 0, weighed: int = 0
     ) -> None:
         self.running: dict[int, RunningRequest] = {}
-        self._limits, self._cache = limits, cache
+        self._config, self._cache = config, cache
         self._scratch_rows, self._weighed = scratch_rows, weighed
         self._waiting: deque[RunningRequest] = deque()
         self._pace = Pace()
@@ -119,7 +119,7 @@ class Scheduler:
         Raises:
             QueueFullError: says when to come again.
         """
-        if not request.continued and len(self._waiting) >= self._limits.max_queue_size + self._free_slots:
+        if not request.continued and len(self._waiting) >= self._config.max_queue_size + self._free_slots:
             raise QueueFullError(
                 f"the queue is full: {len(self.running)} requests run and {len(self._waiting)} wait; "
                 f"try again in {self._pace.seconds(len(self._waiting))} s"
@@ -132,7 +132,7 @@ class Scheduler:
 
     def late(self) -> list[tuple[RunningRequest, Exception]]:
         """Requests that have waited or run for too long, each with the error that it has to end with."""
-        return late(self._waiting, self.running.values(), self._limits)
+        return late(self._waiting, self.running.values(), self._config)
 
     def admit(self, statistics: EngineStatistics) -> list[RunningRequest]:
         """Admit whoever can be; returns them, with cache blocks."""
@@ -140,21 +140,24 @@ class Scheduler:
         while self._waiting and self._free_slots > 0:
             item = self._waiting[0]
             request, metrics = item.request, item.metrics
-            lease = self._cache.lease(
+            allocation = self._cache.allocate(
                 request.prompt,
                 request.prompt_length,
                 len(request.prompt) + request.max_tokens + self._scratch_rows,
                 drafts=item.speculates,
                 salt=request.cache_salt,
             )
-            if lease is None:
+            if allocation is None:
                 break
             self._waiting.popleft()
-            item.blocks, item.cached = lease.blocks, lease.cached
-            item.rows = [DrafterRows(lease.blocks, drafted) for drafted in lease.drafted]
-            metrics.kv_new_blocks, metrics.kv_reused_blocks = len(lease.blocks) - lease.reused, lease.reused
+            item.blocks, item.cached = allocation.blocks, allocation.cached
+            item.rows = [DrafterRows(allocation.blocks, drafted) for drafted in allocation.drafted]
+            metrics.kv_new_blocks, metrics.kv_reused_blocks = (
+                len(allocation.blocks) - allocation.reused,
+                allocation.reused,
+            )
             metrics.first_scheduled_ns = time.time_ns()
-            statistics.reused_blocks += lease.reused
+            statistics.reused_blocks += allocation.reused
             self.running[item.id] = item
             admitted.append(item)
         return admitted
@@ -200,9 +203,9 @@ class Scheduler:
 
     @property
     def _free_slots(self) -> int:
-        return self._limits.max_batch_size - len(self.running)
+        return self._config.max_batch_size - len(self.running)
 
     def _prompt_share(self) -> int:
         """Most prompt tokens of a step; more while nobody decodes who would have to wait for them."""
         nobody_waits = all(item.in_prefill for item in self.running.values())
-        return self._limits.idle_prefill_chunk if nobody_waits else self._limits.prefill_chunk
+        return self._config.idle_prefill_chunk if nobody_waits else self._config.prefill_chunk

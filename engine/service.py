@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.engine import Engine
-from engine.events import Event, RequestMetrics, Sink
+from engine.outputs import OutputCallback, RequestMetrics, RequestOutput
 from engine.request import GenerationRequest, StoppingError
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def _always() -> bool:
 @dataclass(slots=True, eq=False)
 class _Submission:
     request: GenerationRequest
-    sink: Sink
+    callback: OutputCallback
     abandoned: Callable[[], bool]
     engine_id: int = 0
 
@@ -58,13 +58,16 @@ class EngineService:
         self._thread.start()
 
     def submit(
-        self, request: GenerationRequest, sink: Sink, abandoned: Callable[[], bool] = lambda: False
+        self,
+        request: GenerationRequest,
+        callback: OutputCallback,
+        abandoned: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Hand in a request. All its events, refusals included, come to `sink` in the engine's thread."""
+        """Hand in a request. All its outputs, refusals included, come to `callback` in the engine's thread."""
         with self._wake:
             if self._closed:
                 raise StoppingError("the engine is closed")
-            self._inbox.append(_Submission(request, sink, abandoned))
+            self._inbox.append(_Submission(request, callback, abandoned))
             self._wake.notify()
 
     def close(self) -> None:
@@ -94,21 +97,21 @@ class EngineService:
         self._engine.abort(StoppingError("the server is shutting down"))
 
     def _start(self, submission: _Submission) -> None:
-        def sink(event: Event) -> None:
+        def callback(event: RequestOutput) -> None:
             if event.finish_reason:
                 self._active.remove(submission)
             try:
-                submission.sink(event)
+                submission.callback(event)
             except Exception:  # the other requests of the step must not pay for it
                 _log.exception("a response could not be sent; its request is ended")
                 submission.abandoned = _always
 
         self._active.append(submission)
         try:
-            submission.engine_id = self._engine.submit(submission.request, sink)
+            submission.engine_id = self._engine.submit(submission.request, callback)
         except Exception as error:
             metrics = RequestMetrics(len(submission.request.prompt), arrival_ns=0)
-            sink(Event(0, (), metrics, finish_reason="error", error=error))
+            callback(RequestOutput(0, (), metrics, finish_reason="error", error=error))
 
     def _drop_abandoned(self) -> None:
         for submission in [item for item in self._active if item.abandoned()]:

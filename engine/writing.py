@@ -2,7 +2,7 @@
 
 Example::
 
-    engine = Engine(runner, StaticPolicy([create("none")]), EngineLimits(max_batch_size=128))
+    engine = Engine(runner, StaticPolicy([create("none")]), EngineConfig(max_batch_size=128))
     writer = EngineWriter(engine, end_ids=[2])
     for sample in writer.run(tasks): ...
 """
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from engine.engine import Engine
-from engine.events import Event
+from engine.outputs import RequestOutput
 from engine.request import GenerationRequest, SamplingParams
 from speculators.data.samples import Sample
 from speculators.data.writing import Task, Writing, Written
@@ -38,7 +38,7 @@ class EngineWriter:
         waiting = iter(tasks)
         while True:
             taken = 0
-            for task in islice(waiting, self._engine.limits.max_batch_size - self._running):
+            for task in islice(waiting, self._engine.config.max_batch_size - self._running):
                 taken += 1
                 self._running += 1
                 self._advance(task, None)
@@ -60,7 +60,7 @@ class EngineWriter:
     def _submit(self, task: Task, writing: Writing) -> None:
         tokens: list[int] = []
 
-        def sink(event: Event) -> None:
+        def callback(event: RequestOutput) -> None:
             tokens.extend(event.tokens)
             if event.error is not None:
                 raise event.error
@@ -69,4 +69,4 @@ class EngineWriter:
 
         sampling = SamplingParams(writing.temperature, writing.top_k, seed=writing.seed)
         request = GenerationRequest(writing.prompt, writing.max_tokens, sampling, end_ids=self._end_ids)
-        self._engine.submit(request, sink)
+        self._engine.submit(request, callback)

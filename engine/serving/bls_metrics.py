@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from engine.events import EngineStatistics
+from engine.outputs import EngineStatistics
 from engine.serving.bls_settings import BlsSettings
 from engine.serving.metrics import EngineMetrics
 from engine.serving.speculation import Count

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.events import Event, RequestMetrics
+from engine.outputs import RequestMetrics, RequestOutput
 from engine.request import GenerationRequest, RequestError, SamplingParams, check_words
 from engine.serving.distribution import sampling_params
 from engine.serving.text import decode_prompt, decode_words
@@ -136,7 +136,7 @@ class Answer:
         self._log_probs: list[float] = []
         self._sent = 0
 
-    def add(self, event: Event) -> dict[str, NDArray[Any]] | None:
+    def add(self, event: RequestOutput) -> dict[str, NDArray[Any]] | None:
         """Take in an event; the response that is due now, if one is."""
         self._tokens.extend(event.tokens)
         self._log_probs.extend(event.log_probs)

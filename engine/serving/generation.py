@@ -14,7 +14,7 @@ from deployments.spec import DeploymentSpec
 from engine.control.controller import Controller
 from engine.deadlines import check_one_shot
 from engine.deployment import open_engine
-from engine.events import Event
+from engine.outputs import RequestOutput
 from engine.request import StoppedError
 from engine.service import EngineService
 from engine.serving.backend import (
@@ -58,7 +58,7 @@ class GenerationModel:
         )
         self._drafts = parameters(arguments).get("role") == "draft"
         self._metrics = metrics = EngineMetrics(engine.statistics, arguments)
-        metrics.declare_load(engine.limits, runner)
+        metrics.declare_load(engine.config, runner)
         attention = runner.graph.attention
         metrics.declare_attention(attention)
         pb_utils.Logger.log_info(f"attention of {arguments['model_name']}: " + ", ".join(attention.values()))
@@ -174,7 +174,7 @@ class _Exchange:
     def _abandoned(self) -> bool:
         return self.stopped or self._sender.is_cancelled()
 
-    def _take(self, answer: Answer, event: Event) -> None:
+    def _take(self, answer: Answer, event: RequestOutput) -> None:
         """Take in an event of one row. What ends a row before its time ends the request and its other rows."""
         if event.finish_reason:
             self._open -= 1
@@ -198,7 +198,7 @@ class _Exchange:
         if last:
             self._end()
 
-    def _send(self, answer: Answer, event: Event, last: bool) -> None:
+    def _send(self, answer: Answer, event: RequestOutput, last: bool) -> None:
         if self.stopped:  # meanwhile; what is on its way is not sent any more, but an end is due
             if last:
                 self._end()

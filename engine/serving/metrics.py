@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import triton_python_backend_utils as pb_utils
 
 from engine.control.decisions import Decisions, LevelCounts
-from engine.events import EngineStatistics
-from engine.scheduler import EngineLimits
+from engine.outputs import EngineStatistics
+from engine.scheduler import EngineConfig
 
 _PERIOD_SECONDS = 0.1
 _Value = Callable[[], float | None]
@@ -153,12 +153,12 @@ class EngineMetrics:
                         family, {"batch": str(batch), "source": source}, partial(value, counts), counter=True
                     )
 
-    def declare_load(self, limits: EngineLimits, cache: _Cache) -> None:
+    def declare_load(self, config: EngineConfig, cache: _Cache) -> None:
         """Requests by state, and cache blocks."""
         now = self._statistics
         requests: dict[str, Callable[[], float]] = {
             "active": lambda: now.active,
-            "max": lambda: limits.max_batch_size,
+            "max": lambda: config.max_batch_size,
             "scheduled": lambda: now.prefilling + now.decoding,
             "context": lambda: now.prefilling,
             "waiting": lambda: now.waiting,

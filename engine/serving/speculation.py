@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 
-from engine.events import Event, FinishReason
 from engine.gate import Release, StepCount
+from engine.outputs import FinishReason, RequestOutput
 from engine.serving.drafting import Drafting
 from engine.serving.target import Draft, Row, Target
 from speculators.draft_length import DraftLength
@@ -27,7 +27,7 @@ def speculate(
     draft_length: DraftLength,
     gone: Callable[[], bool],
     count: Count,
-) -> Iterator[Event]:
+) -> Iterator[RequestOutput]:
     """Generate a row, one event a verified step, the last one with a finish reason; none once the client is gone.
 
     Raises:
@@ -79,7 +79,7 @@ def _take(row: Row, tokens: Sequence[int]) -> tuple[tuple[int, ...], FinishReaso
     return tuple(output[first:]), finish
 
 
-def _event(row: Row, release: Release, finish: FinishReason | None) -> Event:
+def _event(row: Row, release: Release, finish: FinishReason | None) -> RequestOutput:
     metrics, now = row.metrics, time.time_ns()
     metrics.num_output_tokens = row.gate.given
     if release.tokens:
@@ -89,4 +89,4 @@ def _event(row: Row, release: Release, finish: FinishReason | None) -> Event:
         metrics.steps += int(step.emitted > 0)
         metrics.total_draft_tokens += step.nodes
         metrics.total_accepted_draft_tokens += step.accepted
-    return Event(0, release.tokens, metrics, release.log_probs, finish, text_cut=release.cut)
+    return RequestOutput(0, release.tokens, metrics, release.log_probs, finish, text_cut=release.cut)

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.events import RequestMetrics
 from engine.gate import Gate
+from engine.outputs import RequestMetrics
 from engine.request import GenerationRequest
 from engine.serving.calls import Caller, Tensors
 

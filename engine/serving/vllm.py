@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.events import EngineStatistics
+from engine.outputs import EngineStatistics
 from engine.request import RequestError
-from engine.scheduler import EngineLimits
+from engine.scheduler import EngineConfig
 from engine.serving.llmapi import LlmApiModel
 from engine.serving.llmapi_request import LlmApiRequest
 from engine.serving.llmapi_response import Arrays, LlmApiAnswer
@@ -69,7 +69,7 @@ class VllmModel(LlmApiModel):
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**content), stat_loggers=[counter])
         config = engine.vllm_config
         self._cache = _Cache(config.cache_config.num_gpu_blocks, config.cache_config.block_size)
-        limits = EngineLimits(max_batch_size=config.scheduler_config.max_num_seqs)
+        limits = EngineConfig(max_batch_size=config.scheduler_config.max_num_seqs)
         self._metrics.declare_load(limits, self._cache)
         self._metrics.publish()
         return engine

@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from deployments.drafting import Speculation
 from deployments.findings import Finding, Unsupported, require_none
-from deployments.speculation import AnySpeculation, Speculation
+from deployments.speculation import AnySpeculation
 from engine.vllm.methods import VllmMethod, vllm_method
 from engine.vllm.releases import RELEASE
 

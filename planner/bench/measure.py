@@ -29,7 +29,7 @@ from engine.manifest import MODEL_NAME
 from engine.policy import StaticPolicy
 from engine.request import GenerationRequest
 from engine.runner import SequenceInput
-from engine.scheduler import EngineLimits
+from engine.scheduler import EngineConfig
 from engine.verification import verify_greedy
 from speculators.registry import create
 from speculators.tree import TokenTree
@@ -250,8 +250,8 @@ def _generations(runner: CompiledRunner) -> dict[str, Subject]:
     """Plain decoding through the whole engine, tokens a second after the prompts."""
 
     def measure(batch: int) -> float:
-        limits = EngineLimits(max_batch_size=batch, max_sequence_length=runner.max_sequence_length)
-        engine = Engine(runner, StaticPolicy([create("none")]), limits)
+        config = EngineConfig(max_batch_size=batch, max_sequence_length=runner.max_sequence_length)
+        engine = Engine(runner, StaticPolicy([create("none")]), config)
         stamps: list[int] = []
         for row in range(batch):
             prompt = tuple((row + position) % runner.vocab_size for position in range(CONTEXT))

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from deployments.speculation import Speculation
+from deployments.drafting import Speculation
 from engine.plan import Cell, Outlook
 from planner.plan.choose import best_of
 from planner.plan.profiles import Profile

@@ -18,13 +18,13 @@ from engine.buckets import buckets_for
 from engine.compiled_runner import CompiledRunner
 from engine.deployment import open_engine
 from engine.engine import Engine
-from engine.events import Event
 from engine.fingerprint import Fingerprint, drafter_identity
 from engine.manifest import MODEL_NAME
+from engine.outputs import RequestOutput
 from engine.planned import speculator_directories
 from engine.policy import DraftPolicy
 from engine.request import GenerationRequest, SamplingParams
-from engine.scheduler import EngineLimits
+from engine.scheduler import EngineConfig
 from planner.bench.measure import MOST_TOKENS
 from planner.profile.acceptance import summarise
 from planner.profile.cost import longest_request, measure_costs
@@ -118,7 +118,7 @@ def run_profile(
             record(item)
         acceptance[f"{temperature:g}"] = summarise(records)
     measured = (
-        _costs(runner, watched[-1].speculators, settings, engine.limits, report) if settings.rounds else {}
+        _costs(runner, watched[-1].speculators, settings, engine.config, report) if settings.rounds else {}
     )
     return {
         "deployment": spec.name,
@@ -166,7 +166,7 @@ def _generate(
     records: list[RequestRecord] = []
     running: dict[int, tuple[str, str]] = {}
 
-    def sink(event: Event) -> None:
+    def callback(event: RequestOutput) -> None:
         if not event.finish_reason:
             return
         category, name = running.pop(event.request_id)
@@ -180,9 +180,9 @@ def _generate(
 
     waiting = list(requests.items())
     while waiting or not engine.idle:
-        while waiting and len(running) < engine.limits.max_batch_size:
+        while waiting and len(running) < engine.config.max_batch_size:
             key, request = waiting.pop(0)
-            running[engine.submit(request, sink)] = key
+            running[engine.submit(request, callback)] = key
         engine.step()
     return records
 
@@ -191,12 +191,12 @@ def _costs(
     runner: CompiledRunner,
     speculators: Sequence[Speculator],
     settings: ProfileSettings,
-    limits: EngineLimits,
+    config: EngineConfig,
     report: Report,
 ) -> dict[str, Any]:
-    most = limits.max_sequence_length
+    most = config.max_sequence_length
     contexts = [context for context in settings.contexts if longest_request(1, context) <= most]
-    batches = [batch for batch in settings.batches if batch <= limits.max_batch_size]
+    batches = [batch for batch in settings.batches if batch <= config.max_batch_size]
     if not contexts or not batches:
         return {}
     asked = {
@@ -211,7 +211,7 @@ def _costs(
         batches=batches,
         tokens=tokens,
         longest_draft=max(each.max_draft_length for each in speculators),
-        chunks=sorted({limits.prefill_chunk, limits.idle_prefill_chunk}),
+        chunks=sorted({config.prefill_chunk, config.idle_prefill_chunk}),
         rounds=settings.rounds,
         report=report,
     )

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.engine import Engine
-from engine.events import Event
 from engine.openvino_runner import OpenVinoRunner
+from engine.outputs import RequestOutput
 from engine.policy import DraftPolicy, ScheduledPolicy
 from engine.request import GenerationRequest
 from engine.runner import Runner, SequenceInput
-from engine.scheduler import EngineLimits
+from engine.scheduler import EngineConfig
 from speculators.base import Requirements, Speculator
 from speculators.graphs import DrafterRows
 from speculators.none import NoSpeculator
@@ -31,7 +31,7 @@ VOCABULARY = 265
 class Outcome:
     """The events of one request."""
 
-    events: list[Event] = field(default_factory=list)
+    events: list[RequestOutput] = field(default_factory=list)
 
     @property
     def tokens(self) -> list[int]:
@@ -42,7 +42,7 @@ class Outcome:
         return [value for event in self.events for value in event.log_probs]
 
     @property
-    def last(self) -> Event:
+    def last(self) -> RequestOutput:
         """The final event; there must be one, and nothing after it."""
         assert [event.finish_reason is not None for event in self.events] == [False] * (
             len(self.events) - 1
@@ -73,7 +73,7 @@ def make_engine(
     policy = policy or ScheduledPolicy(
         speculators or [NoSpeculator()], longest_draft=longest_draft, adaptive=adaptive_drafts
     )
-    return Engine(runner, policy, EngineLimits(**limits))
+    return Engine(runner, policy, EngineConfig(**limits))
 
 
 def submit(engine: Engine, request: GenerationRequest) -> Outcome:

@@ -16,7 +16,7 @@ from typing import Any
 
 from deployments.speculation import Anpd
 from engine.engine import Engine
-from engine.events import Event
+from engine.outputs import RequestOutput
 from engine.request import GenerationRequest, SamplingParams
 from speculators.anpd import AnpdSpeculator
 from speculators.base import Speculator
@@ -192,14 +192,14 @@ def _layers(speculators: Speculator | Sequence[Speculator]) -> Sequence[int]:
 def _submit(engine: Engine, request: GenerationRequest, events: dict[int, list[Any]]) -> int:
     seen: list[Any] = []
 
-    def sink(event: Event) -> None:
+    def callback(event: RequestOutput) -> None:
         metrics = event.metrics
         counts = (metrics.num_output_tokens, metrics.total_draft_tokens, metrics.total_accepted_draft_tokens)
         log_probs = [round(value, 4) for value in event.log_probs]
         more = (metrics.steps, metrics.kv_new_blocks, metrics.kv_reused_blocks, event.text_cut)
         seen.append([list(event.tokens), event.finish_reason, counts, more, log_probs])
 
-    identity = engine.submit(request, sink)
+    identity = engine.submit(request, callback)
     events[identity] = seen
     return identity
 

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from engine.control.controller import Controller
 from engine.engine import Engine
-from engine.events import Event
+from engine.outputs import RequestOutput
 from engine.plan import Plan
 from engine.policy import DraftPolicy, StaticPolicy
 from engine.request import GenerationRequest
 from engine.runner import SequenceInput
-from engine.scheduler import EngineLimits
+from engine.scheduler import EngineConfig
 from speculators.base import Speculator
 from speculators.graphs import DrafterRows
 from speculators.none import NoSpeculator
@@ -121,7 +121,7 @@ class World:
         return Guesser(self, length, wrong, call_ms, token_ms, name)
 
     def engine(self, policy: DraftPolicy | None = None) -> Engine:
-        limits = EngineLimits(max_batch_size=SLOTS, max_sequence_length=LENGTH, kv_cache_reuse=False)
+        limits = EngineConfig(max_batch_size=SLOTS, max_sequence_length=LENGTH, kv_cache_reuse=False)
         policy = policy or StaticPolicy([NoSpeculator()])
         return Engine(_TimedRunner(self), policy, limits, lambda: self.now / 1e3)
 
@@ -142,7 +142,7 @@ class World:
             engine.step()
         return (self.emitted - emitted) / (self.now - started)
 
-    def _count(self, event: Event) -> None:
+    def _count(self, event: RequestOutput) -> None:
         self.emitted += len(event.tokens)
         if event.finish_reason:
             self._running.discard(event.request_id)

@@ -19,7 +19,7 @@ from engine.planned import named_apart
 from engine.policy import StaticPolicy, StepCost
 from engine.request import GenerationRequest, SamplingParams
 from engine.runner import SequenceInput
-from engine.scheduler import EngineLimits
+from engine.scheduler import EngineConfig
 from speculators.anpd import AnpdSpeculator
 from speculators.base import Speculator
 from speculators.draft_model.draft import DraftModelDrafter
@@ -342,7 +342,7 @@ def test_under_a_plan_the_output_is_that_of_plain_decoding(batch: int, sampling:
             for rate, name in zip((0.2, 0.7), ways, strict=True)
         ]
     )
-    controller = Controller(plan, named_apart(ways), EngineLimits().max_batch_size)
+    controller = Controller(plan, named_apart(ways), EngineConfig().max_batch_size)
     engine = make_engine(TableRunner(num_blocks=128), policy=controller)
     assert [each.tokens for each in run(engine, asked)] == plain
     nodes = [counts.nodes["turns"] for counts in controller.decisions.levels.values()]

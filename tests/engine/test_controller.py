@@ -11,7 +11,7 @@ import pytest
 from engine.control.controller import Controller
 from engine.policy import DraftPolicy, Proposal, StaticPolicy
 from engine.request import GenerationRequest, SamplingParams
-from engine.scheduler import EngineLimits
+from engine.scheduler import EngineConfig
 from speculators.anpd import AnpdSpeculator
 from speculators.prompt_lookup import PromptLookupSpeculator
 from speculators.tree import EMPTY, TokenTree
@@ -247,7 +247,7 @@ def test_whatever_it_decides_the_output_is_that_of_plain_decoding(
         ]
     )
     controller = Controller(
-        plan, {name: [each] for name, each in lookups.items()}, EngineLimits().max_batch_size
+        plan, {name: [each] for name, each in lookups.items()}, EngineConfig().max_batch_size
     )
     engine = make_engine(TableRunner(num_blocks=128), policy=controller)
     found = [each.tokens for each in run(engine, requests)]

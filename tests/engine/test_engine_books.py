@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from engine.engine import Engine
-from engine.events import Event
+from engine.outputs import RequestOutput
 from engine.request import GenerationRequest, QueueFullError, SamplingParams
 from speculators.anpd import AnpdSpeculator
 from tests.engine.driving import Outcome, check_empty, generate, make_engine, prompt_of, run, submit
@@ -42,7 +42,7 @@ def test_what_has_begun_goes_first_and_is_never_refused() -> None:
     engine = make_engine(TableRunner(), max_batch_size=1, max_queue_size=1)
     begun: list[str] = []
 
-    def noting(name: str) -> Callable[[Event], None]:
+    def noting(name: str) -> Callable[[RequestOutput], None]:
         return lambda event: begun.append(name) if event.metrics.num_output_tokens <= 1 else None
 
     engine.submit(request_of(), noting("first"))
@@ -57,7 +57,7 @@ def test_a_request_that_another_ones_sink_cancels_in_the_same_step_counts_nothin
     engine = make_engine(TableRunner(), AnpdSpeculator())
     second = Outcome()
 
-    def cancel(event: Event) -> None:
+    def cancel(event: RequestOutput) -> None:
         if event.metrics.num_output_tokens >= 3:
             engine.cancel(2)
 
@@ -77,7 +77,7 @@ def test_a_request_that_another_ones_sink_cancels_when_both_fail_ends_once(fails
     engine = make_engine(TableRunner(), max_request_seconds=0.05 if "late" in fails else None)
     second, third = Outcome(), Outcome()
 
-    def cancel(event: Event) -> None:
+    def cancel(event: RequestOutput) -> None:
         if event.finish_reason:
             engine.cancel(2)
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from engine.engine import Engine
-from engine.events import Event
 from engine.openvino_runner import OpenVinoRunner
+from engine.outputs import RequestOutput
 from engine.request import GenerationRequest, QueueFullError, RequestError, SamplingParams
 from engine.runner import SequenceInput
-from engine.scheduler import EngineLimits
+from engine.scheduler import EngineConfig
 from speculators.registry import create
 from speculators.tree import ROOT, TokenTree
 from tests.engine.driving import (
@@ -85,7 +85,7 @@ class TestPrefill:
     @pytest.mark.parametrize("chunk", [0, 1, 2])
     def test_chunks_too_short_to_cut_a_prompt_are_refused(self, chunk: int) -> None:
         with pytest.raises(ValueError, match=f"prefill_chunk is {chunk}; it must be 3 or more"):
-            EngineLimits(prefill_chunk=chunk)
+            EngineConfig(prefill_chunk=chunk)
 
 
 class TestQueue:
@@ -195,7 +195,7 @@ class TestCancel:
         other = GenerationRequest(prompt_of(7), 30, SAMPLED)
         engine = make_engine(runner, RandomDrafter(VOCABULARY, 4, drawn=False, seed=1), prefill_chunk=8)
         beside = submit(engine, other)
-        events: list[Event] = []
+        events: list[RequestOutput] = []
         identity = engine.submit(GenerationRequest(prompt_of(40), 50), events.append)
         for _ in range(after):
             engine.step()
@@ -229,9 +229,9 @@ class TestCancel:
     def test_a_sink_may_cancel_its_own_request_and_others(self, runner: OpenVinoRunner) -> None:
         """A caller learns from writing an answer that the client is gone, perhaps with all its requests."""
         engine = make_engine(runner)
-        events: list[Event] = []
+        events: list[RequestOutput] = []
 
-        def cancel_all(event: Event) -> None:
+        def cancel_all(event: RequestOutput) -> None:
             events.append(event)
             if len(event.tokens) and not event.finish_reason:
                 for identity in identities:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from engine.engine import Engine
-from engine.events import Event
 from engine.openvino_runner import OpenVinoRunner
+from engine.outputs import RequestOutput
 from engine.request import GenerationRequest, QueueFullError, RequestError
 from engine.service import EngineService
 from engine.serving.life import SignOfLife
@@ -30,7 +30,7 @@ class Call(Outcome):
         self.begun, self.ended, self.gone = threading.Event(), threading.Event(), threading.Event()
         service.submit(request, self._take, self.gone.is_set)
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: RequestOutput) -> None:
         self.events.append(event)
         self.begun.set()
         if event.finish_reason:
@@ -97,7 +97,7 @@ def test_refusals_come_as_events(service: EngineService) -> None:
 
 
 def test_a_sink_that_fails_ends_its_own_request_alone(service: EngineService, engine: Engine) -> None:
-    def fails(event: Event) -> None:
+    def fails(event: RequestOutput) -> None:
         raise OSError("the stream is closed")
 
     beside = Call(service, LONG)
@@ -123,7 +123,7 @@ def test_closing_answers_what_has_just_arrived(engine: Engine) -> None:
     service = EngineService(engine)
     running = threading.Event()
 
-    def hold_the_step(event: Event) -> None:
+    def hold_the_step(event: RequestOutput) -> None:
         running.set()
         eventually(lambda: service._closed)
 
@@ -194,7 +194,7 @@ def test_it_shows_nothing_while_a_step_is_stuck(engine: Engine) -> None:
     stuck, go_on = threading.Event(), threading.Event()
     service = EngineService(engine, alive=lambda: shown.append(1.0))
 
-    def hold_the_step(event: Event) -> None:
+    def hold_the_step(event: RequestOutput) -> None:
         stuck.set()
         assert go_on.wait(PATIENCE)
 

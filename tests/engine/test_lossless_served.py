@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from build.compile import compile_engine
 from engine.acceptance import Acceptance
 from engine.engine import Engine
-from engine.events import Event
 from engine.lossless.served import Check, Output, Tokens, VerifySettings, summary, verify_served
 from engine.openvino_runner import OpenVinoRunner
+from engine.outputs import RequestOutput
 from engine.policy import StaticPolicy
 from engine.request import GenerationRequest, SamplingParams
 from engine.running import RunningRequest
 from engine.sampling import target_distribution
-from engine.scheduler import EngineLimits
+from engine.scheduler import EngineConfig
 from engine.service import EngineService
 from engine.verification import Verdict
 from speculators.registry import create
@@ -107,7 +107,7 @@ class InProcess:
     def __call__(
         self, prompt: Tokens, *, max_tokens: int, speculate: bool, temperature: float, seed: int
     ) -> Sequence[int]:
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        events: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
         sampling = SamplingParams(temperature=temperature, seed=seed)
         request = GenerationRequest(prompt, max_tokens, sampling, end_ids=self._end_ids)
         self._service.submit(request if speculate else replace(request, draft_length=0), events.put)
@@ -139,7 +139,7 @@ def verify(compiled: Path) -> Iterator[Verify]:
         settings: VerifySettings = SETTINGS,
         joint: int = 0,
     ) -> dict[str, Check]:
-        limits = EngineLimits(max_batch_size=8, max_sequence_length=LENGTH)
+        limits = EngineConfig(max_batch_size=8, max_sequence_length=LENGTH)
         target = runner(compiled)
         engine = Engine(target, StaticPolicy([create("anpd")]), limits)
         engine._accept = rule(target, (), 0)

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from engine.prefix_cache import Lease, PrefixCache
+from engine.prefix_cache import Allocation, PrefixCache
 
 SIZE, BLOCKS = 4, 10
 TEXT = [0, 1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 1, 0, 0]
@@ -27,7 +27,7 @@ SALTS = ("", "a")
 
 @dataclass
 class Running:
-    lease: Lease
+    allocation: Allocation
     tokens: list[int]
     prompt_length: int
     rows: int
@@ -47,22 +47,22 @@ class Memory:
     def draft(self, request: Running) -> None:
         """The drafter computes what it can."""
         for row in range(request.drafted, len(request.tokens) - self._ahead):
-            block = request.lease.blocks[row // SIZE]
+            block = request.allocation.blocks[row // SIZE]
             self._drafter[block, row % SIZE] = tuple(request.tokens[: row + 1 + self._ahead])
         request.drafted = max(request.drafted, len(request.tokens) - self._ahead)
 
     def check_drafter(self, request: Running) -> None:
         for row in range(request.drafted):
-            block = request.lease.blocks[row // SIZE]
+            block = request.allocation.blocks[row // SIZE]
             assert self._drafter[block, row % SIZE] == tuple(request.tokens[: row + 1 + self._ahead])
 
     def write(self, request: Running, first: int, end: int) -> None:
         for row in range(first, end):
-            block = request.lease.blocks[row // SIZE]
+            block = request.allocation.blocks[row // SIZE]
             self._rows[block, row % SIZE] = self.right(request, row)
 
     def read(self, request: Running, row: int) -> Row:
-        return self._rows[request.lease.blocks[row // SIZE], row % SIZE]
+        return self._rows[request.allocation.blocks[row // SIZE], row % SIZE]
 
     @staticmethod
     def right(request: Running, row: int) -> Row:
@@ -82,21 +82,23 @@ def start(
     salt: str = "",
     drafts: bool = False,
 ) -> Running | None:
-    """Lease blocks, see that the rows taken over are what computing them would give, and compute the rest."""
+    """Allocation blocks, see that the rows taken over are what computing them would give, and compute the rest."""
     rows = len(tokens) + more
-    lease = cache.lease(tokens, prompt_length, rows, drafts=drafts, salt=salt)
-    if lease is None:
+    allocation = cache.allocate(tokens, prompt_length, rows, drafts=drafts, salt=salt)
+    if allocation is None:
         return None
-    request = Running(lease, list(tokens), prompt_length, rows, salt, drafts, *(lease.drafted or [0]))
+    request = Running(
+        allocation, list(tokens), prompt_length, rows, salt, drafts, *(allocation.drafted or [0])
+    )
     memory.check_drafter(request)
-    assert len(lease.blocks) == -(-rows // SIZE)
-    assert len(set(lease.blocks)) == len(lease.blocks)
-    assert lease.cached < len(tokens)
-    if lease.cached < prompt_length:  # a part of the prompt is to be read, and not a single token
-        assert prompt_length == 1 or prompt_length - lease.cached > 1
-    for row in range(lease.cached):
+    assert len(allocation.blocks) == -(-rows // SIZE)
+    assert len(set(allocation.blocks)) == len(allocation.blocks)
+    assert allocation.cached < len(tokens)
+    if allocation.cached < prompt_length:  # a part of the prompt is to be read, and not a single token
+        assert prompt_length == 1 or prompt_length - allocation.cached > 1
+    for row in range(allocation.cached):
         assert memory.read(request, row) == memory.right(request, row)
-    memory.write(request, lease.cached, len(tokens))
+    memory.write(request, allocation.cached, len(tokens))
     if drafts:
         memory.draft(request)
     return request
@@ -141,11 +143,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     def _start(self, tokens: list[int], prompt_length: int, more: int, *, drafts: bool, salt: str) -> None:
         request = start(self.cache, self.memory, tokens, prompt_length, more, salt=salt, drafts=drafts)
-        held = {block for item in self.running for block in item.lease.blocks}
+        held = {block for item in self.running for block in item.allocation.blocks}
         if request:
             self.running.append(request)
             if drafts and self.ahead is not None:  # its drafter lacks nothing of what was taken over
-                assert list(request.lease.drafted) == [request.lease.cached]
+                assert list(request.allocation.drafted) == [request.allocation.cached]
         else:
             assert len(held) + -(-(len(tokens) + more) // SIZE) > BLOCKS
 
@@ -160,13 +162,13 @@ class CacheMachine(RuleBasedStateMachine):
             self.memory.draft(request)
         kept = request.tokens[: min(computed, len(request.tokens))]
         drafted = min(request.drafted, len(kept))
-        self.cache.end(request.lease.blocks, kept, request.prompt_length, [drafted], salt=request.salt)
+        self.cache.end(request.allocation.blocks, kept, request.prompt_length, [drafted], salt=request.salt)
         if kept:
-            self.ended.append(Running(request.lease, kept, request.prompt_length, 0, request.salt))
+            self.ended.append(Running(request.allocation, kept, request.prompt_length, 0, request.salt))
 
     @invariant()
     def used_counts_what_runs(self) -> None:
-        assert self.cache.used == len({block for item in self.running for block in item.lease.blocks})
+        assert self.cache.used == len({block for item in self.running for block in item.allocation.blocks})
 
     @invariant()
     def what_runs_is_never_overwritten(self) -> None:
@@ -177,7 +179,9 @@ class CacheMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for request in self.running:
-            self.cache.end(request.lease.blocks, request.tokens, request.prompt_length, salt=request.salt)
+            self.cache.end(
+                request.allocation.blocks, request.tokens, request.prompt_length, salt=request.salt
+            )
         self.cache.clear()
         assert self.cache.used == 0
         assert self.cache._pool.free == BLOCKS
@@ -198,16 +202,16 @@ def cache() -> PrefixCache:
 
 def after(cache: PrefixCache, tokens: list[int], prompt_length: int) -> None:
     """A request that has come and gone, all of it computed."""
-    lease = cache.lease(tokens[:prompt_length], prompt_length, len(tokens))
-    assert lease is not None
-    cache.end(lease.blocks, tokens, prompt_length)
+    allocation = cache.allocate(tokens[:prompt_length], prompt_length, len(tokens))
+    assert allocation is not None
+    cache.end(allocation.blocks, tokens, prompt_length)
 
 
 def cached(cache: PrefixCache, tokens: list[int], prompt_length: int) -> int:
-    lease = cache.lease(tokens, prompt_length, len(tokens) + 1)
-    assert lease is not None
-    cache.end(lease.blocks, (), prompt_length)
-    return lease.cached
+    allocation = cache.allocate(tokens, prompt_length, len(tokens) + 1)
+    assert allocation is not None
+    cache.end(allocation.blocks, (), prompt_length)
+    return allocation.cached
 
 
 PROMPT = list(range(10))
@@ -237,9 +241,9 @@ def test_a_continuation_that_departs_takes_what_agrees(cache: PrefixCache) -> No
 def test_a_block_that_others_read_is_not_written_to(cache: PrefixCache) -> None:
     """Two continuations of one sequence: the first shares its whole blocks, the second departs within one."""
     after(cache, [*PROMPT, *range(20, 26)], 10)
-    reading = cache.lease([*PROMPT, 20, 21, 90], 10, 16)
+    reading = cache.allocate([*PROMPT, 20, 21, 90], 10, 16)
     assert reading is not None and reading.cached == 12
-    departing = cache.lease([*PROMPT, 20, 91], 10, 16)
+    departing = cache.allocate([*PROMPT, 20, 91], 10, 16)
     assert departing is not None and departing.cached == 8
     assert reading.blocks[2] not in departing.blocks
 
@@ -247,9 +251,9 @@ def test_a_block_that_others_read_is_not_written_to(cache: PrefixCache) -> None:
 def test_what_was_taken_over_is_kept_no_longer(cache: PrefixCache) -> None:
     """Its last block now holds other rows."""
     after(cache, [*PROMPT, 20, 21, 22], 10)
-    lease = cache.lease([*PROMPT, 90, 91], 10, 14)
-    assert lease is not None and lease.cached == 10
-    cache.end(lease.blocks, (), 10)
+    allocation = cache.allocate([*PROMPT, 90, 91], 10, 14)
+    assert allocation is not None and allocation.cached == 10
+    cache.end(allocation.blocks, (), 10)
     assert cached(cache, [*PROMPT, 20, 21, 22, 23], 10) == 0
 
 
@@ -270,16 +274,16 @@ def test_least_recently_used_goes_first(cache: PrefixCache) -> None:
 
 def test_kept_blocks_do_not_stand_in_anybodys_way(cache: PrefixCache) -> None:
     after(cache, list(range(40)), 30)
-    lease = cache.lease([1, 2], 2, BLOCKS * SIZE)
-    assert lease is not None and len(lease.blocks) == BLOCKS
+    allocation = cache.allocate([1, 2], 2, BLOCKS * SIZE)
+    assert allocation is not None and len(allocation.blocks) == BLOCKS
     assert cache.used == BLOCKS
-    assert cache.lease([1, 2], 2, 3) is None
+    assert cache.allocate([1, 2], 2, 3) is None
 
 
 def test_running_requests_share_a_prompt(cache: PrefixCache) -> None:
     after(cache, PROMPT, 10)
-    leases = [cache.lease(PROMPT, 10, 12) for _ in range(3)]
-    assert all(lease is not None and lease.reused == 2 for lease in leases)
+    leases = [cache.allocate(PROMPT, 10, 12) for _ in range(3)]
+    assert all(allocation is not None and allocation.reused == 2 for allocation in leases)
     assert cache.used == 2 + 3
 
 
@@ -287,20 +291,20 @@ def test_rows_of_an_answer_serve_prompts_where_rows_are_of_one_kind() -> None:
     text = list(range(20, 40))
     for one_kind, found in ((False, 2 * SIZE), (True, 4 * SIZE)):
         cache = PrefixCache(BLOCKS, SIZE, reuse=True, one_kind_of_rows=one_kind)
-        lease = cache.lease(text[:10], 10, 18)
-        assert lease is not None
-        cache.end(lease.blocks, text[:17], 10)
-        after = cache.lease(text, 20, 20)
+        allocation = cache.allocate(text[:10], 10, 18)
+        assert allocation is not None
+        cache.end(allocation.blocks, text[:17], 10)
+        after = cache.allocate(text, 20, 20)
         assert after is not None and after.cached == found
 
 
 def test_requests_of_other_salts_share_nothing(cache: PrefixCache) -> None:
-    lease = cache.lease(PROMPT, 10, 13, salt="one")
-    assert lease is not None
-    cache.end(lease.blocks, [*PROMPT, 20, 21, 22], 10, salt="one")
+    allocation = cache.allocate(PROMPT, 10, 13, salt="one")
+    assert allocation is not None
+    cache.end(allocation.blocks, [*PROMPT, 20, 21, 22], 10, salt="one")
     for tokens, length in ((PROMPT, 8), ([*PROMPT, 20, 21, 22, 23], 13)):
         for salt, found in (("two", 0), ("", 0), ("one", length)):
-            taken = cache.lease(tokens, 10, len(tokens) + 1, salt=salt)
+            taken = cache.allocate(tokens, 10, len(tokens) + 1, salt=salt)
             assert taken is not None and taken.cached == found
             cache.end(taken.blocks, (), 10, salt=salt)
             if taken.cached == 13:  # it wrote to the last block
@@ -317,10 +321,10 @@ def test_without_reuse_nothing_is_kept() -> None:
 @pytest.mark.parametrize(("ahead", "expected"), [(None, 8), (0, 8), (1, 4), (5, 0)])
 def test_tokens_that_a_drafter_reads_ahead_must_agree_too(ahead: int | None, expected: int) -> None:
     cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=[ahead])
-    lease = cache.lease(PROMPT, 10, 12, drafts=True)
-    assert lease is not None
-    cache.end(lease.blocks, PROMPT, 10, [10 - (ahead or 0)])
-    found = cache.lease([*PROMPT[:8], 90, 91, 92, 93], 12, 13, drafts=True)
+    allocation = cache.allocate(PROMPT, 10, 12, drafts=True)
+    assert allocation is not None
+    cache.end(allocation.blocks, PROMPT, 10, [10 - (ahead or 0)])
+    found = cache.allocate([*PROMPT[:8], 90, 91, 92, 93], 12, 13, drafts=True)
     assert found is not None and [found.cached] == found.drafted == [expected]
 
 
@@ -328,16 +332,16 @@ def test_whoever_is_drafted_for_takes_over_what_has_the_drafters_rows() -> None:
     cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=[1])
     after(cache, PROMPT, 10)
     for drafts, expected in ((True, 0), (False, 8)):
-        lease = cache.lease(PROMPT, 10, 11, drafts=drafts)
-        assert lease is not None and (lease.cached, lease.drafted) == (expected, [0])
-        cache.end(lease.blocks, (), 10)
+        allocation = cache.allocate(PROMPT, 10, 11, drafts=drafts)
+        assert allocation is not None and (allocation.cached, allocation.drafted) == (expected, [0])
+        cache.end(allocation.blocks, (), 10)
 
 
 def test_a_drafters_rows_are_not_lost_to_a_text_without_them() -> None:
     cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=[1])
     for drafted, drafts in ((9, True), (0, False)):
-        lease = cache.lease(PROMPT, 10, 14, drafts=drafts)
-        assert lease is not None
-        cache.end(lease.blocks, [*PROMPT, 20, 21], 10, [drafted] if drafted else lease.drafted)
-    lease = cache.lease(PROMPT, 10, 11, drafts=True)
-    assert lease is not None and lease.cached == 4
+        allocation = cache.allocate(PROMPT, 10, 14, drafts=drafts)
+        assert allocation is not None
+        cache.end(allocation.blocks, [*PROMPT, 20, 21], 10, [drafted] if drafted else allocation.drafted)
+    allocation = cache.allocate(PROMPT, 10, 11, drafts=True)
+    assert allocation is not None and allocation.cached == 4

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from build.trtllm.methods.table import draft_tokens, method_of
 from build.trtllm.resolved import Resolved
 from build.trtllm.support.constraints import chunks_context
+from deployments.drafting import Speculation
 from deployments.findings import Finding
-from deployments.speculation import Speculation
 
 _NEWEST_KNOWN_IMAGE = (26, 7)
 

@@ -19,8 +19,8 @@ from build.trtllm.methods.table import converted_drafter, method_of
 from build.trtllm.releases import ReleaseLine, not_in_line
 from build.trtllm.resolved import Resolved
 from build.trtllm.support.policies import BY_RATE, beside_the_target, gate_of
+from deployments.drafting import Speculation
 from deployments.findings import Finding, require_none
-from deployments.speculation import Speculation
 
 KIT_KEY = "drafthouse"
 """Key of the kit's own block in the YAML; `LLM()` never sees it."""

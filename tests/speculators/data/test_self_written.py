@@ -8,7 +8,7 @@ import pytest
 
 from engine.engine import Engine
 from engine.policy import StaticPolicy
-from engine.scheduler import EngineLimits
+from engine.scheduler import EngineConfig
 from engine.serving.text import TextCodec
 from engine.writing import EngineWriter
 from speculators.data.overlap import HeldOut
@@ -29,7 +29,7 @@ def render(messages: Messages) -> str:
 
 @pytest.fixture
 def writer(tiny_targets: TinyTargets) -> EngineWriter:
-    limits = EngineLimits(max_batch_size=4, max_sequence_length=256, prefill_chunk=64)
+    limits = EngineConfig(max_batch_size=4, max_sequence_length=256, prefill_chunk=64)
     return EngineWriter(
         Engine(tiny_targets.runner("llama tied", "fp32"), StaticPolicy([create("none")]), limits), [END]
     )

@@ -6,8 +6,8 @@ from typing import Any
 
 from deployments.spec import DeploymentSpec
 from engine.deployment import open_engine
-from engine.events import Event
 from engine.manifest import load_manifest
+from engine.outputs import RequestOutput
 from engine.planned import speculator_directories
 from engine.policy import DraftPolicy
 from engine.request import GenerationRequest
@@ -28,16 +28,16 @@ def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
     manifest = load_manifest(spec.engine_directory)
 
     def generate(prompt: list[int], max_tokens: int) -> Answer:
-        events: list[Event] = []
+        events: list[RequestOutput] = []
         stamps: list[float] = []
 
-        def sink(event: Event) -> None:
+        def callback(event: RequestOutput) -> None:
             stamps.append(time.perf_counter())
             events.append(event)
 
         started = time.perf_counter()
         request = GenerationRequest(tuple(prompt), max_tokens, end_ids=frozenset(manifest.end_ids))
-        engine.submit(request, sink)
+        engine.submit(request, callback)
         while engine.step():
             pass
         if events[-1].error is not None:

@@ -35,7 +35,7 @@ class RequestMetrics:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class RequestOutput:
     """Tokens that a step emitted for a request; the last event of a request has a finish reason.
 
     `log_probs` are natural logarithms under the target at temperature 1, one a token, if they were asked for.
@@ -52,7 +52,7 @@ class Event:
     text_cut: int = 0
 
 
-Sink = Callable[[Event], None]
+OutputCallback = Callable[[RequestOutput], None]
 
 
 @dataclass(slots=True)

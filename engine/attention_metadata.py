@@ -4,8 +4,8 @@ OpenVINO has one attention kernel for sequences of a single new token and anothe
 round differently. So every decoded token, drafted ones included, is entered as a sequence of its own that shares
 the cache blocks of its request: the kernel writes all new rows before it reads any, hence a drafted token sees
 the ones before it. Only prompts are entered whole. A third kernel splits the context over threads and adds up what
-they found in another order; it serves steps that have fewer sequences than there are threads and no prompt. Fillers
-keep it out: sequences of one row, of which attention alone knows.
+they found in another order; it serves steps that have fewer sequences than there are threads and no prompt. Padding
+keeps it out: sequences of one row, of which attention alone knows.
 
 A tree is entered as chains. The first goes on where the request's rows end; every other one leaves an earlier
 chain at a node and has private blocks from the block of its first token on. Rows of the request that lie in that
@@ -34,30 +34,30 @@ class _Chain:
     tip: int
 
 
-class Layout:
+class AttentionMetadata:
     """Collects the graph's inputs, shapes as `build.graph.target` declares them.
 
     Args:
         block_size: rows of a cache block.
         private_blocks: blocks for the branches of trees; they hold nothing from one step to the next.
-        filler_block: a block for the filler.
+        padding_block: a block for the padding.
 
     Attributes:
         copies: blocks to be copied before the step, (from, to).
-        padding: filler tokens in `tensors`, behind all others; each has a row of logits.
+        padding: padding tokens in `tensors`, behind all others; each has a row of logits.
     """
 
-    def __init__(self, block_size: int, private_blocks: Sequence[int], filler_block: int) -> None:
+    def __init__(self, block_size: int, private_blocks: Sequence[int], padding_block: int) -> None:
         self.copies: list[tuple[int, int]] = []
         self.padding = 0
         self._block_size = block_size
         self._private = list(reversed(private_blocks))
-        self._filler_block = filler_block
+        self._padding_block = padding_block
         self._tokens: list[int] = []
         self._positions: list[int] = []
         self._logit_rows: list[int] = []
-        self._entered: list[int] = []  # the token of each row of attention
-        self._own: list[int] = []  # the row of each token
+        self._query_rows: list[int] = []  # the token of each row of attention
+        self._output_rows: list[int] = []  # the row of each token
         self._past: list[int] = []
         self._begins = [0]
         self._blocks: list[int] = []
@@ -79,8 +79,8 @@ class Layout:
         if item.parents is not None:
             self._add_tree(item, item.parents, [position - positions[0] for position in positions], first)
             return
-        self._own.extend(range(len(self._entered), len(self._entered) + length))
-        self._entered.extend(range(first, first + length))
+        self._output_rows.extend(range(len(self._query_rows), len(self._query_rows) + length))
+        self._query_rows.extend(range(first, first + length))
         if item.is_prompt:
             self._add_sequence(item.past, length, item.blocks)
         else:
@@ -117,8 +117,8 @@ class Layout:
                 chain_of.append(len(chains) - 1)
             blocks = chains[chain_of[token]].blocks
             places.append(self._place(blocks, row))
-            self._own.append(len(self._entered))
-            self._entered.append(first + token)
+            self._output_rows.append(len(self._query_rows))
+            self._query_rows.append(first + token)
             self._add_sequence(row, 1, blocks)
         self._places.append((item, places))
 
@@ -139,7 +139,7 @@ class Layout:
             self.copies.append((item.blocks[shared], blocks[shared]))
         for ancestor in ancestors:
             if item.past + depths[ancestor] >= begin:
-                self._entered.append(first + ancestor)
+                self._query_rows.append(first + ancestor)
                 self._add_sequence(item.past + depths[ancestor], 1, blocks)
         return _Chain(blocks, row + 1)
 
@@ -158,9 +158,9 @@ class Layout:
     def _place(self, blocks: Sequence[int], row: int) -> Place:
         return blocks[row // self._block_size], row % self._block_size
 
-    def _add_filler(self, token: int) -> None:
-        self._entered.append(token)
-        self._add_sequence(0, 1, [self._filler_block])
+    def _add_padding(self, token: int) -> None:
+        self._query_rows.append(token)
+        self._add_sequence(0, 1, [self._padding_block])
 
     def _add_sequence(self, past: int, length: int, blocks: Sequence[int]) -> None:
         self._past.append(past)
@@ -173,20 +173,20 @@ class Layout:
         """The inputs by name, for all that was added.
 
         Args:
-            rows: tokens to be filled up to, 1 or more; each filler has a sequence of its own.
+            rows: tokens to be filled up to, 1 or more; each one has a sequence of its own.
             sequences: sequences of attention to be filled up to, unless one is a prompt's; to more than `rows` only
                 for graphs that take `attention_rows`.
         """
         self.padding = max(0, rows - len(self._tokens))
         for _ in range(self.padding):
-            self._own.append(len(self._entered))
+            self._output_rows.append(len(self._query_rows))
             self._logit_rows.append(len(self._tokens))
-            self._add_filler(len(self._tokens))
+            self._add_padding(len(self._tokens))
             self._tokens.append(0)
             self._positions.append(0)
         prompts = self._begins[-1] > len(self._past)
         while len(self._past) < sequences and not prompts:
-            self._add_filler(0)
+            self._add_padding(0)
         return {
             "input_ids": np.array(self._tokens, np.int64),
             "position_ids": np.array(self._positions, np.int64),
@@ -195,8 +195,8 @@ class Layout:
             "block_indices": np.array(self._blocks, np.int32),
             "block_indices_begins": np.array(self._block_begins, np.int32),
             "max_context_len": np.array(self._longest, np.int32),
-            "attention_rows": np.array(self._entered, np.int64),
-            "token_rows": np.array(self._own, np.int64),
+            "attention_rows": np.array(self._query_rows, np.int64),
+            "token_rows": np.array(self._output_rows, np.int64),
             "logit_rows": np.array(self._logit_rows, np.int64),
         }
 
