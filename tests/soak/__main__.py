@@ -92,6 +92,7 @@ def _run(service: Service, records: Records, options: argparse.Namespace, second
             "complaint", text=f"{still} requests still run {_IDLE_SECONDS:g} s after the last client left"
         )
     status = service.end()
+    records.write("said", text=service.output[-2000:])
     if status != 130:
         records.write("complaint", text=f"serve ended with {status}: {service.output[-500:]}")
 
