@@ -202,28 +202,8 @@ def _compile_graphs(
     report(f"{source}: reading")
     planned = _planned(speculation, target, precision, max_sequence_length)
     report(f"writing {directory}")
-    with writing_errors(directory), replace_directory(directory, SPECULATOR_MANIFEST_NAME) as staging:
-        files = _write_graphs(planned, staging)
-        manifest = SpeculatorManifest.model_validate(
-            {
-                **wanted,
-                **planned.facts,
-                "graphs": planned.order,
-                "format_version": FORMAT_VERSION,
-                "source": source.name,
-                "target": target.name,
-                "graph_sha256": read_sha256(*files),
-                "file_sizes": {file.name: file.stat().st_size for file in files},
-                "versions": {
-                    "openvino": ov.get_version(),
-                    "onnx": onnx.__version__,
-                    "drafthouse": version("drafthouse"),
-                },
-            }
-        )
-        (staging / SPECULATOR_MANIFEST_NAME).write_text(
-            manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
-        )
+    facts = {**wanted, **planned.facts, "graphs": planned.order}
+    _write(directory, source, target, facts, lambda staging: _write_graphs(planned, staging))
 
 
 def _compile_texts(
@@ -249,23 +229,46 @@ def _compile_texts(
     report(
         f"writing {directory}: {len(tokens):,} tokens, {20 * len(tokens) / 1e6:,.0f} MB when they are searched"
     )
+    # Of what a manifest says of graphs there is nothing to say.
+    facts = {
+        **wanted,
+        "precision": precision,
+        "settings": {},
+        "widths": (),
+        "candidates": 1,
+        "graphs": [_TEXTS],
+    }
+
+    def write(staging: Path) -> list[Path]:
+        np.save(staging / _TEXTS, tokens)
+        return [staging / _TEXTS]
+
+    _write(directory, texts, target, facts, write)
+
+
+def _write(
+    directory: Path,
+    source: Path,
+    target: Path,
+    facts: Mapping[str, Any],
+    write: Callable[[Path], list[Path]],
+) -> None:
+    """Put what `write` writes into its place, with a manifest that says `facts` of it."""
     with writing_errors(directory), replace_directory(directory, SPECULATOR_MANIFEST_NAME) as staging:
-        file = staging / _TEXTS
-        np.save(file, tokens)
+        files = write(staging)
         manifest = SpeculatorManifest.model_validate(
             {
-                **wanted,
-                "precision": precision,
-                "settings": {},
-                "widths": (),
-                "candidates": 1,
-                "graphs": [file.name],
+                **facts,
                 "format_version": FORMAT_VERSION,
-                "source": texts.name,
+                "source": source.name,
                 "target": target.name,
-                "graph_sha256": read_sha256(file),
-                "file_sizes": {file.name: file.stat().st_size},
-                "versions": {"drafthouse": version("drafthouse")},
+                "graph_sha256": read_sha256(*files),
+                "file_sizes": {file.name: file.stat().st_size for file in files},
+                "versions": {
+                    "openvino": ov.get_version(),
+                    "onnx": onnx.__version__,
+                    "drafthouse": version("drafthouse"),
+                },
             }
         )
         (staging / SPECULATOR_MANIFEST_NAME).write_text(

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
 from engine.serving.text import TextCodec
+from speculators.suffix_automaton import END
 
 _ANSWERS = ("assistant", "gpt")
 _SHORTEST = 2  # tokens: one has nothing behind it
 _PART = 1 << 18  # characters that are tokenised at once, which takes a hundred times their bytes
-END = -1
 
 
 def own_texts(path: Path, target: Path) -> NDArray[np.int32]:

@@ -49,7 +49,7 @@ from speculators.growth import TreeShape
 from speculators.lookup import ChainedLookup, SureLookup
 from speculators.low_bit import LowBitSpeculator
 from speculators.registry import create, settings_of
-from speculators.suffix_automaton import SuffixSpeculator
+from speculators.suffix_automaton import END, SuffixSpeculator
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def prepare(
         section = speculation.model_dump(include=set(settings_of(speculation.method)))
         made = create(speculation.method, **section)
         if isinstance(made, SuffixSpeculator) and getattr(speculation, "texts", None) is not None:
-            made.search([text[:-1] for text in _texts(directory, target)])
+            made.search(_texts(directory, target))
         prepared, longest = Prepared(made.requirements, lambda backend, runner: made), made.max_draft_length
     enhancer: SelfLookupEnhancer | None = getattr(speculation, "suffix_automaton", None)
     if enhancer is None or not isinstance(speculation, Speculation):
@@ -160,11 +160,11 @@ def _trained(
 
 
 def _texts(directory: Path, target: EngineManifest) -> list[NDArray[np.int32]]:
-    """What `build.drafters` has made of a file of texts: tokens, with -1 behind each text."""
+    """What `build.drafters` has made of a file of texts: tokens, with `END` behind each text."""
     manifest = load_speculator_manifest(directory)
     check_belongs(manifest, directory, method=SUFFIX, target=target)
     tokens: NDArray[np.int32] = np.load(directory / manifest.graphs[0], allow_pickle=False)
-    return np.split(tokens, np.flatnonzero(tokens < 0) + 1)[:-1]
+    return [text[:-1] for text in np.split(tokens, np.flatnonzero(tokens == END) + 1)[:-1]]
 
 
 def _check_shape(shape: TreeShape, manifest: SpeculatorManifest, directory: Path, length: int) -> None:

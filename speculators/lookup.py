@@ -24,9 +24,8 @@ from speculators.tree import EMPTY, TokenTree
 
 _NGRAM = 5  # at least: longer contexts tell continuations apart
 _SURE = 0.5  # likelihood of a token below which the drafter is asked for it
-_FEW = (
-    8.0  # tokens beside which those of a request count: one that was wrong does not end it, two in a row may
-)
+# Tokens beside which those of a request count: one that was wrong does not end it, two in a row may.
+_FEW = 8.0
 _FORGETTING = 0.9  # of how its lookups fared, with each step
 
 

@@ -9,8 +9,8 @@ REST has them, arXiv 2311.08252); the greatest sum counts.
 
 These are the rules and constants of the authors' implementation (Arctic Inference 0.1.1, which vLLM drafts with), where
 they are read off a suffix tree. Here nothing is built: the places where the last tokens stood are searched for at
-every draft, which takes some microseconds for thousands of tokens, and the text is all the memory it takes. Other than
-there, answers of others join the pool when they are complete, and a match in it has at least two tokens.
+every draft, which takes some tenths of a millisecond for thousands of tokens, and the text is all the memory it takes.
+Other than there, answers of others join the pool when they are complete, and a match in it has at least two tokens.
 
 Example:
     >>> speculator = SuffixSpeculator(draft_length=3)
@@ -38,12 +38,11 @@ from speculators.tree import EMPTY, TokenTree
 LEAST_SHARE = 0.1
 _LONGEST = 32  # match that is told from a longer one: it is worth more tokens than any draft has
 _ANY = -1
-_END = -1  # stands between texts, and before and behind them
+END = -1  # stands between texts, and before and behind them
 _POOL_TEXTS = 1000
 _POOL_TOKENS = 1 << 20
-_SEGMENT = (
-    1 << 16
-)  # tokens that are searched one by one before they are sorted; sorting them takes a few milliseconds
+# Tokens that are searched one by one before they are sorted; sorting them takes a few milliseconds.
+_SEGMENT = 1 << 16
 _TEXT_SEGMENTS = 8  # of texts that never change, since each takes a search
 _MOST_PLACES = 512  # the newest, so that what stands everywhere costs no more than what is rare
 
@@ -55,8 +54,8 @@ class Places:
     """Where a text's last token stood before, n times.
 
     Attributes:
-        before: the tokens up to there, [n, L], that one first and older ones after it; `_END` before a text.
-        after: the tokens that follow, [n, K]; `_END` behind a text's end.
+        before: the tokens up to there, [n, L], that one first and older ones after it; `END` before a text.
+        after: the tokens that follow, [n, K]; `END` behind a text's end.
     """
 
     before: Tokens
@@ -76,7 +75,7 @@ class Places:
             own: so many of them count as searched, too: then the end itself is one of the places, at which nothing
                 follows yet, and what was seen once is half sure.
         """
-        differs = (self.before != end) | (end == _END)
+        differs = (self.before != end) | (end == END)
         matches = np.where(differs.any(axis=1), differs.argmax(axis=1), len(end))
         best: tuple[list[int], list[float]] = [], []
         for match in sorted(set(matches.tolist()) - {0}, reverse=True):
@@ -108,11 +107,11 @@ def _commonest(tokens: Tokens) -> tuple[int, int]:
     """Which token stands there how often, of equals the one that came first; texts' ends aside."""
     first = int(tokens[0])
     count = int(np.count_nonzero(tokens == first))
-    if first != _END and 2 * count > len(tokens):
+    if first != END and 2 * count > len(tokens):
         return first, count
     counts = Counter(tokens.tolist())
-    counts.pop(_END, None)
-    return counts.most_common(1)[0] if counts else (_END, 0)
+    counts.pop(END, None)
+    return counts.most_common(1)[0] if counts else (END, 0)
 
 
 class _Text:
@@ -120,13 +119,13 @@ class _Text:
 
     def __init__(self, margin: int) -> None:
         self._margin, self._length = margin, 0
-        self._buffer = np.full(2 * margin + 256, _END, np.int32)
+        self._buffer = np.full(2 * margin + 256, END, np.int32)
 
     def extend(self, tokens: Sequence[int]) -> None:
         first = self._margin + self._length
         self._length += len(tokens)
         if self._length + 2 * self._margin > len(self._buffer):
-            grown = np.full(2 * (self._length + 2 * self._margin), _END, np.int32)
+            grown = np.full(2 * (self._length + 2 * self._margin), END, np.int32)
             grown[:first] = self._buffer[:first]
             self._buffer = grown
         self._buffer[first : first + len(tokens)] = tokens
@@ -155,7 +154,7 @@ class _Segment:
 
     def __init__(self, size: int, margin: int) -> None:
         self._margin = margin
-        self._buffer = np.full(size + 2 * margin, _END, np.int32)
+        self._buffer = np.full(size + 2 * margin, END, np.int32)
         self._filled = self._first = margin
         self._ends: deque[int] = deque()
         self._pairs: NDArray[np.int64] | None = None
@@ -335,5 +334,4 @@ class SuffixSpeculator(Speculator):
             others = pool.draft(end, length, own) if pool is not None and self._longest > 1 else ([], [])
             if sum(others[1]) > sum(shares):
                 tokens, shares = others
-        chain = TokenTree.chain(tokens)
-        return TokenTree(chain.tokens, chain.parents, scores=tuple(map(math.log, shares)))
+        return TokenTree.chain(tokens, scores=[math.log(share) for share in shares])

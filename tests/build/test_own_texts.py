@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from build.drafters import compile_speculator
-from build.own_texts import END, own_texts
+from build.own_texts import own_texts
 from build.targets.architecture import Architecture
 from build.targets.errors import TargetError
 from deployments.speculation import SuffixAutomaton
@@ -19,6 +19,7 @@ from engine.fingerprint import drafter_differences, drafter_identity
 from engine.manifest import EngineError, load_manifest
 from engine.request import GenerationRequest
 from engine.serving.text import TextCodec
+from speculators.suffix_automaton import END
 from tests.engine.deployed import deployment, opened
 from tests.engine.driving import generate, prompt_of, run
 from tests.tiny import MAX_LENGTH, TinyTargets
