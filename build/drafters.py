@@ -227,7 +227,7 @@ def _compile_texts(
     report(f"{texts}: reading")
     tokens = own_texts(texts, target)
     report(
-        f"writing {directory}: {len(tokens):,} tokens, {20 * len(tokens) / 1e6:,.0f} MB when they are searched"
+        f"writing {directory}: {len(tokens):,} tokens, {16 * len(tokens) / 1e6:,.0f} MB when they are searched"
     )
     # Of what a manifest says of graphs there is nothing to say.
     facts = {

@@ -166,3 +166,10 @@ def test_the_shapes_are_those_of_real_models() -> None:
         "8B": 131_072,
         "13B": 819_200,
     }
+
+
+def test_results_of_an_earlier_run_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / RESULTS).write_text("figures of a GPU")
+    assert main(["--into", str(tmp_path), "--toy"]) == 2
+    assert "is of an earlier run, and is kept" in capsys.readouterr().err
+    assert (tmp_path / RESULTS).read_text() == "figures of a GPU"

@@ -25,6 +25,10 @@ def main(words: Sequence[str]) -> int:
     from planner.bench.cuda.shapes import REAL, TOY
     from planner.bench.cuda.table import show
 
+    if (arguments.into / RESULTS).exists():
+        return _refuse(
+            f"{arguments.into / RESULTS} is of an earlier run, and is kept; give another directory"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         arguments.into.mkdir(parents=True, exist_ok=True)
