@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from cli.common import console, for_programs, say
-from loadtest.cells import MeasuredCell, cells_of, measured_requests
+from loadtest.measures import MeasuredCell, cells_of, measured_requests
 from loadtest.run_directory import RunDirectory, RunDirectoryError
 from loadtest.summary import summarise
 from planner.plan.check import NEAR, Checked, Measured, check, verdict

@@ -24,8 +24,7 @@ from deployments.printable import visible
 from deployments.spec import DeploymentSpec, SpecError, load_spec
 from deployments.speculation import PlannedSpeculation
 from engine.serving.text import TextCodec
-from loadtest.prompts import load, select
-from loadtest.rendering import render
+from loadtest.prompts import load, render, select
 from loadtest.settings import Deployment
 
 

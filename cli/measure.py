@@ -20,11 +20,10 @@ from cli.common import (
 )
 from deployments.engines import VllmEngine
 from deployments.spec import DeploymentSpec, SpecError, with_loadtest
-from loadtest.progress import Progress
 from loadtest.schema import Report
 from loadtest.settings import Arm, SweepSettings
 from loadtest.sweep import run_sweep
-from loadtest.table import result_table
+from loadtest.terminal import Progress, result_table
 
 BesideOption = Annotated[
     list[Path] | None,

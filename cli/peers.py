@@ -20,8 +20,8 @@ from engine.manifest import load_manifest
 from engine.serving.text import TextCodec
 from engine.vllm.speculation import speculative_config
 from loadtest import prompts as prompt_files
+from loadtest.prompts import render
 from loadtest.provenance import collect
-from loadtest.rendering import render
 from planner.bench.peers.arms import (
     BASE,
     OURS,

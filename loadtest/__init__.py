@@ -8,8 +8,8 @@ Three ways in:
 * ``write_report`` (:mod:`loadtest.report`): report.json, report.html and plots from the raw records of a
   sweep.
 
-Before the first request the servers are asked who they are (:mod:`loadtest.servers`), and what their prefix caches
-have of a prompt is the same in every arm (:mod:`loadtest.cache`).
+Before the first request the servers are asked who they are, and what their prefix caches have of a prompt is the same
+in every arm (:mod:`loadtest.servers`).
 
 Everything is measured at the client and stored as raw records first (:mod:`loadtest.records`); every figure
 is computed from them afterwards (:mod:`loadtest.measures`, :mod:`loadtest.summary`).

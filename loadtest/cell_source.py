@@ -12,16 +12,14 @@ from gevent.event import AsyncResult, Event
 from locust.runners import Runner
 
 from client import SamplingOptions, Stream
-from loadtest import messages
-from loadtest.cache import numbered
-from loadtest.plan import Cell, plan_cells
-from loadtest.prompts import Prompt, select
+from loadtest.conductor import CLOSE, DONE, OPEN, TAKE, WORK
+from loadtest.plan import Cell, Work, plan_cells
+from loadtest.prompts import Prompt, numbered, select
 from loadtest.records import RecordWriter, RequestRecord, epoch_ns
 from loadtest.run_directory import RunDirectory
 from loadtest.sending import Assignment
 from loadtest.servers import Server
 from loadtest.settings import SweepSettings
-from loadtest.workload import Work
 
 
 class _OpenCell:
@@ -67,9 +65,9 @@ class CellSource:
         self._asked: dict[int, AsyncResult] = {}
         self._open: _OpenCell | None = None
         self._is_open = Event()
-        runner.register_message(messages.OPEN, self._on_open)
-        runner.register_message(messages.WORK, self._on_work)
-        runner.register_message(messages.CLOSE, self._on_close)
+        runner.register_message(OPEN, self._on_open)
+        runner.register_message(WORK, self._on_work)
+        runner.register_message(CLOSE, self._on_close)
 
     def next(self, user: int) -> Assignment:
         """As :meth:`loadtest.users.Source.next`."""
@@ -88,7 +86,7 @@ class CellSource:
     def _ask(self, current: _OpenCell) -> Work | None:
         ticket, answer = next(self._tickets), AsyncResult()
         self._asked[ticket] = answer
-        self._runner.send_message(messages.TAKE, {"phase": current.phase, "ticket": ticket})
+        self._runner.send_message(TAKE, {"phase": current.phase, "ticket": ticket})
         found = answer.get()
         return None if found is None else Work(**found)
 
@@ -142,7 +140,7 @@ class CellSource:
         self._tell_done(assignment.index, sent=True, error=error)
 
     def _tell_done(self, index: int, *, sent: bool, error: str | None) -> None:
-        self._runner.send_message(messages.DONE, {"index": index, "sent": sent, "error": error})
+        self._runner.send_message(DONE, {"index": index, "sent": sent, "error": error})
 
     def _on_open(self, msg: Any, **_: Any) -> None:
         if self._open is not None:

@@ -6,11 +6,23 @@ and meanwhile :class:`Conductor` sets the number of users itself. For each cell:
 
 1. bring the users to the cell's number; all of them wait;
 2. have its prompts read, where the prefix cache is to be warm; read Triton's counters, open the cell;
-3. hand out work until every measured request has ended (:class:`loadtest.workload.Workload`);
+3. hand out work until every measured request has ended (:class:`loadtest.plan.Workload`);
 4. close the cell, which cancels the fillers, and wait until the last user and the server are idle;
 5. read the counters again and write ``cell.json``.
 
 Between two cells no process starts and nothing is waited for, so a change costs a few milliseconds.
+
+The conductor and the processes with its users (:mod:`loadtest.cell_source`) talk through Locust's own messages, which a
+runner without workers delivers to itself, so that one process and many run the same code. Data are what msgpack can
+carry.
+
+    conductor -> workers   OPEN    {phase, cell, opened_ns, salt}    a cell begins, or what reads its prompts
+    worker -> conductor    TAKE    {phase, ticket}                   a user is free
+    conductor -> worker    WORK    {ticket, work or None}            its next request; None: no more
+    worker -> conductor    DONE    {index, sent, error}              it has ended, and its record is written
+    conductor -> workers   CLOSE   {phase}                           it is over: cancel what runs
+
+Phases count what is opened, so that a question asked in one is not answered with work of the next.
 """
 
 from __future__ import annotations
@@ -27,12 +39,16 @@ from gevent.event import Event
 from locust.runners import Runner
 
 from deployments.errors import DrafthouseError
-from loadtest import messages
 from loadtest.counters import Counters, MetricsUnavailable, difference, read_counters
-from loadtest.plan import Cell
+from loadtest.plan import Cell, Workload
 from loadtest.records import CellRecord, epoch_ns
 from loadtest.run_directory import RunDirectory
-from loadtest.workload import Workload
+
+OPEN = "drafthouse-open"
+TAKE = "drafthouse-take"
+WORK = "drafthouse-work"
+DONE = "drafthouse-done"
+CLOSE = "drafthouse-close"
 
 _DRAIN_S = 30.0
 _SPAWN_S = 30.0
@@ -61,8 +77,8 @@ class Conductor:
         self._unsent = 0
         self._failed = 0
         self._last_error: str | None = None
-        runner.register_message(messages.TAKE, self._on_take)
-        runner.register_message(messages.DONE, self._on_done)
+        runner.register_message(TAKE, self._on_take)
+        runner.register_message(DONE, self._on_done)
 
     def run(self) -> None:
         """Measure every missing cell.
@@ -113,11 +129,11 @@ class Conductor:
         self._workload, self._unsent, self._failed, self._last_error = workload, 0, 0, None
         self._phase += 1
         opened = {"phase": self._phase, "cell": cell.number, "opened_ns": opened_ns, "salt": salt}
-        self._runner.send_message(messages.OPEN, opened)
+        self._runner.send_message(OPEN, opened)
         while not workload.is_over:
             self._wait_for_movement(cell)
         self._check_answers(cell)
-        self._runner.send_message(messages.CLOSE, {"phase": self._phase})
+        self._runner.send_message(CLOSE, {"phase": self._phase})
         while workload.outstanding:
             self._wait_for_movement(cell)
         return workload.taken - self._unsent
@@ -127,7 +143,7 @@ class Conductor:
         if self._workload is not None and self._phase == msg.data["phase"]:
             work = self._workload.take()
         answer = {"ticket": msg.data["ticket"], "work": dataclasses.asdict(work) if work else None}
-        self._runner.send_message(messages.WORK, answer, msg.node_id)
+        self._runner.send_message(WORK, answer, msg.node_id)
 
     def _on_done(self, msg: Any, **_: Any) -> None:
         assert self._workload is not None

@@ -1,4 +1,4 @@
-"""Prompts from JSONL files, and a selection that is balanced over categories.
+"""Prompts from JSONL files, a selection that is balanced over categories, and the texts that are sent.
 
 One object a line (or one array of them, as ShareGPT's and Alpaca's files are published), in any of the shapes in which
 such files come:
@@ -13,10 +13,14 @@ such files come:
 `question_id` (or `id`) and `category` are optional. Of `turns` only the first is used: a second one depends on the
 answer to the first, and the two arms of a comparison must send the same text. A conversation brings its own answers, so
 it is sent whole. ``prompts/drafthouse.jsonl`` holds the kit's own prompts, twelve each of six kinds.
+
+A model's chat template wraps them once and before anything is timed.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,6 +44,10 @@ _ROLES = {
     "bing": "assistant",
     "bard": "assistant",
 }
+
+_DIGITS = 12
+_PLACE = f"[{'0' * _DIGITS}]"
+"""What stands for the number in a prompt that is rendered but not sent yet."""
 
 
 class PromptFileError(DrafthouseError, ValueError):
@@ -237,3 +245,49 @@ def _round_robin(prompts: Sequence[Prompt]) -> list[Prompt]:
         by_category.setdefault(prompt.category, []).append(prompt)
     rows = itertools.zip_longest(*by_category.values())
     return [prompt for row in rows for prompt in row if prompt is not None]
+
+
+def render(
+    prompts: Sequence[Prompt], template_directory: Path | None, *, with_numbers: bool = False
+) -> tuple[Prompt, ...]:
+    """The prompts as the texts that are sent.
+
+    Args:
+        prompts: as they were read.
+        template_directory: whose chat template wraps them; None: they are sent as they are.
+        with_numbers: leave a place for a number at the beginning (:func:`numbered`).
+
+    Raises:
+        client.errors.InvalidRequest: a prompt needs a chat template, and there is none in the directory.
+        PromptFileError: a prompt cannot be rendered, or the template loses the place.
+    """
+    template = None
+    if template_directory is not None and not all(prompt.is_text for prompt in prompts):
+        template = ChatTemplate.from_directory(template_directory)
+    return tuple(_rendered(prompt, template, with_numbers) for prompt in prompts)
+
+
+def _rendered(prompt: Prompt, template: ChatTemplate | None, with_number: bool) -> Prompt:
+    text = (_with_place(prompt) if with_number else prompt).rendered(template)
+    if with_number and _PLACE not in text:
+        raise PromptFileError(
+            f"prompt {prompt.id}: the chat template does not show its first message, so that no number can make it new "
+            "to the server's cache; measure with --cache warm"
+        )
+    return Prompt(prompt.id, prompt.category, text, is_text=True)
+
+
+def _with_place(prompt: Prompt) -> Prompt:
+    if not prompt.before:
+        return dataclasses.replace(prompt, text=f"{_PLACE} {prompt.text}")
+    first, *others = prompt.before
+    said = first["content"]  # a message that only calls tools says nothing
+    return dataclasses.replace(
+        prompt, before=({**first, "content": f"{_PLACE} {said}" if said else _PLACE}, *others)
+    )
+
+
+def numbered(text: str, key: str) -> str:
+    """A rendered prompt with a number in its place that is the key's alone."""
+    digits = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10**_DIGITS
+    return text.replace(_PLACE, f"[{digits:0{_DIGITS}}]", 1)

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from deployments.errors import DrafthouseError
-from loadtest.workload import Role
+from loadtest.plan import Role
 
 # perf_counter_ns is steady but its zero is arbitrary; one anchor per process ties it to the epoch.
 _EPOCH_OFFSET_NS = time.time_ns() - time.perf_counter_ns()

@@ -94,7 +94,7 @@ class Ratio(_Entry):
     value: float
     """The ratio, over the rounds that both arms finished."""
     low: float | None
-    """Lower end of the 95 % interval (:mod:`loadtest.interval`); null where nothing was repeated."""
+    """Lower end of the 95 % interval (:mod:`loadtest.comparison`); null where nothing was repeated."""
     high: float | None
     """Its upper end. Approximate above one user, since requests that run together are not independent."""
     verdict: Verdict
@@ -154,7 +154,7 @@ class ArmReport(_Entry):
     weights: str | None
     """Hash of the weights that it was built from."""
     cache: str | None
-    """What its prefix cache had of a prompt, and how that was reached (:mod:`loadtest.cache`)."""
+    """What its prefix cache had of a prompt, and how that was reached (:mod:`loadtest.servers`)."""
     acceptance_length: float | None
     """Tokens per target step, 1.0 without speculation."""
     acceptance_rate: float | None

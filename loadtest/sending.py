@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from client import Chunk, DrafthouseClient, GenerationResult, SamplingOptions, Stream, errors
+from loadtest.plan import Role
 from loadtest.prompts import Prompt
 from loadtest.records import RequestRecord, ServerTimes, epoch_ns
-from loadtest.workload import Role
 
 
 @dataclass(frozen=True, slots=True)

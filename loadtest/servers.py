@@ -3,25 +3,61 @@
 A load test that measures whoever happens to listen on the port writes one deployment's figures under the name of
 another. So a server whose repository says that it is another deployment is refused, and a server that is not there is
 noticed before the first request to any of them.
+
+What a server's prefix cache holds when a request comes is part of the experiment. The arms of a comparison send the
+same prompts, again and again. A server that keeps the KV cache of ended requests reads them only the first time, so the
+arm that comes second looks faster, and a deployment beside the first, with a cache of its own, meets everything unread.
+Hence every cell of a sweep begins in one of two states, the same in all arms:
+
+*cold*: no request finds any part of its prompt. How that is reached depends on the server, and stands in the report:
+ * ``off``: the server keeps nothing (`kv_cache_reuse: false`, `kv_cache.block_reuse: false`), so nothing is done.
+ * ``salted``: each request has a `cache_salt` of its own. The embedded engine and TensorRT-LLM's LLM API (line A and B)
+   share cache only among requests of the same salt, as vLLM's own server does by its field of this name. Prompts stay
+   as they are, to the bit.
+ * ``numbered``: the first message of each prompt begins with twelve digits of its own, ``[512907731846]``, for servers
+   that take no salt, such as compiled TensorRT-LLM engines, whose C++ backend has no input for it. The prompts then
+   differ in these digits between arms, and what the chat template puts before the first message is found by every
+   request alike. If one server of a sweep needs it, all of them get it.
+*warm*: each prompt of a cell has been read, whole and by the same arm, just before the cell (``read``). What is found
+   is what the server shares: whole blocks of the prompt, as far as the cache has room for all of them.
+
+There are other ways to have a server forget: to start it anew, to load its model anew (Triton's model control, where
+it was started with `--model-control-mode=explicit`), or `POST /reset_prefix_cache` of vLLM's own server in developer
+mode. None works on every server while it serves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from client import DrafthouseClient, ModelDescription
 from client.errors import ClientError
 from deployments.errors import DrafthouseError
-from loadtest.cache import State, states
 from loadtest.settings import Arm, Deployment, Protocol, SweepSettings
+
+CacheMode = Literal["cold", "warm"]
+CacheState = Literal["off", "salted", "numbered", "read"]
+
+CACHE_WORDS: Mapping[CacheState, str] = {
+    "off": "cold: the server keeps no prompts",
+    "salted": "cold: each request has a cache_salt of its own",
+    "numbered": "cold: each prompt begins with a number of its own",
+    "read": "warm: each prompt was read once just before its cell",
+}
+"""Each state as a report says it."""
 
 _PREFIX = "drafthouse_"
 
 
 class ServerError(DrafthouseError, RuntimeError):
     """Servers that cannot be measured; the message names each, and what would be right."""
+
+
+class CacheError(DrafthouseError, ValueError):
+    """The state that was asked for cannot be had; the message says why."""
 
 
 class Server(BaseModel):
@@ -33,7 +69,7 @@ class Server(BaseModel):
     host: str
     deployment: Deployment | None
     """Who it says it is; None if it does not say."""
-    cache: State
+    cache: CacheState
     salts: bool
     """Whether it takes a `cache_salt`."""
 
@@ -60,7 +96,7 @@ def look(settings: SweepSettings) -> list[Server]:
     described = [found[arm.host or settings.host] for arm in settings.arms]
     salts = ["cache_salt" in each.inputs for each in described]
     keeps = {arm.name: _keeps_prompts(each) for arm, each in zip(settings.arms, described, strict=True)}
-    reached = states(settings.cache, keeps, salts)
+    reached = cache_states(settings.cache, keeps, salts)
     return [
         Server(
             arm=arm.name,
@@ -120,6 +156,32 @@ def check(host: str, found: Deployment | None, expected: Deployment | None) -> N
 def silent(servers: Sequence[Server]) -> list[str]:
     """Hosts that do not say which deployment they serve."""
     return list(dict.fromkeys(server.host for server in servers if server.deployment is None))
+
+
+def cache_states(
+    mode: CacheMode, keeps: Mapping[str, bool | None], salts: Sequence[bool]
+) -> list[CacheState]:
+    """The state of each arm.
+
+    Args:
+        mode: what was asked for.
+        keeps: by arm, whether its server keeps prompts; None: it does not say.
+        salts: whether it takes a `cache_salt`.
+
+    Raises:
+        CacheError: warm, on a server that keeps nothing.
+    """
+    if mode == "warm":
+        cold = [arm for arm, kept in keeps.items() if kept is False]
+        if cold:
+            raise CacheError(
+                f"--cache warm: the server of {', '.join(cold)} keeps no prompts (engine.kv_cache_reuse or "
+                "kv_cache.block_reuse is false); measure with --cache cold"
+            )
+        return ["read"] * len(keeps)
+    if any(kept is not False and not salted for kept, salted in zip(keeps.values(), salts, strict=True)):
+        return ["numbered"] * len(keeps)
+    return ["off" if kept is False else "salted" for kept in keeps.values()]
 
 
 def _keeps_prompts(described: ModelDescription) -> bool | None:

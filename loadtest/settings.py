@@ -4,7 +4,7 @@ An *arm* is one configuration under comparison, told apart by what its requests 
 to; the first arm is the baseline that speed-ups are relative to. A *load point* is either a number of users that each
 keep one request running (closed loop) or a rate of Poisson arrivals (open loop). A *cell* is one arm at one load point
 in one round. What the servers have in their prefix caches when a cell begins is part of the experiment
-(:mod:`loadtest.cache`).
+(:mod:`loadtest.servers`).
 
     SweepSettings(host="localhost:8001", concurrency=(1, 4), rounds=2, max_tokens=64)
 """

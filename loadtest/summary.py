@@ -12,17 +12,25 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from loadtest.acceptance import acceptance_length, acceptance_rate, by_position
-from loadtest.cache import WORDS
-from loadtest.cells import MeasuredCell, cells_of, measured_requests
 from loadtest.comparison import by_category, speed_ups
-from loadtest.doubts import doubts, found_share
-from loadtest.measures import Measures, measure, output_tokens
+from loadtest.findings import doubts
+from loadtest.measures import (
+    MeasuredCell,
+    Measures,
+    acceptance_length,
+    acceptance_rate,
+    by_position,
+    cells_of,
+    found_share,
+    measure,
+    measured_requests,
+    output_tokens,
+)
 from loadtest.plan import LoadPoint, load_points, plan_cells
 from loadtest.records import RequestRecord
 from loadtest.run_directory import RunDirectory
 from loadtest.schema import ArmReport, Distribution, FailureReport, PointReport, Report
-from loadtest.servers import Server
+from loadtest.servers import CACHE_WORDS, Server
 from loadtest.settings import Arm, Slo
 
 _LATE_NS = 50_000_000
@@ -130,7 +138,7 @@ def _arm(arm: Arm, servers: Sequence[Server], cells: Sequence[MeasuredCell]) -> 
         deployment=deployment.name if deployment else None,
         spec=deployment.spec if deployment else None,
         weights=deployment.weights if deployment else None,
-        cache=WORDS[server.cache] if server else None,
+        cache=CACHE_WORDS[server.cache] if server else None,
         acceptance_length=acceptance_length(completed),
         acceptance_rate=acceptance_rate(completed),
     )

@@ -27,8 +27,7 @@ from typing import Any
 
 from deployments.errors import DrafthouseError
 from loadtest import provenance
-from loadtest.prompts import keep_categories, load
-from loadtest.rendering import render
+from loadtest.prompts import keep_categories, load, render
 from loadtest.run_directory import RunDirectory
 from loadtest.schema import Report
 from loadtest.servers import look, silent
@@ -67,7 +66,7 @@ def run_sweep(
         on_news: is told of progress as it happens: ``{"event": "cell", "cell": "002-c1-none", "number": 2,
             "requests": 12}`` when a cell begins, ``{"event": "request", "cell": ..., "done": 3, "of": 12}`` for
             each of its requests that ends (``"reading"``: of those that read its prompts before it),
-            ``{"event": "warning", "text": ...}``. :class:`loadtest.progress.Progress`
+            ``{"event": "warning", "text": ...}``. :class:`loadtest.terminal.Progress`
             shows it.
 
     Raises:

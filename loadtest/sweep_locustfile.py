@@ -24,8 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from loadtest.cell_source import CellSource
 from loadtest.conductor import Conductor, SweepAborted, tell
-from loadtest.prompts import keep_categories, load
-from loadtest.rendering import render
+from loadtest.prompts import keep_categories, load, render
 from loadtest.run_directory import RunDirectory
 from loadtest.users import (
     TritonGrpcUser,

@@ -10,12 +10,11 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from loadtest.plan import Cell, plan_cells
+from loadtest.plan import Cell, Work, Workload, plan_cells
 from loadtest.prompts import Prompt, load, select
 from loadtest.records import CellRecord, RecordWriter, RequestRecord, ServerTimes
 from loadtest.run_directory import RunDirectory
 from loadtest.settings import SweepSettings
-from loadtest.workload import Work, Workload
 
 MS = 1_000_000
 EPOCH_NS = 1_800_000_000 * 1_000 * MS

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.acceptance import by_position
 from loadtest.counters import MetricsUnavailable, difference, parse_counters, read_counters
-from loadtest.records import CellRecord
 
 PAGE = """
 # HELP trtllm_spec_decode_drafted_tokens_total Draft tokens by position
@@ -40,17 +38,3 @@ def test_difference_survives_a_restart() -> None:
 def test_nothing_listening() -> None:
     with pytest.raises(MetricsUnavailable, match=r"127\.0\.0\.1:9"):
         read_counters("http://127.0.0.1:9/metrics")
-
-
-def cell(drafted: dict[int, int] | None, accepted: dict[int, int] | None) -> CellRecord:
-    return CellRecord("n", "anpd", "c1", 0, 0, 1, 1, True, drafted, accepted)
-
-
-def test_positions_are_pooled_over_cells() -> None:
-    found = by_position(
-        "anpd", [cell({1: 10, 2: 4, 3: 0}, {1: 5, 2: 1}), cell({1: 30}, {1: 25}), cell(None, None)]
-    )
-    assert [(entry.position, entry.drafted, entry.accepted, entry.rate) for entry in found] == [
-        (1, 40, 30, 0.75),
-        (2, 4, 1, 0.25),
-    ]

@@ -1,13 +1,19 @@
-"""Latency and throughput of records whose figures are worked out by hand."""
+"""Latency, throughput and acceptance of records whose figures are worked out by hand."""
 
 from __future__ import annotations
 
 import pytest
 
-from loadtest.measures import measure
-from loadtest.records import ServerTimes
+from loadtest.measures import (
+    acceptance_length,
+    acceptance_rate,
+    by_position,
+    measure,
+    measured_window,
+    tokens_in_window,
+)
+from loadtest.records import CellRecord, ServerTimes
 from loadtest.settings import Slo
-from loadtest.throughput import measured_window, tokens_in_window
 from tests.loadtest.synthetic import EPOCH_NS, MS, record
 
 
@@ -121,3 +127,33 @@ def test_tokens_of_unknown_chunks_are_spread() -> None:
     window = measured_window(records)
     assert window is not None
     assert tokens_in_window(records, window) == pytest.approx(10 + 2 * 2.5)
+
+
+def test_acceptance_length_is_pooled_over_steps() -> None:
+    records = [
+        record([1], [1], output_tokens=12, accepted_tokens=8, draft_tokens=21),  # 4 steps
+        record([1], [1], output_tokens=6, accepted_tokens=0, draft_tokens=7),  # 6 steps
+        record([1], [1], output_tokens=9, accepted_tokens=None, draft_tokens=None),
+    ]
+    assert acceptance_length(records) == pytest.approx(18 / 10)
+    assert acceptance_rate(records) == pytest.approx(8 / 28)
+    assert acceptance_length([]) is None
+    assert acceptance_rate([record([1], [1])]) is None
+
+
+def test_a_request_cut_inside_accepted_tokens_took_a_step() -> None:
+    assert acceptance_length([record([1], [1], output_tokens=3, accepted_tokens=3)]) == 3
+
+
+def counted(drafted: dict[int, int] | None, accepted: dict[int, int] | None) -> CellRecord:
+    return CellRecord("n", "anpd", "c1", 0, 0, 1, 1, True, drafted, accepted)
+
+
+def test_positions_are_pooled_over_cells() -> None:
+    found = by_position(
+        "anpd", [counted({1: 10, 2: 4, 3: 0}, {1: 5, 2: 1}), counted({1: 30}, {1: 25}), counted(None, None)]
+    )
+    assert [(entry.position, entry.drafted, entry.accepted, entry.rate) for entry in found] == [
+        (1, 40, 30, 0.75),
+        (2, 4, 1, 0.25),
+    ]

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from client.errors import InvalidRequest
-from loadtest.cache import numbered
-from loadtest.prompts import Prompt, PromptFileError, keep_categories, load, select
-from loadtest.rendering import render
+from loadtest.prompts import Prompt, PromptFileError, keep_categories, load, numbered, render, select
 from loadtest.settings import BUNDLED_PROMPTS
 
 KINDS = {"chat", "coding", "math", "summarization", "rag", "translation"}

@@ -13,8 +13,8 @@ from loadtest.findings import findings
 from loadtest.report import render_html, write_report
 from loadtest.schema import Report
 from loadtest.settings import Arm, Slo, SweepSettings
-from loadtest.table import latency_table, result_table
-from tests.loadtest.synthetic import record, simulate_sweep
+from loadtest.terminal import result_table
+from tests.loadtest.synthetic import simulate_sweep
 
 SETTINGS = SweepSettings(
     arms=(Arm(name="none", num_draft_tokens=0), Arm(name="anpd"), Arm(name="other")),
@@ -154,12 +154,6 @@ def test_answers_of_one_token_are_reported(tmp_path: Path) -> None:
     assert Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8")).open == []
 
 
-def test_findings_name_the_turning_point(report: Report) -> None:
-    text = " ".join(findings(report))
-    assert "At 1 user, anpd gives" in text
-    assert "anpd is faster at 1 user and slower at 16 users." in text
-
-
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
@@ -187,40 +181,3 @@ def test_what_is_not_shown_is_not_called_a_speed_up(
     assert isinstance(console.file, io.StringIO)
     rows = [line for line in console.file.getvalue().splitlines() if " anpd " in line and "rps" not in line]
     assert len(rows) == 2 and all("not shown" in row for row in rows)
-
-
-def test_one_load_is_not_called_every_load(report: Report) -> None:
-    single = [each for each in report.speedups if each.level == 1]
-    text = " ".join(findings(report.model_copy(update={"speedups": single})))
-    assert "At 1 user, anpd gives" in text and "every concurrency" not in text
-
-
-@pytest.mark.parametrize(
-    ("rate", "told"), [(0.0, "had not one drafted token accepted"), (1.0, "had every drafted token accepted")]
-)
-def test_acceptance_at_an_extreme_is_suspect(rate: float, told: str, report: Report) -> None:
-    baseline, *others = report.arms
-    extreme = [arm.model_copy(update={"acceptance_rate": rate}) for arm in others]
-    text = " ".join(findings(report.model_copy(update={"arms": [baseline, *extreme]})))
-    assert all(f"{arm.arm} {told}" in text for arm in extreme)
-    assert "drafted token" not in " ".join(findings(report))
-
-
-def test_table_fits_a_terminal(report: Report) -> None:
-    console = Console(file=io.StringIO(), width=80)
-    console.print(result_table(report))
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
-    first = report.speedups[0]
-    assert (
-        "c16" in text and f"{first.value:.2f} ({first.low:.2f} to {first.high:.2f})" in text and "/24" in text
-    )
-    assert "…" not in text and max(map(len, text.splitlines())) <= 80
-
-
-def test_table_of_some_records() -> None:
-    console = Console(file=io.StringIO(), width=100)
-    console.print(latency_table([record([10, 20], [1, 5]), record([], [], error="ServerError")]))
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
-    assert "1 requests completed, 1 failed" in text and "20.00" in text

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from loadtest.progress import Progress
 from loadtest.records import RequestRecord, read_records
 from loadtest.run_directory import RunDirectory
 from loadtest.servers import ServerError
 from loadtest.settings import Arm, SweepSettings
 from loadtest.summary import summarise
 from loadtest.sweep import run_sweep
+from loadtest.terminal import Progress
 from tests.loadtest.conftest import Server, start_triton
 
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("one_plot")]

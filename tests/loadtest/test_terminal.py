@@ -1,4 +1,4 @@
-"""What is seen of a sweep while it runs, on a terminal and where there is none."""
+"""What is seen of a sweep while it runs, on a terminal and where there is none, and the tables of its results."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pytest
 from rich.console import Console
 
 from loadtest.plan import plan_cells
-from loadtest.progress import Progress
 from loadtest.settings import Arm, SweepSettings
+from loadtest.summary import summarise
+from loadtest.terminal import Progress, latency_table, result_table
+from tests.loadtest.synthetic import record, simulate_sweep
 
 SETTINGS = SweepSettings(
     host="127.0.0.1:1",
@@ -70,3 +72,32 @@ def test_a_warning_is_told_once(terminal: bool) -> None:
         for _ in range(3):
             progress({"event": "warning", "text": "no counters"})
     assert written.getvalue().count("no counters") == 1
+
+
+def test_table_fits_a_terminal(tmp_path: Path) -> None:
+    asked = SweepSettings(
+        arms=(*SETTINGS.arms, Arm(name="other")),
+        concurrency=(1, 16),
+        request_rates=(1,),
+        arrival_seconds=8,
+        rounds=2,
+        max_tokens=16,
+    )
+    report = summarise(simulate_sweep(tmp_path / "run", asked, failing=1))
+    console = Console(file=io.StringIO(), width=80)
+    console.print(result_table(report))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    first = report.speedups[0]
+    assert (
+        "c16" in text and f"{first.value:.2f} ({first.low:.2f} to {first.high:.2f})" in text and "/24" in text
+    )
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+
+
+def test_table_of_some_records() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(latency_table([record([10, 20], [1, 5]), record([], [], error="ServerError")]))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "1 requests completed, 1 failed" in text and "20.00" in text

@@ -1,4 +1,4 @@
-"""What a sweep has against its own figures."""
+"""What a sweep comes to in sentences, and what it has against its own figures."""
 
 from __future__ import annotations
 
@@ -7,19 +7,52 @@ from collections.abc import Sequence
 
 import pytest
 
-from loadtest.cells import MeasuredCell
 from loadtest.comparison import speed_ups
-from loadtest.doubts import doubts
+from loadtest.findings import doubts, findings
+from loadtest.measures import MeasuredCell
 from loadtest.records import CellRecord, RequestRecord
+from loadtest.schema import Report
 from loadtest.servers import Server
 from loadtest.settings import Arm, Deployment, SweepSettings
-from tests.loadtest.synthetic import record
+from loadtest.summary import summarise
+from tests.loadtest.synthetic import record, simulate_sweep
 
 ARMS = (Arm(name="none", num_draft_tokens=0), Arm(name="anpd"))
 SERVERS = [
     Server(arm=arm.name, host="h:1", deployment=Deployment(name="d", spec="s"), cache="salted", salts=True)
     for arm in ARMS
 ]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Drafts pay for one user and not for sixteen."""
+    arms = (*ARMS, Arm(name="other"))
+    settings = SweepSettings(arms=arms, concurrency=(1, 16), rounds=2, max_tokens=16)
+    return summarise(simulate_sweep(tmp_path_factory.mktemp("findings") / "run", settings))
+
+
+def test_findings_name_the_turning_point(report: Report) -> None:
+    text = " ".join(findings(report))
+    assert "At 1 user, anpd gives" in text
+    assert "anpd is faster at 1 user and slower at 16 users." in text
+
+
+def test_one_load_is_not_called_every_load(report: Report) -> None:
+    single = [each for each in report.speedups if each.level == 1]
+    text = " ".join(findings(report.model_copy(update={"speedups": single})))
+    assert "At 1 user, anpd gives" in text and "every concurrency" not in text
+
+
+@pytest.mark.parametrize(
+    ("rate", "told"), [(0.0, "had not one drafted token accepted"), (1.0, "had every drafted token accepted")]
+)
+def test_acceptance_at_an_extreme_is_suspect(rate: float, told: str, report: Report) -> None:
+    baseline, *others = report.arms
+    extreme = [arm.model_copy(update={"acceptance_rate": rate}) for arm in others]
+    text = " ".join(findings(report.model_copy(update={"arms": [baseline, *extreme]})))
+    assert all(f"{arm.arm} {told}" in text for arm in extreme)
+    assert "drafted token" not in " ".join(findings(report))
 
 
 def cell(arm: str, round_number: int, *requests: RequestRecord, drained: bool = True) -> MeasuredCell:

@@ -1,4 +1,4 @@
-"""The interval of a speed-up: worked out by hand where it is small, and held against drift that is known."""
+"""Speed-ups and their intervals: worked out by hand where they are small, and held against drift that is known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,93 @@ import math
 import numpy as np
 import pytest
 
-from loadtest.interval import Interval, Measured, Pairs, drift_of, interval, ratio
+from loadtest.comparison import (
+    Interval,
+    Measured,
+    Pairs,
+    by_category,
+    drift_of,
+    interval,
+    ratio,
+    speed_ups,
+)
+from loadtest.measures import MeasuredCell
+from loadtest.plan import load_points
+from loadtest.records import CellRecord, RequestRecord
+from loadtest.settings import Arm, SweepSettings
+from tests.loadtest.synthetic import record
+
+ARMS = (Arm(name="none", num_draft_tokens=0), Arm(name="anpd"))
+
+
+def cell(arm: str, round_number: int, *requests: RequestRecord) -> MeasuredCell:
+    facts = CellRecord(f"{arm}{round_number}", arm, "c1", round_number, 0, 1, len(requests), True, None, None)
+    return MeasuredCell.of(facts, requests)
+
+
+def test_speed_up_is_the_ratio_of_all_tokens_by_all_time() -> None:
+    settings = SweepSettings(arms=ARMS, concurrency=(1,), rounds=2)
+    cells = [
+        cell("none", 0, record([500, 1000], [1, 9])),  # 10 tokens in 1 s
+        cell("anpd", 0, record([100, 500], [1, 9])),  # 10 in 0.5 s
+        cell("anpd", 1, record([100, 2000], [1, 29])),  # 30 in 2 s
+        cell("none", 1, record([100, 4000], [1, 29])),  # 30 in 4 s
+    ]
+    (found,) = speed_ups(settings, cells)
+    assert found.by_round == pytest.approx([2.0, 2.0])
+    assert found.value == pytest.approx((40 / 2.5) / (40 / 5))
+    assert found.low == pytest.approx(2.0) and found.high == pytest.approx(2.0)
+    assert found.verdict == "faster"
+
+
+def test_rounds_without_a_partner_do_not_count() -> None:
+    settings = SweepSettings(arms=ARMS, concurrency=(1,), rounds=2)
+    cells = [
+        cell("none", 0, record([500, 1000], [1, 9])),
+        cell("anpd", 0, record([100, 500], [1, 9])),
+        cell("anpd", 1, record([1, 2], [1, 9])),
+    ]
+    (found,) = speed_ups(settings, cells)
+    assert found.value == pytest.approx(2.0)
+    assert speed_ups(settings, cells[1:]) == []
+
+
+def test_speed_up_of_a_kind_is_that_of_its_tokens_by_its_time() -> None:
+    """The one definition: neither the mean of the requests' speeds nor the mean of the kinds."""
+    settings = SweepSettings(arms=ARMS, concurrency=(1,), rounds=1)
+    cells = [
+        cell(
+            "none",
+            0,
+            record([1000], [10]),
+            record([3000], [10], index=1),
+            record([1000], [30], index=2, category="math"),
+        ),
+        cell(
+            "anpd",
+            0,
+            record([500], [10]),
+            record([2000], [10], index=1),
+            record([1000], [30], index=2, category="math"),
+        ),
+    ]
+    (lowest,) = load_points(settings)
+    entries = {(entry.arm, entry.category): entry for entry in by_category(settings, cells, lowest)}
+    assert entries["none", "chat"].tokens_per_second == pytest.approx(20 / 4)
+    assert entries["anpd", "chat"].tokens_per_second == pytest.approx(20 / 2.5)
+    chat, math = entries["anpd", "chat"].speedup, entries["anpd", "math"].speedup
+    assert chat is not None and chat.value == pytest.approx(4 / 2.5)
+    assert math is not None and math.value == pytest.approx(1.0)
+    assert entries["none", "chat"].speedup is None
+    assert (chat.low, chat.high, chat.verdict) == (None, None, "not shown"), "one round shows nothing"
+
+
+def test_one_round_shows_nothing() -> None:
+    settings = SweepSettings(arms=ARMS, concurrency=(1,), rounds=1)
+    cells = [cell("none", 0, record([500, 1000], [1, 9])), cell("anpd", 0, record([100, 200], [1, 9]))]
+    (found,) = speed_ups(settings, cells)
+    assert found.value == pytest.approx(5.0)
+    assert (found.low, found.high, found.verdict) == (None, None, "not shown")
 
 
 def pairs_of(count: int = 8, spread: float = 0.0, seed: int = 0) -> Pairs:
