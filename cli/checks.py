@@ -32,7 +32,7 @@ def measured_in(directory: Path) -> list[Measured]:
     cells = [MeasuredCell.of(cell, records) for cell, records in run.finished()]
     found = []
     for point in report.points:
-        traffic = _traffic(point.level, cells_of(cells, point.arm, point.load))
+        traffic = traffic_of(point.level, cells_of(cells, point.arm, point.load))
         if point.kind == "closed" and traffic and point.output_tokens_per_second:
             arm = arms[point.arm]
             found.append(
@@ -68,6 +68,8 @@ def tell_checked(profiles: Sequence[Profile], known: Sequence[Option], measured:
         f"{found.cells} cells: median error {found.median_error:.1%}, {found.near:.0%} within {NEAR:.0%}, "
         f"{found.inside:.0%} inside their interval"
     )
+    for load in dict.fromkeys(cell.measured.load for cell in cells if cell.reason):
+        say(f"{load}: no choice to judge, since not every arm has a prediction")
     for load, share in found.choices.items():
         say(f"{load}: what was predicted to be best gave {share:.2f} of the best that was measured")
     for_programs(json.dumps(_document(cells) | {"verdict": asdict(found)}))
@@ -111,7 +113,7 @@ def _document(cells: Sequence[Checked]) -> dict[str, Any]:
     }
 
 
-def _traffic(users: float, cells: Sequence[MeasuredCell]) -> Traffic | None:
+def traffic_of(users: float, cells: Sequence[MeasuredCell]) -> Traffic | None:
     """Means over the measured requests that were answered; None where the server did not count tokens."""
     known = [
         (record.input_tokens, record.output_tokens)

@@ -10,6 +10,7 @@ from cli.common import SpecArgument, console, progress, read_spec, say, tokenize
 from cli.measure import BesideOption, deployments_beside, sweep
 from cli.prepare import build_deployment
 from cli.serve import server_of, watched_server
+from cli.served import serving_loads
 from client import ChatTemplate, DrafthouseClient
 from deployments.drafting import Speculation
 from deployments.errors import DrafthouseError
@@ -39,14 +40,14 @@ def demo(spec_path: SpecArgument, beside: BesideOption = None) -> None:
             server_of(each).check_ports()
         for each in (spec, *others):
             build_deployment(each)
+        for each in (spec, *others):
+            server = servers.enter_context(watched_server(each))
+            _greet(each, f"{server.host}:{server.grpc_port}")
         plan = None if planned is None else _plan([spec, *others])
         if plan is not None and planned is not None:
             build_deployment(planned)
             others = [*others, planned]
-        for each in (spec, *others):
-            server = servers.enter_context(watched_server(each))
-            if each is not planned:
-                _greet(each, f"{server.host}:{server.grpc_port}")
+            servers.enter_context(watched_server(planned))
 
         def tell(report: Report) -> None:
             if plan is not None:
@@ -82,16 +83,21 @@ def planned_beside(specs: Sequence[DeploymentSpec]) -> DeploymentSpec | None:
 
 
 def _plan(specs: Sequence[DeploymentSpec]) -> Plan | None:
-    first = specs[0]
-    prompts = tokenized_prompts(first, first.loadtest.prompts, _PROMPTS, first.loadtest.max_tokens)
-    with progress() as show:
-        try:
-            return quick_plan(
-                specs, prompts, _FOLDER / first.name, lambda line, share: show(f"plan: {line}", share)
-            )
-        except DrafthouseError as error:
-            say(f"no plan: {error}")
-            return None
+    """Of deployments whose servers run; None where there can be none, which is told."""
+    first, load = specs[0], specs[0].loadtest
+    prompts = tokenized_prompts(first, load.prompts, _PROMPTS, load.max_tokens)
+    users = [count for count in load.concurrency if count <= first.embedded.max_batch_size]
+    try:
+        serving = serving_loads(first, load.prompts, users, max_tokens=load.max_tokens, rounds=1)
+        with progress() as show:
+
+            def report(line: str, share: float | None) -> None:
+                show(f"plan: {line}", share)
+
+            return quick_plan(specs, prompts, _FOLDER / first.name, report, serving)
+    except DrafthouseError as error:
+        say(f"no plan: {error}")
+        return None
 
 
 def curve_table(plan: Plan, report: Report) -> Table:

@@ -109,7 +109,7 @@ def sweep(
     tell: Callable[[Report], None] = lambda report: None,
 ) -> None:
     """Measure running servers, and tell it; `tell` has the last word before what is for programs."""
-    settings = _settings(spec, others, protocol, processes)
+    settings = sweep_settings(spec, others, protocol, processes)
     directory = spec.loadtest.report
     if fresh:
         _set_aside(directory)
@@ -125,12 +125,13 @@ def sweep(
         raise KeyboardInterrupt
 
 
-def _settings(
+def sweep_settings(
     spec: DeploymentSpec,
     others: Sequence[DeploymentSpec],
     protocol: Literal["grpc", "http"],
     processes: int,
 ) -> SweepSettings:
+    """What the spec says of its load test, of this deployment and those beside it."""
     load = spec.loadtest
     arms = _own_arms(spec)
     for other in others:

@@ -133,9 +133,15 @@ def _known(
         ProfileError: the first profile does not tell.
     """
     known, compared = options([mine], temperature), [mine]
+    if not known[0].predictor.knows_service:
+        say(
+            f"of the engine alone, since the profile of {mine.name} does not hold what serving adds at this context: "
+            "drafthouse profile without --no-served measures it"
+        )
     for other in others:
         try:
-            known += options([other], temperature)[1:]
+            # What serving adds is not the drafter's.
+            known += options([replace(other, serving=other.serving or mine.serving)], temperature)[1:]
             compared.append(other)
         except ProfileError as error:
             say(f"left out: the profile of {other.name}: {error}")

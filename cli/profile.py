@@ -20,7 +20,9 @@ from cli.common import (
     tokenized_prompts,
     told,
 )
-from cli.prepare import build_engines
+from cli.prepare import build_deployment, build_engines
+from cli.serve import server_of, watched_server
+from cli.served import serving_loads
 from deployments.files.writing import replace_file, write_json
 from deployments.spec import DeploymentSpec, SpecError
 from loadtest.provenance import collect
@@ -29,6 +31,7 @@ from planner.profile.records import RequestRecord
 from planner.profile.run import BATCHES, CONTEXTS, ProfileSettings, run_profile
 
 _RECORDS = Path("runs/profile")
+_SERVED_TOKENS, _SERVED_ROUNDS = 64, 2
 
 
 def profile(
@@ -54,8 +57,11 @@ def profile(
         list[int] | None,
         typer.Option(min=1, help="Costs of so many requests; repeatable. By default 1, 2, 4, 8, 16."),
     ] = None,
+    served: Annotated[
+        bool, typer.Option(help="Measure what serving adds to a step, through Triton without drafts.")
+    ] = True,
 ) -> None:
-    """Measure acceptance by category, position and rank, and the costs of drafting and verification."""
+    """Measure acceptance by category, position and rank, and the costs of drafting, verification and serving."""
     with told() as stop:
         spec = read_spec(spec_path)
         refuse_plan(spec, "profile")
@@ -67,8 +73,14 @@ def profile(
             rounds=rounds,
         )
         _check_taken(spec, context, batch)
-        build_engines(spec)
-        chosen = tokenized_prompts(spec, prompts or spec.loadtest.prompts, count, max_tokens)
+        served = served and rounds > 0
+        if served:
+            server_of(spec).check_ports()
+            build_deployment(spec)
+        else:
+            build_engines(spec)
+        texts = prompts or spec.loadtest.prompts
+        chosen = tokenized_prompts(spec, texts, count, max_tokens)
         folder = _RECORDS / spec.name
         folder.mkdir(parents=True, exist_ok=True)
         raw = folder / "records.partial.jsonl"
@@ -83,6 +95,12 @@ def profile(
                 show(f"profile: {line}", share)
 
             found = run_profile(spec, chosen, settings, record, report)
+        if served:
+            users = [each for each in settings.batches if each <= spec.embedded.max_batch_size]
+            with watched_server(spec):
+                found["serving"] = serving_loads(
+                    spec, texts, users, max_tokens=min(max_tokens, _SERVED_TOKENS), rounds=_SERVED_ROUNDS
+                )
         raw.rename(folder / "records.jsonl")
         found["provenance"] = collect()
         _save(folder, found)

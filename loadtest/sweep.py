@@ -78,22 +78,28 @@ def run_sweep(
     """
     render(keep_categories(load(settings.prompts), settings.categories), settings.chat_template)
     directory = RunDirectory(path.resolve())
-    interrupted = False
     with directory.locked():
-        directory.begin(settings, provenance.collect())
+        interrupted = measure_sweep(settings, directory, on_news)
         # Its plots take Matplotlib, which takes a second to import, and not every command that knows of sweeps draws.
         from loadtest.report import write_report
 
-        if directory.missing():
-            servers = look(settings)
-            directory.note_servers(servers)
-            for host in silent(servers):
-                on_news({"event": "warning", "text": f"{host} does not say which deployment it serves"})
-            try:
-                _measure(settings, directory, on_news)
-            except KeyboardInterrupt:
-                interrupted = True
         return SweepResult(write_report(directory.path), directory.path, interrupted)
+
+
+def measure_sweep(settings: SweepSettings, directory: RunDirectory, on_news: Callable[[News], None]) -> bool:
+    """Measure what is missing in a locked directory, without a report; whether Ctrl-C stopped it."""
+    directory.begin(settings, provenance.collect())
+    if not directory.missing():
+        return False
+    servers = look(settings)
+    directory.note_servers(servers)
+    for host in silent(servers):
+        on_news({"event": "warning", "text": f"{host} does not say which deployment it serves"})
+    try:
+        _measure(settings, directory, on_news)
+    except KeyboardInterrupt:
+        return True
+    return False
 
 
 def _measure(settings: SweepSettings, directory: RunDirectory, on_news: Callable[[News], None]) -> None:

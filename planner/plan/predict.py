@@ -10,21 +10,28 @@ W ms of reading and S = (tokens - 1) / (tokens a step) decoding steps, which it 
 1 = X W + X S f(D) / D. How many are being read meanwhile, and wait for it, follows from Little's law with the
 approximation of Schweitzer for closed queueing networks: who arrives finds what the others leave on average.
 
+Where a profile knows what its service gave without speculation, every step takes so much longer as serving adds
+(`planner.plan.service`).
+
 Every figure comes as an array of samples: the first one from the records and medians as they are, the others from
 requests and rounds drawn anew (bootstrap), the same ones for every candidate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from engine.control.errors import ProfileError
 from engine.control.table import CostTable, check_covered
 from planner.plan.profiles import Profile
 from planner.plan.replay import Behaviour
+from planner.plan.service import chunk_ms
 
 Floats = NDArray[np.float64]
 SAMPLES = 200
@@ -91,6 +98,7 @@ class Predictor:
         }
         self._chunks = profile.chunks
         self._weights: dict[int, Floats] = {}
+        self._serving = self._chunks_of(profile.serving)
 
     def decoding(self, behaviour: Behaviour, context: float, batch: int) -> tuple[Floats, Floats, Floats]:
         """Tokens a step of a request, and milliseconds of verification and of drafting, in samples.
@@ -120,14 +128,11 @@ class Predictor:
         """
         users = traffic.concurrency
         check_covered("batches", (1, users), self.verify.batches)
-        batches = [batch for batch in self.verify.batches if batch < users] + [users]
+        batches = self._batches(users)
         found = [self.decoding(behaviour, traffic.context, batch) for batch in batches]
         tau, step_ms, draft_ms = found[-1]
         curve = np.stack([step + draft for _, step, draft in found], axis=1)
-        steps = (traffic.output_tokens - 1) / tau
-        chunk = self._chunks[users == 1]
-        pieces, reading = self._reading(traffic.prompt_tokens, chunk)
-        ended, waits = _closed_network(users, steps, batches, curve, pieces, reading)
+        ended, waits = self._answers(traffic, tau, batches, curve + self._served(users, batches))
         latency = users / ended
         decoding = latency - waits
         return Prediction(
@@ -140,6 +145,55 @@ class Predictor:
             latency_ms=latency,
             shares=behaviour.tokens / behaviour.steps / tau[0],
         )
+
+    @property
+    def knows_service(self) -> bool:
+        """Whether predictions are of the service; otherwise of its engine alone."""
+        return bool(self._serving)
+
+    def _answers(
+        self, traffic: Traffic, tau: Floats, batches: Sequence[int], curve: Floats
+    ) -> tuple[Floats, Floats]:
+        """Requests that end in a millisecond, and milliseconds to a first token, of steps that take `curve`."""
+        steps = (traffic.output_tokens - 1) / tau
+        pieces, reading = self._reading(traffic.prompt_tokens, self._chunks[traffic.concurrency == 1])
+        return _closed_network(traffic.concurrency, steps, batches, curve, pieces, reading)
+
+    def _chunks_of(self, serving: Sequence[Mapping[str, Any]]) -> dict[int, Floats]:
+        """Milliseconds a chunk by users, of the loads whose steps were measured, too."""
+        found = {}
+        for load in serving:
+            traffic = Traffic(load["concurrency"], load["prompt_tokens"], load["output_tokens"])
+            with suppress(ProfileError):
+                found[traffic.concurrency] = self._chunk_ms(traffic, load["tokens_per_second"])
+        return dict(sorted(found.items()))
+
+    def _chunk_ms(self, traffic: Traffic, rounds: Sequence[float]) -> Floats:
+        check_covered("batches", (1, traffic.concurrency), self.verify.batches)
+        batches = self._batches(traffic.concurrency)
+        steps = [self.verify.milliseconds(traffic.context, batch, [1.0])[:, 0] for batch in batches]
+        curve, one = np.stack(steps, axis=1), np.ones(len(self._drawn))
+
+        def rate(milliseconds: Floats) -> Floats:
+            added = milliseconds[:, None] * np.asarray(batches, np.float64)
+            ended, _ = self._answers(traffic, one, batches, curve + added)
+            return ended * traffic.output_tokens * 1e3
+
+        drawn = self._random.integers(0, len(rounds), (len(self._drawn) - 1, len(rounds)))
+        means = np.asarray(rounds)[drawn].mean(axis=1)
+        return chunk_ms(rate, np.concatenate([[np.mean(rounds)], means]))
+
+    def _served(self, users: int, batches: Sequence[int]) -> Floats:
+        """``[samples, batches]``: milliseconds that serving adds to a step."""
+        if not self._serving:
+            return np.zeros((len(self._drawn), len(batches)))
+        known = np.stack(list(self._serving.values()), axis=1)
+        chunk = _at(list(self._serving), known, np.full(len(self._drawn), float(users)))
+        return chunk[:, None] * np.asarray(batches, np.float64)
+
+    def _batches(self, users: int) -> list[int]:
+        """Numbers of requests of a step between which its time is interpolated."""
+        return [batch for batch in self.verify.batches if batch < users] + [users]
 
     def _requests(self, count: int) -> Floats:
         """``[samples, requests]``: how often each request is drawn."""

@@ -40,6 +40,8 @@ class Profile:
         buckets: numbers of tokens that steps are filled up to.
         chunks: prompt tokens that a step reads beside requests that decode, and where none does.
         prompt_tokens: of its prompts, on average.
+        serving: loads that the service was measured under without speculation: `concurrency`, `prompt_tokens` and
+            `output_tokens` on average, and `tokens_per_second` of each round; none: the engine alone was measured.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Profile:
     buckets: Sequence[int]
     chunks: tuple[int, int]
     prompt_tokens: float
+    serving: Sequence[Mapping[str, Any]] = ()
 
     @property
     def drafts_chains(self) -> bool:
@@ -97,6 +100,16 @@ class _Costs(BaseModel):
         return self
 
 
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Load(BaseModel):
+    concurrency: PositiveInt
+    prompt_tokens: _Positive
+    output_tokens: Annotated[float, Field(gt=1, allow_inf_nan=False)]
+    tokens_per_second: list[_Positive] = Field(min_length=1)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="allow")
 
@@ -113,7 +126,8 @@ class _Written(BaseModel):
     cost: _Costs
     buckets: list[PositiveInt]
     chunks: tuple[PositiveInt, PositiveInt]
-    prompt_tokens: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    prompt_tokens: _Positive
+    serving: list[_Load] = []
 
 
 def read_profile(directory: Path) -> Profile:
@@ -149,6 +163,7 @@ def read_profile(directory: Path) -> Profile:
         buckets=found.buckets,
         chunks=found.chunks,
         prompt_tokens=found.prompt_tokens,
+        serving=[load.model_dump() for load in found.serving],
     )
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from deployments.files.writing import write_json, write_text
 from deployments.spec import DeploymentSpec
@@ -28,7 +29,11 @@ PLAN = "plan.json"
 
 
 def quick_plan(
-    specs: Sequence[DeploymentSpec], prompts: Prompts, folder: Path, report: Report = lambda line, share: None
+    specs: Sequence[DeploymentSpec],
+    prompts: Prompts,
+    folder: Path,
+    report: Report = lambda line, share: None,
+    serving: Sequence[Mapping[str, Any]] = (),
 ) -> Plan:
     """Profile deployments of one target that have been built, and write their plan, `plan.json` in the folder.
 
@@ -37,6 +42,7 @@ def quick_plan(
         prompts: what to generate from.
         folder: gets profiles and plan.
         report: gets what goes on, and the share of it that is done.
+        serving: what a service of one of them gave without speculation, see `planner.plan.profiles.Profile`.
 
     Raises:
         EngineError: an engine is missing or does not fit.
@@ -56,7 +62,7 @@ def quick_plan(
         tokens=(1, 2, 4, 8, 16),
         rounds=2,
     )
-    profiles = [_profiled(spec, prompts, settings, folder / spec.name, report) for spec in specs]
+    profiles = [_profiled(spec, prompts, settings, folder / spec.name, report, serving) for spec in specs]
     first = profiles[0]
     alike = [each for each in profiles if not each.fingerprint.differences(first.fingerprint)]
     report("deciding", None)
@@ -69,7 +75,12 @@ def quick_plan(
 
 
 def _profiled(
-    spec: DeploymentSpec, prompts: Prompts, settings: ProfileSettings, folder: Path, report: Report
+    spec: DeploymentSpec,
+    prompts: Prompts,
+    settings: ProfileSettings,
+    folder: Path,
+    report: Report,
+    serving: Sequence[Mapping[str, Any]],
 ) -> Profile:
     records: list[RequestRecord] = []
     found = run_profile(
@@ -77,5 +88,5 @@ def _profiled(
     )
     lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
     write_text(folder / "records.jsonl", lines)
-    write_json(folder / "profile.json", found, indent=1)
+    write_json(folder / "profile.json", {**found, "serving": list(serving)}, indent=1)
     return read_profile(folder)

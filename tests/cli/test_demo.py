@@ -69,12 +69,20 @@ class Outside:
         monkeypatch.setattr(demo, "watched_server", self.server)
         monkeypatch.setattr(demo, "_greet", lambda spec, address: None)
         monkeypatch.setattr(demo, "sweep", self.sweep)
+        monkeypatch.setattr(demo, "serving_loads", self.loads)
 
     @contextmanager
     def server(self, spec: DeploymentSpec) -> Iterator[Any]:
         self.served.append(spec)
         assert (spec.serving.repository / "ensemble" / "config.pbtxt").is_file()
         yield SimpleNamespace(host="127.0.0.1", grpc_port=spec.serving.grpc_port)
+
+    def loads(
+        self, spec: DeploymentSpec, prompts: Path, users: list[int], *, max_tokens: int, rounds: int
+    ) -> list[dict[str, Any]]:
+        assert spec in self.served
+        traffic = {"prompt_tokens": 30.0, "output_tokens": float(max_tokens)}
+        return [{"concurrency": count, **traffic, "tokens_per_second": [50.0] * rounds} for count in users]
 
     def sweep(
         self, spec: DeploymentSpec, others: list[DeploymentSpec], *_: Any, tell: Any, **__: Any

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from build.identity import identity
 from cli.main import app
-from cli.measure import _settings
+from cli.measure import sweep_settings
 from deployments.spec import DeploymentSpec, load_spec
 from tests.end_to_end.tiny_tokenizers import write_tokenizer
 from tests.loadtest.conftest import start_triton
@@ -149,7 +149,7 @@ def test_vllm_needs_a_server_of_its_own_for_the_baseline(
     result = CliRunner().invoke(app, ["loadtest", str(speculative)])
     assert result.exit_code == 2
     assert "name it here, and this one with --beside" in " ".join(result.output.split())
-    settings = _settings(load_spec(plain), [load_spec(speculative)], "grpc", 1)
+    settings = sweep_settings(load_spec(plain), [load_spec(speculative)], "grpc", 1)
     assert [(arm.name, arm.num_draft_tokens, arm.host) for arm in settings.arms] == [
         ("none", None, None),
         ("eagle3", None, "127.0.0.1:8001"),

@@ -17,8 +17,10 @@ from deployments.spec import load_spec
 from engine.plan import load_plan
 from loadtest.servers import Server
 from loadtest.settings import Arm, Deployment, SweepSettings
+from planner.plan.profiles import read_profile
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
 from tests.loadtest.synthetic import simulate_sweep
+from tests.ports import free_ports
 
 LEVELS = ["--batch", "1", "--batch", "2"]
 SCHEDULE = "draft_length_schedule"
@@ -40,6 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "target": {"model": "tiny"},
         "engine": {"max_sequence_length": 256, "max_batch_size": 2, "threads": 2},
         "speculation": {"method": "anpd", "draft_length": 4},
+        "serving": dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(3), strict=True)),
     }
     (root / "spec.yaml").write_text(yaml.safe_dump(spec))
     (root / "prompts.jsonl").write_text(
@@ -53,6 +56,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "profile", "spec.yaml", "--prompts", "prompts.jsonl", *options, *contexts, *LEVELS
         )
         assert status == 0, output
+        loads = read_profile(Path("runs/profile/x")).serving
+        assert [load["concurrency"] for load in loads] == [1, 2]
+        assert all(load["output_tokens"] <= 16 and len(load["tokens_per_second"]) == 2 for load in loads)
     return root
 
 
@@ -214,6 +220,8 @@ def test_a_damaged_profile_is_told(tmp_path: Path, place: Path) -> None:
         (("buckets",), ["a"]),
         (("chunks",), [0, 0]),
         (("prompt_tokens",), "nan"),
+        (("serving", 0, "tokens_per_second"), [0.0]),
+        (("serving", 1, "output_tokens"), 1),
         (("deployment",), "y"),
     ],
 )
@@ -308,6 +316,25 @@ def test_a_profile_beside_it_is_compared_if_it_is_of_the_same_target(place: Path
     assert status == 0, output
     assert "left out: the profile of z: precision was fp32, is int8" in output
     assert set(load_plan(Path("runs/plan/x/plan.json")).deployments) == {"x", "y"}
+
+
+def test_without_what_serving_adds_a_plan_says_that_it_is_of_the_engine_alone(place: Path) -> None:
+    load = ["--concurrency", "1,2", "--prompt-tokens", "40", "--output-tokens", "20"]
+    rates = []
+    path = place / "runs/profile/x/profile.json"
+    kept = path.read_text()
+    try:
+        for serving in (True, False):
+            found = json.loads(kept)
+            path.write_text(json.dumps(found if serving else {**found, "serving": []}))
+            status, output = drafthouse("plan", "spec.yaml", *load)
+            assert status == 0 and ("of the engine alone" in output) != serving
+            cells = json.loads(output.splitlines()[-1])["cells"]
+            rates.append([cell["candidates"][0]["tokens_per_second"]["value"] for cell in cells])
+    finally:
+        path.write_text(kept)
+    # A step of a model this small takes much less than what Triton adds to it.
+    assert all(served < alone / 2 for served, alone in zip(*rates, strict=True))
 
 
 def test_predictions_are_held_against_a_load_test(tmp_path: Path) -> None:
