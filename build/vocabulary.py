@@ -28,7 +28,7 @@ def is_padding(target: Path, *sizes: int) -> bool:
 
 
 def fitted(rows: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """An embedding [V, H] with so many rows: cut, or padded with zeros."""
+    """An embedding [V, H], cut or padded with zeros to `size` rows."""
     if len(rows) >= size:
         return rows[:size]
     return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])

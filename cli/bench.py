@@ -45,7 +45,7 @@ def bench(
         list[int] | None,
         typer.Option(
             min=1,
-            help="Measure steps on so many tokens of context instead, by batch and tokens; repeatable.",
+            help="Measure steps on this many tokens of context instead, by batch and tokens; repeatable.",
         ),
     ] = None,
 ) -> None:

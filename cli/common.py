@@ -208,7 +208,7 @@ def _escaped(text: str) -> str:
 def tokenized_prompts(
     spec: DeploymentSpec, path: Path, count: int, max_tokens: int
 ) -> dict[tuple[str, str], tuple[int, ...]]:
-    """Token ids by category and id of so many prompts, in the model's chat template, cut so that the answer fits."""
+    """Token ids by category and id of `count` prompts, in the model's chat template, cut so that the answer fits."""
     most = _room_for_prompts(spec.embedded.max_sequence_length, max_tokens)
     codec = TextCodec(spec.target.model)
     prompts = load(path)
@@ -217,7 +217,7 @@ def tokenized_prompts(
 
 
 def text_prompts(spec: DeploymentSpec, path: Path, count: int, max_tokens: int) -> dict[str, str]:
-    """Texts by category and id of so many prompts, in the model's chat template; longer ones than fit are left out.
+    """Texts by category and id of `count` prompts, in the model's chat template; longer ones than fit are left out.
 
     Raises:
         SpecError: none fits.

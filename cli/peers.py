@@ -54,7 +54,7 @@ def peers(
     chain: Annotated[
         int | None,
         typer.Option(
-            min=1, max=31, help="Check against vLLM: the spec's method as chains of so many tokens."
+            min=1, max=31, help="Check against vLLM: the spec's method as chains of this many tokens."
         ),
     ] = None,
     output: Annotated[
@@ -119,7 +119,7 @@ def peer_model(spec: DeploymentSpec, draft: Path | None) -> PeerModel:
 
 
 def _as_chains(spec: DeploymentSpec, length: int) -> DeploymentSpec:
-    """The deployment with chains of so many tokens, in float32, which both engines have.
+    """The deployment with chains of `length` tokens, in float32, which both engines have.
 
     Raises:
         SpecError: vLLM does not have its method.

@@ -50,12 +50,12 @@ def profile(
         list[int] | None,
         typer.Option(
             min=1,
-            help="Costs behind so many tokens, where the deployment takes them; repeatable. By default 32, 512, 2000.",
+            help="Costs behind this many tokens, if the deployment takes them; repeatable. By default 32, 512, 2000.",
         ),
     ] = None,
     batch: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Costs of so many requests; repeatable. By default 1, 2, 4, 8, 16."),
+        typer.Option(min=1, help="Costs of this many requests; repeatable. By default 1, 2, 4, 8, 16."),
     ] = None,
     served: Annotated[
         bool, typer.Option(help="Measure what serving adds to a step, through Triton without drafts.")
@@ -105,7 +105,7 @@ def profile(
         found["provenance"] = collect()
         _save(folder, found)
         console.print(length_table(found["acceptance"]))
-        for kind, title in (("verify", "verifying so many tokens"), ("draft", "drafting as many")):
+        for kind, title in (("verify", "verifying N tokens"), ("draft", "drafting N tokens")):
             for behind in sorted({row["context"] for row in found["cost"].get(kind, [])}):
                 rows = [row for row in found["cost"][kind] if row["context"] == behind]
                 console.print(cost_table(rows, f"{title}, context {behind},"))

@@ -21,7 +21,7 @@ _DEAD = ("DEADLINE_EXCEEDED", "UNAVAILABLE")
 
 
 def fault(address: str, seconds: float) -> str | None:
-    """What is wrong; None if single requests and streams are answered within so many seconds, or without grpcio."""
+    """What is wrong; None if single requests and streams are answered within `seconds`, or without grpcio."""
     try:
         import grpc
     except ImportError:  # an image of others; the kit's own clients have it

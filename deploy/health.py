@@ -42,7 +42,7 @@ class Health:
 
 
 def check(http: str, metrics: str, seconds: float) -> Health:
-    """Ask for a token; the answer, or work that the server does instead, must come within so many seconds.
+    """Ask for a token; the answer, or work that the server does instead, must come within `seconds`.
 
     Args:
         http: address of KServe over HTTP.
@@ -79,7 +79,7 @@ def _ask(server: str, seconds: float) -> _Answer:
         try:
             with _DIRECT.open(request, timeout=seconds) as answer:
                 answer.read(_MOST_BYTES)
-                if answer.length:  # so many more bytes were announced
+                if answer.length:  # bytes that were announced and did not come
                     raise http.client.HTTPException("its answer broke off")
         except urllib.error.HTTPError as error:
             with error:

@@ -71,7 +71,7 @@ class ServerProcess:
             grpc_port: of KServe over gRPC.
             metrics_port: of the page for Prometheus.
             log: gets the server's output (the terminal does without it); that of the last start goes beside it.
-            stop_seconds: what runs when the server is stopped may go on for so long.
+            stop_seconds: how long what runs when the server is stopped may go on.
         """
         self.host = host
         self.http_port, self.grpc_port, self.metrics_port = http_port, grpc_port, metrics_port

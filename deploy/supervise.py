@@ -14,8 +14,8 @@ from deploy.server import ServerDied, ServerProcess, TritonError
 from deploy.watch import Watch
 
 _PAUSES = (1.0, 5.0, 15.0)
-"""Seconds before each try in a row to start it again, and before all that follow; it is given up when so many in a row
-have not made it ready."""
+"""Seconds before each try in a row to start it again, and before all that follow; it is given up when as many
+in a row as there are pauses have not made it ready."""
 _STEADY_SECONDS = 5.0
 """A server that dies sooner after it was ready is started again as if that try had failed, but never given up."""
 

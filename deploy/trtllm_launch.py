@@ -68,7 +68,7 @@ class Launch:
         http_port, grpc_port, metrics_port, host: where rank 0 listens.
         program: the server.
         region_prefix: what names of shared memory regions begin with.
-        stop_seconds: what runs when the server is stopped may go on for so long.
+        stop_seconds: how long what runs when the server is stopped may go on.
         access: options that say which endpoints are closed.
 
     Raises:

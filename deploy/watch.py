@@ -44,7 +44,7 @@ class Watch:
 
     Attributes:
         server: which one.
-        silence_seconds: what shows no sign of life, or gives no token, for so long is taken for dead.
+        silence_seconds: what shows no sign of life, or gives no token, for this long is taken for dead.
     """
 
     server: ServerProcess

@@ -79,7 +79,7 @@ class Speculation(Section):
         return None if lookup is None else lookup.chain_length
 
     def longest_draft(self, batch_size: int) -> int | None:
-        """Most tokens to draft for a request while so many run; None: what the method has."""
+        """Most tokens to draft for a request while `batch_size` run; None: what the method has."""
         if self.max_concurrency is not None:
             return None if batch_size <= self.max_concurrency else 0
         if self.draft_length_schedule is None:

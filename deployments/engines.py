@@ -35,10 +35,14 @@ class EmbeddedEngine(Section):
     max_sequence_length: int = Field(2048, ge=64, description="Prompt and output of one request, in tokens.")
     max_queue_size: int = Field(64, ge=0, description="Requests that wait; one more is refused.")
     max_queue_seconds: float | None = Field(
-        None, gt=0, description="A request that has waited for so long is refused as if the queue were full."
+        None,
+        gt=0,
+        description="A request that has waited this many seconds is refused as if the queue were full.",
     )
     max_request_seconds: float | None = Field(
-        None, gt=0, description="A request that has not ended so long after it came ends with an error."
+        None,
+        gt=0,
+        description="A request that has not ended this many seconds after it came ends with an error.",
     )
     max_one_shot_tokens: int | None = Field(
         None,

@@ -22,7 +22,7 @@ class SelfLookupEnhancer(Section):
 
 
 def check_chain(drafter: Any, length: int) -> None:
-    """See that a drafter's section says nothing else of drafts that are chains of so many tokens.
+    """See that a drafter's section says nothing else of drafts that are chains of `length` tokens.
 
     Raises:
         ValueError: it does.

@@ -87,13 +87,13 @@ class ServingSpec(Section):
     silence_seconds: float = Field(
         60.0,
         gt=0,
-        description="A model or engine that shows no sign of life for so long is taken for dead; longer than its "
-        "longest step.",
+        description="A model or engine that shows no sign of life for this many seconds is taken for dead; "
+        "longer than its longest step.",
     )
     stop_seconds: float = Field(
         30.0,
         ge=0,
-        description="What runs when the server is stopped may go on for so long; new requests are refused.",
+        description="What runs when the server is stopped may go on for this many seconds; new requests are refused.",
     )
 
     @model_validator(mode="after")

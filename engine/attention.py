@@ -59,10 +59,10 @@ class AttentionKernel(Protocol):
         """
 
     def spares_padding(self, threads: int, smallest: int) -> bool:
-        """Whether graphs of `smallest` tokens or more on so many threads are better read again without padding."""
+        """Whether graphs of `smallest` tokens or more on `threads` threads are better read again without padding."""
 
     def warm_up(self, tokens: int, longest: int) -> Sequence[SequenceInput]:
-        """A step of so many tokens that makes a graph ready for contexts of up to `longest`."""
+        """A step of `tokens` tokens that makes a graph ready for contexts of up to `longest`."""
 
     def bind(self, graphs: Sequence[CompiledGraph]) -> None:
         """Allocate the cache and give it to the compiled graphs.
@@ -75,7 +75,7 @@ class AttentionKernel(Protocol):
         """One for another network, which reads and writes this one's cache; to be asked for when this one is bound."""
 
     def step(self, batch: Sequence[SequenceInput], tokens: int) -> Inputs:
-        """The graph's inputs for a step, filled up to so many tokens.
+        """The graph's inputs for a step, padded to `tokens` tokens.
 
         Raises:
             ValueError: the step does not fit the cache.

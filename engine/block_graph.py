@@ -12,7 +12,7 @@ from speculators.graphs import CachedInput
 
 
 class BlockGraph:
-    """A paged network with so many cache blocks, which requests lie in; see `speculators.graphs.CachedGraph`."""
+    """A paged network with `num_blocks` cache blocks, which requests lie in; see `speculators.graphs.CachedGraph`."""
 
     def __init__(self, graph: PagedNetwork, outputs: Sequence[str], num_blocks: int) -> None:
         self._graph, self._outputs, self._num_blocks = graph, outputs, num_blocks

@@ -17,10 +17,10 @@ _MOST_BYTES = 2 << 30
 
 
 def buckets_for(num_bytes: int) -> list[int]:
-    """Numbers of tokens, rising, for a network with weights of so many bytes."""
+    """Numbers of tokens, rising, for a network with weights of `num_bytes` bytes."""
     return sorted(_BY_USE[: _MOST_BYTES // max(1, num_bytes)])
 
 
 def bucket_of(tokens: int, buckets: Iterable[int]) -> int | None:
-    """The smallest of rising buckets that holds so many tokens; None if none does."""
+    """The smallest of rising buckets that holds `tokens` tokens; None if none does."""
     return next((size for size in buckets if tokens <= size), None)

@@ -24,7 +24,7 @@ class BlockPool:
         return len(self._free)
 
     def blocks_for(self, rows: int) -> int:
-        """Blocks that hold so many rows."""
+        """How many blocks hold `rows` rows."""
         return -(-rows // self.block_size)
 
     def holders(self, block: int) -> int:
@@ -32,7 +32,7 @@ class BlockPool:
         return self._holders[block]
 
     def allocate(self, rows: int) -> list[int] | None:
-        """Blocks for so many rows, held once, or None if not enough are free."""
+        """Blocks for `rows` rows, held once, or None if not enough are free."""
         count = self.blocks_for(rows)
         if count > len(self._free):
             return None

@@ -287,7 +287,7 @@ def _with_free_caches(model: ov.Model) -> ov.Model:
 
 
 def _of_tokens(model: ov.Model, tokens: int) -> ov.Model:
-    """A copy for so many tokens."""
+    """A copy for steps of `tokens` tokens."""
     fixed = model.clone()
     shapes = {port: port.get_partial_shape() for port in fixed.inputs if port.any_name in _PER_TOKEN}
     for shape in shapes.values():

@@ -39,8 +39,8 @@ class RequestOutput:
     """Tokens that a step emitted for a request; the last event of a request has a finish reason.
 
     `log_probs` are natural logarithms under the target at temperature 1, one a token, if they were asked for.
-    `error` says why the reason is "error". `text_cut`: so many characters at the end of the last token's text belong
-    to the stop word that ended the output.
+    `error` says why the reason is "error". `text_cut`: how many characters at the end of the last token's text
+    belong to the stop word that ended the output.
     """
 
     request_id: int

@@ -23,7 +23,7 @@ class Pace:
         self._ends.append(self._now())
 
     def seconds(self, requests: int) -> int:
-        """In about how many whole seconds so many requests will have ended, 1 or more, within a minute."""
+        """In about how many whole seconds `requests` requests will have ended, 1 or more, within a minute."""
         passed = self._now() - self._ends[0] if len(self._ends) > 1 else 0.0
         if not passed:
             return _UNKNOWN_SECONDS

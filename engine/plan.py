@@ -114,10 +114,10 @@ class CostPoint(_Part):
 
 
 class Survival(_Part):
-    """Of drafts before which so many tokens had stood together before, which nodes were accepted.
+    """Which nodes were accepted of drafts behind tokens that had stood together before.
 
     Attributes:
-        match: how many tokens (`speculators.match`).
+        match: how many such tokens (`speculators.match`).
         tried: drafts that had a first node, a second, ...
         accepted: those in which it was on the accepted path.
     """
@@ -131,7 +131,7 @@ class TreeSize(_Part):
     """The tree that brings most tokens a millisecond at a context and batch.
 
     Attributes:
-        nodes, depth: it is the first so many of `Trees.choices` on at most so many levels; 0: none pays.
+        nodes, depth: it is the first `nodes` of `Trees.choices` on the first `depth` levels; 0: none pays.
         tokens_per_step: of a request.
         step_ms, draft_ms: of a step of the whole batch: verifying, and drafting before.
     """
@@ -220,7 +220,7 @@ class Plan(_Part):
         return [name for name in self.deployments if name in best]
 
     def choice(self, concurrency: int, context: float) -> Candidate:
-        """What the plan says for so many requests: that of the next larger concurrency, at the nearest context."""
+        """What the plan says for a load: what it says for the next larger concurrency, at the nearest context."""
         levels = sorted({cell.concurrency for cell in self.cells})
         level = next((known for known in levels if known >= concurrency), levels[-1])
         here = [cell for cell in self.cells if cell.concurrency == level]

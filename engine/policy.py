@@ -191,7 +191,7 @@ class StaticPolicy:
         self._lengths.pop(item.id, None)
 
     def _limit(self, decoding: int) -> int | None:
-        """Most tokens to draft for a request while so many decode; None: as many as there may be."""
+        """Most tokens to draft for a request while `decoding` decode; None: as many as there may be."""
         return None
 
     def _choices(self, item: RunningRequest, limit: int | None) -> Assignment:
@@ -214,7 +214,7 @@ class ScheduledPolicy(StaticPolicy):
 
     Args:
         speculators, adaptive: see `StaticPolicy`.
-        longest_draft: most tokens to draft for a request while so many decode, None for no limit
+        longest_draft: most tokens to draft for a request, by number of requests that decode, None for no limit
             (`deployments.speculation.Speculation.longest_draft`).
     """
 

@@ -86,7 +86,7 @@ class PrefixCache:
         rows_ahead: Sequence[int | None] = (),
         one_kind_of_rows: bool = False,
     ) -> None:
-        """Own so many blocks.
+        """Own `num_blocks` blocks.
 
         Args:
             num_blocks: how many.

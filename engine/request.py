@@ -113,7 +113,7 @@ class GenerationRequest:
         draft: tokens that somebody else drafted to follow the prompt. The request then ends after one step
             that verifies them, with the accepted ones and one token of the target's own, as on TensorRT-LLM's
             `draft_tokens_external`; empty: the engine drafts for itself.
-        continued: so many tokens at the end of ``prompt`` are output of earlier calls of this generation, fewer
+        continued: how many tokens at the end of ``prompt`` are output of earlier calls of this generation, fewer
             than the whole. They are computed as decoded tokens and the random numbers go on behind them, so the
             calls together give, bit for bit, what one call gives.
         cache_salt: KV cache rows are shared among requests of the same salt only, as with vLLM's and

@@ -95,7 +95,7 @@ class RunningRequest:
     def next_chunk(self, limit: int, weighed: int = 0) -> SequenceInput:
         """The next part of what is to be read, of at most `limit` tokens (SHORTEST_CHUNK or more).
 
-        If so many tokens are to be weighed, the last part of a prompt is at most as long, and is weighed. No part of
+        If `weighed` tokens are to be weighed, the last part of a prompt is at most as long, and is weighed. No part of
         the prompt is a single token unless the prompt is: see the promise in `engine.runner`.
         """
         length = self.request.prompt_length
@@ -120,7 +120,7 @@ class RunningRequest:
     def next_tree(self, tree: TokenTree, weighed: int = 0) -> SequenceInput:
         """What is not cached, as a rule the last emitted token alone, and the draft below it.
 
-        It is weighed if it has no more than so many tokens.
+        It is weighed if it has no more than `weighed` tokens.
         """
         tail = self.known(self.cached)
         tokens, root = (*tail, *tree.tokens), len(tail) - 1

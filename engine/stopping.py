@@ -2,7 +2,7 @@
 
 A tokenizer joins the parts of a stop word with their neighbours (`"\\n\\n"` with what comes next, `"User:"` with the
 space before it), so the tokens of the word by itself may never come. Here the text of each token is fed, character by
-character, to an automaton that knows all words (`engine.automaton`), so many words cost no more than one.
+character, to an automaton that knows all words (`engine.automaton`): many words cost no more than one.
 
 The first word that is complete ends the output, and what it begins with is not part of it. So text that may still
 become one is held back, and the tokens that it is made of: a token is given out once all its text is certainly text.
@@ -67,7 +67,7 @@ class Text(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StopPoint:
-    """Where a stop word ends an output: after so many tokens, less `cut` characters at the end of their text."""
+    """Where a stop word ends an output: after `tokens` tokens, less `cut` characters at the end of their text."""
 
     tokens: int
     cut: int
@@ -96,7 +96,7 @@ class StopWords:
         self._text = text
 
     def watch(self, earlier: Sequence[int] = ()) -> "StopWatch":
-        """Watch an output, of which somebody else has given out so many tokens already."""
+        """Watch an output, of which somebody else has given out the tokens `earlier` already."""
         return StopWatch(self._automaton, self._text.transcript(), earlier)
 
 
@@ -109,7 +109,7 @@ class StopWatch:
         earlier: tokens that have been given out by somebody else before; a word may begin in them.
 
     Attributes:
-        safe: so many tokens (of those that were added) are certainly text.
+        safe: how many of the tokens that were added are certainly text.
         end: where a stop word has ended the output.
     """
 

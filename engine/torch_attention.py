@@ -143,7 +143,7 @@ class _Group:
         return torch.where(written, block * BLOCK_SIZE + place % BLOCK_SIZE, self._empty_row)
 
     def _mask(self, window: int, share: int) -> Tensor:
-        """What each row sees, [requests, 1, share * rows, places]: `_seen`, for so many query heads."""
+        """What each row sees, [requests, 1, share * rows, places]: `_seen`, for `share` query heads."""
         if window not in self._masks:
             seen = self._seen(window)[:, None].expand(-1, share, -1, -1)
             self._masks[window] = seen.flatten(1, 2)[:, None]

@@ -26,7 +26,7 @@ _PROGRAMS = 1024  # of a step and layer, about: some for each multiprocessor
 
 
 def fits(rows: int, share: int, width: int) -> bool:
-    """Whether there is a tile for so many rows of a request and query heads of a key head."""
+    """Whether there is a tile for `rows` rows of a request and `share` query heads of a key head."""
     tile = _tile(rows, share)
     return (
         tile <= _LARGEST_TILE

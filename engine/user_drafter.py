@@ -46,7 +46,7 @@ class AnpdTables(BaseResourceManager):  # type: ignore[misc]
         return len(self._tables)
 
     def draft(self, request_id: int, tokens: Sequence[int], length: int) -> list[int]:
-        """Continue a request's tokens (prompt and output so far) by at most so many."""
+        """Continue a request's tokens (prompt and output so far) by at most `length`."""
         counted = self._counted.get(request_id, 0)
         if request_id not in self._tables or len(tokens) < counted:  # new, or begun again
             self._tables[request_id], counted = NgramTable(self._ngram), 0

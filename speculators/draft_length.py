@@ -24,7 +24,7 @@ class DraftLength:
         return self._length
 
     def update(self, nodes: int, depth: int, accepted: int) -> None:
-        """Learn that of a draft of so many nodes and levels (1 or more) the first `accepted` levels held."""
+        """Learn that of a draft of `nodes` nodes on `depth` levels (1 or more) the first `accepted` levels held."""
         if not self._adaptive:
             return
         width = -(-nodes // depth)  # 1 for a chain

@@ -130,7 +130,7 @@ def max_branches(shape: TreeShape) -> int:
 
 
 def goes_on(shape: TreeShape, draft: TokenTree, levels: int) -> bool:
-    """Whether a drafter of chains goes on with one that is drafted in turns, for the price of so many levels.
+    """Whether a drafter of chains goes on with one that is drafted in turns, for the price of `levels` levels.
 
     What others have drafted takes a level a token to read. It is worth its time where a level of a draft of one's own
     would be, hence a draft must be the likelier the more there is to read.

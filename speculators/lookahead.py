@@ -224,7 +224,7 @@ class LookaheadSpeculator(Speculator):
 
 
 def _trie(guesses: Sequence[Sequence[int]], most: int) -> tuple[list[int], list[int]]:
-    """Tokens and parents of a tree of the guesses, the first ones first, of at most so many nodes."""
+    """Tokens and parents of a tree of the guesses, the first ones first, of at most `most` nodes."""
     tokens: list[int] = []
     parents: list[int] = []
     places: dict[tuple[int, int], int] = {}

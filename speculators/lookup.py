@@ -30,7 +30,7 @@ _FORGETTING = 0.9  # of how its lookups fared, with each step
 
 
 class SureLookup(AnpdSpeculator):
-    """ANPD that drafts nothing where it finds less than so many tokens again.
+    """ANPD that drafts nothing where it finds less than `threshold` tokens again.
 
     Args:
         threshold: shortest match that is used, tokens.

@@ -72,7 +72,7 @@ class Places:
         Args:
             end: the text's last tokens, the newest one first, [L].
             length: most tokens.
-            own: so many of them count as searched, too: then the end itself is one of the places, at which nothing
+            own: how many of them count as searched, too: then the end itself is one of the places, at which nothing
                 follows yet, and what was seen once is half sure.
         """
         differs = (self.before != end) | (end == END)
@@ -197,7 +197,7 @@ class _Segment:
 
 
 class SuffixPool:
-    """Answers to requests that have ended: the newest ones, at most so many texts, and so many tokens.
+    """Answers to requests that have ended: the newest ones, at most `texts` of them and `tokens` tokens.
 
     Args:
         texts: most answers.
@@ -262,7 +262,7 @@ class SuffixSpeculator(Speculator):
         draft_length: most tokens drafted a step, 1 or more.
         ngram: longest match; -1: any, of which 32 tokens are looked at.
         global_pool: whether answers to earlier requests are searched, too.
-        global_pool_size: so many answers at most, 1 or more; None: 1,000. In any case about a million tokens.
+        global_pool_size: most answers in it, 1 or more; None: 1,000. In any case about a million tokens.
 
     Raises:
         ValueError: an argument is out of range.

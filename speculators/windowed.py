@@ -176,7 +176,7 @@ class WindowedSpeculator(Speculator):
         )
 
     def _seen(self, state: _State, tail: int, rows: int) -> list[int]:
-        """Which of the blocks before the last one, block `tail` with so many rows, are read."""
+        """Which of the blocks before the last one, block `tail` with `rows` rows, are read."""
         size, weights = self._target.block_size, state.weights
         sinks = min(tail, -(-self._sinks // size))
         most = min(tail - sinks, max(0, (self._window - rows) // size - sinks))

@@ -11,7 +11,7 @@ _PRIVILEGED = 1024  # those below are the administrator's
 
 
 def free_ports(count: int) -> list[int]:
-    """So many free TCP ports on the loopback address, none of which the system gives to a client meanwhile.
+    """`count` free TCP ports on the loopback address, none of which the system gives to a client meanwhile.
 
     Where the system's range for clients leaves none below it, they are of that range.
     """

@@ -68,7 +68,7 @@ def convert_medusa(
         layout: `checkpoint` or `source`.
         dtype: of the heads; unset means that of the checkpoint, or that in which they are stored.
         tp_size: must be that of the checkpoint; unset means whatever it is.
-        num_heads: only so many of the heads; unset means all.
+        num_heads: number of heads to keep, the first ones; unset means all.
         max_draft_length: most nodes of a token tree that the engine is built for.
 
     Raises:

@@ -43,7 +43,7 @@ class GraphBuilder:
         return name
 
     def node(self, operator: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> list[str]:
-        """Add a node with so many outputs and return their names."""
+        """Add a node and return the names of its outputs."""
         self._count += 1
         names = [f"{operator.lower()}_{self._count}_{index}" for index in range(outputs)]
         self._nodes.append(helper.make_node(operator, list(inputs), names, name=names[0], **attributes))

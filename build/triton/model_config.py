@@ -80,7 +80,7 @@ def set_parameters(config: Any, parameters: Mapping[str, str]) -> None:
 
 
 def run_on_cpu(config: Any, *, count: int = 1) -> None:
-    """One instance group of so many instances; TensorRT-LLM finds its GPUs itself."""
+    """One instance group of `count` instances; TensorRT-LLM finds its GPUs itself."""
     config.instance_group.add(count=count, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
 
 

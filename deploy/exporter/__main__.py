@@ -16,7 +16,7 @@ from deploy.exporter.probe import PROBE_SECONDS, Probe
 
 _PROMPT = "Repeat the alphabet three times: a b c d e f g h i j k l m n o p q r s t u v w x y z. a b c"
 
-_OLD_READINGS = 3  # so many intervals
+_OLD_READINGS = 3  # intervals
 _CLIENT_SECONDS = 10.0  # whoever does not send his request meanwhile is hung up on
 
 

@@ -26,13 +26,13 @@ def get_text(url: str, seconds: float = _SECONDS) -> str:
     """The body of a page.
 
     Raises:
-        Unanswered: there is none, it is too large, or it is not complete after so many seconds.
+        Unanswered: there is none, it is too large, or it is not complete after `seconds`.
     """
     with _answered(url, None, seconds) as answer:
         body = answer.read(MOST_BYTES + 1)
         if len(body) > MOST_BYTES:
             raise Unanswered(f"{url} answered with more than {MOST_BYTES} bytes")
-        if answer.length:  # so many more were announced
+        if answer.length:  # bytes that were announced and did not come
             raise Unanswered(f"{url} broke off")
         return body.decode(errors="replace")
 

@@ -173,7 +173,7 @@ def _corners_first(table: dict[Key, float]) -> list[Key]:
 
 
 def _step(runner: Runner, context: int, batch: int, tokens: int, most: int) -> list[SequenceInput] | None:
-    """A step of so many requests behind so much context, whatever the cache holds; None where there is no room."""
+    """A step of `batch` requests, `tokens` each, behind a context, whatever the cache holds; None: there is no room."""
     count = -(-(context + tokens) // runner.block_size)
     if context + tokens > most or batch * count > runner.num_blocks:
         return None

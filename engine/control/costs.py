@@ -23,7 +23,7 @@ _EVERYWHERE, _SHAPE, _NOISE = 1.0, 0.3, 0.01  # variances of the logarithm
 _PLANNED = 0.1  # share of them that is left where there is a plan
 _DRIFT = 0.0005  # share of what was known that is forgotten in a step
 _SHAKEN = 0.2  # likewise in one that took quite another time than was expected
-_FIRST, _SELDOM = 100, 4  # after so many steps one of four that are as expected is enough
+_FIRST, _SELDOM = 100, 4  # steps, after which one of four that are as expected is enough
 _SURPRISE = 2.5  # standard deviations above which that is so; more of them than this do not count
 _SHORTEST_CONTEXT = 256
 _CONTEXT_STEP = 128  # contexts that lie closer share a row of the table
@@ -55,7 +55,7 @@ class LiveCosts:
         self._rows: dict[tuple[int, int, int], tuple[Floats, Floats]] = {}
 
     def planned(self, context: float, batch: int, tokens: int) -> float:
-        """Milliseconds of a step of so many tokens in all by the table alone; beyond what was measured, its end."""
+        """Milliseconds of a step of `tokens` tokens in all by the table alone; beyond what was measured, its end."""
         return float(self._planned(context, batch, tokens)[0][-1])
 
     def milliseconds(self, context: float, batch: int, most: int, doubt: float = 0.0) -> Floats:
@@ -65,7 +65,7 @@ class LiveCosts:
             context: tokens of each request, on average.
             batch: requests.
             most: tokens in all.
-            doubt: so many standard deviations less than is expected.
+            doubt: how many standard deviations less than is expected.
         """
         planned, octaves = self._planned(context, batch, most)
         line = self._line(context, batch)
@@ -76,14 +76,14 @@ class LiveCosts:
         return np.asarray(np.maximum.accumulate(found))
 
     def doubt(self, context: float, batch: int, nodes: int, others: int) -> float:
-        """Standard deviation of how steps of so many nodes in all compare, as a logarithm."""
+        """Standard deviation of how steps of `nodes` and of `others` nodes in all compare, as a logarithm."""
         line = self._line(context, batch)
         one, two = (line.start + line.step * self._column(batch, batch + count) for count in (nodes, others))
         known = self._covariance
         return math.sqrt(max(0.0, float(known[one, one] + known[two, two] - 2 * known[one, two])))
 
     def learn(self, context: float, batch: int, tokens: int, milliseconds: float) -> None:
-        """Take in what a step of so many tokens in all has taken."""
+        """Take in how long a step of `tokens` tokens in all has taken."""
         if milliseconds <= 0:
             return
         line = self._line(context, batch)

@@ -9,7 +9,7 @@ NONE = "none"
 
 @dataclass(slots=True)
 class LevelCounts:
-    """Counters of steps with about so many requests that decode.
+    """Counters of the steps of one level, a range of numbers of requests that decode.
 
     Attributes:
         steps: by deployment that drafted, "none" where nothing was verified.
@@ -46,7 +46,7 @@ class Decisions:
             level *= 2
 
     def at(self, decoding: int) -> LevelCounts:
-        """Those of the smallest level that holds so many requests."""
+        """Those of the smallest level that holds `decoding` requests."""
         return next(
             (counts for level, counts in self.levels.items() if decoding <= level),
             self.levels[max(self.levels)],

@@ -89,7 +89,7 @@ class Worth:
 
 @dataclass(slots=True)
 class Step:
-    """A step in the making: requests that decode, and what so many tokens cost."""
+    """A step in the making: requests that decode, and what drafts of each size cost."""
 
     decoding: int
     context: float

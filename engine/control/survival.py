@@ -146,7 +146,7 @@ class SurvivalEstimate:
         return found
 
     def expected(self, match: int, count: int) -> float:
-        """Tokens that the plan leads to expect of so many nodes."""
+        """Tokens that the plan leads to expect of the first `count` nodes."""
         return sum(map(_odds, self._offsets[min(match, LONGEST)][:count]))
 
     def learn(

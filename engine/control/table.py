@@ -61,7 +61,7 @@ class CostTable:
             self._knots[corner] = np.asarray([keys[place][2] for place in places]), values[:, places]
 
     def milliseconds(self, context: float, batch: float, sizes: ArrayLike) -> Floats:
-        """``[samples, len(sizes)]``: of a step of so many tokens of each request; sizes may be means.
+        """``[samples, len(sizes)]``: of a step with `sizes` tokens of each request, which may be means.
 
         Raises:
             ProfileError: the context, the batch or a size lies outside what was measured.
@@ -77,7 +77,7 @@ class CostTable:
         return np.asarray(total)
 
     def _rows(self, batch: float, size: float) -> float:
-        """Of the graph that runs so many tokens of each request."""
+        """Of the graph that runs `size` tokens of each request."""
         rows = round(batch * size, 6)
         return bucket_of(int(np.ceil(rows)), self._buckets) or rows
 

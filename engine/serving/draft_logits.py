@@ -23,7 +23,7 @@ _DRAFT = 1  # tells the seeds of drafts from those of the calls that verify them
 
 
 def drawing(sampling: SamplingParams, done: int, *, fast: bool) -> SamplingParams:
-    """How the draft model draws for a request of which so many tokens are there.
+    """How the draft model draws for a request of whose output `done` tokens are there.
 
     Args:
         sampling: the request's.

@@ -27,7 +27,7 @@ class Drafting(Protocol):
     """Drafts for one generation."""
 
     def propose(self, output: Sequence[int], most: int) -> Draft:
-        """At most so many tokens that may follow; `output` holds all that has been emitted."""
+        """At most `most` tokens that may follow; `output` holds all that has been emitted."""
 
     def close(self) -> None:
         """Forget the generation."""

@@ -25,7 +25,7 @@ class Exchange:
     """
 
     def __init__(self, request: Any, rows: int) -> None:
-        """Expect so many rows to end."""
+        """Expect `rows` rows to end."""
         self.handle = secrets.randbits(64)
         self.arrival_ns, self.arrived = time.time_ns(), time.monotonic()
         self.wanted = frozenset(request.requested_output_names())

@@ -35,7 +35,7 @@ _OWN = (
 
 
 def token_tensors(tokens: Sequence[int], most: int) -> dict[str, NDArray[Any]]:
-    """Inputs of a call that goes on after `tokens` by at most so many, and answers with those alone, at once."""
+    """Inputs of a call that goes on after `tokens` by at most `most`, and answers with those alone, at once."""
     return {
         "input_ids": np.array([tokens], np.int32),
         "input_lengths": np.array([[len(tokens)]], np.int32),

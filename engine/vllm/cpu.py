@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def prepare_worker(threads: int | None = None) -> None:
-    """Give the worker Intel's OpenMP, which vLLM advises for speculation on a CPU, and so many cores.
+    """Give the worker Intel's OpenMP, which vLLM advises for speculation on a CPU, and `threads` cores.
 
     Args:
         threads: None leaves it to vLLM, which keeps one core for the scheduler, or to VLLM_CPU_OMP_THREADS_BIND.

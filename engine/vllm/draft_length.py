@@ -24,7 +24,7 @@ class DraftLength:
             )
 
     def most(self, rows: int, tokens: int) -> int:
-        """Tokens to draft after a text of so many `tokens`, in a batch of so many `rows`."""
+        """How many tokens to draft after a text of `tokens` tokens, in a batch of `rows` rows."""
         most = self._longest if self._schedule is None else self._schedule[rows]
         # The target adds a token of its own, for which there must be room.
         return max(0, min(most, self._max_length - tokens - 1))

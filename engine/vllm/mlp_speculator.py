@@ -129,7 +129,7 @@ class Stages:
         ]
 
     def draft(self, hidden: Any, tokens: Sequence[int], length: int) -> list[list[int]]:
-        """Chains of so many tokens.
+        """Chains of `length` tokens.
 
         Args:
             hidden: ``[B, E]``, after the target's final norm.

@@ -143,7 +143,7 @@ def alternate(
 
 
 def _steps(runner: CompiledRunner) -> dict[str, Subject]:
-    """Verification steps: one request with so many tokens, and so many requests with one."""
+    """Verification steps: of one request by number of tokens, and of one token a request by number of requests."""
     fill_cache(runner, range(BATCHES[-1]))
     subjects: dict[str, Subject] = {}
     for count in TOKENS:
@@ -174,7 +174,7 @@ def _blocks(runner: CompiledRunner, row: int, context: int) -> range:
 
 
 def repeated(measure: Callable[[], float], repeats: int) -> float:
-    """Median of so many measurements in milliseconds, or of two and as many more as take two seconds."""
+    """Median of `repeats` measurements in milliseconds, or of two and as many more as take two seconds."""
     end = time.perf_counter() + _SECONDS
     times = [measure(), measure()]
     while len(times) < repeats and time.perf_counter() < end:

@@ -109,7 +109,7 @@ class Predictor:
         weights = self._requests(len(behaviour.steps))
         steps = weights @ behaviour.steps
         share = weights @ behaviour.nodes / steps[:, None]
-        # The distribution of the sum of so many independent drafts is a power of the transform.
+        # The distribution of the sum of `batch` independent drafts is a power of the transform.
         longest = behaviour.most * batch
         sums = np.fft.irfft(np.fft.rfft(share, longest + 1, axis=1) ** batch, longest + 1, axis=1)
         sizes = 1 + behaviour.probes + np.arange(longest + 1) / batch
@@ -121,7 +121,7 @@ class Predictor:
         )
 
     def predict(self, behaviour: Behaviour, traffic: Traffic) -> Prediction:
-        """What so many users get.
+        """What the users of such traffic get.
 
         Raises:
             ProfileError: costs of that were not measured.
@@ -204,7 +204,7 @@ class Predictor:
         return self._weights[count]
 
     def _drafting(self, asked: Floats, context: float, batch: int) -> Floats:
-        """Milliseconds of drafts of so many nodes on average, in each sample."""
+        """Milliseconds of drafts of `asked` nodes on average, in each sample."""
         if self.draft is None or not asked.any():
             return np.zeros(len(asked))
         sizes = np.asarray(self.draft.sizes, np.float64)
@@ -233,7 +233,7 @@ def _closed_network(
     Args:
         users: requests at once.
         steps: ``[samples]``, decoding steps of a request.
-        batches, curve: ``[samples, batches]``, milliseconds of a step of so many.
+        batches, curve: sizes of a step, and its milliseconds, ``[samples, batches]``.
         pieces, reading: steps in which a prompt is read, and what that adds to them, ``[samples]``.
     """
     read = np.zeros(len(steps))  # how many requests are being read, or wait for it

@@ -54,7 +54,7 @@ def longest_draft(records: Sequence[RequestRecord]) -> int:
 
 
 def replay(records: Sequence[RequestRecord], length: int, *, adaptive: bool, probes: int = 0) -> Behaviour:
-    """Every request with drafts of at most so many nodes, 0 for plain decoding, and so many probes beside them."""
+    """Every request with drafts of at most `length` nodes, 0 for plain decoding, and `probes` probes beside them."""
     tokens, steps, asked = (np.zeros(len(records)) for _ in range(3))
     nodes = np.zeros((len(records), length + 1))
     for row, record in enumerate(records):

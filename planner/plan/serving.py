@@ -70,7 +70,7 @@ def _speed(base: _Points, other: _Points) -> float:
 
 
 def _of_tree(match: int, drafts: int, trees: Trees) -> Survival:
-    """What so many drafts of a tree that was not drafted yet are expected to count."""
+    """What `drafts` drafts of a tree that was not drafted yet are expected to count."""
     return Survival(
         match=match,
         tried=[drafts] * len(trees.choices),

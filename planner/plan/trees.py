@@ -38,7 +38,7 @@ _DIGITS = 4
 
 @dataclass(frozen=True)
 class Family:
-    """Trees that each hold the smaller ones: the first so many nodes, as far as they are not too deep.
+    """Trees that each hold the smaller ones: the first n nodes, as far as they are not too deep.
 
     Attributes:
         paths: of nodes, the most valuable first; a parent comes before its children.
@@ -54,7 +54,7 @@ class Family:
         return max(map(len, self.paths), default=0)
 
     def tokens(self, depth: int) -> Floats:
-        """What trees of 0, 1, ... nodes on at most so many levels bring in a step, the certain token included."""
+        """What trees of 0, 1, ... nodes on at most `depth` levels bring in a step, the certain token included."""
         values = [value for path, value in zip(self.paths, self.values, strict=True) if len(path) <= depth]
         return np.concatenate([[1.0], 1.0 + np.cumsum(values)])
 
@@ -92,7 +92,7 @@ def best_size(
 ) -> TreeSize:
     """The size and depth with most tokens a millisecond; where a thousandth is all there is, the smaller.
 
-    A draft of so many levels costs what one of as many nodes does: drafters run a level at a time, or all at once.
+    A draft of n levels costs what one of n nodes does: drafters run a level at a time, or all at once.
     """
     most = max(verify.sizes) - 1
     steps = verify.milliseconds(context, batch, 1 + np.arange(most + 1))[0]

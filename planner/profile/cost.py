@@ -22,7 +22,7 @@ Report = Callable[[str, float], None]
 
 
 def longest_request(tokens: int, context: int) -> int:
-    """Tokens that there must be room for in each request while steps with so many are measured behind a context."""
+    """Tokens that there must be room for in each request while steps with `tokens` are measured behind a context."""
     return context + max(tokens + 2 * _REPEATS, MOST_TOKENS)
 
 
@@ -54,7 +54,7 @@ class Drafting:
         self._propose(1)
 
     def _begin(self, read: int) -> None:
-        """Start each request with so many rows of its prompt in place, and give the states of the others."""
+        """Start each request with the first `read` rows of its prompt in place, and give the states of the others."""
         for request in range(self._batch):
             rows = DrafterRows(range(request * self._blocks, (request + 1) * self._blocks), read)
             self._rows[request] = self._context
@@ -69,7 +69,7 @@ class Drafting:
             self._speculator.finish(request)
 
     def milliseconds(self, nodes: int) -> float:
-        """Median of a draft of so many nodes for each request, behind its prompt."""
+        """Median of a draft of `nodes` nodes for each request, behind its prompt."""
         self.finish()
         self._begin(read=self._context - 1)
         return repeated(lambda: self._propose(nodes), _REPEATS)

@@ -47,7 +47,7 @@ class ProfileSettings:
         max_tokens: tokens of each answer.
         temperatures: each is profiled on all prompts.
         contexts: tokens before a step whose cost is measured, as far as the deployment takes such requests.
-        batches: requests of a step whose cost is measured, as far as the deployment takes so many.
+        batches: requests of a step whose cost is measured, as far as the deployment takes them.
         tokens: tokens of a request in such a step; of drafters whose drafts are longer, more.
         rounds: of the costs; 0 measures none.
         seed: of sampling.

@@ -25,7 +25,7 @@ _LONGEST_READ = 512
 
 @dataclass(slots=True)
 class _State:
-    """`text` is prompt and output, of which so many tokens have rows as `rows` says, `fed` what has rows after them.
+    """`text` is prompt and output; `rows` says how many of its tokens have rows, `fed` is what has rows after them.
 
     `guess` is what comes after those, and its log-probability.
     """

@@ -44,7 +44,7 @@ class _Turn:
 class _State:
     """One request.
 
-    Of its `text`, prompt and output, so many rows are computed as `rows` says; `features`, the target's hidden states,
+    `text` is prompt and output. `rows` says how many of its rows are computed; `features`, the target's hidden states,
     are there for those that come next. `root` is the last row before a draft.
     """
 
@@ -225,7 +225,7 @@ class EagleDrafter(Speculator):
                 state.turn = _Turn(count, guess, min(score, 0.0), hidden.copy())
 
     def _read(self, parts: Sequence[tuple[_State, int]]) -> list[CachedInput]:
-        """The next so many rows of requests; outputs are wanted of the newest token's, the root of a draft."""
+        """The next n rows of each request; outputs are wanted of the newest token's, the root of a draft."""
         if not parts:
             return []
         taken = [_take(state.features, count) for state, count in parts]
@@ -258,7 +258,7 @@ def _missing(state: _State, draft: TokenTree) -> int:
 
 
 def _take(features: list[Rows], count: int) -> Rows:
-    """Take the first so many rows out."""
+    """Take the first `count` rows out."""
     whole = np.concatenate(features)
     features[:] = [whole[count:]] if count < len(whole) else []
     return whole[:count]

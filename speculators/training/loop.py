@@ -1,7 +1,8 @@
 """The training loop: Hugging Face Accelerate on a CPU, one GPU or several, resumed exactly after a kill.
 
 Everything a step depends on is its number, the seed, the weights and the optimiser's state. The last two are saved
-every so many steps, beside their place and then renamed; a run that is killed repeats the steps since then bit for bit.
+every `save_every` steps, beside their place and then renamed; a run that is killed repeats the steps since then bit
+for bit.
 
 Example::
 

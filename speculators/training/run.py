@@ -265,7 +265,7 @@ def split_samples(usable: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]
 
 
 def _split(training: TrainingSpec, usable: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Samples to learn from, and samples to measure on: at least so many, at most so many."""
+    """Samples to learn from, not too few, and the first of those to measure on."""
     samples, reserved = split_samples(usable)
     held_out = reserved[:_MOST_HELD_OUT]
     if len(samples) < _FEWEST_SAMPLES or not held_out:

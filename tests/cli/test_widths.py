@@ -86,7 +86,7 @@ COSTS = [
         category_table(peers()),
         position_table([replace(peers()[0], method="draft_model"), replace(peers()[-1], engine="vllm")]),
         length_table(profile()),
-        cost_table(COSTS, "verifying so many tokens"),
+        cost_table(COSTS, "verifying N tokens"),
         checked_table(checked()),
     ],
     ids=lambda table: str(table.columns[0].header or table.columns[1].header),

@@ -168,7 +168,7 @@ class Asking:
         self._thread.start()
 
     def ended(self, seconds: float = PATIENCE) -> bool:
-        """Whether it has ended within so many seconds."""
+        """Whether it has ended within `seconds`."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 

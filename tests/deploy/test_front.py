@@ -63,7 +63,7 @@ def question(**fields: Any) -> bytes:
 
 
 def in_pieces(address: str, count: int) -> bytes:
-    """The answer to a question whose body comes in pieces of a byte, so many blanks at its end."""
+    """The answer to a question whose body comes in pieces of a byte, with `count` blanks at its end."""
     host, _, port = address.partition(":")
     head = f"POST {GENERATE} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     head += "Transfer-Encoding: chunked\r\n\r\n"
@@ -175,7 +175,7 @@ def test_what_nobody_waits_for_takes_few_places(behind: Deployment, tmp_path: Pa
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_streams_come_through_as_they_are_made(front: Front, behind: Deployment, protocol: Any) -> None:
-    tokens = 512  # what comes while its reader is busy is joined; of so many some come alone on any machine
+    tokens = 512  # what comes while its reader is busy is joined; of 512 some come alone on any machine
     with GrpcCaller(behind.grpc) as caller:
         expected = whole_text(caller.infer("ensemble", text_inputs("one two", max_tokens=tokens)))
     address = front.grpc if protocol == "grpc" else front.http

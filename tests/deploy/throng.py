@@ -11,7 +11,7 @@ _Throng = TypeVar("_Throng", bound="Throng")
 
 
 class Throng(ABC):
-    """So many threads, each with dice of its own; a context manager that has them end in any case."""
+    """`count` threads, each with dice of its own; a context manager that has them end in any case."""
 
     def __init__(self, count: int, seed: object) -> None:
         """Begin; the last thing that the beginning of a class of its own does."""

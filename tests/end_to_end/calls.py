@@ -166,7 +166,7 @@ def http_generate(
 
 
 def http_vanish(address: str, path: str, body: bytes, read: int) -> None:
-    """Post, read so many bytes of the answer, and close the socket in the server's face."""
+    """Post, read `read` bytes of the answer, and close the socket in the server's face."""
     host, _, port = address.partition(":")
     with socket.create_connection((host, int(port)), timeout=_SECONDS) as connection:
         head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"

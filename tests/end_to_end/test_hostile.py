@@ -78,7 +78,7 @@ def test_hostile_requests_while_the_bls_drafts(speculating_deployment: Deploymen
 
 
 def check(served: Deployment, models: Sequence[str], requests: int) -> None:
-    """So many attacks on these models; sound requests in between must not notice."""
+    """`requests` attacks on these models; sound requests in between must not notice."""
     with GrpcCaller(served.grpc) as caller:
         normal = _text(caller, models[0])
         generator = random.Random(2026)

@@ -197,7 +197,7 @@ class PoisonedRunner(OpenVinoRunner):
 
 
 class BrokenRunner(OpenVinoRunner):
-    """A real runner whose forward pass fails after so many calls, until it is repaired."""
+    """A real runner whose forward pass fails after `calls` calls, until it is repaired."""
 
     def __init__(self, directory: Path, calls: int) -> None:
         super().__init__(directory, num_blocks=NUM_BLOCKS, threads=THREADS)

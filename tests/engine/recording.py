@@ -65,7 +65,7 @@ def _enhanced(shape: TreeShape) -> Sequence[Speculator]:
 
 @dataclass(frozen=True)
 class Case:
-    """A speculator, the engine's limits, and how the requests come: one after the other, or so many at once."""
+    """A speculator, the engine's limits, and how the requests come: one after the other, or `batch` at once."""
 
     speculators: Callable[[], Speculator | Sequence[Speculator]]
     batch: int = 4

@@ -128,7 +128,7 @@ class World:
     def serve(
         self, engine: Engine, concurrency: int, steps: int, *, max_tokens: int = 80, **request: Any
     ) -> float:
-        """Tokens a millisecond of so many steps with always as many requests; goes on with those that run."""
+        """Tokens a millisecond of `steps` steps of `concurrency` requests each; goes on with those that run."""
         running = self._running
         started, emitted = self.now, self.emitted
         for _ in range(steps):

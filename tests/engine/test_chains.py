@@ -138,7 +138,7 @@ def test_with_a_lookup_that_finds_nothing_it_is_the_drafter_alone(name: str) -> 
 
 
 class Scripted(Speculator):
-    """Adds what it is told to behind drafts of so many tokens, each only once in a row."""
+    """Adds what it is told to behind drafts, by their number of tokens, each only once in a row."""
 
     ends_drafts = True
     in_turns = True
@@ -293,7 +293,7 @@ def test_all_but_medusas_heads_see_what_was_looked_up(name: str, matters: bool) 
 
 
 def calls_behind(network: TableDrafter, head: Speculator, tokens: int, score: float) -> tuple[int, int]:
-    """Tokens added behind so many that were looked up, and the calls that it took."""
+    """How many tokens are added behind `tokens` that were looked up, and the calls that it took."""
     started(head, repetitive(3, 20))
     network.calls.clear()
     looked_up = TokenTree.chain(range(tokens), scores=[score] * tokens)

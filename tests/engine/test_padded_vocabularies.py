@@ -31,7 +31,7 @@ _BUILD = {"precision": "fp32", "max_sequence_length": MAX_LENGTH}
 
 
 def padded(source: Path, directory: Path, size: int = PADDED) -> Path:
-    """A copy of a model or checkpoint whose vocabulary has so many rows; the new ones are noise."""
+    """A copy of a model or checkpoint whose vocabulary has `size` rows; the new ones are noise."""
     shutil.copytree(source, directory)
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"vocab_size": size}))

@@ -103,7 +103,7 @@ def test_the_kernel_compiles_for_devices_that_are_not_here() -> None:
 
 
 def rows_read(rows: int) -> int:
-    """Cache rows that a step of two requests reads, each with so many new rows."""
+    """Cache rows that a step of two requests reads, each with `rows` new rows."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     batch = [SequenceInput(range(rows), 90, range(4 * place, 4 * place + 4)) for place in range(2)]

@@ -46,12 +46,12 @@ class EngineServer:
         return f"127.0.0.1:{self.server.http_port}"
 
     def tokens(self, count: int) -> list[int]:
-        """The first so many output tokens."""
+        """The first `count` output tokens."""
         script: list[int] = self.tokenizer.encode(OUTPUT, add_special_tokens=False).ids
         return (script * (count // len(script) + 1))[:count]
 
     def text(self, count: int, after: str = "") -> str:
-        """What so many output tokens say, and the prompt if it precedes them."""
+        """What the first `count` output tokens say, and the prompt if it precedes them."""
         prompt = self.tokenizer.encode(after, add_special_tokens=False).ids
         return str(self.tokenizer.decode(prompt + self.tokens(count)))
 

@@ -43,13 +43,13 @@ class LlmApiServer:
         return f"127.0.0.1:{self.server.http_port}"
 
     def text(self, count: int, after: str = "") -> str:
-        """What so many output tokens say, and the prompt if it precedes them."""
+        """What the first `count` output tokens say, and the prompt if it precedes them."""
         tokenizer = Tokenizer.from_file(str(self.model / "tokenizer.json"))
         prompt = tokenizer.encode(after, add_special_tokens=False).ids
         return str(tokenizer.decode(prompt + self.tokens(count)))
 
     def tokens(self, count: int) -> list[int]:
-        """The first so many output tokens."""
+        """The first `count` output tokens."""
         tokenizer = Tokenizer.from_file(str(self.model / "tokenizer.json"))
         script: list[int] = tokenizer.encode(OUTPUT, add_special_tokens=False).ids
         return (script * (count // len(script) + 1))[:count]

@@ -46,7 +46,7 @@ def points(
 
 
 def chain(accepted: int, drafted: int) -> StepRecord:
-    """A chain of which so many tokens were accepted."""
+    """A chain of `drafted` tokens, of which `accepted` were accepted."""
     reached = min(accepted + 1, drafted)
     return StepRecord(drafted, drafted, (1,) * reached, (0,) * accepted, tuple(range(accepted)), match=1)
 

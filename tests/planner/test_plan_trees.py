@@ -38,7 +38,7 @@ def acceptances(draw: st.DrawFn, *, falling: bool, levels: int = 3, ranks: int =
 
 
 def all_trees(acceptance: Floats, nodes: int, depth: int) -> Iterator[frozenset[Path]]:
-    """Every tree of so many nodes."""
+    """Every tree of `nodes` nodes on at most `depth` levels."""
     ranks = acceptance.shape[1]
 
     def below(tree: frozenset[Path]) -> Iterator[Path]:
@@ -61,8 +61,8 @@ def worth(acceptance: Floats, tree: Sequence[Path] | frozenset[Path]) -> float:
 def sequoia(acceptance: Floats, nodes: int, depth: int) -> float:
     """The dynamic programme of arXiv 2402.12374, section 3.1, by level too: a child comes after its siblings.
 
-    The most that a node with so many nodes in its tree, itself among them, and on so many more levels is worth, if it
-    has exactly so many children; of the last of which `below` nodes are in its own tree.
+    `with_children`: the most that a node on `level` with `size` nodes in its tree, itself among them, is worth, if it
+    has exactly `children` children; of the last of which `below` nodes are in its own tree.
     """
     levels, ranks = acceptance.shape
 

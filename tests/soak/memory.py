@@ -17,7 +17,7 @@ LEVEL = 0.95
 _WARM_SHARE = 0.2
 """Of a run's time, before which caches, pools and heaps have not found their size."""
 _BLOCKS = 20
-"""Means of so many stretches of the time are compared: neighbouring samples say nearly the same."""
+"""Stretches of the time whose means are compared: neighbouring samples say nearly the same."""
 _LEAST_BLOCKS = 5
 _PSS = re.compile(r"^Pss: +(\d+) kB$", re.MULTILINE)
 _TOLERATED = 0.001
@@ -28,7 +28,7 @@ _LEAST_HOURS = 1 / 6
 
 @dataclass(frozen=True)
 class Sample:
-    """Memory in use (MiB) by process, so many hours after the beginning of a service."""
+    """Memory in use (MiB) by process, `hours` after the beginning of a service."""
 
     hours: float
     mib: dict[str, float]

@@ -48,7 +48,7 @@ class Answer:
 
 
 def questions(count: int, seed: int) -> list[dict[str, Any]]:
-    """So many different questions, as fields of `/generate`."""
+    """`count` different questions, as fields of `/generate`."""
     chance = random.Random(seed)
     return [_question(chance, number) for number in range(count)]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Settings = Mapping[str, Any]
 LayerRule = Callable[[Settings, int], tuple[int, ...]]
-"""Indices of the layers of so many that something applies to."""
+"""Settings and number of layers -> indices of the layers that something applies to."""
 
 # Values that Transformers 5.23 assumes where a family's config.json is silent.
 COMMON_DEFAULTS: Settings = {

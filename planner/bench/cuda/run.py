@@ -39,7 +39,7 @@ class StepCost:
         device_ms: of the device; `wall_ms`: until the tokens are on the host.
         copy_gb_s: of the copies between them.
         read_bytes: weights and cache, each once.
-        blocks_shared: whether requests had cache blocks in common, since so many did not fit.
+        blocks_shared: whether requests had cache blocks in common, since blocks of their own did not fit.
     """
 
     model: str
@@ -178,7 +178,7 @@ class Bench:
                 self._group(decoder, context, wanted)
 
     def _regime(self, decoder: Decoder, regime: Regime) -> None:
-        """Plain steps, drafts and verifications; of so many requests that they may have to share blocks."""
+        """Plain steps, drafts and verifications; requests share blocks where blocks of their own do not fit."""
         most = max(self._workload.rows)
         each = _blocks_of(regime.context, most)
         apart = min(each, (decoder.blocks - each) // max(1, regime.batch - 1))

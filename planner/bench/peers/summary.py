@@ -42,7 +42,7 @@ class ArmSummary:
         acceptance_length: tokens a target step; None if the engine does not tell, or there was no step.
         by_position: of the drafts that reached a depth, the share that was accepted so deep, from depth 1; empty if the
             engine does not tell, or drafts nothing.
-        equal, compared: prompts whose answer is that of the engine's plain decoding, of so many.
+        equal, compared: prompts whose answer is that of the engine's plain decoding, and those that were compared.
     """
 
     engine: str

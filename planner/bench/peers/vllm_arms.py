@@ -91,7 +91,7 @@ def vllm_arms(model: VllmModel, own: AnySpeculation) -> Iterator[Arm]:
 
 
 def as_chain(speculation: AnySpeculation, length: int) -> AnySpeculation:
-    """The section, drafting a chain of so many tokens whenever it drafts."""
+    """The section, drafting a chain of `length` tokens whenever it drafts."""
     only = tuple((0,) * depth for depth in range(1, length + 1))
     settings: dict[str, Any] = {
         "adaptive": False,

@@ -79,7 +79,7 @@ class Context:
         )
 
     def read(self, cache: NativeCache, sizes: Sequence[int], threads: int = 1) -> Rows:
-        """Attention of all rows, entered in steps of so many."""
+        """Attention of all rows, entered in steps of these sizes."""
         found, past = [], 0
         for size in sizes:
             found.append(self.step(cache, range(past, past + size), past, threads=threads))

@@ -70,7 +70,7 @@ def test_instruction_sets_agree_bit_for_bit(precision: CachePrecision) -> None:
 
 
 def sizes_of(total: int) -> st.SearchStrategy[list[int]]:
-    """Ways to cut so many rows into steps."""
+    """Ways to cut `total` rows into steps."""
     cuts = st.sets(st.integers(1, total - 1), max_size=12)
     return cuts.map(lambda at: np.diff([0, *sorted(at), total]).tolist())
 

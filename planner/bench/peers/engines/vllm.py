@@ -17,7 +17,7 @@ from planner.bench.peers.protocol import Answer, Generate, by_depth, serve
 
 
 def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
-    """Load `settings["arguments"]`, those of `LLM`, on so many `settings["threads"]`."""
+    """Load `settings["arguments"]`, those of `LLM`, on `settings["threads"]` threads."""
     arguments = dict(settings["arguments"])
     speculates = "speculative_config" in arguments
     prepare_worker(settings["threads"])
