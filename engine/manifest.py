@@ -82,7 +82,7 @@ class SpeculatorManifest(CompiledManifest):
     top_k: tuple[int, ...] | None = None
     """Guesses below a node, level by level, as the checkpoint publishes them."""
     hidden_layers: tuple[int, ...] = (-1,)
-    """Hidden states of the target that it reads; see `engine.openvino_runner`."""
+    """Hidden states of the target that it reads; see `engine.compiled_runner.CompiledRunner`."""
 
 
 Manifest = TypeVar("Manifest", bound=CompiledManifest)

@@ -37,7 +37,6 @@ from engine.backend import Backend
 from engine.compiled_runner import CompiledRunner
 from engine.drafters import Prepared, prepare
 from engine.openvino_graphs import OpenVinoBackend
-from engine.openvino_runner import OpenVinoRunner
 from engine.runner import SequenceInput
 from speculators.base import Speculator
 from speculators.eagle import checkpoint as eagle_checkpoint
@@ -53,6 +52,7 @@ from speculators.mlp_speculator import checkpoint as mlp_checkpoint
 from speculators.mlp_speculator.config import MlpSpeculatorConfig
 from speculators.mlp_speculator.model import MlpSpeculator as MlpModule
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
+from tests.runners import openvino_runner
 from tests.tiny import MAX_LENGTH, THREADS, TinyTargets
 
 VARIANT = "llama of 8 layers"
@@ -176,7 +176,7 @@ class TinyDrafters:
     def traces(self, precision: str) -> list[Trace]:
         """What the target emits after a few prompts."""
         if precision not in self._traces:
-            runner = OpenVinoRunner(
+            runner = openvino_runner(
                 self.targets.engine(VARIANT, precision),
                 num_blocks=8,
                 threads=THREADS,
@@ -212,7 +212,7 @@ def planted_prompts() -> list[tuple[int, ...]]:
     return [tuple(random.integers(0, VOCABULARY, _PROMPT).tolist()) for _ in range(8)]
 
 
-def _trace(runner: OpenVinoRunner, prompt: Sequence[int]) -> Trace:
+def _trace(runner: CompiledRunner, prompt: Sequence[int]) -> Trace:
     tokens, hidden = list(prompt), []
     batch = SequenceInput(prompt, 0, range(4), is_prompt=True, logits_from=len(prompt) - 1)
     for _ in range(60):

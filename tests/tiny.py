@@ -22,10 +22,11 @@ from build.compile import compile_engine
 from build.targets.architecture import Architecture
 from build.targets.weights import Weights, load_weights
 from engine.attention_kernels import ANY_ATTENTION, Attention, KernelName
+from engine.compiled_runner import CompiledRunner
 from engine.native.library import instructions
 from engine.openvino_graphs import OpenVinoBackend
-from engine.openvino_runner import OpenVinoRunner
 from tests.build.targets.tiny_models import FAMILIES, random_weights, tiny_config, write_huggingface
+from tests.runners import openvino_runner
 
 MAX_LENGTH = 256
 NUM_BLOCKS = 64
@@ -81,7 +82,7 @@ class TinyTargets:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._runners: dict[tuple[str, str, int, KernelName | None, int], OpenVinoRunner] = {}
+        self._runners: dict[tuple[str, str, int, KernelName | None, int], CompiledRunner] = {}
 
     def source(self, variant: str) -> Path:
         """Model directory in Hugging Face layout, with a tokenizer."""
@@ -105,22 +106,22 @@ class TinyTargets:
 
     def runner(
         self, variant: str, precision: str, kernel: KernelName | None = None, *, threads: int = THREADS
-    ) -> OpenVinoRunner:
+    ) -> CompiledRunner:
         """The loaded engine with NUM_BLOCKS cache blocks; it is shared, so they hold what others left."""
         return self._runner(variant, precision, BRANCH_BLOCKS, kernel, threads)
 
     def plain_runner(
         self, variant: str, precision: str, kernel: KernelName | None = None, *, threads: int = THREADS
-    ) -> OpenVinoRunner:
+    ) -> CompiledRunner:
         """One that takes chains only on OpenVINO's attention kernel."""
         return self._runner(variant, precision, 0, kernel, threads)
 
     def _runner(
         self, variant: str, precision: str, branch_blocks: int, kernel: KernelName | None, threads: int
-    ) -> OpenVinoRunner:
+    ) -> CompiledRunner:
         key = variant, precision, branch_blocks, kernel, threads
         if key not in self._runners:
-            self._runners[key] = OpenVinoRunner(
+            self._runners[key] = openvino_runner(
                 self.engine(variant, precision),
                 num_blocks=NUM_BLOCKS,
                 threads=threads,

@@ -1,7 +1,7 @@
 """What decoder layers of the Llama family are made of: paged attention, gated MLP, norms, fused projections.
 
 Targets and EAGLE drafters are put together from these parts. Attention is one operator of our own domain,
-`drafthouse::PagedAttention`, which the runner maps to the kernel of its backend (see `engine/openvino_runner.py`).
+`drafthouse::PagedAttention`, which the runner maps to the kernel of its backend (see `engine/openvino_graphs.py`).
 Query and key heads are projected, normalised and rotated together, gate and up projection are one matrix: at batch 1
 a small model's step is bound by the number of operators, not by arithmetic.
 """

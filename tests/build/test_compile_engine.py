@@ -11,8 +11,8 @@ import pytest
 from build.compile import compile_engine
 from build.targets.errors import TargetError
 from engine.manifest import EngineError, EngineManifest, load_manifest
-from engine.openvino_runner import OpenVinoRunner
 from engine.runner import SequenceInput
+from tests.runners import openvino_runner
 from tests.tiny import TinyTargets
 
 
@@ -135,5 +135,5 @@ def test_processes_that_compile_into_one_directory_do_not_break_it(source: Path,
     assert [path.name for path in (tmp_path / "engines").iterdir()] == ["tiny"]
     manifest: EngineManifest = load_manifest(directory)
     assert manifest.max_sequence_length in (64, 65, 66)
-    runner = OpenVinoRunner(directory, num_blocks=2)
+    runner = openvino_runner(directory, num_blocks=2)
     assert runner.forward([SequenceInput([1, 2, 3], 0, [0], is_prompt=True)]).shape == (3, 265)

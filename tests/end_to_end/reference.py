@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest
 from engine.serving.text import TextCodec
 from tests.end_to_end.tiny_tokenizers import END_ID
 from tests.engine.driving import Outcome, generate
+from tests.runners import openvino_runner
 
 NUM_BLOCKS = 16
 
@@ -19,7 +19,7 @@ class Reference:
 
     def __init__(self, engine: Path) -> None:
         self.codec = TextCodec(engine)
-        self._runner = OpenVinoRunner(engine, num_blocks=NUM_BLOCKS, threads=1)
+        self._runner = openvino_runner(engine, num_blocks=NUM_BLOCKS, threads=1)
 
     def outcome(self, prompt: str, max_tokens: int = 16, **fields: Any) -> Outcome:
         """The events of the request; `fields` are those of `GenerationRequest`."""

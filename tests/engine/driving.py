@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.compiled_runner import CompiledRunner
 from engine.engine import Engine
-from engine.openvino_runner import OpenVinoRunner
+from engine.openvino_graphs import OpenVinoBackend
 from engine.outputs import RequestOutput
 from engine.policy import DraftPolicy, ScheduledPolicy
 from engine.request import GenerationRequest
@@ -167,11 +168,11 @@ class BranchingOracle(Speculator):
         return TokenTree(tuple(tokens), tuple(parents))
 
 
-class WatchedRunner(OpenVinoRunner):
+class WatchedRunner(CompiledRunner):
     """A real runner that remembers its inputs in `batches`."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory, num_blocks=NUM_BLOCKS, threads=THREADS)
+        super().__init__(directory, OpenVinoBackend(THREADS), num_blocks=NUM_BLOCKS)
         self.batches: list[list[SequenceInput]] = []
 
     def forward(self, batch: Sequence[SequenceInput]) -> NDArray[np.float32]:
@@ -179,11 +180,11 @@ class WatchedRunner(OpenVinoRunner):
         return super().forward(batch)
 
 
-class PoisonedRunner(OpenVinoRunner):
+class PoisonedRunner(CompiledRunner):
     """A real runner that spoils the logits of the inputs that `poisoned` picks."""
 
     def __init__(self, directory: Path, poisoned: Callable[[SequenceInput], bool]) -> None:
-        super().__init__(directory, num_blocks=NUM_BLOCKS, threads=THREADS)
+        super().__init__(directory, OpenVinoBackend(THREADS), num_blocks=NUM_BLOCKS)
         self._poisoned = poisoned
 
     def forward(self, batch: Sequence[SequenceInput]) -> NDArray[np.float32]:
@@ -196,11 +197,11 @@ class PoisonedRunner(OpenVinoRunner):
         return logits
 
 
-class BrokenRunner(OpenVinoRunner):
+class BrokenRunner(CompiledRunner):
     """A real runner whose forward pass fails after `calls` calls, until it is repaired."""
 
     def __init__(self, directory: Path, calls: int) -> None:
-        super().__init__(directory, num_blocks=NUM_BLOCKS, threads=THREADS)
+        super().__init__(directory, OpenVinoBackend(THREADS), num_blocks=NUM_BLOCKS)
         self._left: float = calls
 
     def repair(self) -> None:

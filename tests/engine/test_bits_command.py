@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from build.compile import compile_engine
 from deployments.spec import load_spec
 from engine.attention_kernels import KernelName
-from engine.openvino_runner import OpenVinoRunner
+from engine.compiled_runner import CompiledRunner
 from engine.runner import SequenceInput
 from tests.bits import __main__ as command_line
 from tests.bits.ways import WAYS, Ways
@@ -29,7 +29,7 @@ PROMPTS = [prompt_of(length, seed) for seed, length in enumerate((40, 35))]
 class Switching:
     """A runner whose kernel is another one for some steps: the last bit of a logit says so."""
 
-    def __init__(self, runner: OpenVinoRunner, way: str) -> None:
+    def __init__(self, runner: CompiledRunner, way: str) -> None:
         self._runner, self._way = runner, way
 
     def __getattr__(self, name: str) -> Any:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from engine.buckets import bucket_of, buckets_for
-from engine.openvino_runner import OpenVinoRunner
 from engine.runner import SequenceInput
+from tests.runners import openvino_runner
 from tests.tiny import THREADS, TinyTargets
 
 
@@ -34,7 +34,7 @@ def test_what_is_filled_in_is_seen_by_nobody(
 ) -> None:
     monkeypatch.setattr("engine.openvino_graphs.buckets_for", lambda num_bytes: buckets)
     engine = tiny_targets.engine("llama", precision)
-    runner = OpenVinoRunner(engine, num_blocks=8, threads=THREADS, hidden_layers=(1,))
+    runner = openvino_runner(engine, num_blocks=8, threads=THREADS, hidden_layers=(1,))
     tokens = list(range(5, 45))
     runner.forward([SequenceInput(tokens, 0, [0, 1])])  # more than any bucket holds
     exact = runner.forward([SequenceInput(tokens, 0, [2, 3])]).copy(), runner.hidden().copy()

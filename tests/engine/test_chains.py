@@ -14,7 +14,6 @@ from engine.attention_kernels import Attention, KernelName
 from engine.control.controller import Controller
 from engine.engine import Engine
 from engine.openvino_graphs import OpenVinoBackend
-from engine.openvino_runner import OpenVinoRunner
 from engine.planned import named_apart
 from engine.policy import StaticPolicy, StepCost
 from engine.request import GenerationRequest, SamplingParams
@@ -37,6 +36,7 @@ from tests.engine.recording import CASES, Case, record, requests
 from tests.engine.simulated import plan_of
 from tests.engine.tables import TableDrafter, TableHeads, TableRunner, following, fusion, mlp_stage
 from tests.planner.synthetic_profile import profile, records
+from tests.runners import openvino_runner
 from tests.tiny import KERNELS, NUM_BLOCKS, THREADS
 
 DEPTH, LONGEST = 4, 9
@@ -359,7 +359,7 @@ def test_on_both_attention_kernels_real_graphs_give_the_targets_own_output(
     speculators = tiny_drafters.speculators(
         name, "int8", planted=True, slots=4, backend=OpenVinoBackend(THREADS, attention)
     )
-    runner = OpenVinoRunner(
+    runner = openvino_runner(
         tiny_drafters.targets.engine(VARIANT, "int8"),
         num_blocks=NUM_BLOCKS,
         threads=THREADS,

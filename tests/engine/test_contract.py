@@ -10,7 +10,6 @@ import pytest
 
 from engine.attention_kernels import KernelName
 from engine.engine import Engine
-from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest, SamplingParams
 from engine.runner import SequenceInput
 from speculators.anpd import AnpdSpeculator
@@ -24,6 +23,7 @@ from tests.drafters import VARIANT, TinyDrafters, layers_of, planted_prompts
 from tests.engine.driving import Outcome, generate, make_engine, prompt_of, run, submit
 from tests.engine.tables import VOCABULARY, TableDrafter, TableRunner, fusion
 from tests.engine.toys import Prober, Switching, Windowed
+from tests.runners import openvino_runner
 from tests.tiny import KERNELS, NUM_BLOCKS, THREADS, TinyTargets
 
 LAYERS = (2, 4, 5)
@@ -264,7 +264,7 @@ def test_a_real_drafter_that_was_off_drafts_as_one_that_never_was(
     found = []
     for keeps_up in ((), ("eagle3",)):
         speculators = tiny_drafters.speculators("eagle3, chain", precision, planted=True, slots=1)
-        runner = OpenVinoRunner(
+        runner = openvino_runner(
             tiny_drafters.targets.engine(VARIANT, precision),
             num_blocks=NUM_BLOCKS,
             threads=THREADS,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from engine.compiled_runner import CompiledRunner
 from engine.deadlines import Deadline, check_one_shot
-from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest, QueueFullError, RequestError, TooLongError
 from tests.engine.driving import check_empty, generate, make_engine, prompt_of, submit
 from tests.tiny import TinyTargets
@@ -29,11 +29,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def runner(tiny_targets: TinyTargets) -> OpenVinoRunner:
+def runner(tiny_targets: TinyTargets) -> CompiledRunner:
     return tiny_targets.runner("llama", "fp32")
 
 
-def test_what_waits_too_long_is_refused_as_by_a_full_queue(runner: OpenVinoRunner, clock: Clock) -> None:
+def test_what_waits_too_long_is_refused_as_by_a_full_queue(runner: CompiledRunner, clock: Clock) -> None:
     engine = make_engine(runner, max_batch_size=1, max_queue_seconds=5)
     running = submit(engine, GenerationRequest(prompt_of(4), 20))
     engine.step()
@@ -53,7 +53,7 @@ def test_what_waits_too_long_is_refused_as_by_a_full_queue(runner: OpenVinoRunne
     check_empty(engine)
 
 
-def test_what_takes_too_long_ends_and_gives_back_its_slot(runner: OpenVinoRunner, clock: Clock) -> None:
+def test_what_takes_too_long_ends_and_gives_back_its_slot(runner: CompiledRunner, clock: Clock) -> None:
     expected = generate(runner, GenerationRequest(prompt_of(5), 8)).tokens
     engine = make_engine(runner, max_batch_size=1, max_request_seconds=60)
     endless = submit(engine, GenerationRequest(prompt_of(4), 100))
@@ -69,7 +69,7 @@ def test_what_takes_too_long_ends_and_gives_back_its_slot(runner: OpenVinoRunner
 
 
 def test_what_waits_for_longer_than_a_request_may_take_ends_once(
-    runner: OpenVinoRunner, clock: Clock
+    runner: CompiledRunner, clock: Clock
 ) -> None:
     engine = make_engine(runner, max_batch_size=1, max_request_seconds=60, max_queue_seconds=40)
     outcomes = [submit(engine, GenerationRequest(prompt_of(4), 100)) for _ in range(2)]
@@ -80,7 +80,7 @@ def test_what_waits_for_longer_than_a_request_may_take_ends_once(
     check_empty(engine)
 
 
-def test_without_limits_nothing_ends_early(runner: OpenVinoRunner, clock: Clock) -> None:
+def test_without_limits_nothing_ends_early(runner: CompiledRunner, clock: Clock) -> None:
     engine = make_engine(runner, max_batch_size=1)
     outcomes = [submit(engine, GenerationRequest(prompt_of(4), 20)) for _ in range(3)]
     while engine.step():

@@ -3,7 +3,7 @@
 import pytest
 
 from deployments.speculation import Anpd
-from engine.openvino_runner import OpenVinoRunner
+from engine.compiled_runner import CompiledRunner
 from engine.request import GenerationRequest
 from tests.engine.driving import VOCABULARY, WatchedRunner, make_engine, run
 from tests.speculators.adversaries import OracleDrafter, RandomChains
@@ -61,11 +61,11 @@ def test_max_concurrency_switches_speculation_off_above_it(
 
 
 @pytest.fixture
-def runner(tiny_targets: TinyTargets) -> OpenVinoRunner:
+def runner(tiny_targets: TinyTargets) -> CompiledRunner:
     return tiny_targets.runner("llama", "int8")
 
 
-def test_the_output_is_the_same_with_and_without_a_schedule(runner: OpenVinoRunner) -> None:
+def test_the_output_is_the_same_with_and_without_a_schedule(runner: CompiledRunner) -> None:
     policy = Anpd(method="anpd", draft_length=4, draft_length_schedule={1: 4, 2: 1})
     outputs = []
     for limits in ({}, {"longest_draft": policy.longest_draft}):

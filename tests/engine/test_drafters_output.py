@@ -7,19 +7,21 @@ from dataclasses import replace
 
 import pytest
 
+from engine.compiled_runner import CompiledRunner
 from engine.engine import Engine
-from engine.openvino_runner import OpenVinoRunner
+from engine.openvino_graphs import OpenVinoBackend
 from engine.request import GenerationRequest, SamplingParams
 from speculators.base import Speculator
 from tests.drafters import EVERY, VARIANT, TinyDrafters, layers_of, planted_prompts
 from tests.engine.driving import check_empty, make_engine, plain, prompt_of, run, submit
+from tests.runners import openvino_runner
 from tests.tiny import NUM_BLOCKS, THREADS
 
 pytestmark = pytest.mark.torch
 
 SLOTS = 8
 _PLAIN: dict[tuple[str, GenerationRequest], list[int]] = {}
-_RUNNERS: dict[tuple[str, tuple[int, ...]], OpenVinoRunner] = {}
+_RUNNERS: dict[tuple[str, tuple[int, ...]], CompiledRunner] = {}
 _SPECULATORS: dict[tuple[str, str, bool], list[Speculator]] = {}
 
 
@@ -28,13 +30,13 @@ def precision(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def runner_for(drafters: TinyDrafters, precision: str, speculators: Sequence[Speculator]) -> OpenVinoRunner:
+def runner_for(drafters: TinyDrafters, precision: str, speculators: Sequence[Speculator]) -> CompiledRunner:
     """A runner that gives the hidden states that the speculators need."""
     key = precision, layers_of(speculators)
     if any(each.requirements.drafts_with_target for each in speculators):
         return drafters.targets.runner(VARIANT, precision)  # beside which they were opened
     if key not in _RUNNERS:
-        _RUNNERS[key] = OpenVinoRunner(
+        _RUNNERS[key] = openvino_runner(
             drafters.targets.engine(VARIANT, precision),
             num_blocks=NUM_BLOCKS,
             threads=THREADS,
@@ -46,7 +48,7 @@ def runner_for(drafters: TinyDrafters, precision: str, speculators: Sequence[Spe
 
 def engine_with(
     drafters: TinyDrafters, name: str, precision: str, *, planted: bool, batch: int
-) -> tuple[Engine, OpenVinoRunner]:
+) -> tuple[Engine, CompiledRunner]:
     """A new engine on speculators that others have used."""
     key = name, precision, planted
     if key not in _SPECULATORS:
@@ -56,12 +58,12 @@ def engine_with(
 
 def engine_on(
     drafters: TinyDrafters, speculators: list[Speculator], precision: str, *, batch: int
-) -> tuple[Engine, OpenVinoRunner]:
+) -> tuple[Engine, CompiledRunner]:
     runner = runner_for(drafters, precision, speculators)
     return make_engine(runner, speculators, max_batch_size=batch), runner
 
 
-def plain_tokens(runner: OpenVinoRunner, precision: str, request: GenerationRequest) -> list[int]:
+def plain_tokens(runner: CompiledRunner, precision: str, request: GenerationRequest) -> list[int]:
     key = precision, request
     if key not in _PLAIN:
         _PLAIN[key] = plain(runner, request)
@@ -146,7 +148,7 @@ def test_the_drafters_own_cache_is_the_same_whoever_was_there_before(
     assert all(other.finished for other in busy)
 
 
-class ForgetfulRunner(OpenVinoRunner):
+class ForgetfulRunner(CompiledRunner):
     """Does not keep the accepted path."""
 
     def commit(self, index: int, kept: Sequence[int]) -> None:
@@ -160,8 +162,8 @@ def test_control_a_runner_that_forgets_the_accepted_path_is_found_out(
     speculators = tiny_drafters.speculators(name, "int8", planted=True, slots=8)
     forgetful = ForgetfulRunner(
         tiny_drafters.targets.engine(VARIANT, "int8"),
+        OpenVinoBackend(THREADS),
         num_blocks=NUM_BLOCKS,
-        threads=THREADS,
         hidden_layers=layers_of(speculators),
         branch_blocks=512,
     )

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.compiled_runner import CompiledRunner
 from engine.engine import Engine
-from engine.openvino_runner import OpenVinoRunner
 from engine.prefix_cache import PrefixCache
 from engine.request import GenerationRequest, QueueFullError, RequestError, SamplingParams
 from speculators.registry import create
@@ -30,6 +30,7 @@ from tests.engine.driving import (
     run,
     submit,
 )
+from tests.runners import openvino_runner
 from tests.tiny import NUM_BLOCKS, THREADS, TinyTargets
 
 SAMPLINGS = {
@@ -69,12 +70,12 @@ DRAFTERS: dict[str, Drafter] = {
 
 
 @pytest.fixture(params=["fp32", "int8"])
-def runner(request: pytest.FixtureRequest, tiny_targets: TinyTargets) -> OpenVinoRunner:
+def runner(request: pytest.FixtureRequest, tiny_targets: TinyTargets) -> CompiledRunner:
     return tiny_targets.runner("llama", request.param)
 
 
 @pytest.fixture
-def int8(tiny_targets: TinyTargets) -> OpenVinoRunner:
+def int8(tiny_targets: TinyTargets) -> CompiledRunner:
     return tiny_targets.runner("llama", "int8")
 
 
@@ -122,7 +123,7 @@ def run_kept(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Outc
 @pytest.mark.parametrize("drafter", DRAFTERS)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_calls_give_what_one_request_gives(
-    sampling: str, drafter: str, reuse: bool, runner: OpenVinoRunner
+    sampling: str, drafter: str, reuse: bool, runner: CompiledRunner
 ) -> None:
     for length in (1, 2, 3, 31, 32, 33, 34, 65):
         request = GenerationRequest(prompt_of(length), 24, SAMPLINGS[sampling], return_log_probs=True)
@@ -192,7 +193,7 @@ def test_a_prompt_is_read_from_where_an_earlier_one_departs(tiny_targets: TinyTa
     check_empty(engine)
 
 
-def test_what_a_cancelled_request_computed_is_kept(int8: OpenVinoRunner) -> None:
+def test_what_a_cancelled_request_computed_is_kept(int8: CompiledRunner) -> None:
     request = GenerationRequest(prompt_of(40), 30, return_log_probs=True)
     expected = generate(int8, request)
     engine = make_engine(int8)
@@ -207,7 +208,7 @@ def test_what_a_cancelled_request_computed_is_kept(int8: OpenVinoRunner) -> None
     assert rest.log_probs == expected.log_probs[9:13]
 
 
-def test_an_ended_draft_counts_as_speculation(int8: OpenVinoRunner) -> None:
+def test_an_ended_draft_counts_as_speculation(int8: CompiledRunner) -> None:
     request = GenerationRequest(prompt_of(9), 24)
     expected = plain(int8, request)
     engine = make_engine(int8)
@@ -238,7 +239,7 @@ def test_first_token_that_differs_ends_a_call_at_once(tiny_targets: TinyTargets)
 
 
 @pytest.mark.parametrize("method", ["none", "anpd"])
-def test_the_engine_goes_on_by_itself_without_a_draft(method: str, runner: OpenVinoRunner) -> None:
+def test_the_engine_goes_on_by_itself_without_a_draft(method: str, runner: CompiledRunner) -> None:
     request = GenerationRequest((5, 6, 7) * 12, 40, SAMPLINGS["top-p"], return_log_probs=True)
     expected = generate(runner, request)
     for done in (1, 2, 20):
@@ -254,7 +255,7 @@ def test_the_engine_goes_on_by_itself_without_a_draft(method: str, runner: OpenV
 
 
 @pytest.mark.parametrize("drafter", ["right", "half right", "none"])
-def test_ends_are_found_across_calls(drafter: str, int8: OpenVinoRunner) -> None:
+def test_ends_are_found_across_calls(drafter: str, int8: CompiledRunner) -> None:
     """Stop sequences that begin in one call and end in the next, and end tokens within a draft."""
     request = GenerationRequest(prompt_of(12), 40, SAMPLINGS["top-p"])
     full = plain(int8, request)
@@ -282,14 +283,14 @@ def test_ends_are_found_across_calls(drafter: str, int8: OpenVinoRunner) -> None
     ],
 )
 def test_drafts_that_cannot_be_verified(
-    changes: dict[str, tuple[int, ...]], message: str, int8: OpenVinoRunner
+    changes: dict[str, tuple[int, ...]], message: str, int8: CompiledRunner
 ) -> None:
     engine = make_engine(int8, max_draft_length=7)
     with pytest.raises(RequestError, match=message):
         engine.submit(replace(GenerationRequest((1, 2), 9), **changes), lambda event: None)
 
 
-def test_a_continuation_waits_for_a_slot_before_new_requests_and_is_not_refused(int8: OpenVinoRunner) -> None:
+def test_a_continuation_waits_for_a_slot_before_new_requests_and_is_not_refused(int8: CompiledRunner) -> None:
     engine = make_engine(int8, max_batch_size=1, max_queue_size=1)
     first, second = GenerationRequest(prompt_of(4), 3), GenerationRequest(prompt_of(5), 3)
     going_on = replace(GenerationRequest(prompt_of(9), 2), continued=3)
@@ -332,12 +333,12 @@ def test_any_mixture_of_calls_and_requests(
     num_blocks: int,
     slots: int,
     tiny_targets: TinyTargets,
-    shared_runners: dict[int, OpenVinoRunner],
+    shared_runners: dict[int, CompiledRunner],
 ) -> None:
     """Many generations at once, sharing and losing what is kept; the reference knows no cache of others."""
     reference = tiny_targets.runner("llama", "int8")
     if num_blocks not in shared_runners:
-        shared_runners[num_blocks] = OpenVinoRunner(
+        shared_runners[num_blocks] = openvino_runner(
             tiny_targets.engine("llama", "int8"), num_blocks=num_blocks, threads=THREADS
         )
     engine = make_engine(
@@ -359,7 +360,7 @@ def test_any_mixture_of_calls_and_requests(
 
 
 @pytest.fixture(scope="module")
-def shared_runners() -> dict[int, OpenVinoRunner]:
+def shared_runners() -> dict[int, CompiledRunner]:
     return {}
 
 
@@ -369,7 +370,7 @@ class Stream:
     def __init__(
         self,
         engine: Engine,
-        reference: OpenVinoRunner,
+        reference: CompiledRunner,
         begin: int,
         length: int,
         sampling: str,

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from engine.compiled_runner import CompiledRunner
 from engine.engine import Engine
-from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest, SamplingParams
 from speculators.base import Speculator
 from speculators.registry import create
@@ -27,12 +27,12 @@ SAMPLED = SamplingParams(temperature=1.0, seed=3)
 
 
 @pytest.fixture
-def runner(tiny_targets: TinyTargets) -> OpenVinoRunner:
+def runner(tiny_targets: TinyTargets) -> CompiledRunner:
     return tiny_targets.runner("llama", "fp32")
 
 
 def requests_with_endings(
-    runner: OpenVinoRunner,
+    runner: CompiledRunner,
 ) -> tuple[list[GenerationRequest], dict[tuple[int, ...], list[int]]]:
     """Requests that end by length, by stop sequence and by end token, and their unending outputs."""
     requests = [GenerationRequest(prompt_of(length), 20, SAMPLED) for length in (3, 30, 31, 64, 70, 71)]
@@ -78,7 +78,7 @@ def check_engine(engine: Engine, outcomes: Sequence[Outcome]) -> None:
 
 
 @pytest.mark.parametrize("name", ["none", "anpd", "right", "wrong", "random trees", "branching oracle"])
-def test_counters_add_up(name: str, runner: OpenVinoRunner) -> None:
+def test_counters_add_up(name: str, runner: CompiledRunner) -> None:
     requests, outputs = requests_with_endings(runner)
     speculator: Speculator = {
         "none": lambda: create("none"),
@@ -102,7 +102,7 @@ def test_counters_add_up(name: str, runner: OpenVinoRunner) -> None:
         assert accepted > 20
 
 
-def test_a_right_drafter_halves_the_steps_again_and_again(runner: OpenVinoRunner) -> None:
+def test_a_right_drafter_halves_the_steps_again_and_again(runner: CompiledRunner) -> None:
     """The draft length starts at 3, doubles while all is accepted, and never exceeds what is left to emit."""
     request = GenerationRequest(prompt_of(10), 40, SAMPLED)
     outputs = {request.prompt: plain(runner, request)}
@@ -113,7 +113,7 @@ def test_a_right_drafter_halves_the_steps_again_and_again(runner: OpenVinoRunner
     assert metrics.total_draft_tokens == 3 + 6 + 12 + 14
 
 
-def test_plain_decoding_has_acceptance_length_one(runner: OpenVinoRunner) -> None:
+def test_plain_decoding_has_acceptance_length_one(runner: CompiledRunner) -> None:
     """Also when an end token ends it, which is drawn in a step of its own."""
     request = GenerationRequest(prompt_of(10), 30, SAMPLED)
     end = plain(runner, request)[12]
@@ -122,7 +122,7 @@ def test_plain_decoding_has_acceptance_length_one(runner: OpenVinoRunner) -> Non
         assert metrics.steps == metrics.num_output_tokens
 
 
-def test_an_answer_of_no_tokens_is_an_answer_without_acceptance(runner: OpenVinoRunner) -> None:
+def test_an_answer_of_no_tokens_is_an_answer_without_acceptance(runner: CompiledRunner) -> None:
     request = GenerationRequest(prompt_of(10), 30, SAMPLED)
     engine = make_engine(runner, create("none"))
     assert engine.statistics.tokens_per_step is None
@@ -132,7 +132,7 @@ def test_an_answer_of_no_tokens_is_an_answer_without_acceptance(runner: OpenVino
     assert engine.statistics.tokens_per_step is None
 
 
-def test_accepted_tokens_beyond_the_end_do_not_count(runner: OpenVinoRunner) -> None:
+def test_accepted_tokens_beyond_the_end_do_not_count(runner: CompiledRunner) -> None:
     """Otherwise a request could show more accepted tokens than tokens."""
     request = GenerationRequest(prompt_of(10), 30, SAMPLED)
     full = plain(runner, request)
@@ -145,7 +145,7 @@ def test_accepted_tokens_beyond_the_end_do_not_count(runner: OpenVinoRunner) -> 
     assert (metrics.total_draft_tokens, metrics.total_accepted_draft_tokens) == (3, 0)
 
 
-def test_prompt_and_blocks_are_counted(runner: OpenVinoRunner) -> None:
+def test_prompt_and_blocks_are_counted(runner: CompiledRunner) -> None:
     metrics = generate(runner, GenerationRequest(prompt_of(33), 31)).last.metrics
     assert (metrics.num_input_tokens, metrics.num_output_tokens) == (33, 31)
     assert metrics.kv_new_blocks == 2

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.openvino_runner import OpenVinoRunner
+from engine.compiled_runner import CompiledRunner
 from engine.request import GenerationRequest, SamplingParams
 from speculators.base import Speculator
 from speculators.none import NoSpeculator
@@ -35,11 +35,11 @@ speculators = pytest.mark.parametrize("speculator", MAKERS)
 
 
 @pytest.fixture
-def runner(tiny_targets: TinyTargets) -> OpenVinoRunner:
+def runner(tiny_targets: TinyTargets) -> CompiledRunner:
     return tiny_targets.runner("llama", "fp32")
 
 
-def outcome_of(runner: OpenVinoRunner, request: GenerationRequest, speculator: str) -> Outcome:
+def outcome_of(runner: CompiledRunner, request: GenerationRequest, speculator: str) -> Outcome:
     """The request with a speculator that knows, if it is an oracle, what plain decoding emits."""
     return generate(runner, request, MAKERS[speculator](plain(runner, request)))
 
@@ -58,7 +58,7 @@ def expected_ending(tokens: Sequence[int], request: GenerationRequest) -> tuple[
 
 @speculators
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 8, 9, 24])
-def test_exactly_max_tokens_are_emitted(length: int, speculator: str, runner: OpenVinoRunner) -> None:
+def test_exactly_max_tokens_are_emitted(length: int, speculator: str, runner: CompiledRunner) -> None:
     outcome = outcome_of(runner, replace(REQUEST, max_tokens=length), speculator)
     assert outcome.tokens == plain(runner, REQUEST)[:length]
     assert outcome.last.finish_reason == "length"
@@ -67,7 +67,7 @@ def test_exactly_max_tokens_are_emitted(length: int, speculator: str, runner: Op
 @speculators
 @pytest.mark.parametrize("end", range(12))
 def test_an_end_token_ends_the_output_and_is_not_part_of_it(
-    end: int, speculator: str, runner: OpenVinoRunner
+    end: int, speculator: str, runner: CompiledRunner
 ) -> None:
     full = plain(runner, REQUEST)
     request = replace(REQUEST, end_ids=frozenset({full[end], 264}))
@@ -80,7 +80,7 @@ def test_an_end_token_ends_the_output_and_is_not_part_of_it(
 @pytest.mark.parametrize("begin", range(8))
 @pytest.mark.parametrize("length", [1, 2, 4, 9])
 def test_a_stop_sequence_ends_the_output_and_is_part_of_it(
-    length: int, begin: int, speculator: str, runner: OpenVinoRunner
+    length: int, begin: int, speculator: str, runner: CompiledRunner
 ) -> None:
     """Wherever a step ends, before, inside or after the sequence."""
     full = plain(runner, REQUEST)
@@ -90,7 +90,7 @@ def test_a_stop_sequence_ends_the_output_and_is_part_of_it(
     assert outcome.last.finish_reason == "stop"
 
 
-def test_a_stop_sequence_is_not_looked_for_in_the_prompt(runner: OpenVinoRunner) -> None:
+def test_a_stop_sequence_is_not_looked_for_in_the_prompt(runner: CompiledRunner) -> None:
     first = plain(runner, REQUEST)[0]
     request = replace(REQUEST, stop_sequences=((PROMPT[-1], first), PROMPT))
     assert outcome_of(runner, request, "plain").last.finish_reason == "length"
@@ -98,7 +98,7 @@ def test_a_stop_sequence_is_not_looked_for_in_the_prompt(runner: OpenVinoRunner)
 
 @speculators
 @pytest.mark.parametrize("minimum", [0, 1, 5, 12, LENGTH])
-def test_no_end_token_before_min_tokens(minimum: int, speculator: str, runner: OpenVinoRunner) -> None:
+def test_no_end_token_before_min_tokens(minimum: int, speculator: str, runner: CompiledRunner) -> None:
     """Half of the vocabulary ends the output, so without the minimum it would end at once."""
     request = replace(REQUEST, end_ids=frozenset(range(0, VOCABULARY, 2)), min_tokens=minimum)
     expected = generate(runner, request)
@@ -131,7 +131,7 @@ def test_log_probs_before_min_tokens_are_the_targets_own(tiny_targets: TinyTarge
     assert outcome.log_probs[0] == pytest.approx(expected, abs=1e-4)
 
 
-def test_min_tokens_with_every_token_an_end_token_is_an_error_of_that_request(runner: OpenVinoRunner) -> None:
+def test_min_tokens_with_every_token_an_end_token_is_an_error_of_that_request(runner: CompiledRunner) -> None:
     request = replace(REQUEST, end_ids=frozenset(range(VOCABULARY)), min_tokens=3)
     outcome = outcome_of(runner, request, "plain")
     assert outcome.last.finish_reason == "error"
@@ -157,7 +157,7 @@ def test_any_mixture_of_endings(
     ends: list[int],
     length: int,
     speculator: str,
-    runner: OpenVinoRunner,
+    runner: CompiledRunner,
 ) -> None:
     request = replace(REQUEST, max_tokens=length, sampling=SamplingParams(temperature=1.0, seed=seed))
     full = plain(runner, replace(request, max_tokens=48))

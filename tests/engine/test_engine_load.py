@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from engine.compiled_runner import CompiledRunner
 from engine.engine import Engine
-from engine.openvino_runner import OpenVinoRunner
 from engine.outputs import RequestOutput
 from engine.request import GenerationRequest, QueueFullError, RequestError, SamplingParams
 from engine.runner import SequenceInput
@@ -25,6 +25,7 @@ from tests.engine.driving import (
     run,
     submit,
 )
+from tests.runners import openvino_runner
 from tests.speculators.adversaries import OracleDrafter, RandomDrafter
 from tests.tiny import MAX_LENGTH, THREADS, TinyTargets
 
@@ -32,7 +33,7 @@ SAMPLED = SamplingParams(temperature=1.0, seed=1)
 
 
 @pytest.fixture
-def runner(tiny_targets: TinyTargets) -> OpenVinoRunner:
+def runner(tiny_targets: TinyTargets) -> CompiledRunner:
     return tiny_targets.runner("llama", "fp32")
 
 
@@ -42,7 +43,7 @@ def steps(engine: Engine, count: int) -> None:
 
 
 class TestPrefill:
-    def test_decoding_goes_on_while_a_long_prompt_is_read(self, runner: OpenVinoRunner) -> None:
+    def test_decoding_goes_on_while_a_long_prompt_is_read(self, runner: CompiledRunner) -> None:
         engine = make_engine(runner, prefill_chunk=8)
         decoding = submit(engine, GenerationRequest(prompt_of(5), 40))
         engine.step()
@@ -89,7 +90,7 @@ class TestPrefill:
 
 
 class TestQueue:
-    def test_one_too_many_is_refused_until_there_is_room(self, runner: OpenVinoRunner) -> None:
+    def test_one_too_many_is_refused_until_there_is_room(self, runner: CompiledRunner) -> None:
         engine = make_engine(runner, max_batch_size=2, max_queue_size=3)
         request = GenerationRequest(prompt_of(4), 6)
         accepted = [submit(engine, request) for _ in range(5)]
@@ -106,13 +107,13 @@ class TestQueue:
         assert len({tuple(outcome.tokens) for outcome in accepted}) == 1
         check_empty(engine)
 
-    def test_no_queue_at_all(self, runner: OpenVinoRunner) -> None:
+    def test_no_queue_at_all(self, runner: CompiledRunner) -> None:
         engine = make_engine(runner, max_batch_size=1, max_queue_size=0)
         submit(engine, GenerationRequest((1, 2), 3))
         with pytest.raises(QueueFullError):
             submit(engine, GenerationRequest((1, 2), 3))
 
-    def test_first_come_first_served(self, runner: OpenVinoRunner) -> None:
+    def test_first_come_first_served(self, runner: CompiledRunner) -> None:
         order: list[int] = []
         engine = make_engine(runner, max_batch_size=1)
         for index in range(4):
@@ -122,7 +123,7 @@ class TestQueue:
         assert order == [0, 0, 1, 1, 2, 2, 3, 3]
 
     def test_a_request_waits_for_cache_blocks(self, tiny_targets: TinyTargets) -> None:
-        runner = OpenVinoRunner(tiny_targets.engine("llama", "fp32"), num_blocks=8, threads=THREADS)
+        runner = openvino_runner(tiny_targets.engine("llama", "fp32"), num_blocks=8, threads=THREADS)
         engine = make_engine(runner)
         large, small = GenerationRequest(prompt_of(100), 60), GenerationRequest(prompt_of(90), 60)
         first, second = submit(engine, large), submit(engine, small)
@@ -134,7 +135,7 @@ class TestQueue:
         assert first.tokens == plain(tiny_targets.runner("llama", "fp32"), large)
         assert second.tokens == plain(tiny_targets.runner("llama", "fp32"), small)
 
-    def test_gauges_follow_the_load(self, runner: OpenVinoRunner) -> None:
+    def test_gauges_follow_the_load(self, runner: CompiledRunner) -> None:
         engine = make_engine(runner, max_batch_size=2, prefill_chunk=8)
         for length in (4, 40, 4):
             submit(engine, GenerationRequest(prompt_of(length), 9))
@@ -160,7 +161,7 @@ class TestRefusal:
         ],
     )
     def test_impossible_requests(
-        self, request_: GenerationRequest, message: str, runner: OpenVinoRunner
+        self, request_: GenerationRequest, message: str, runner: CompiledRunner
     ) -> None:
         good = GenerationRequest(prompt_of(6), 8)
         engine = make_engine(runner)
@@ -173,7 +174,7 @@ class TestRefusal:
         check_empty(engine)
         assert outcome.tokens == plain(runner, good)
 
-    def test_the_longest_request_is_served(self, runner: OpenVinoRunner) -> None:
+    def test_the_longest_request_is_served(self, runner: CompiledRunner) -> None:
         assert len(generate(runner, GenerationRequest(prompt_of(255), 1)).tokens) == 1
         assert len(generate(runner, GenerationRequest((1,), 255), create("anpd")).tokens) == 255
 
@@ -182,7 +183,7 @@ class TestRefusal:
             ValueError, match="max_sequence_length is 257, but the engine was compiled for 256"
         ):
             make_engine(tiny_targets.runner("llama", "fp32"), max_sequence_length=257)
-        runner = OpenVinoRunner(tiny_targets.engine("llama", "fp32"), num_blocks=2)
+        runner = openvino_runner(tiny_targets.engine("llama", "fp32"), num_blocks=2)
         with pytest.raises(ValueError, match="its cache holds 64"):
             make_engine(runner, max_sequence_length=65)
         make_engine(runner, max_sequence_length=64)
@@ -190,7 +191,7 @@ class TestRefusal:
 
 class TestCancel:
     @pytest.mark.parametrize("after", [0, 1, 3, 8])
-    def test_its_slot_and_blocks_are_free_at_once(self, after: int, runner: OpenVinoRunner) -> None:
+    def test_its_slot_and_blocks_are_free_at_once(self, after: int, runner: CompiledRunner) -> None:
         """While it waits (0), reads its prompt (1, 3) or decodes (8)."""
         other = GenerationRequest(prompt_of(7), 30, SAMPLED)
         engine = make_engine(runner, RandomDrafter(VOCABULARY, 4, drawn=False, seed=1), prefill_chunk=8)
@@ -210,14 +211,14 @@ class TestCancel:
         assert [event.finish_reason for event in events].count("cancelled") == 1
         assert beside.tokens == plain(runner, other)
 
-    def test_unknown_and_finished_requests(self, runner: OpenVinoRunner) -> None:
+    def test_unknown_and_finished_requests(self, runner: CompiledRunner) -> None:
         engine = make_engine(runner)
         identity = engine.submit(GenerationRequest((1, 2), 1), lambda event: None)
         assert not engine.cancel(identity + 1)
         engine.step()
         assert not engine.cancel(identity)
 
-    def test_the_next_in_the_queue_takes_the_slot_in_the_next_step(self, runner: OpenVinoRunner) -> None:
+    def test_the_next_in_the_queue_takes_the_slot_in_the_next_step(self, runner: CompiledRunner) -> None:
         engine = make_engine(runner, max_batch_size=1)
         identity = engine.submit(GenerationRequest((1, 2), 50), lambda event: None)
         waiting = submit(engine, GenerationRequest((1, 2), 50))
@@ -226,7 +227,7 @@ class TestCancel:
         engine.step()
         assert len(waiting.tokens) == 1
 
-    def test_a_sink_may_cancel_its_own_request_and_others(self, runner: OpenVinoRunner) -> None:
+    def test_a_sink_may_cancel_its_own_request_and_others(self, runner: CompiledRunner) -> None:
         """A caller learns from writing an answer that the client is gone, perhaps with all its requests."""
         engine = make_engine(runner)
         events: list[RequestOutput] = []
@@ -284,7 +285,7 @@ class TestFailure:
     @pytest.mark.parametrize(
         "tree", [TokenTree.chain([1] * 4), TokenTree.chain([1, VOCABULARY]), TokenTree((1,) * 9, (ROOT,) * 9)]
     )
-    def test_drafts_that_do_not_fit_are_not_run(self, tree: TokenTree, runner: OpenVinoRunner) -> None:
+    def test_drafts_that_do_not_fit_are_not_run(self, tree: TokenTree, runner: CompiledRunner) -> None:
         """A node beyond the budget would be written into cache blocks of another request."""
 
         class Careless(OracleDrafter):

@@ -12,11 +12,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from engine.compiled_runner import CompiledRunner
 from engine.engine import Engine
-from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest, QueueFullError, SamplingParams
 from speculators.tree import TokenTree
 from tests.engine.driving import VOCABULARY, Outcome, check_empty, make_engine, plain, prompt_of
+from tests.runners import openvino_runner
 from tests.speculators.adversaries import RandomDrafter
 from tests.tiny import NUM_BLOCKS, THREADS, TinyTargets
 
@@ -53,8 +54,8 @@ class HalfRightDrafter(RandomDrafter):
 class EngineMachine(RuleBasedStateMachine):
     """Set both runners before use; they differ in their caches."""
 
-    runner: OpenVinoRunner
-    reference: OpenVinoRunner
+    runner: CompiledRunner
+    reference: CompiledRunner
 
     @initialize(chunk=st.sampled_from([3, 8, 64]))
     def start(self, chunk: int) -> None:
@@ -145,7 +146,7 @@ class EngineMachine(RuleBasedStateMachine):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_any_sequence_of_calls(precision: str, tiny_targets: TinyTargets) -> None:
     reference = tiny_targets.runner("llama", precision)
-    runner = OpenVinoRunner(tiny_targets.engine("llama", precision), num_blocks=NUM_BLOCKS, threads=THREADS)
+    runner = openvino_runner(tiny_targets.engine("llama", precision), num_blocks=NUM_BLOCKS, threads=THREADS)
     machine = type("Machine", (EngineMachine,), {"runner": runner, "reference": reference})
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         machine,

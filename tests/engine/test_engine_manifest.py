@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.manifest import FORMAT_VERSION, MANIFEST_NAME, EngineError, check_fits, load_manifest
-from engine.openvino_runner import OpenVinoRunner
+from tests.runners import openvino_runner
 from tests.tiny import TinyTargets
 
 Damage = Callable[[Path], object]
@@ -72,7 +72,7 @@ def overwrite_beginning(directory: Path) -> None:
 def test_what_cannot_be_loaded_is_refused(damage: Damage, message: str, directory: Path) -> None:
     damage(directory)
     with pytest.raises(EngineError, match=message) as caught:
-        OpenVinoRunner(directory, num_blocks=4)
+        openvino_runner(directory, num_blocks=4)
     assert "run `drafthouse build`" in str(caught.value)
     assert str(directory) in str(caught.value)
 

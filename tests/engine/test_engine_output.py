@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.openvino_runner import OpenVinoRunner
+from engine.compiled_runner import CompiledRunner
 from engine.request import GenerationRequest, SamplingParams
 from speculators.base import Speculator
 from speculators.registry import create
@@ -49,7 +49,7 @@ TREES: dict[str, Callable[[Outputs], Speculator]] = {
 
 
 @pytest.fixture(params=["fp32", "int8"])
-def runner(request: pytest.FixtureRequest, tiny_targets: TinyTargets) -> OpenVinoRunner:
+def runner(request: pytest.FixtureRequest, tiny_targets: TinyTargets) -> CompiledRunner:
     return tiny_targets.runner("llama", request.param)
 
 
@@ -75,7 +75,7 @@ def test_greedy_output_and_log_probs_are_those_of_the_reference(tiny_targets: Ti
     )
 
 
-def test_log_probs_are_the_same_with_drafts_and_under_sampling(runner: OpenVinoRunner) -> None:
+def test_log_probs_are_the_same_with_drafts_and_under_sampling(runner: CompiledRunner) -> None:
     """They are those of the target itself, at temperature 1 and before top-k and top-p."""
     request = GenerationRequest(prompt_of(9), 30, SAMPLINGS["top-k"], return_log_probs=True)
     expected = generate(runner, request)
@@ -86,7 +86,7 @@ def test_log_probs_are_the_same_with_drafts_and_under_sampling(runner: OpenVinoR
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_output_does_not_depend_on_the_batch(sampling: str, runner: OpenVinoRunner) -> None:
+def test_output_does_not_depend_on_the_batch(sampling: str, runner: CompiledRunner) -> None:
     requests = requests_of(SAMPLINGS[sampling])
     alone = [generate(runner, request).tokens for request in requests]
     assert [len(tokens) for tokens in alone] == [request.max_tokens for request in requests]
@@ -97,7 +97,7 @@ def test_output_does_not_depend_on_the_batch(sampling: str, runner: OpenVinoRunn
 
 @pytest.mark.parametrize("speculator", CHAINS)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_chains_do_not_change_the_output(sampling: str, speculator: str, runner: OpenVinoRunner) -> None:
+def test_chains_do_not_change_the_output(sampling: str, speculator: str, runner: CompiledRunner) -> None:
     requests = requests_of(SAMPLINGS[sampling])
     expected = [plain(runner, request) for request in requests]
     outputs = {request.prompt: tokens for request, tokens in zip(requests, expected, strict=True)}
@@ -153,7 +153,7 @@ def test_drawn_trees_under_sampling_depend_on_the_seed_alone(tiny_targets: TinyT
 
 
 @pytest.mark.parametrize("chunk", [3, 4, 7, 32, 128])
-def test_output_does_not_depend_on_the_prefill_chunk(chunk: int, runner: OpenVinoRunner) -> None:
+def test_output_does_not_depend_on_the_prefill_chunk(chunk: int, runner: CompiledRunner) -> None:
     requests = [
         GenerationRequest(prompt_of(length), 5) for length in (1, 2, 3, 4, 5, 31, 32, 33, 64, 65, 129)
     ]
@@ -162,7 +162,7 @@ def test_output_does_not_depend_on_the_prefill_chunk(chunk: int, runner: OpenVin
     assert [outcome.tokens for outcome in together] == expected
 
 
-def test_seeds_give_different_outputs_and_each_its_own_again(runner: OpenVinoRunner) -> None:
+def test_seeds_give_different_outputs_and_each_its_own_again(runner: CompiledRunner) -> None:
     requests = [
         GenerationRequest((1, 2, 3), 20, SamplingParams(temperature=1.0, seed=seed)) for seed in range(6)
     ]
@@ -172,7 +172,7 @@ def test_seeds_give_different_outputs_and_each_its_own_again(runner: OpenVinoRun
     assert [outcome.tokens for outcome in again] == [*reversed(first), *first]
 
 
-def test_a_request_may_limit_or_switch_off_its_drafts(runner: OpenVinoRunner) -> None:
+def test_a_request_may_limit_or_switch_off_its_drafts(runner: CompiledRunner) -> None:
     request = GenerationRequest(prompt_of(8), 24)
     outputs: Outputs = {request.prompt: plain(runner, request)}
     drafted = []

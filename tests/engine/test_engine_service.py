@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from engine.engine import Engine
-from engine.openvino_runner import OpenVinoRunner
 from engine.outputs import RequestOutput
 from engine.request import GenerationRequest, QueueFullError, RequestError
 from engine.service import EngineService
 from engine.serving.life import SignOfLife
 from speculators.registry import create
 from tests.engine.driving import BrokenRunner, Outcome, check_empty, make_engine, plain, prompt_of
+from tests.runners import openvino_runner
 from tests.tiny import NUM_BLOCKS, THREADS, TinyTargets
 
 PATIENCE = 60.0  # seconds until a test gives up
@@ -50,7 +50,7 @@ def eventually(holds: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def engine(tiny_targets: TinyTargets) -> Engine:
-    runner = OpenVinoRunner(tiny_targets.engine("llama", "fp32"), num_blocks=NUM_BLOCKS, threads=THREADS)
+    runner = openvino_runner(tiny_targets.engine("llama", "fp32"), num_blocks=NUM_BLOCKS, threads=THREADS)
     return make_engine(runner, create("anpd"), max_batch_size=4, max_queue_size=30)
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from engine.compiled_runner import CompiledRunner
 from engine.engine import Engine
-from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest, SamplingParams
 from engine.serving.text import TextCodec
 from engine.stopping import StopWords
@@ -34,7 +34,7 @@ SPECULATORS = ("none", "anpd", "chains of 5", "trees")
 
 
 @pytest.fixture
-def runner(tiny_targets: TinyTargets) -> OpenVinoRunner:
+def runner(tiny_targets: TinyTargets) -> CompiledRunner:
     return tiny_targets.runner("llama", "fp32")
 
 
@@ -70,7 +70,7 @@ def words_in(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SPECULATORS)
-def test_the_output_is_the_text_before_the_word(name: str, runner: OpenVinoRunner, codec: TextCodec) -> None:
+def test_the_output_is_the_text_before_the_word(name: str, runner: CompiledRunner, codec: TextCodec) -> None:
     full = generate(runner, REQUEST)
     whole = codec.decode(full.tokens)
     words = words_in(whole)
@@ -101,7 +101,7 @@ def check_counters(engine: Engine, outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("name", SPECULATORS)
 def test_the_engine_stops_where_the_word_is_complete(
-    name: str, runner: OpenVinoRunner, codec: TextCodec
+    name: str, runner: CompiledRunner, codec: TextCodec
 ) -> None:
     full = generate(runner, REQUEST)
     whole = codec.decode(full.tokens)
@@ -114,7 +114,7 @@ def test_the_engine_stops_where_the_word_is_complete(
 
 
 def test_nothing_of_a_word_is_given_out_while_it_may_still_complete(
-    runner: OpenVinoRunner, codec: TextCodec
+    runner: CompiledRunner, codec: TextCodec
 ) -> None:
     full = generate(runner, REQUEST)
     whole = codec.decode(full.tokens)
@@ -134,7 +134,7 @@ def test_nothing_of_a_word_is_given_out_while_it_may_still_complete(
 
 
 def test_what_may_become_a_word_is_text_if_the_output_ends_before(
-    runner: OpenVinoRunner, codec: TextCodec
+    runner: CompiledRunner, codec: TextCodec
 ) -> None:
     full = generate(runner, REQUEST)
     for most in (1, 2, 9, 30):
@@ -149,7 +149,7 @@ def test_what_may_become_a_word_is_text_if_the_output_ends_before(
             assert outcome.last.finish_reason == ("length" if "max_tokens" in changes else "stop")
 
 
-def test_an_output_that_begins_with_a_stop_word_is_empty(runner: OpenVinoRunner, codec: TextCodec) -> None:
+def test_an_output_that_begins_with_a_stop_word_is_empty(runner: CompiledRunner, codec: TextCodec) -> None:
     whole = codec.decode(plain(runner, REQUEST))
     engine = make_engine(runner)
     (outcome,) = run(engine, [replace(REQUEST, stop_words=StopWords([whole[:7]], codec))])
@@ -158,7 +158,7 @@ def test_an_output_that_begins_with_a_stop_word_is_empty(runner: OpenVinoRunner,
     assert outcome.last.metrics.first_token_ns == 0
 
 
-def test_a_word_may_begin_in_the_output_of_an_earlier_call(runner: OpenVinoRunner, codec: TextCodec) -> None:
+def test_a_word_may_begin_in_the_output_of_an_earlier_call(runner: CompiledRunner, codec: TextCodec) -> None:
     full = plain(runner, REQUEST)
     whole = codec.decode(full)
     for done in (3, 10, 17):
@@ -177,7 +177,7 @@ def test_a_word_may_begin_in_the_output_of_an_earlier_call(runner: OpenVinoRunne
             assert outcome.tokens == []
 
 
-def test_a_cancelled_request_counts_what_it_has_given_out(runner: OpenVinoRunner, codec: TextCodec) -> None:
+def test_a_cancelled_request_counts_what_it_has_given_out(runner: CompiledRunner, codec: TextCodec) -> None:
     whole = codec.decode(plain(runner, REQUEST))
     engine = make_engine(runner)
     outcome = submit(engine, replace(REQUEST, stop_words=StopWords([whole[6:40] + "\x00"], codec)))
@@ -189,7 +189,7 @@ def test_a_cancelled_request_counts_what_it_has_given_out(runner: OpenVinoRunner
     assert outcome.last.metrics.num_output_tokens == len(outcome.tokens)
 
 
-def test_words_of_several_requests_are_their_own(runner: OpenVinoRunner, codec: TextCodec) -> None:
+def test_words_of_several_requests_are_their_own(runner: CompiledRunner, codec: TextCodec) -> None:
     requests = [replace(REQUEST, prompt=prompt_of(length), max_tokens=40) for length in (5, 33, 64, 7)]
     alone = [generate(runner, request) for request in requests]
     texts = [codec.decode(outcome.tokens) for outcome in alone]
@@ -202,7 +202,7 @@ def test_words_of_several_requests_are_their_own(runner: OpenVinoRunner, codec: 
         assert text_of(codec, outcome) == (text[: text.index(text[12:15])] if place % 2 else text)
 
 
-def test_stop_sequences_of_tokens_are_part_of_the_output(runner: OpenVinoRunner, codec: TextCodec) -> None:
+def test_stop_sequences_of_tokens_are_part_of_the_output(runner: CompiledRunner, codec: TextCodec) -> None:
     """Many of them cost a step of an automaton a token, too."""
     full = plain(runner, REQUEST)
     random = np.random.default_rng(1)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from build.compile import compile_engine
 from engine.acceptance import Acceptance
+from engine.compiled_runner import CompiledRunner
 from engine.engine import Engine
 from engine.lossless.served import Check, Output, Tokens, VerifySettings, summary, verify_served
-from engine.openvino_runner import OpenVinoRunner
 from engine.outputs import RequestOutput
 from engine.policy import StaticPolicy
 from engine.request import GenerationRequest, SamplingParams
@@ -28,6 +28,7 @@ from engine.verification import Verdict
 from speculators.registry import create
 from speculators.tree import TokenTree
 from tests.end_to_end.deployment import VOCABULARY, write_target
+from tests.runners import openvino_runner
 
 LENGTH = 512
 SETTINGS = VerifySettings(max_tokens=100, sampled_prompts=16)
@@ -93,8 +94,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "engine"
 
 
-def runner(compiled: Path) -> OpenVinoRunner:
-    return OpenVinoRunner(compiled, num_blocks=8 * LENGTH // 32, threads=1)
+def runner(compiled: Path) -> CompiledRunner:
+    return openvino_runner(compiled, num_blocks=8 * LENGTH // 32, threads=1)
 
 
 class InProcess:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.openvino_runner import OpenVinoRunner
 from engine.runner import SequenceInput
+from tests.runners import openvino_runner
 from tests.tiny import TinyTargets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +26,7 @@ def tasks() -> set[int]:
 def processors_seen(engine: Path, threads: int) -> set[frozenset[int]]:
     """Sets of processors that the engine's threads were bound to, looked at again and again while steps run."""
     before = tasks()
-    runner = OpenVinoRunner(engine, num_blocks=4, threads=threads)
+    runner = openvino_runner(engine, num_blocks=4, threads=threads)
     seen, done = set[frozenset[int]](), threading.Event()
 
     def look() -> None:

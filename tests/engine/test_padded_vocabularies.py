@@ -16,11 +16,11 @@ from build.targets.errors import TargetError
 from deployments.speculation import AnySpeculation, DraftModel
 from engine.drafters import prepare
 from engine.manifest import load_manifest
-from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest
 from speculators.formats.errors import CheckpointError
 from tests.drafters import VARIANT, VOCABULARY, TinyDrafters, layers_of, opened, planted_prompts
 from tests.engine.driving import make_engine, plain, run
+from tests.runners import openvino_runner
 from tests.tiny import MAX_LENGTH, NUM_BLOCKS, THREADS
 
 pytestmark = pytest.mark.torch
@@ -68,7 +68,7 @@ def test_padding_changes_nothing(name: str, larger: str, tiny_drafters: TinyDraf
     compile_speculator(speculation, tmp_path / "speculator", target=target, **_BUILD)  # type: ignore[arg-type]
     directory, manifest = tmp_path / "speculator", load_manifest(tmp_path / "engine")
     needs = prepare(speculation, directory, target=manifest, slots=8, max_sequence_length=MAX_LENGTH)
-    runner = OpenVinoRunner(
+    runner = openvino_runner(
         tmp_path / "engine",
         num_blocks=NUM_BLOCKS,
         threads=THREADS,

@@ -13,9 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from engine.attention_kernels import Attention, KernelName
-from engine.openvino_runner import OpenVinoRunner
+from engine.compiled_runner import CompiledRunner
 from engine.runner import SequenceInput
 from tests.engine.cache_rows import poison
+from tests.runners import openvino_runner
 from tests.tiny import FULL_SIZE, KERNELS, SEVERAL_THREADS, TinyTargets
 
 Logits = NDArray[np.float32]
@@ -34,7 +35,7 @@ TINY += [("llama biases", "int4", kernel) for kernel in KERNELS] + [("qwen3", "i
 class Contexts:
     """Several requests on one runner, each with its own random text and its own cache blocks."""
 
-    def __init__(self, runner: OpenVinoRunner, seed: int = 0) -> None:
+    def __init__(self, runner: CompiledRunner, seed: int = 0) -> None:
         self.runner = runner
         self._random = np.random.default_rng(seed)
         self._texts: list[list[int]] = []
@@ -212,7 +213,7 @@ def test_all_of_it_at_full_size_on_every_core(
     precision: str, kernel: KernelName, tiny_targets: TinyTargets
 ) -> None:
     engine = tiny_targets.engine(FULL_SIZE, precision)
-    contexts = Contexts(OpenVinoRunner(engine, num_blocks=72, attention=Attention(kernel)))
+    contexts = Contexts(openvino_runner(engine, num_blocks=72, attention=Attention(kernel)))
     check_verified_chains(contexts, (2, 8, 16))
     check_prompt_chunks(contexts, [[2, 43], [32, 13]])
     check_neighbours(contexts, (1, 2, 8), steps=2)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from engine.compiled_runner import CompiledRunner
 from engine.manifest import EngineError
-from engine.openvino_runner import OpenVinoRunner
 from engine.runner import SequenceInput
 from tests.reference_model import hidden_states
+from tests.runners import openvino_runner
 from tests.tiny import FULL_SIZE, NUM_BLOCKS, THREADS, TinyTargets
 
 BLOCKS = (7, 3, 5)
@@ -24,7 +25,7 @@ def steps(tokens: list[int]) -> Iterator[SequenceInput]:
         past += length
 
 
-def hidden_of(runner: OpenVinoRunner, item: SequenceInput) -> NDArray[np.float32]:
+def hidden_of(runner: CompiledRunner, item: SequenceInput) -> NDArray[np.float32]:
     runner.forward([item])
     return runner.hidden()[: len(item.tokens)]
 
@@ -33,7 +34,7 @@ def hidden_of(runner: OpenVinoRunner, item: SequenceInput) -> NDArray[np.float32
 def test_they_are_those_of_the_reference(variant: str, tiny_targets: TinyTargets) -> None:
     weights = tiny_targets.weights(variant)
     layers = weights.architecture.num_layers
-    runner = OpenVinoRunner(
+    runner = openvino_runner(
         tiny_targets.engine(variant, "fp32"),
         num_blocks=NUM_BLOCKS,
         threads=THREADS,
@@ -54,7 +55,7 @@ def test_asking_for_them_changes_no_bit_of_the_logits(
 ) -> None:
     directory = tiny_targets.engine(variant, precision)
     plain, asked = (
-        OpenVinoRunner(directory, num_blocks=8, threads=THREADS, hidden_layers=wanted)
+        openvino_runner(directory, num_blocks=8, threads=THREADS, hidden_layers=wanted)
         for wanted in ((), layers)
     )
     tokens = np.random.default_rng(3).integers(0, plain.vocab_size, LENGTH).tolist()
@@ -64,4 +65,4 @@ def test_asking_for_them_changes_no_bit_of_the_logits(
 
 def test_a_layer_that_does_not_exist_is_refused(tiny_targets: TinyTargets) -> None:
     with pytest.raises(EngineError, match="no hidden states 9; it has 0 to"):
-        OpenVinoRunner(tiny_targets.engine("llama", "fp32"), num_blocks=8, hidden_layers=(9,))
+        openvino_runner(tiny_targets.engine("llama", "fp32"), num_blocks=8, hidden_layers=(9,))

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine.attention_kernels import Attention, KernelName
-from engine.openvino_runner import OpenVinoRunner
+from engine.compiled_runner import CompiledRunner
 from engine.runner import SequenceInput
 from speculators.tree import ROOT, TokenTree
 from tests.reference_model import forward
+from tests.runners import openvino_runner
 from tests.tiny import FULL_SIZE, KERNELS, NUM_BLOCKS, SEVERAL_THREADS, THREADS, TinyTargets
 
 TOLERANCE = 1e-4
@@ -41,7 +42,7 @@ def path_to(tree: TokenTree, node: int) -> list[int]:
     return path
 
 
-def read_prompt(runner: OpenVinoRunner, prompt: list[int], blocks: tuple[int, ...]) -> None:
+def read_prompt(runner: CompiledRunner, prompt: list[int], blocks: tuple[int, ...]) -> None:
     runner.forward([SequenceInput(prompt, 0, blocks, is_prompt=True, logits_from=len(prompt))])
 
 
@@ -50,11 +51,11 @@ def as_input(tree: TokenTree, past: int, blocks: tuple[int, ...] = TREE_BLOCKS) 
     return SequenceInput((ROOT_TOKEN, *tree.tokens), past, blocks, parents=parents)
 
 
-def run_tree(runner: OpenVinoRunner, tree: TokenTree, past: int) -> NDArray[np.float32]:
+def run_tree(runner: CompiledRunner, tree: TokenTree, past: int) -> NDArray[np.float32]:
     return runner.forward([as_input(tree, past)]).copy()
 
 
-def random_prompt(runner: OpenVinoRunner, length: int) -> list[int]:
+def random_prompt(runner: CompiledRunner, length: int) -> list[int]:
     prompt: list[int] = np.random.default_rng(length).integers(0, runner.vocab_size, length).tolist()
     return prompt
 
@@ -84,7 +85,7 @@ def test_every_node_sees_its_path_alone(
     np.testing.assert_allclose(found, expected[length:], atol=TOLERANCE)
 
 
-def check_equal_to_paths(runner: OpenVinoRunner, plain: OpenVinoRunner, tree: TokenTree, length: int) -> None:
+def check_equal_to_paths(runner: CompiledRunner, plain: CompiledRunner, tree: TokenTree, length: int) -> None:
     """Every node's logits are those of its path decoded token by token, on a runner that knows no branches."""
     prompt = random_prompt(runner, length)
     read_prompt(runner, prompt, TREE_BLOCKS)
@@ -120,8 +121,8 @@ def test_node_and_path_are_equal_at_full_size(
     precision: str, kernel: KernelName, tiny_targets: TinyTargets
 ) -> None:
     directory = tiny_targets.engine(FULL_SIZE, precision)
-    runner = OpenVinoRunner(directory, num_blocks=NUM_BLOCKS, branch_blocks=64, attention=Attention(kernel))
-    plain = OpenVinoRunner(directory, num_blocks=NUM_BLOCKS, attention=Attention(kernel))
+    runner = openvino_runner(directory, num_blocks=NUM_BLOCKS, branch_blocks=64, attention=Attention(kernel))
+    plain = openvino_runner(directory, num_blocks=NUM_BLOCKS, attention=Attention(kernel))
     wide = TokenTree(tuple(range(100, 116)), (-1, -1, -1, 0, 0, 1, 1, 2, 3, 3, 4, 5, 8, 8, 9, 12))
     for length in (7, 58, 62):
         check_equal_to_paths(runner, plain, wide, length)
@@ -179,7 +180,7 @@ def test_trees_chains_and_prompts_share_a_step(tiny_targets: TinyTargets) -> Non
 
 
 def test_a_runner_without_blocks_for_branches_says_so(tiny_targets: TinyTargets) -> None:
-    plain = OpenVinoRunner(
+    plain = openvino_runner(
         tiny_targets.engine("llama", "fp32"), num_blocks=8, threads=THREADS, attention=Attention("openvino")
     )
     with pytest.raises(ValueError, match="branch_blocks"):

@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CLOSED = """
 import os, signal, sys
 from pathlib import Path
-from engine.openvino_runner import OpenVinoRunner
+from tests.runners import openvino_runner
 
-runners = [OpenVinoRunner(Path(sys.argv[1]), num_blocks=4, threads=1) for _ in range(3)]
+runners = [openvino_runner(Path(sys.argv[1]), num_blocks=4, threads=1) for _ in range(3)]
 while runners:
     del runners[0]
 try:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from engine.compiled_runner import CompiledRunner
 from engine.manifest import EngineError
-from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest, SamplingParams
 from engine.runner import SequenceInput
 from speculators.registry import create
@@ -23,6 +22,7 @@ from tests.drafters import VARIANT as DRAFTED
 from tests.drafters import TinyDrafters, layers_of, planted_prompts
 from tests.engine.driving import generate, make_engine, prompt_of, run
 from tests.engine.test_runner_trees import DRAWN, as_input, trees
+from tests.runners import openvino_runner
 from tests.tiny import NUM_BLOCKS, THREADS, TinyTargets
 
 pytestmark = pytest.mark.torch
@@ -42,7 +42,7 @@ def both(targets: TinyTargets, variant: str) -> tuple[CompiledRunner, CompiledRu
         how: dict[str, Any] = {"num_blocks": NUM_BLOCKS, "hidden_layers": LAYERS, "branch_blocks": 64}
         _RUNNERS[variant] = (
             CompiledRunner(directory, TorchBackend(), **how),
-            OpenVinoRunner(directory, threads=THREADS, **how),
+            openvino_runner(directory, threads=THREADS, **how),
         )
     return _RUNNERS[variant]
 

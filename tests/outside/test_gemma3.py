@@ -15,10 +15,10 @@ from build.compile import compile_engine
 from build.targets.errors import TargetError
 from build.targets.prepare import prepare_target
 from deployments.cache import cache_directory
-from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest
 from planner.bench.peers.environments import REQUIREMENTS, Unavailable, prepare_environment
 from tests.engine.driving import generate
+from tests.runners import openvino_runner
 
 pytestmark = pytest.mark.outside
 
@@ -86,7 +86,7 @@ def test_answers_are_those_of_llama_cpp_up_to_near_ties(
     gemma3: Path, theirs: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     compile_engine(gemma3, tmp_path / "engine", precision="fp32", max_sequence_length=512)
-    runner = OpenVinoRunner(tmp_path / "engine", num_blocks=16, threads=2)
+    runner = openvino_runner(tmp_path / "engine", num_blocks=16, threads=2)
     answers = [generate(runner, GenerationRequest(tuple(each["ids"]), TOKENS)).tokens for each in theirs]
     del runner
     gc.collect()

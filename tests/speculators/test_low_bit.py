@@ -15,12 +15,12 @@ from build.compile import compile_engine
 from build.drafters import compile_speculator
 from deployments.speculation import LowBit
 from engine.attention_kernels import Attention, KernelName
+from engine.compiled_runner import CompiledRunner
 from engine.deployment import open_engine
 from engine.drafters import prepare
 from engine.engine import Engine
 from engine.manifest import EngineError, load_manifest, load_speculator_manifest
 from engine.openvino_graphs import OpenVinoBackend
-from engine.openvino_runner import OpenVinoRunner
 from engine.request import GenerationRequest, SamplingParams
 from engine.runner import SequenceInput
 from engine.target_copy import CompiledCopy
@@ -30,6 +30,7 @@ from speculators.target_access import TargetCopy, TargetInput
 from tests.engine.cache_rows import cache_row
 from tests.engine.deployed import deployment
 from tests.engine.driving import generate, make_engine, prompt_of, run, submit
+from tests.runners import openvino_runner
 from tests.tiny import KERNELS, MAX_LENGTH, NUM_BLOCKS, THREADS, TinyTargets
 
 SECTION = LowBit(method="low_bit", draft_length=5)
@@ -101,7 +102,7 @@ def test_a_draft_goes_on_from_what_was_emitted_last() -> None:
 class Deployed:
     """A tiny target and its copy in four bits."""
 
-    runner: OpenVinoRunner
+    runner: CompiledRunner
     directory: Path
     copy: CompiledCopy
 
@@ -124,7 +125,7 @@ def compiled(source: Path, directory: Path) -> str:
 
 
 def beside(
-    targets: TinyTargets, runner: OpenVinoRunner, directory: Path, variant: str = VARIANT
+    targets: TinyTargets, runner: CompiledRunner, directory: Path, variant: str = VARIANT
 ) -> CompiledCopy:
     """A variant in four bits over a runner's cache."""
     compiled(targets.source(variant), directory)
@@ -160,7 +161,7 @@ def test_what_is_drafted_is_what_a_four_bit_engine_says_on_the_targets_rows(
     """Bit for bit: an engine of int4 that is given a copy of the target's cache, rows of the prompt in it."""
     runner, copy = deployed.runner, deployed.copy
     attention = runner.graph.attention
-    alone = OpenVinoRunner(
+    alone = openvino_runner(
         tiny_targets.engine(VARIANT, "int4"),
         num_blocks=NUM_BLOCKS,
         threads=THREADS,

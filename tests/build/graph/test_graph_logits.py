@@ -6,8 +6,8 @@ import pytest
 from numpy.typing import NDArray
 
 from engine.attention_kernels import KernelName
+from engine.compiled_runner import CompiledRunner
 from engine.grouped_weights import LINEAR, can_be_grouped, grouped, quantize_rows, ungrouped
-from engine.openvino_runner import OpenVinoRunner
 from engine.runner import SequenceInput
 from tests.reference_model import forward
 from tests.tiny import KERNELS, VARIANTS, TinyTargets
@@ -18,7 +18,7 @@ PROMPT, CHUNK, CHAIN = 40, 29, 6
 TOKENS: list[int] = np.random.default_rng(7).integers(0, 265, 70).tolist()
 
 
-def _engine_logits(runner: OpenVinoRunner) -> NDArray[np.float32]:
+def _engine_logits(runner: CompiledRunner) -> NDArray[np.float32]:
     """Logits of TOKENS by way of two prompt chunks, single tokens, and verified chains."""
     pieces, past = [], 0
     for length, is_prompt in (
