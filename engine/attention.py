@@ -35,7 +35,7 @@ class AttentionKernel(Protocol):
         name: which kernel it is.
         precision: of the cache.
         most_weighed: see `engine.runner.Runner`.
-        padding: tokens that the last step was filled up with, behind all others.
+        padding: tokens that the last step was padded with, behind all others.
     """
 
     precision: CachePrecision
@@ -55,7 +55,7 @@ class AttentionKernel(Protocol):
         """For an `ov.Core`, before it reads the graph.
 
         Args:
-            padding: whether attention may be entered with more rows than there are tokens.
+            padding: whether attention may have more query rows than there are tokens.
         """
 
     def spares_padding(self, threads: int, smallest: int) -> bool:

@@ -1,17 +1,17 @@
-"""How a step's tokens are entered into the paged-attention kernel, so that their logits do not show it.
+"""How a step's tokens are given to the paged-attention kernel, so that their logits do not show it.
 
 OpenVINO has one attention kernel for sequences of a single new token and another for longer ones, and they
-round differently. So every decoded token, drafted ones included, is entered as a sequence of its own that shares
-the cache blocks of its request: the kernel writes all new rows before it reads any, hence a drafted token sees
-the ones before it. Only prompts are entered whole. A third kernel splits the context over threads and adds up what
-they found in another order; it serves steps that have fewer sequences than there are threads and no prompt. Padding
-keeps it out: sequences of one row, of which attention alone knows.
+round differently. So every decoded token, drafted ones included, is a sequence of its own that shares the cache
+blocks of its request: the kernel writes all new rows before it reads any, hence a drafted token sees the ones
+before it. Only prompts are sequences of several tokens. A third kernel splits the context over threads and adds up
+what they found in another order; it serves steps that have fewer sequences than there are threads and no prompt.
+Padding keeps it out: sequences of one row, of which attention alone knows.
 
-A tree is entered as chains. The first goes on where the request's rows end; every other one leaves an earlier
+A tree is cut into chains. The first goes on where the request's rows end; every other one leaves an earlier
 chain at a node and has private blocks from the block of its first token on. Rows of the request that lie in that
-block are copied there, and drafted ancestors that do are entered once more, for the kernel to write them. So
+block are copied there, and drafted ancestors that do get a query row once more, for the kernel to write them. So
 every node sees its path, row after row, exactly as plain decoding would have it. Only attention pays for a token
-that is entered twice: the rest of the graph runs once for each.
+with two query rows: the rest of the graph runs once for each.
 """
 
 from collections.abc import Sequence
@@ -56,8 +56,8 @@ class AttentionMetadata:
         self._tokens: list[int] = []
         self._positions: list[int] = []
         self._logit_rows: list[int] = []
-        self._query_rows: list[int] = []  # the token of each row of attention
-        self._output_rows: list[int] = []  # the row of each token
+        self._query_rows: list[int] = []  # the token of each query row
+        self._output_rows: list[int] = []  # the query row whose output is each token's
         self._past: list[int] = []
         self._begins = [0]
         self._blocks: list[int] = []
@@ -66,7 +66,7 @@ class AttentionMetadata:
         self._places: list[tuple[SequenceInput, list[Place]]] = []
 
     def add(self, item: SequenceInput) -> None:
-        """Enter one request's part.
+        """Add one request's part.
 
         Raises:
             ValueError: its tree needs more private blocks than are left.
@@ -131,7 +131,7 @@ class AttentionMetadata:
         first: int,
         row: int,
     ) -> _Chain:
-        """A chain that leaves `trunk` at `row`; ancestors in the row's block are entered into its copy."""
+        """A chain that leaves `trunk` at `row`; ancestors in the row's block are written to its copy."""
         shared = row // self._block_size
         begin = shared * self._block_size
         blocks = [*trunk.blocks[:shared], self._take()]
@@ -173,8 +173,8 @@ class AttentionMetadata:
         """The inputs by name, for all that was added.
 
         Args:
-            rows: tokens to be filled up to, 1 or more; each one has a sequence of its own.
-            sequences: sequences of attention to be filled up to, unless one is a prompt's; to more than `rows` only
+            rows: tokens to be padded to, 1 or more; each one has a sequence of its own.
+            sequences: sequences of attention to be padded to, unless one is a prompt's; to more than `rows` only
                 for graphs that take `attention_rows`.
         """
         self.padding = max(0, rows - len(self._tokens))

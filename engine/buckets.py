@@ -3,7 +3,7 @@
 When the number of tokens of a step changes, OpenVINO prepares every node of the graph anew: a step of SmolLM2-135M
 that takes 6.5 ms in a row of equal ones takes 9.5 ms between steps of another shape, where one token more costs 0.2 ms.
 The lengths of drafts change all the time. A graph whose shape is fixed has nothing to prepare, and skips what shapes
-that may vary cost a node in every step: 5.8 ms. So short steps are filled up to the next bucket, as engines on CUDA
+that may vary cost a node in every step: 5.8 ms. So short steps are padded to the next bucket, as engines on CUDA
 graphs do.
 
 Each bucket keeps a packed copy of the weights. What it saves grows with the number of nodes, what it holds with their

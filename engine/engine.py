@@ -220,7 +220,7 @@ class Engine:
         self._close(item, item.gate.abandon(), error)
 
     def _close(self, item: RunningRequest, release: Release, error: Exception | None = None) -> None:
-        """Give back what the request holds and send its last event, with what is given out at the end."""
+        """Give back what the request holds and send its last output, with what is given out at the end."""
         count(item, release, self.statistics)
         if self._scheduler.remove(item, keep_rows=error is None):
             self._drafting.finish(item)

@@ -36,7 +36,7 @@ class RequestMetrics:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """Tokens that a step emitted for a request; the last event of a request has a finish reason.
+    """Tokens that a step emitted for a request; the last output of a request has a finish reason.
 
     `log_probs` are natural logarithms under the target at temperature 1, one a token, if they were asked for.
     `error` says why the reason is "error". `text_cut`: how many characters at the end of the last token's text

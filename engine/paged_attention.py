@@ -22,8 +22,8 @@ def conversion(*, padding: bool) -> ConversionExtension:
     """The extension to add to an `ov.Core` before it reads the graph.
 
     Args:
-        padding: whether attention may be entered with more rows than there are tokens, for branches of trees and
-            for padding; if not, `attention_rows` and `token_rows` are left out, and with them two operators a layer.
+        padding: whether attention may have more query rows than there are tokens, for branches of trees and for
+            padding; if not, `attention_rows` and `token_rows` are left out, and with them two operators a layer.
     """
     return ConversionExtension(OPERATOR, DOMAIN, _with_padding if padding else _tokens_alone)
 
@@ -41,9 +41,9 @@ def _tokens_alone(node: NodeContext) -> list[ov.Output]:
 
 
 def _with_padding(node: NodeContext) -> list[ov.Output]:
-    tokens, own = node.get_input(10), node.get_input(11)
-    entered = (ops.gather(node.get_input(index), tokens, 0).output(0) for index in range(3))
-    return [ops.gather(_attention(node, *entered), own, 0).output(0)]
+    query_rows, output_rows = node.get_input(10), node.get_input(11)
+    rows = (ops.gather(node.get_input(index), query_rows, 0).output(0) for index in range(3))
+    return [ops.gather(_attention(node, *rows), output_rows, 0).output(0)]
 
 
 def _attention(node: NodeContext, queries: ov.Output, keys: ov.Output, values: ov.Output) -> ov.Output:

@@ -187,7 +187,7 @@ class Plan(_Part):
     Attributes:
         deployments: those that candidates name.
         verify_costs: of the target's steps, every context, batch and size once.
-        buckets: numbers of tokens that steps are filled up to.
+        buckets: numbers of tokens that steps are padded to.
         cells: every concurrency at every context.
     """
 

@@ -75,7 +75,7 @@ class _Kept:
 
 
 class PrefixCache:
-    """The cache blocks of an engine: leased to running requests, kept for later ones."""
+    """The cache blocks of an engine: in use by running requests, or kept for later ones."""
 
     def __init__(
         self,
@@ -100,12 +100,12 @@ class PrefixCache:
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # least recently used first
         self._of_prompt: dict[_Prompt, list[int]] = {}
         self._next_key = 0
-        self._leased: Counter[int] = Counter()
+        self._in_use: Counter[int] = Counter()
 
     @property
     def used(self) -> int:
         """Blocks that running requests hold."""
-        return len(self._leased)
+        return len(self._in_use)
 
     def allocate(
         self,
@@ -131,7 +131,7 @@ class PrefixCache:
         taken = list(self._kept[key].blocks[: self._pool.blocks_for(cached)]) if cached else []
         drafted = self._drafted(key, known, cached) if cached else [0] * len(self._ahead)
         missing = self._pool.blocks_for(rows) - len(taken)
-        if len(self._leased.keys() | set(taken)) + missing > self._pool.num_blocks:
+        if len(self._in_use.keys() | set(taken)) + missing > self._pool.num_blocks:
             return None
         self._pool.hold(taken)
         if taken and cached % self._pool.block_size:
@@ -141,7 +141,7 @@ class PrefixCache:
         while self._pool.free < missing:
             self._drop(next(iter(self._kept)))
         blocks = taken + (self._pool.allocate(rows - len(taken) * self._pool.block_size) or [])
-        self._leased.update(blocks)
+        self._in_use.update(blocks)
         return Allocation(blocks, cached, len(taken), drafted)
 
     def end(
@@ -162,10 +162,10 @@ class PrefixCache:
             drafted: leading rows that hold what each drafter has computed; none: nothing.
             salt: of its allocation.
         """
-        self._leased.subtract(blocks)
+        self._in_use.subtract(blocks)
         for block in blocks:
-            if not self._leased[block]:
-                del self._leased[block]
+            if not self._in_use[block]:
+                del self._in_use[block]
         if self._reuse and len(tokens):
             computed = drafted or [0] * len(self._ahead)
             self._keep(_Kept(np.asarray(tokens, np.int32), prompt_length, blocks, computed, salt))

@@ -97,11 +97,11 @@ class EngineService:
         self._engine.abort(StoppingError("the server is shutting down"))
 
     def _start(self, submission: _Submission) -> None:
-        def callback(event: RequestOutput) -> None:
-            if event.finish_reason:
+        def callback(output: RequestOutput) -> None:
+            if output.finish_reason:
                 self._active.remove(submission)
             try:
-                submission.callback(event)
+                submission.callback(output)
             except Exception:  # the other requests of the step must not pay for it
                 _log.exception("a response could not be sent; its request is ended")
                 submission.abandoned = _always

@@ -27,7 +27,7 @@ class PagedCaches:
         heads: key heads and the size of a head.
 
     Attributes:
-        filler_row: where fillers write.
+        padding_row: where padding is written.
         empty_row: zeros, which nobody writes to: it is read in place of rows that were never written, since those may
             hold anything, and 0 times that is not always 0.
     """
@@ -41,8 +41,8 @@ class PagedCaches:
         dtype: torch.dtype,
     ) -> None:
         self._layers = {name: layer for layer, name in enumerate(names)}
-        self.filler_row = num_blocks * BLOCK_SIZE
-        self.empty_row = self.filler_row + BLOCK_SIZE
+        self.padding_row = num_blocks * BLOCK_SIZE
+        self.empty_row = self.padding_row + BLOCK_SIZE
         shape = (len(names), 2, self.empty_row + BLOCK_SIZE, *heads)
         self.rows = torch.zeros(shape, dtype=dtype, device=device)
 
@@ -154,10 +154,10 @@ class _Group:
         of, place = self._of, self._place
         begins, past = of["begins"], of["past"][:, None]
         new = (place - past).clamp(0, begins.shape[1] - 1)  # the new row at each place, if there is one
-        cached, entered = place < past, place < past + of["counts"][:, None]
+        cached, is_new = place < past, place < past + of["counts"][:, None]
         begin, end = begins.gather(1, new)[:, None], of["ends"].gather(1, new)[:, None]
         row = begins[..., None]
-        seen = cached[:, None] | (entered[:, None] & (begin <= row) & (row < end))
+        seen = cached[:, None] | (is_new[:, None] & (begin <= row) & (row < end))
         if window:
             depth = torch.where(cached, place - past, of["depths"].gather(1, new))
             seen &= depth[:, None] > of["depths"][..., None] - window

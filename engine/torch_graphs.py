@@ -106,7 +106,7 @@ class TorchPagedGraph:
     def forward(self, batch: Sequence[SequenceInput], hidden: NDArray[np.float32] | None = None) -> None:
         """Run one step; see `engine.openvino_graphs.PagedGraph.forward`."""
         self._batch = with_room(batch, self._private_blocks)
-        step = Step.of(self._batch, hidden, filler_row=self._caches.filler_row)
+        step = Step.of(self._batch, hidden, padding_row=self._caches.padding_row)
         if self._moves:
             sources, targets = zip(*self._moves, strict=True)
             self._caches.move(sources, targets)

@@ -48,7 +48,7 @@ def attend(
         window: rows that a row sees, itself among them; 0: all.
 
     Returns:
-        [requests * rows, heads * width]; zeros for fillers.
+        [requests * rows, heads * width]; zeros for padding.
     """
     requests, rows = of["begins"].shape
     _, heads, share, width = queries.shape
@@ -138,13 +138,13 @@ def _read_chunk(
         key = tl.load(keys + lies, mask=written[:, None], other=0.0)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
         new = place - before
-        entered = written & (new >= 0)
-        its_begin = tl.load(begins + request * rows + new, mask=entered, other=0)
-        its_end = tl.load(ends + request * rows + new, mask=entered, other=0)
+        is_new = written & (new >= 0)
+        its_begin = tl.load(begins + request * rows + new, mask=is_new, other=0)
+        its_end = tl.load(ends + request * rows + new, mask=is_new, other=0)
         below = (its_begin[None, :] <= begin[:, None]) & (begin[:, None] < its_end[None, :])
         seen = written[None, :] & ((new < 0)[None, :] | below)
         if WINDOW > 0:
-            its_depth = tl.load(depths + request * rows + new, mask=entered, other=0)
+            its_depth = tl.load(depths + request * rows + new, mask=is_new, other=0)
             its_depth = tl.where(new < 0, new, its_depth)
             seen = seen & (its_depth[None, :] > depth[:, None] - WINDOW)
         scores = tl.where(seen, scores, float("-inf"))

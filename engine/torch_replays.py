@@ -1,7 +1,7 @@
 """Steps of one shape, as CUDA graphs where there is a CUDA device.
 
 A step of a small model is hundreds of kernels of a few microseconds, so launching them one by one takes longer than
-running them. Shapes are rounded up to powers of two, with fillers, and one graph is captured for each shape that
+running them. Shapes are padded to powers of two, and one graph is captured for each shape that
 occurs. On a CPU the same padded step is simply run.
 """
 

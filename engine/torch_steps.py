@@ -1,7 +1,7 @@
 """A step's inputs as PyTorch takes them: its tokens, and where their rows of attention stand.
 
 The new rows of a request stand together, for they share one pass over its cache. Requests with few of them are one
-*group*, [requests, rows], filled up to the longest; a part of a prompt is a group of its own. Which of a request's new
+*group*, [requests, rows], padded to the longest; a part of a prompt is a group of its own. Which of a request's new
 rows see each other is told by two numbers a row, as in a walk through the tree that numbers rows when it reaches them:
 a row's descendants, and itself, are `begins` up to `ends`; it sees those rows among whose descendants it is.
 """
@@ -27,7 +27,7 @@ class Group:
 
     Attributes:
         tokens: which token of the step each row belongs to, [requests, rows].
-        begins, ends: see above, [requests, rows]; of fillers -1.
+        begins, ends: see above, [requests, rows]; -1 for padding.
         depths: rows that each sees of the new ones beside itself, [requests, rows].
         past, counts: rows of each request in the cache, and new ones, [requests].
         tables: its blocks, [requests, most blocks]; what is behind its last one is not read.
@@ -85,9 +85,9 @@ class Step:
         inputs: of the network, with `places`, the cache row that each token is written to, and `token_rows`, where its
             row of attention stands, of all groups one after another; and of each group, its number before the name.
         groups: how many there are.
-        padded: whether it is filled up, so that others have its shape.
+        padded: whether its arrays are padded, so that others have its shape.
         hidden: [tokens, H], of networks that read hidden states.
-        tokens, wanted: how many, without fillers, and of how many logits are wanted.
+        tokens, wanted: how many, without padding, and of how many logits are wanted.
     """
 
     inputs: dict[str, Integers]
@@ -103,15 +103,15 @@ class Step:
         batch: Sequence[SequenceInput],
         hidden: NDArray[np.float32] | None,
         *,
-        filler_row: int,
+        padding_row: int,
     ) -> "Step":
         """The step of a batch.
 
         Args:
             batch: its inputs, whose blocks have room for their new rows.
             hidden: [tokens, H], of networks that read hidden states.
-            filler_row: the cache row that fillers are written to. Steps that hold no long part of a prompt are filled
-                up, so that few shapes occur.
+            padding_row: the cache row that padding is written to. Steps that hold no long part of a prompt are padded,
+                so that few shapes occur.
         """
         numbered, first = [], 0
         for item in batch:
@@ -129,11 +129,11 @@ class Step:
         tokens = first
         size = rounded(max(2, tokens)) if padded else tokens  # a single row is multiplied by other kernels
         inputs = {
-            "input_ids": _filled([token for item in batch for token in item.tokens], size),
-            "position_ids": _filled([position for item in batch for position in item.positions], size),
-            "places": _filled(np.concatenate([_places(item) for item in batch]), size, filler_row),
-            "token_rows": _filled(_token_rows(groups, tokens), size),
-            "logit_rows": _filled(wanted, rounded(max(2, len(wanted))) if padded and wanted else len(wanted)),
+            "input_ids": _padded([token for item in batch for token in item.tokens], size),
+            "position_ids": _padded([position for item in batch for position in item.positions], size),
+            "places": _padded(np.concatenate([_places(item) for item in batch]), size, padding_row),
+            "token_rows": _padded(_token_rows(groups, tokens), size),
+            "logit_rows": _padded(wanted, rounded(max(2, len(wanted))) if padded and wanted else len(wanted)),
         }
         for number, group in enumerate(groups):
             inputs |= group.inputs(f"{number}.")
@@ -186,7 +186,7 @@ def _walk(parents: Sequence[int] | None, count: int) -> tuple[Any, Any, Any]:
     return begins, [begin + size for begin, size in zip(begins, sizes, strict=True)], depths
 
 
-def _filled(values: Any, size: int, filler: int = 0) -> Integers:
-    found = np.full(size, filler, np.int64)
+def _padded(values: Any, size: int, value: int = 0) -> Integers:
+    found = np.full(size, value, np.int64)
     found[: len(values)] = values
     return found

@@ -60,12 +60,12 @@ class EngineWriter:
     def _submit(self, task: Task, writing: Writing) -> None:
         tokens: list[int] = []
 
-        def callback(event: RequestOutput) -> None:
-            tokens.extend(event.tokens)
-            if event.error is not None:
-                raise event.error
-            if event.finish_reason:
-                self._advance(task, Written(tuple(tokens), ended=event.finish_reason == "stop"))
+        def callback(output: RequestOutput) -> None:
+            tokens.extend(output.tokens)
+            if output.error is not None:
+                raise output.error
+            if output.finish_reason:
+                self._advance(task, Written(tuple(tokens), ended=output.finish_reason == "stop"))
 
         sampling = SamplingParams(writing.temperature, writing.top_k, seed=writing.seed)
         request = GenerationRequest(writing.prompt, writing.max_tokens, sampling, end_ids=self._end_ids)

@@ -257,7 +257,7 @@ def _write_mlp(drafters: TinyDrafters, path: Path, planted: str | None) -> None:
 
 
 def plant_mlp(model: MlpModule, traces: Sequence[Trace]) -> None:
-    """Fit the heads to texts, with the true tokens fed to the stages."""
+    """Fit the heads to texts by teacher forcing."""
     inputs: list[list[NDArray[np.float64]]] = [[] for _ in range(STAGES)]
     wanted: list[list[int]] = [[] for _ in range(STAGES)]
     with torch.no_grad():

@@ -2,8 +2,8 @@
 
 Inputs describe the tokens of a step, request after request without padding: `input_ids` and `position_ids`
 [tokens]; the paged batch (`past_lens`, `subsequence_begins`, `block_indices`, `block_indices_begins`,
-`max_context_len`); which tokens attention is entered with (`attention_rows`, a token once for every branch of
-its tree) and which of its rows is a token's own (`token_rows` [tokens]); the rows whose logits are wanted
+`max_context_len`); the token of each query row of attention (`attention_rows`, a token once for every branch of its
+tree) and the query row whose output is a token's (`token_rows` [tokens]); the rows whose logits are wanted
 (`logit_rows`); and two cache tensors per layer.
 
 Outputs are `logits` [rows, V] and `hidden.0` .. `hidden.L` [tokens, H], numbered as in Transformers: what goes

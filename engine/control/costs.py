@@ -35,7 +35,7 @@ class LiveCosts:
 
     Args:
         points: of the plan.
-        buckets: numbers of tokens that steps are filled up to.
+        buckets: numbers of tokens that steps are padded to.
     """
 
     def __init__(self, points: Sequence[CostPoint], buckets: Sequence[int] = ()) -> None:

@@ -30,7 +30,7 @@ class CostTable:
     Args:
         points: `context`, `batch`, `tokens` and `ms` of each, every combination once and `ms` of equal length.
         samples: int ``[samples, rounds]``, the rounds whose median each sample takes.
-        buckets: numbers of tokens of a step, rising, that shorter steps are filled up to.
+        buckets: numbers of tokens of a step, rising, that shorter steps are padded to.
 
     Raises:
         ProfileError: there are no points, or combinations are missing.

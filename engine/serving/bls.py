@@ -278,9 +278,9 @@ class BlsModel:
         with closing(drafting), self._counts.row() as count:
             length = DraftLength(task.draft_length, adaptive=self._settings.adaptive)
             deadline = Deadline(exchange.arrived, self._settings.max_request_seconds)
-            for event in speculate(row, self._target, drafting, length, exchange.gone, count):
+            for output in speculate(row, self._target, drafting, length, exchange.gone, count):
                 deadline.check()
-                outputs = answer.add(event)
+                outputs = answer.add(output)
                 if outputs is not None:
                     exchange.send(outputs | {"text_output": self._text_of(outputs)})
 

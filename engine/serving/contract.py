@@ -1,4 +1,4 @@
-"""Tensors of the `tensorrt_llm` model to generation requests, and events back to tensors.
+"""Tensors of the `tensorrt_llm` model to generation requests, and outputs back to tensors.
 
 Names, types and shapes are those of NVIDIA's `inflight_batcher_llm` (`model_repo/contract.json`). A parameter that
 the embedded engine does not have is refused by name unless it says what the engine does anyway, so nobody gets
@@ -44,7 +44,7 @@ _REFUSED = (
     *("mrope_rotary_cos_sin", "mrope_position_deltas"),
     *("lookahead_window_size", "lookahead_ngram_size", "lookahead_verification_set_size"),
 )
-_FILLER = -1  # NVIDIA's padding of word lists
+_PADDING = -1  # NVIDIA's, of word lists
 # Outputs of the contract that this engine has nothing to say about, filled as NVIDIA's backend fills them. Leaving
 # them out is no choice: perf_analyzer reads every output that is declared, sent or not, and exports broken JSON.
 PLACEHOLDERS: Tensors = {
@@ -85,7 +85,7 @@ class GenerationCall:
         self.return_log_probs = bool(_scalar(tensors, "return_log_probs", 0))
         self.return_metrics = bool(_scalar(tensors, "return_perf_metrics", 0))
         self.exclude_input = bool(_scalar(tensors, "exclude_input_in_output", int(exclude_input)))
-        end_id = int(_scalar(tensors, "end_id", _FILLER))
+        end_id = int(_scalar(tensors, "end_id", _PADDING))
         self._text = text
         self._end_ids = frozenset({end_id}) if end_id >= 0 else default_end_ids
         self.requests = [
@@ -126,7 +126,7 @@ class GenerationCall:
 
 
 class Answer:
-    """Collects the events of one generation and makes the tensors of its responses."""
+    """Collects the outputs of one generation and makes the tensors of its responses."""
 
     def __init__(self, call: GenerationCall, row: int) -> None:
         self._call = call
@@ -136,11 +136,11 @@ class Answer:
         self._log_probs: list[float] = []
         self._sent = 0
 
-    def add(self, event: RequestOutput) -> dict[str, NDArray[Any]] | None:
-        """Take in an event; the response that is due now, if one is."""
-        self._tokens.extend(event.tokens)
-        self._log_probs.extend(event.log_probs)
-        if not event.finish_reason and not self._call.streaming:
+    def add(self, output: RequestOutput) -> dict[str, NDArray[Any]] | None:
+        """Take in an output; the response that is due now, if one is."""
+        self._tokens.extend(output.tokens)
+        self._log_probs.extend(output.log_probs)
+        if not output.finish_reason and not self._call.streaming:
             return None
         first, self._sent = self._sent, len(self._tokens)
         tokens = np.array([[*self._prefix, *self._tokens[first:]]], np.int32)
@@ -149,14 +149,14 @@ class Answer:
             "output_ids": tokens[:, None, :],
             "sequence_length": np.array([[tokens.shape[1]]], np.int32),
             "previous_output_ids": np.array([self._tokens[:first]], np.int32),
-            "is_final": np.array([[event.finish_reason is not None]]),
-            "text_cut": np.array([[event.text_cut]], np.int32),
+            "is_final": np.array([[output.finish_reason is not None]]),
+            "text_cut": np.array([[output.text_cut]], np.int32),
             "cum_log_probs": np.array([[math.fsum(self._log_probs)]], np.float32),
             "output_log_probs": log_probs,
             "batch_index": np.array([[self._row]], np.int32),
             **PLACEHOLDERS,
             **_metric_tensors(
-                event.metrics, real=self._call.return_metrics and event.finish_reason is not None
+                output.metrics, real=self._call.return_metrics and output.finish_reason is not None
             ),
         }
 
@@ -232,10 +232,10 @@ def refuse_unsupported(
 
 
 def is_blank(value: NDArray[Any]) -> bool:
-    """Nothing, or only the fillers with which NVIDIA's preprocessing pads (0 and -1)."""
+    """Nothing, or only what NVIDIA's preprocessing pads with (0 and -1)."""
     if value.dtype == object:
         return not any(value.ravel())
-    return bool(((value == 0) | (value == _FILLER)).all())
+    return bool(((value == 0) | (value == _PADDING)).all())
 
 
 def _required(tensors: Tensors, name: str) -> NDArray[Any]:
@@ -269,10 +269,10 @@ def read_text(tensors: Tensors, name: str, row: int = 0) -> str:
 
 
 def _given_draft(tensors: Tensors, row: int) -> tuple[int, ...]:
-    """The row's draft, without the fillers behind it."""
+    """The row's draft, without the padding behind it."""
     drafts = np.atleast_2d(tensors.get("draft_input_ids", np.zeros((1, 0), np.int32)))
     tokens = drafts[min(row, len(drafts) - 1)].tolist() if len(drafts) else []
-    while tokens and tokens[-1] == _FILLER:
+    while tokens and tokens[-1] == _PADDING:
         tokens.pop()
     return tuple(tokens)
 

@@ -41,7 +41,7 @@ _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class GenerationModel:
-    """Hands requests to the engine and its events back to Triton."""
+    """Hands requests to the engine and its outputs back to Triton."""
 
     def initialize(self, arguments: Mapping[str, str]) -> None:
         """Load the engine that the model's parameters name.
@@ -174,20 +174,20 @@ class _Exchange:
     def _abandoned(self) -> bool:
         return self.stopped or self._sender.is_cancelled()
 
-    def _take(self, answer: Answer, event: RequestOutput) -> None:
-        """Take in an event of one row. What ends a row before its time ends the request and its other rows."""
-        if event.finish_reason:
+    def _take(self, answer: Answer, output: RequestOutput) -> None:
+        """Take in an output of one row. What ends a row before its time ends the request and its other rows."""
+        if output.finish_reason:
             self._open -= 1
         last = not self._open
         if last:
             del self._exchanges[self.handle]
-        if event.finish_reason in ("error", "cancelled"):
+        if output.finish_reason in ("error", "cancelled"):
             self.stopped = True
-            self.error = self.error or event.error
+            self.error = self.error or output.error
         if not self.stopped:
             # The engine goes on counting in the metrics while the response waits to be sent.
-            event = dataclasses.replace(event, metrics=copy.copy(event.metrics))
-            self._outbox.put(partial(self._send, answer, event, last), partial(self._fail, last))
+            output = dataclasses.replace(output, metrics=copy.copy(output.metrics))
+            self._outbox.put(partial(self._send, answer, output, last), partial(self._fail, last))
         elif last:
             self._outbox.put(self._end)
 
@@ -198,12 +198,12 @@ class _Exchange:
         if last:
             self._end()
 
-    def _send(self, answer: Answer, event: RequestOutput, last: bool) -> None:
+    def _send(self, answer: Answer, output: RequestOutput, last: bool) -> None:
         if self.stopped:  # meanwhile; what is on its way is not sent any more, but an end is due
             if last:
                 self._end()
             return
-        outputs = answer.add(event)
+        outputs = answer.add(output)
         if outputs is not None:
             outputs["generation_handle"] = np.array([[self.handle]], np.uint64)
             self._sender.send(response(outputs, self._wanted), flags=_FINAL if last else 0)

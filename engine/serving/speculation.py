@@ -28,7 +28,7 @@ def speculate(
     gone: Callable[[], bool],
     count: Count,
 ) -> Iterator[RequestOutput]:
-    """Generate a row, one event a verified step, the last one with a finish reason; none once the client is gone.
+    """Generate a row, one output a verified step, the last one with a finish reason; none once the client is gone.
 
     Raises:
         pb_utils.TritonModelException: the target or the draft model refused.
@@ -60,7 +60,7 @@ def speculate(
             count(whole.nodes, whole.accepted, whole.emitted, seconds)
             seconds = 0.0
         if release.tokens or finish:
-            yield _event(row, release, finish)
+            yield _output(row, release, finish)
 
 
 def _take(row: Row, tokens: Sequence[int]) -> tuple[tuple[int, ...], FinishReason | None]:
@@ -79,7 +79,7 @@ def _take(row: Row, tokens: Sequence[int]) -> tuple[tuple[int, ...], FinishReaso
     return tuple(output[first:]), finish
 
 
-def _event(row: Row, release: Release, finish: FinishReason | None) -> RequestOutput:
+def _output(row: Row, release: Release, finish: FinishReason | None) -> RequestOutput:
     metrics, now = row.metrics, time.time_ns()
     metrics.num_output_tokens = row.gate.given
     if release.tokens:

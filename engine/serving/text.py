@@ -212,7 +212,7 @@ def decode_prompt(value: bytes | str, name: str = "text_input") -> str:
 
 
 def decode_words(values: NDArray[Any] | None, row: int, name: str) -> list[str]:
-    """The words of one row of the input `name`, without the empty ones that fill it up; one list may serve all rows.
+    """The words of one row of the input `name`, without the empty ones that pad it; one list may serve all rows.
 
     Raises:
         RequestError: there are too many, or one is not UTF-8.

@@ -37,7 +37,7 @@ class Profile:
         drafter: what decides the drafts that were profiled.
         records: of all temperatures.
         cost: `verify`, `draft` and `read`, points as `engine.control.table.CostTable` takes them.
-        buckets: numbers of tokens that steps are filled up to.
+        buckets: numbers of tokens that steps are padded to.
         chunks: prompt tokens that a step reads beside requests that decode, and where none does.
         prompt_tokens: of its prompts, on average.
         serving: loads that the service was measured under without speculation: `concurrency`, `prompt_tokens` and

@@ -166,12 +166,12 @@ def _generate(
     records: list[RequestRecord] = []
     running: dict[int, tuple[str, str]] = {}
 
-    def callback(event: RequestOutput) -> None:
-        if not event.finish_reason:
+    def callback(output: RequestOutput) -> None:
+        if not output.finish_reason:
             return
-        category, name = running.pop(event.request_id)
+        category, name = running.pop(output.request_id)
         temperature = requests[category, name].sampling.temperature
-        metrics, drafts = event.metrics, watched.drafts.pop(event.request_id, [])
+        metrics, drafts = output.metrics, watched.drafts.pop(output.request_id, [])
         records.append(
             RequestRecord(name, category, temperature, metrics.num_output_tokens, metrics.steps, drafts)
         )

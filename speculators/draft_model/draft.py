@@ -25,14 +25,14 @@ _LONGEST_READ = 512
 
 @dataclass(slots=True)
 class _State:
-    """`text` is prompt and output; `rows` says how many of its tokens have rows, `fed` is what has rows after them.
+    """`text` is prompt and output, of which `rows` says how many tokens have rows.
 
-    `guess` is what comes after those, and its log-probability.
+    `cached_draft` has rows after them, and `guess` is what comes after those, and its log-probability.
     """
 
     rows: DrafterRows
     text: list[int]
-    fed: list[int] = field(default_factory=list)
+    cached_draft: list[int] = field(default_factory=list)
     guess: tuple[int, float] = (0, 0.0)
 
 
@@ -103,11 +103,11 @@ class DraftModelDrafter(Speculator):
         state = self._states[request_id]
         if outcome.drafts_nothing_more:
             return
-        for fed, token in zip(state.fed, outcome.emitted, strict=False):
-            if fed != token:
+        for drafted, token in zip(state.cached_draft, outcome.emitted, strict=False):
+            if drafted != token:
                 break
             state.rows.drafted += 1
-        state.fed.clear()
+        state.cached_draft.clear()
         state.text += outcome.emitted
 
     def finish(self, request_id: int) -> None:
@@ -122,7 +122,7 @@ class DraftModelDrafter(Speculator):
         return begun
 
     def _extend(self, chains: Sequence[_Chain]) -> None:
-        """Feed each one's last token, for the one after it."""
+        """Run the model on each one's last token, for the one after it."""
         self._follow([(chain.state, TokenTree.chain(chain.tokens)) for chain in chains])
         for chain in chains:
             chain.add(*chain.state.guess)
@@ -142,12 +142,12 @@ class DraftModelDrafter(Speculator):
             size = min(left, _LONGEST_READ)
             # A row of a prompt is never computed alone; see the promise in `engine.runner`.
             size -= left - size == 1
-            whole, past = size == left, rows.drafted + len(state.fed)
+            whole, past = size == left, rows.drafted + len(state.cached_draft)
             tokens = state.text[rows.drafted : rows.drafted + size]
             rows.drafted += size
             if whole:
-                tokens += draft.tokens[len(state.fed) :]
-                state.fed = list(draft.tokens)
+                tokens += draft.tokens[len(state.cached_draft) :]
+                state.cached_draft = list(draft.tokens)
                 able.add(id(state))
             if tokens:
                 batch.append(CachedInput(rows.blocks, tokens, past, outputs_from=len(tokens) - whole))

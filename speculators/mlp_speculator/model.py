@@ -78,7 +78,7 @@ class MlpSpeculator(CheckpointModule[MlpSpeculatorConfig]):
         return nn.functional.gelu(self.ln[stage](self.proj[stage](state) + ratio * embedded))
 
     def forward(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """All stages at all positions, each fed the true tokens.
+        """All stages at all positions, teacher-forced.
 
         Args:
             hidden: float ``[B, T, E]``, the target's hidden states after its final norm.

@@ -46,7 +46,7 @@ class Redrafter(CheckpointModule[RedrafterConfig]):
         )
 
     def forward(self, hidden: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
-        """All steps, each fed the true tokens.
+        """All steps, teacher-forced.
 
         Args:
             hidden: float ``[B, H]``.

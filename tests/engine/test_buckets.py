@@ -1,4 +1,4 @@
-"""Short steps are filled up to shapes that last, and what is filled in is seen by nobody."""
+"""Short steps are padded to shapes that last, and padding is seen by nobody."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_a_step_takes_the_smallest_bucket_that_holds_it(tokens: int, bucket: int
 
 @pytest.mark.parametrize("buckets", [[], [2, 8], [2, 4, 6, 8, 12, 16]])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_what_is_filled_in_is_seen_by_nobody(
+def test_padding_is_seen_by_nobody(
     precision: str, buckets: list[int], tiny_targets: TinyTargets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.openvino_graphs.buckets_for", lambda num_bytes: buckets)
@@ -40,6 +40,6 @@ def test_what_is_filled_in_is_seen_by_nobody(
     exact = runner.forward([SequenceInput(tokens, 0, [2, 3])]).copy(), runner.hidden().copy()
     for count in range(1, 18):
         found = runner.forward([SequenceInput(tokens[:count], 0, [4])]).copy(), runner.hidden().copy()
-        for filled, expected in zip(found, exact, strict=True):
-            assert len(filled) == count
-            assert np.array_equal(filled, expected[:count])
+        for padded, expected in zip(found, exact, strict=True):
+            assert len(padded) == count
+            assert np.array_equal(padded, expected[:count])

@@ -374,7 +374,7 @@ def test_nobody_weighs_what_nobody_asks_for() -> None:
     assert not any(item.weighed for batch in runner.batches for item in batch)
 
 
-def test_scratch_rows_are_leased_with_the_context() -> None:
+def test_scratch_rows_are_allocated_with_the_context() -> None:
     class Scratch(AnpdSpeculator):
         requirements = Requirements(scratch_rows=40)
 

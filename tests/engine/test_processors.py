@@ -73,6 +73,6 @@ def test_output_is_that_of_plain_decoding(compiled: Path) -> None:
 
 def test_a_kernel_that_is_chosen_by_the_number_of_threads_is_noticed(compiled: Path) -> None:
     done = run_tests(
-        8, compiled, "-p", "tests.processors.without_fillers", "-k", "full_size and int8 and openvino", *BITS
+        8, compiled, "-p", "tests.processors.without_padding", "-k", "full_size and int8 and openvino", *BITS
     )
     assert done.returncode == 1 and "AssertionError" in done.stdout, done.stdout + done.stderr

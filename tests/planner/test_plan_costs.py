@@ -33,7 +33,7 @@ def test_between_points_it_is_linear() -> None:
     assert table.milliseconds(32, 3, [4])[0, 0] == pytest.approx(5 + 12 + 3 * 0.32)
 
 
-def test_steps_cost_what_the_graph_costs_that_they_are_filled_up_to() -> None:
+def test_steps_cost_what_the_graph_costs_that_they_are_padded_to() -> None:
     """A step of three tokens runs the graph of four; beyond the largest graph each token counts."""
     buckets = (2, 4, 8, 16)
 

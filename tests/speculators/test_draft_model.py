@@ -45,7 +45,7 @@ def test_rows_of_accepted_tokens_stay_and_others_are_overwritten() -> None:
     graph = Counting()
     drafter = DraftModelDrafter(graph, 3)
     drafter.start(1, [5, 6])
-    assert drafter.propose([1], [3])[0].tokens == (7, 8, 9)  # 7 and 8 were fed: rows 2 and 3
+    assert drafter.propose([1], [3])[0].tokens == (7, 8, 9)  # 7 and 8 are in the cache: rows 2 and 3
     drafter.observe(1, StepOutcome([7, 40]))
     drafter.propose([1], [1])
     (read,) = graph.calls[-1]
@@ -61,7 +61,7 @@ def test_what_an_earlier_request_has_left_is_not_read_again() -> None:
     assert (len(read.tokens), read.past, read.blocks) == (26, 64, range(4))
     assert rows.drafted == 90
     drafter.observe(1, StepOutcome([6, 40]))
-    assert rows.drafted == 91, "6 was fed, and accepted"
+    assert rows.drafted == 91, "6 was in the cache, and accepted"
 
 
 def test_a_long_prompt_is_read_in_parts_and_no_part_is_a_single_token() -> None:

@@ -60,7 +60,7 @@ class Decoder:
 
     def step(self, batch: Sequence[SequenceInput]) -> Step:
         """The inputs of a step."""
-        return Step.of(batch, None, filler_row=self.caches.filler_row)
+        return Step.of(batch, None, padding_row=self.caches.padding_row)
 
     def logits(self, inputs: Mapping[str, Tensor], groups: int = 1) -> Tensor:
         """Of the wanted rows."""

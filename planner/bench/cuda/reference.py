@@ -58,7 +58,7 @@ class AttentionCase:
     ) -> None:
         self.batch, self.shape = batch, shape
         random = torch.Generator().manual_seed(seed)
-        self._step = Step.of(batch, None, filler_row=blocks * BLOCK_SIZE)
+        self._step = Step.of(batch, None, padding_row=blocks * BLOCK_SIZE)
         tokens = self._step.tokens
         sizes = (shape.heads * shape.share, shape.heads, shape.heads)
         self._new = [torch.randn((tokens, heads, shape.width), generator=random).to(dtype) for heads in sizes]

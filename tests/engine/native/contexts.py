@@ -67,7 +67,7 @@ class Context:
         weighed: bool = False,
         threads: int = 1,
     ) -> Rows:
-        """Attention of these rows of the context, entered after `past` others."""
+        """Attention of these rows of the context, which come after `past` others."""
         cache.begin_step([StepRequest(len(rows), past, self.blocks, parents, weighed)])
         return cache.attend(
             LAYER,
@@ -79,7 +79,7 @@ class Context:
         )
 
     def read(self, cache: NativeCache, sizes: Sequence[int], threads: int = 1) -> Rows:
-        """Attention of all rows, entered in steps of these sizes."""
+        """Attention of all rows, in steps of these sizes."""
         found, past = [], 0
         for size in sizes:
             found.append(self.step(cache, range(past, past + size), past, threads=threads))

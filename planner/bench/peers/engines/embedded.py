@@ -28,27 +28,27 @@ def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
     manifest = load_manifest(spec.engine_directory)
 
     def generate(prompt: list[int], max_tokens: int) -> Answer:
-        events: list[RequestOutput] = []
+        outputs: list[RequestOutput] = []
         stamps: list[float] = []
 
-        def callback(event: RequestOutput) -> None:
+        def callback(output: RequestOutput) -> None:
             stamps.append(time.perf_counter())
-            events.append(event)
+            outputs.append(output)
 
         started = time.perf_counter()
         request = GenerationRequest(tuple(prompt), max_tokens, end_ids=frozenset(manifest.end_ids))
         engine.submit(request, callback)
         while engine.step():
             pass
-        if events[-1].error is not None:
-            raise events[-1].error
-        tokens = [token for event in events for token in event.tokens]
-        drafts = watched[0].drafts.pop(events[-1].request_id, [])
+        if outputs[-1].error is not None:
+            raise outputs[-1].error
+        tokens = [token for output in outputs for token in output.tokens]
+        drafts = watched[0].drafts.pop(outputs[-1].request_id, [])
         return Answer(
             tokens,
             stamps[-1] - started,
             stamps[0] - started,
-            events[-1].metrics.steps,
+            outputs[-1].metrics.steps,
             by_depth([draft.depth for draft in drafts]),
             by_depth([len(draft.ranks) for draft in drafts]),
         )

@@ -59,7 +59,7 @@ def test_a_place_resolves_to_itself_or_is_refused(line, runtime, method):
 
 
 @pytest.mark.parametrize(
-    ("line", "runtime", "method", "nearest"),
+    ("line", "runtime", "method", "remedy"),
     [
         (*key, method, entry.remedy)
         for key, row in SUPPORT_MATRIX.items()
@@ -67,8 +67,8 @@ def test_a_place_resolves_to_itself_or_is_refused(line, runtime, method):
         if isinstance(entry, Unsupported)
     ],
 )
-def test_what_a_refusal_offers_works(line, runtime, method, nearest):
-    for offer in re.split(r",? or (?=[a-z]+:)|; or ", nearest):
+def test_what_a_refusal_offers_works(line, runtime, method, remedy):
+    for offer in re.split(r",? or (?=[a-z]+:)|; or ", remedy):
         if offer.startswith("engine.kind: "):
             continue  # another engine
         changes = dict(re.findall(r"\b(line|runtime|method): (\w+)", offer))
@@ -126,7 +126,7 @@ SCHEDULE = {"draft_length_schedule": {4: 5, 8: 2}}
 
 
 @pytest.mark.parametrize(
-    ("method", "line", "runtime", "speculation", "engine", "reason", "nearest"),
+    ("method", "line", "runtime", "speculation", "engine", "reason", "remedy"),
     [
         ("eagle", "A", None, {}, {"pipeline_parallel": 2}, "pipeline", "tensor_parallel: 2"),
         ("redrafter", "A", None, {}, {"pipeline_parallel": 2}, "pipeline", "pipeline_parallel: 1"),
@@ -204,10 +204,10 @@ SCHEDULE = {"draft_length_schedule": {4: 5, 8: 2}}
         ),
     ],
 )  # fmt: skip
-def test_limits(method, line, runtime, speculation, engine, reason, nearest):
+def test_limits(method, line, runtime, speculation, engine, reason, remedy):
     with pytest.raises(UnsupportedDeployment) as refusal:
         resolve(deployment(method, line, runtime, speculation, **engine))
-    assert any(reason in found.reason and nearest in found.remedy for found in refusal.value.findings)
+    assert any(reason in found.reason and remedy in found.remedy for found in refusal.value.findings)
 
 
 def test_all_that_a_deployment_cannot_have_is_told_at_once():

@@ -1,4 +1,4 @@
-"""A pytest plugin that takes the fillers of attention away; see `engine.attention_metadata`."""
+"""A pytest plugin that takes the padding of attention away; see `engine.attention_metadata`."""
 
 from typing import Any
 
