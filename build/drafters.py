@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,17 @@ _TOKENIZER = "tokenizer.json"
 _TEXTS = "texts.npy"
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What is compiled beside which target, and into which directory; see `compile_speculator`."""
+
+    directory: Path
+    target: Path
+    precision: Precision
+    max_sequence_length: int
+    report: Callable[[str], None]
+
+
 def compile_speculator(
     speculation: AnySpeculation,
     directory: Path,
@@ -83,39 +95,30 @@ def compile_speculator(
             rank too great, or the embedded engine does not run the method.
     """
     trained = trained_section(speculation)
+    wanted = _Wanted(directory, target, precision, max_sequence_length, report)
     if isinstance(speculation, DraftModel):
-        _compile_draft(speculation.model, directory, target, precision, max_sequence_length, report)
+        _compile_draft(speculation.model, wanted)
     elif trained is not None:
-        _compile_graphs(
-            trained, trained.checkpoint, directory, target, precision, max_sequence_length, report
-        )
+        _compile_graphs(trained, trained.checkpoint, wanted)
     elif isinstance(speculation, SuffixAutomaton) and speculation.texts is not None:
-        _compile_texts(speculation, speculation.texts, directory, target, precision, report)
+        _compile_texts(speculation, speculation.texts, wanted)
     elif isinstance(speculation, LowBit):
-        _compile_graphs(speculation, target, directory, target, precision, max_sequence_length, report)
+        _compile_graphs(speculation, target, wanted)
     elif speculation.method not in EMBEDDED_SETTINGS:
         raise EngineError(
             f"speculation.method {speculation.method} runs on TensorRT-LLM, not on the embedded engine"
         )
 
 
-def _compile_draft(
-    draft: Path,
-    directory: Path,
-    target: Path,
-    precision: Precision,
-    max_sequence_length: int,
-    report: Callable[[str], None],
-) -> None:
-    with completed_draft(draft, target) as source:
-        vocab_size = check_draft(source, target)
+def _compile_draft(draft: Path, wanted: _Wanted) -> None:
+    with completed_draft(draft, wanted.target) as source:
         compile_engine(
             source,
-            directory,
-            precision=precision,
-            max_sequence_length=max_sequence_length,
-            vocab_size=vocab_size,
-            report=report,
+            wanted.directory,
+            precision=wanted.precision,
+            max_sequence_length=wanted.max_sequence_length,
+            vocab_size=check_draft(source, wanted.target),
+            report=wanted.report,
         )
 
 
@@ -180,59 +183,43 @@ def _vocabulary(model: Path) -> Mapping[str, int]:
         raise TargetError(f"{model}: {error}") from error
 
 
-def _compile_graphs(
-    speculation: Trained | LowBit,
-    source: Path,
-    directory: Path,
-    target: Path,
-    precision: Precision,
-    max_sequence_length: int,
-    report: Callable[[str], None],
-) -> None:
-    wanted = {
+def _compile_graphs(speculation: Trained | LowBit, source: Path, wanted: _Wanted) -> None:
+    origin = {
         "method": speculation.method,
         "source_sha256": content_hash(source),
-        "target_sha256": content_hash(target),
-        "precision": precision,
-        "settings": {"max_sequence_length": max_sequence_length, **graph_settings(speculation)},
+        "target_sha256": content_hash(wanted.target),
+        "precision": wanted.precision,
+        "settings": {"max_sequence_length": wanted.max_sequence_length, **graph_settings(speculation)},
     }
-    if _up_to_date(directory, wanted):
-        report(f"{directory}: up to date")
+    if _up_to_date(wanted, origin):
         return
-    report(f"{source}: reading")
-    planned = _planned(speculation, target, precision, max_sequence_length)
-    report(f"writing {directory}")
-    facts = {**wanted, **planned.facts, "graphs": planned.order}
-    _write(directory, source, target, facts, lambda staging: _write_graphs(planned, staging))
+    wanted.report(f"{source}: reading")
+    planned = _planned(speculation, wanted)
+    wanted.report(f"writing {wanted.directory}")
+    facts = {**origin, **planned.facts, "graphs": planned.order}
+    _write(wanted, source, facts, lambda staging: _write_graphs(planned, staging))
 
 
-def _compile_texts(
-    speculation: SuffixAutomaton,
-    texts: Path,
-    directory: Path,
-    target: Path,
-    precision: Precision,
-    report: Callable[[str], None],
-) -> None:
+def _compile_texts(speculation: SuffixAutomaton, texts: Path, wanted: _Wanted) -> None:
     if not texts.is_file():
         raise TargetError(f"{texts} is no file")
-    wanted = {
+    origin = {
         "method": speculation.method,
         "source_sha256": source_hash(texts),
-        "target_sha256": content_hash(target),
+        "target_sha256": content_hash(wanted.target),
     }
-    if _up_to_date(directory, wanted):
-        report(f"{directory}: up to date")
+    if _up_to_date(wanted, origin):
         return
-    report(f"{texts}: reading")
-    tokens = own_texts(texts, target)
-    report(
-        f"writing {directory}: {len(tokens):,} tokens, {16 * len(tokens) / 1e6:,.0f} MB when they are searched"
+    wanted.report(f"{texts}: reading")
+    tokens = own_texts(texts, wanted.target)
+    megabytes = 16 * len(tokens) / 1e6
+    wanted.report(
+        f"writing {wanted.directory}: {len(tokens):,} tokens, {megabytes:,.0f} MB when they are searched"
     )
     # Of what a manifest says of graphs there is nothing to say.
     facts = {
-        **wanted,
-        "precision": precision,
+        **origin,
+        "precision": wanted.precision,
         "settings": {},
         "widths": (),
         "candidates": 1,
@@ -243,17 +230,14 @@ def _compile_texts(
         np.save(staging / _TEXTS, tokens)
         return [staging / _TEXTS]
 
-    _write(directory, texts, target, facts, write)
+    _write(wanted, texts, facts, write)
 
 
 def _write(
-    directory: Path,
-    source: Path,
-    target: Path,
-    facts: Mapping[str, Any],
-    write: Callable[[Path], list[Path]],
+    wanted: _Wanted, source: Path, facts: Mapping[str, Any], write: Callable[[Path], list[Path]]
 ) -> None:
     """Put what `write` writes into its place, with a manifest that says `facts` of it."""
+    directory = wanted.directory
     with writing_errors(directory), replace_directory(directory, SPECULATOR_MANIFEST_NAME) as staging:
         files = write(staging)
         manifest = SpeculatorManifest.model_validate(
@@ -261,7 +245,7 @@ def _write(
                 **facts,
                 "format_version": FORMAT_VERSION,
                 "source": source.name,
-                "target": target.name,
+                "target": wanted.target.name,
                 "graph_sha256": read_sha256(*files),
                 "file_sizes": {file.name: file.stat().st_size for file in files},
                 "versions": {
@@ -276,12 +260,11 @@ def _write(
         )
 
 
-def _planned(
-    speculation: Trained | LowBit, target: Path, precision: Precision, max_sequence_length: int
-) -> DraftGraphs:
+def _planned(speculation: Trained | LowBit, wanted: _Wanted) -> DraftGraphs:
+    precision, length = wanted.precision, wanted.max_sequence_length
     if isinstance(speculation, LowBit):
-        return plan_copy(speculation, target, precision=precision, max_sequence_length=max_sequence_length)
-    return plan_graphs(speculation, target, precision=precision, max_sequence_length=max_sequence_length)
+        return plan_copy(speculation, wanted.target, precision=precision, max_sequence_length=length)
+    return plan_graphs(speculation, wanted.target, precision=precision, max_sequence_length=length)
 
 
 def _write_graphs(planned: DraftGraphs, directory: Path) -> list[Path]:
@@ -292,11 +275,16 @@ def _write_graphs(planned: DraftGraphs, directory: Path) -> list[Path]:
     return files
 
 
-def _up_to_date(directory: Path, wanted: dict[str, Any]) -> bool:
+def _up_to_date(wanted: _Wanted, origin: Mapping[str, Any]) -> bool:
+    """Whether the directory holds what was made of this; then it is reported."""
+    directory = wanted.directory
     try:
         found = load_speculator_manifest(directory)
     except EngineError:
         return False
-    if any(getattr(found, name) != value for name, value in wanted.items()):
+    if any(getattr(found, name) != value for name, value in origin.items()):
         return False
-    return read_sha256(*(directory / name for name in found.file_sizes)) == found.graph_sha256
+    if read_sha256(*(directory / name for name in found.file_sizes)) != found.graph_sha256:
+        return False
+    wanted.report(f"{directory}: up to date")
+    return True

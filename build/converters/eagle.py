@@ -30,7 +30,7 @@ from build.converters.choices import Layout, engine_target, weight_dtype
 from build.converters.eagle_layers import EAGLE_NET, engine_layers, source_layers
 from build.converters.engine_checkpoint import EngineCheckpoint
 from build.converters.errors import ConversionError
-from build.converters.output import Conversion, directory_bytes, new_directory
+from build.converters.output import Conversion, new_directory
 from build.converters.sharding import join, split
 from build.converters.target import Target, check_fit, read_target
 from speculators.eagle.checkpoint import EMBEDDING, EagleCheckpoint, load_checkpoint, save_checkpoint
@@ -115,9 +115,9 @@ def convert_eagle(
     parts = _sharded(
         EagleCheckpoint(whole.config, as_dtype(whole.tensors, engine.dtype)), engine, limits.depth
     )
-    size = directory_bytes(target) + sum(values.nbytes for part in parts for values in part.values())
-    with new_directory(output, [drafter, target], size, {"family": "eagle", "layout": layout}) as partial:
-        engine.with_drafter(partial, _settings(found.config, engine, limits), parts, PREFIX + "*")
+    settings = _settings(found.config, engine, limits)
+    made = {"family": "eagle", "layout": layout}
+    engine.add_drafter(drafter, output, settings, parts, prefix=PREFIX, provenance=made)
     notes = (
         "trtllm-build needs --speculative_decoding_mode eagle",
         f"every path of eagle_choices must have {limits.depth} entries or lead to one that has",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from build.converters.errors import ConversionError
+from build.converters.output import directory_bytes, new_directory
 from build.converters.safetensors_append import append_tensors, damaged
 from build.converters.sharding import join, padded_vocabulary
 from deployments.files.reading import read_json_object
@@ -157,27 +158,44 @@ class EngineCheckpoint:
         """
         return self._weight(0, EMBEDDING, (self.vocab_size, self.hidden_size))
 
-    def with_drafter(
-        self, output: Path, settings: Mapping[str, Any], parts: Sequence[Mapping[str, Array]], modules: str
+    def add_drafter(
+        self,
+        drafter: Path,
+        output: Path,
+        settings: Mapping[str, Any],
+        parts: Sequence[Mapping[str, Array]],
+        *,
+        prefix: str,
+        provenance: dict[str, Any],
     ) -> None:
         """Write this checkpoint with a drafter added.
 
         Args:
-            output: an existing directory.
+            drafter: what it was read from.
+            output: directory to write; see `new_directory`.
             settings: keys of `config.json` that are added or changed.
             parts: the drafter's tensors on each tensor-parallel rank; every pipeline stage gets them.
-            modules: pattern of the drafter's modules, which stay unquantised.
+            prefix: of the names of the drafter's modules, which stay unquantised.
+            provenance: see `new_directory`.
 
         Raises:
-            ConversionError: a rank file is damaged or has a drafter already.
-            OSError: a file cannot be written.
+            ConversionError: a rank file is damaged or has a drafter already, or `output` cannot be written.
         """
+        size = directory_bytes(self.directory) + sum(
+            values.nbytes for part in parts for values in part.values()
+        )
+        with new_directory(output, [drafter, self.directory], size, provenance) as partial:
+            self._write(partial, settings, parts, prefix)
+
+    def _write(
+        self, output: Path, settings: Mapping[str, Any], parts: Sequence[Mapping[str, Array]], prefix: str
+    ) -> None:
         for rank in range(self.world_size):
             name = self.rank_file(rank).name
             append_tensors(self.rank_file(rank), output / name, parts[rank % self.tp_size])
         for path in self.directory.glob("quant*.json"):  # which layer is quantised how, for mixed precision
             shutil.copyfile(path, output / path.name)
-        config = {**copy.deepcopy(self.config), **settings, "quantization": self._quantization(modules)}
+        config = {**copy.deepcopy(self.config), **settings, "quantization": self._quantization(prefix + "*")}
         (output / CONFIG_FILE).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
 
     def _quantization(self, modules: str) -> dict[str, Any]:

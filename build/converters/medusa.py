@@ -19,7 +19,7 @@ from pathlib import Path
 from build.converters.choices import Layout, engine_target, weight_dtype
 from build.converters.engine_checkpoint import EngineCheckpoint
 from build.converters.errors import ConversionError
-from build.converters.output import Conversion, directory_bytes, new_directory
+from build.converters.output import Conversion, new_directory
 from build.converters.sharding import pad_rows, padded_vocabulary, split_all
 from build.converters.target import Target, check_fit, read_target
 from speculators.formats.tensors import Tensors, as_dtype, dtype_of
@@ -90,10 +90,8 @@ def convert_medusa(
     tensors = as_dtype(_with_outputs(heads, engine).tensors, engine.dtype)
     parts = _sharded(heads.config, tensors, engine)
     settings = _settings(heads.config, engine, max_draft_length)
-    size = directory_bytes(target) + sum(values.nbytes for part in parts for values in part.values())
     made = {"family": "medusa", "layout": layout, "heads": heads.config.medusa_num_heads}
-    with new_directory(output, [drafter, target], size, made) as partial:
-        engine.with_drafter(partial, settings, parts, PREFIX + "*")
+    engine.add_drafter(drafter, output, settings, parts, prefix=PREFIX, provenance=made)
     return Conversion(output, layout, ("trtllm-build needs --speculative_decoding_mode medusa",))
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from build.converters.choices import Layout, engine_target, weight_dtype
 from build.converters.engine_checkpoint import EngineCheckpoint
 from build.converters.errors import ConversionError
-from build.converters.output import Conversion, directory_bytes, new_directory
+from build.converters.output import Conversion, new_directory
 from build.converters.sharding import split_all
 from build.converters.target import check_fit, read_target
 from speculators.formats.tensors import as_dtype, dtype_of
@@ -85,9 +85,8 @@ def convert_redrafter(
     settings = _settings(head.config, engine, num_beams, draft_length, greedy_search)
     tensors = as_dtype(head.tensors, engine.dtype)
     parts = split_all(tensors, _engine_names(head.config), PREFIX, engine.tp_size)
-    size = directory_bytes(target) + sum(values.nbytes for part in parts for values in part.values())
-    with new_directory(output, [drafter, target], size, {"family": "redrafter", "layout": layout}) as partial:
-        engine.with_drafter(partial, settings, parts, PREFIX + "*")
+    made = {"family": "redrafter", "layout": layout}
+    engine.add_drafter(drafter, output, settings, parts, prefix=PREFIX, provenance=made)
     return Conversion(
         output, layout, ("trtllm-build needs --speculative_decoding_mode explicit_draft_tokens",)
     )

@@ -11,19 +11,17 @@ on are run at every level.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speculators.base import Requirements, Speculator
 from speculators.graphs import Arrays, CachedGraph, CachedInput, DrafterRows, Graph
-from speculators.growth import TreeGrowth, TreeShape, goes_on, max_branches
+from speculators.growth import TreeGrowth, TreeShape, goes_on
 from speculators.outcome import StepOutcome
-from speculators.requests import Requests
-from speculators.tree import EMPTY, ROOT, TokenTree
+from speculators.tree import ROOT, TokenTree
+from speculators.tree_drafter import Guess, TreeDrafter
 
 Rows = NDArray[np.float32]
 # Rows that a draft reads before its first token at most; where nothing is drafted for long, more are read in between.
@@ -35,8 +33,7 @@ class _Turn:
     """A chain that is drafted in turns, as far as its rows are there: what comes next, and with which hidden state."""
 
     rows: int
-    guess: int
-    score: float
+    guess: Guess
     hidden: Rows
 
 
@@ -111,7 +108,7 @@ class _Drafting:
         return CachedInput(state.rows.blocks, tokens, state.rows.drafted - 1, parents, first, rows)
 
 
-class EagleDrafter(Speculator):
+class EagleDrafter(TreeDrafter[_State]):
     """The methods are those of ``Speculator``.
 
     Args:
@@ -123,6 +120,8 @@ class EagleDrafter(Speculator):
         hidden_layers: hidden states of the target that it reads.
     """
 
+    rows_ahead = 1
+
     def __init__(
         self,
         name: str,
@@ -131,16 +130,8 @@ class EagleDrafter(Speculator):
         shape: TreeShape,
         hidden_layers: tuple[int, ...],
     ) -> None:
-        self.name, self.max_draft_length = name, shape.total
-        self.requirements = self.required(shape, hidden_layers)
-        self.ends_drafts = shape.least > -math.inf
-        self._graph, self._fusion, self._shape = graph, fusion, shape
-        self._states: Requests[_State] = Requests(name)
-
-    @staticmethod
-    def required(shape: TreeShape, hidden_layers: tuple[int, ...]) -> Requirements:
-        """What a drafter of such trees needs."""
-        return Requirements(hidden_layers=hidden_layers, max_branches=max_branches(shape), rows_ahead=1)
+        super().__init__(name, shape, hidden_layers)
+        self._graph, self._fusion = graph, fusion
 
     def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
         self._states.start(request_id, _State(rows or DrafterRows(), list(prompt), len(prompt) - 1))
@@ -170,26 +161,6 @@ class EagleDrafter(Speculator):
             batch = [draft.next_input() for draft in going]
         return [growth.tree() for growth in growths]
 
-    def extend(
-        self, request_ids: Sequence[int], drafts: Sequence[TokenTree], budgets: Sequence[int]
-    ) -> list[TokenTree]:
-        if self._shape.most_children > 1:
-            return super().extend(request_ids, drafts, budgets)
-        states = [self._states[request_id] for request_id in request_ids]
-        going = [
-            (state, draft)
-            for state, draft in zip(states, drafts, strict=True)
-            if goes_on(self._shape, draft, _missing(state, draft))
-        ]
-        self._follow(going)
-        able = {id(state) for state, _ in going}
-        return [
-            TokenTree.chain([state.turn.guess], scores=[state.turn.score])
-            if state.turn is not None and id(state) in able
-            else EMPTY
-            for state in states
-        ]
-
     def observe(self, request_id: int, outcome: StepOutcome) -> None:
         state = self._states[request_id]
         state.turn = None
@@ -200,8 +171,17 @@ class EagleDrafter(Speculator):
         if outcome.ended:  # its prompt may serve others
             self.catch_up([request_id], state.waiting)
 
-    def finish(self, request_id: int) -> None:
-        self._states.finish(request_id)
+    def _next(self, states: Sequence[_State], drafts: Sequence[TokenTree]) -> list[Guess | None]:
+        going = [
+            (state, draft)
+            for state, draft in zip(states, drafts, strict=True)
+            if goes_on(self._shape, draft, _missing(state, draft))
+        ]
+        self._follow(going)
+        able = {id(state) for state, _ in going}
+        return [
+            state.turn.guess if state.turn is not None and id(state) in able else None for state in states
+        ]
 
     def _follow(self, chains: Sequence[tuple[_State, TokenTree]]) -> None:
         """Compute the rows of chains that are not there, one of each in a call."""
@@ -222,7 +202,7 @@ class EagleDrafter(Speculator):
                 strict=True,
             )
             for (state, count), guess, score, hidden in rows:
-                state.turn = _Turn(count, guess, min(score, 0.0), hidden.copy())
+                state.turn = _Turn(count, (guess, min(score, 0.0)), hidden.copy())
 
     def _read(self, parts: Sequence[tuple[_State, int]]) -> list[CachedInput]:
         """The next n rows of each request; outputs are wanted of the newest token's, the root of a draft."""

@@ -6,21 +6,17 @@ drafted changes nothing in what comes after it: going on with it costs nothing m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speculators.base import Requirements, Speculator
 from speculators.graphs import DrafterRows, Graph
-from speculators.growth import TreeGrowth, TreeShape, goes_on, max_branches
+from speculators.growth import TreeGrowth, TreeShape, goes_on
 from speculators.outcome import StepOutcome
-from speculators.requests import Requests
-from speculators.tree import EMPTY, TokenTree
-
-_LAYERS = (-1,)
+from speculators.tree import TokenTree
+from speculators.tree_drafter import Guess, TreeDrafter
 
 
 @dataclass(slots=True)
@@ -31,10 +27,10 @@ class _State:
     """
 
     state: NDArray[np.float32] | None = None
-    guesses: list[tuple[int, float]] | None = None
+    guesses: list[Guess] | None = None
 
 
-class MedusaDrafter(Speculator):
+class MedusaDrafter(TreeDrafter[_State]):
     """The methods are those of ``Speculator``.
 
     Args:
@@ -42,26 +38,16 @@ class MedusaDrafter(Speculator):
         shape: the tree; at most as deep as there are heads.
     """
 
-    name = "medusa"
-
     def __init__(self, heads: Graph, shape: TreeShape) -> None:
-        self.max_draft_length = shape.total
-        self.requirements = self.required(shape, _LAYERS)
-        self.ends_drafts = shape.least > -math.inf
-        self._heads, self._shape = heads, shape
-        self._last: Requests[_State] = Requests(self.name)
-
-    @staticmethod
-    def required(shape: TreeShape, hidden_layers: tuple[int, ...]) -> Requirements:
-        """What a drafter of such trees needs."""
-        return Requirements(hidden_layers=hidden_layers, max_branches=max_branches(shape))
+        super().__init__("medusa", shape, hidden_layers=(-1,))
+        self._heads = heads
 
     def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
-        self._last.start(request_id, _State())
+        self._states.start(request_id, _State())
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
         growths = [TreeGrowth(self._shape, budget) for budget in budgets]
-        states = [self._last[request_id].state for request_id in request_ids]
+        states = [self._states[request_id].state for request_id in request_ids]
         known = [
             (growth, state)
             for growth, state in zip(growths, states, strict=True)
@@ -73,27 +59,17 @@ class MedusaDrafter(Speculator):
                 self._grow(growth, found["candidates"][:, row], found["log_probs"][:, row])
         return [growth.tree() for growth in growths]
 
-    def extend(
-        self, request_ids: Sequence[int], drafts: Sequence[TokenTree], budgets: Sequence[int]
-    ) -> list[TokenTree]:
-        if self._shape.most_children > 1:
-            return super().extend(request_ids, drafts, budgets)
-        seen = [self._last[request_id] for request_id in request_ids]
-        going = [goes_on(self._shape, draft, 1) for draft in drafts]
-        self._guess([last for last, able in zip(seen, going, strict=True) if able])
-        found = [EMPTY] * len(drafts)
-        for place, (last, draft) in enumerate(zip(seen, drafts, strict=True)):
-            if going[place] and last.guesses is not None:
-                token, score = last.guesses[len(draft)]
-                found[place] = TokenTree.chain([token], scores=[score])
-        return found
-
     def observe(self, request_id: int, outcome: StepOutcome) -> None:
-        last = self._last[request_id]
+        last = self._states[request_id]
         last.state, last.guesses = outcome.hidden[-1][outcome.kept[-1]].copy(), None
 
-    def finish(self, request_id: int) -> None:
-        self._last.finish(request_id)
+    def _next(self, states: Sequence[_State], drafts: Sequence[TokenTree]) -> list[Guess | None]:
+        going = [goes_on(self._shape, draft, 1) for draft in drafts]
+        self._guess([last for last, able in zip(states, going, strict=True) if able])
+        return [
+            last.guesses[len(draft)] if able and last.guesses is not None else None
+            for last, draft, able in zip(states, drafts, going, strict=True)
+        ]
 
     def _guess(self, seen: Sequence[_State]) -> None:
         """The likeliest token of every level, for those who have none yet."""

@@ -5,21 +5,17 @@ What others have drafted is read by its stages, one a token, so it goes on as fa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speculators.base import Requirements, Speculator
 from speculators.graphs import DrafterRows, Graph
-from speculators.growth import TreeGrowth, TreeShape, goes_on, max_branches
+from speculators.growth import TreeGrowth, TreeShape, goes_on
 from speculators.outcome import StepOutcome
-from speculators.requests import Requests
-from speculators.tree import EMPTY, TokenTree
-
-_LAYERS = (-1,)
+from speculators.tree import TokenTree
+from speculators.tree_drafter import Guess, TreeDrafter
 
 
 @dataclass(slots=True)
@@ -27,8 +23,7 @@ class _Turn:
     """A chain that is drafted in turns: stages that have run, what comes next, and the state of the next stage."""
 
     stages: int
-    guess: int
-    score: float
+    guess: Guess
     state: NDArray[np.float32]
 
 
@@ -44,7 +39,7 @@ class _Last:
     turn: _Turn | None = None
 
 
-class MlpDrafter(Speculator):
+class MlpDrafter(TreeDrafter[_Last]):
     """The methods are those of ``Speculator``.
 
     Args:
@@ -53,26 +48,16 @@ class MlpDrafter(Speculator):
         shape: the tree; at most as deep as there are stages.
     """
 
-    name = "mlp_speculator"
-
     def __init__(self, stages: Sequence[Graph], shape: TreeShape) -> None:
-        self.max_draft_length = shape.total
-        self.requirements = self.required(shape, _LAYERS)
-        self.ends_drafts = shape.least > -math.inf
-        self._stages, self._shape = stages, shape
-        self._last: Requests[_Last] = Requests(self.name)
-
-    @staticmethod
-    def required(shape: TreeShape, hidden_layers: tuple[int, ...]) -> Requirements:
-        """What a drafter of such trees needs."""
-        return Requirements(hidden_layers=hidden_layers, max_branches=max_branches(shape))
+        super().__init__("mlp_speculator", shape, hidden_layers=(-1,))
+        self._stages = stages
 
     def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
-        self._last.start(request_id, _Last(prompt[-1]))
+        self._states.start(request_id, _Last(prompt[-1]))
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
         growths = [TreeGrowth(self._shape, budget) for budget in budgets]
-        last = [self._last[request_id] for request_id in request_ids]
+        last = [self._states[request_id] for request_id in request_ids]
         states = [seen.state for seen in last]
         before = [[seen.token] for seen in last]
         for stage in self._stages:
@@ -96,33 +81,24 @@ class MlpDrafter(Speculator):
                 before[index] = [growth.tokens[node] for node in growth.frontier]
         return [growth.tree() for growth in growths]
 
-    def extend(
-        self, request_ids: Sequence[int], drafts: Sequence[TokenTree], budgets: Sequence[int]
-    ) -> list[TokenTree]:
-        if self._shape.most_children > 1:
-            return super().extend(request_ids, drafts, budgets)
-        seen = [self._last[request_id] for request_id in request_ids]
-        able = [
-            len(last.state) > 0 and goes_on(self._shape, draft, len(draft) + 1 - _stages(last))
-            for last, draft in zip(seen, drafts, strict=True)
-        ]
-        self._follow(
-            [pair for pair, going in zip(zip(seen, drafts, strict=True), able, strict=True) if going]
-        )
-        return [
-            TokenTree.chain([last.turn.guess], scores=[last.turn.score]) if going and last.turn else EMPTY
-            for last, going in zip(seen, able, strict=True)
-        ]
-
     def observe(self, request_id: int, outcome: StepOutcome) -> None:
-        last = self._last[request_id]
+        last = self._states[request_id]
         last.turn = None
         last.state = outcome.hidden[-1][outcome.kept[-1]][None].copy()
         if outcome.emitted:
             last.token = outcome.emitted[-1]
 
-    def finish(self, request_id: int) -> None:
-        self._last.finish(request_id)
+    def _next(self, states: Sequence[_Last], drafts: Sequence[TokenTree]) -> list[Guess | None]:
+        able = [
+            len(last.state) > 0 and goes_on(self._shape, draft, len(draft) + 1 - _stages(last))
+            for last, draft in zip(states, drafts, strict=True)
+        ]
+        self._follow(
+            [(last, draft) for last, draft, going in zip(states, drafts, able, strict=True) if going]
+        )
+        return [
+            last.turn.guess if going and last.turn else None for last, going in zip(states, able, strict=True)
+        ]
 
     def _follow(self, chains: Sequence[tuple[_Last, TokenTree]]) -> None:
         """Run the stages that have not run yet up to the ends of chains."""
@@ -138,8 +114,8 @@ class MlpDrafter(Speculator):
             tokens = np.array([token for _, token in going], np.int64)
             found = stage({"state": np.concatenate(states), "tokens": tokens})
             for row, (last, _) in enumerate(going):
-                guess, score = int(found["candidates"][row, 0]), min(float(found["log_probs"][row, 0]), 0.0)
-                last.turn = _Turn(number + 1, guess, score, found["next_state"][row : row + 1].copy())
+                guess = int(found["candidates"][row, 0]), min(float(found["log_probs"][row, 0]), 0.0)
+                last.turn = _Turn(number + 1, guess, found["next_state"][row : row + 1].copy())
 
 
 def _stages(last: _Last) -> int:
