@@ -1,4 +1,4 @@
-"""The parts of a Llama layer that EAGLE drafters are made of: norm, rotary attention over a cache, gated MLP."""
+"""What EAGLE drafters are made of: norm, rotary attention over a cache, gated MLP, and a Llama layer of these."""
 
 from __future__ import annotations
 
@@ -52,7 +52,13 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, config: LlamaDrafterConfig, input_width: int, *, qkv_bias: bool = False, qk_norm: bool = False
+        self,
+        config: LlamaDrafterConfig,
+        input_width: int,
+        *,
+        qkv_bias: bool = False,
+        o_bias: bool = False,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -61,7 +67,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(input_width, queries, bias=qkv_bias)
         self.k_proj = nn.Linear(input_width, keys, bias=qkv_bias)
         self.v_proj = nn.Linear(input_width, keys, bias=qkv_bias)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=o_bias)
         self.q_norm = RmsNorm(config.head_width, config.rms_norm_eps) if qk_norm else None
         self.k_norm = RmsNorm(config.head_width, config.rms_norm_eps) if qk_norm else None
 
@@ -101,6 +107,34 @@ class Attention(nn.Module):
     def _split(self, values: torch.Tensor) -> torch.Tensor:
         batch, rows, _ = values.shape
         return values.view(batch, rows, -1, self.config.head_width).transpose(1, 2)
+
+
+class DecoderLayer(nn.Module):
+    """A Llama decoder layer; EAGLE-1's first one has no input norm."""
+
+    def __init__(
+        self,
+        config: LlamaDrafterConfig,
+        *,
+        input_norm: bool = True,
+        qkv_bias: bool = False,
+        o_bias: bool = False,
+        qk_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        width, epsilon = config.hidden_size, config.rms_norm_eps
+        self.self_attn = Attention(config, width, qkv_bias=qkv_bias, o_bias=o_bias, qk_norm=qk_norm)
+        self.mlp = Mlp(config)
+        self.input_layernorm = RmsNorm(width, epsilon) if input_norm else nn.Identity()
+        self.post_attention_layernorm = RmsNorm(width, epsilon)
+
+    def forward(
+        self, values: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor, past: KeyValues | None
+    ) -> tuple[torch.Tensor, KeyValues]:
+        """Float ``[B, T, H]`` in and out; the rest as in `Attention.forward`."""
+        attended, present = self.self_attn(self.input_layernorm(values), positions, visible, past)
+        values = values + attended
+        return values + self.mlp(self.post_attention_layernorm(values)), present
 
 
 def inverse_frequencies(config: LlamaDrafterConfig) -> torch.Tensor:

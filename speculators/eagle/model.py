@@ -14,7 +14,7 @@ from torch import nn
 
 from speculators.eagle.checkpoint import EMBEDDING
 from speculators.eagle.config import EagleConfig
-from speculators.eagle.layers import Attention, KeyValues, Mlp, RmsNorm
+from speculators.eagle.layers import DecoderLayer, KeyValues
 from speculators.formats.torch_modules import CheckpointModule, unset
 
 
@@ -26,7 +26,10 @@ class Eagle(CheckpointModule[EagleConfig]):
     def __init__(self, config: EagleConfig) -> None:
         super().__init__(config)
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.bias)
-        self.layers = nn.ModuleList(EagleLayer(config, index) for index in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, input_norm=index > 0, qkv_bias=config.qkv_bias)
+            for index in range(config.num_hidden_layers)
+        )
         unset(self)
 
     def forward(
@@ -55,23 +58,3 @@ class Eagle(CheckpointModule[EagleConfig]):
             values, rows = layer(values, positions, visible, None if past is None else past[index])
             present.append(rows)
         return values, present
-
-
-class EagleLayer(nn.Module):
-    """A Llama decoder layer; the first has no input norm."""
-
-    def __init__(self, config: EagleConfig, index: int) -> None:
-        super().__init__()
-        width, epsilon = config.hidden_size, config.rms_norm_eps
-        self.self_attn = Attention(config, width, qkv_bias=config.qkv_bias)
-        self.mlp = Mlp(config)
-        self.input_layernorm = RmsNorm(width, epsilon) if index > 0 else nn.Identity()
-        self.post_attention_layernorm = RmsNorm(width, epsilon)
-
-    def forward(
-        self, values: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor, past: KeyValues | None
-    ) -> tuple[torch.Tensor, KeyValues]:
-        """Shapes as in `Eagle.forward`, for this layer."""
-        attended, present = self.self_attn(self.input_layernorm(values), positions, visible, past)
-        values = values + attended
-        return values + self.mlp(self.post_attention_layernorm(values)), present

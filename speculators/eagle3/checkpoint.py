@@ -37,7 +37,7 @@ from pathlib import Path
 import numpy as np
 
 from speculators.eagle.checkpoint import DERIVED_SUFFIX, EMBEDDING, attention_and_mlp_shapes
-from speculators.eagle3.config import Eagle3Config
+from speculators.eagle3.config import AnyEagle3, Eagle3Config
 from speculators.formats.checkpoint import Checkpoint, Shapes, check_tensors
 from speculators.formats.errors import CheckpointError
 from speculators.formats.tensors import Array, Tensors, dtype_of, find_file, read_tensors, write_safetensors
@@ -50,7 +50,6 @@ OUTPUT = "lm_head.weight"
 _LAYER = "midlayer"
 _OTHER_NAMES = (
     (re.compile(r"^model\."), ""),
-    (re.compile(r"^layers\.0\."), f"{_LAYER}."),
     (re.compile(r"^aux_norm_low\."), "fc_norm.0."),  # SGLang's older names
     (re.compile(r"^aux_norm_mid\."), "fc_norm.1."),
     (re.compile(r"^aux_norm_high\."), "fc_norm.2."),
@@ -63,6 +62,11 @@ Eagle3Checkpoint = Checkpoint[Eagle3Config]
 
 def tensor_shapes(config: Eagle3Config, optional: Collection[str] = (OUTPUT,)) -> Shapes:
     """Names and shapes; of the tensors that are the target's own where they are absent, the `optional` ones."""
+    return fusion_shapes(config) | first_layer_shapes(config, _LAYER) | output_shapes(config, optional)
+
+
+def fusion_shapes(config: Eagle3Config) -> Shapes:
+    """Of what makes one hidden state of the target's features."""
     width, features = config.hidden_size, config.num_features
     shapes: Shapes = {"fc.weight": (width, features * config.feature_width)}
     if config.bias:
@@ -71,12 +75,31 @@ def tensor_shapes(config: Eagle3Config, optional: Collection[str] = (OUTPUT,)) -
         shapes["input_norm.weight"] = (features * config.feature_width,)
     if config.fc_norm:
         shapes |= {f"fc_norm.{feature}.weight": (config.feature_width,) for feature in range(features)}
-    shapes |= attention_and_mlp_shapes(config, _LAYER, 2 * width)
+    return shapes
+
+
+def first_layer_shapes(config: Eagle3Config, layer: str) -> Shapes:
+    """Of the layer that reads token embedding and hidden state side by side."""
+    shapes = layer_shapes(config, layer, 2 * config.hidden_size)
+    return shapes | {f"{layer}.hidden_norm.weight": (config.hidden_size,)}
+
+
+def layer_shapes(config: Eagle3Config, layer: str, input_width: int) -> Shapes:
+    """Of a Llama layer, or one of Qwen3, whose attention reads so many columns."""
+    shapes = attention_and_mlp_shapes(config, layer, input_width, config.attention_bias)
+    if config.attention_bias:
+        shapes[f"{layer}.self_attn.o_proj.bias"] = (config.hidden_size,)
     if config.qk_norm:
-        shapes |= {f"{_LAYER}.self_attn.{kind}_norm.weight": (config.head_width,) for kind in "qk"}
-    for norm in ("input_layernorm", "hidden_norm", "post_attention_layernorm"):
-        shapes[f"{_LAYER}.{norm}.weight"] = (width,)
-    shapes["norm.weight"] = (width,)
+        shapes |= {f"{layer}.self_attn.{kind}_norm.weight": (config.head_width,) for kind in "qk"}
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        shapes[f"{layer}.{norm}.weight"] = (config.hidden_size,)
+    return shapes
+
+
+def output_shapes(config: Eagle3Config, optional: Collection[str]) -> Shapes:
+    """Of what follows the last layer, and of the `optional` tensors that may be the target's own."""
+    width = config.hidden_size
+    shapes: Shapes = {"norm.weight": (width,)}
     if OUTPUT in optional or config.has_vocabulary_map:
         shapes[OUTPUT] = (config.output_size, width)
     if config.has_vocabulary_map:
@@ -95,17 +118,12 @@ def load_checkpoint(directory: Path) -> Eagle3Checkpoint:
     """
     config = Eagle3Config.read(directory)
     path = find_file(directory, WEIGHT_FILES)
-    found = read_tensors(path, _is_drafters)
+    found = read_tensors(path, is_drafters)
     tensors = {_current_name(name): values for name, values in found.items()}
     config = _as_stored(str(path), config, tensors)
-    if not config.has_vocabulary_map:
-        _drop_identity_map(str(path), config, tensors)
-    else:
-        _complete_map(config, tensors)
+    settle_map(str(path), config, tensors)
     _check(str(path), config, tensors)
-    if config.has_vocabulary_map:
-        tensors[DRAFT_TO_TARGET] = tensors[DRAFT_TO_TARGET].astype(np.int64)
-        tensors[TARGET_TO_DRAFT] = tensors[TARGET_TO_DRAFT].astype(np.bool_)
+    type_map(config, tensors)
     return Checkpoint(config, tensors)
 
 
@@ -116,14 +134,19 @@ def save_checkpoint(checkpoint: Eagle3Checkpoint, directory: Path) -> None:
         CheckpointError: the tensors do not fit the config.
         OSError: the directory cannot be written.
     """
+    _check(str(directory), checkpoint.config, checkpoint.tensors)
+    write(checkpoint, directory)
+
+
+def write(checkpoint: Checkpoint[AnyEagle3], directory: Path) -> None:
+    """Write what has been checked."""
     config = checkpoint.config
-    _check(str(directory), config, checkpoint.tensors)
     write_safetensors(directory / WEIGHT_FILES[0], checkpoint.tensors)
     config = config.changed(draft_vocab_size=config.output_size)
     config.stored_as(dtype_of(checkpoint.tensors)).write(directory)
 
 
-def target_ids(checkpoint: Eagle3Checkpoint) -> Array:
+def target_ids(checkpoint: Checkpoint[AnyEagle3]) -> Array:
     """The target's id of each draft token, int64 ``[W]``."""
     drafted = np.arange(checkpoint.config.output_size, dtype=np.int64)
     if not checkpoint.config.has_vocabulary_map:
@@ -149,14 +172,20 @@ def vocabulary_maps(kept: Array, vocab_size: int) -> Tensors:
     return {DRAFT_TO_TARGET: chosen - np.arange(len(chosen), dtype=np.int64), TARGET_TO_DRAFT: draftable}
 
 
-def _is_drafters(name: str) -> bool:
+def is_drafters(name: str) -> bool:
+    """Whether a stored tensor is read: neither made from the config nor needed for training alone."""
     return not name.endswith(DERIVED_SUFFIX) and not name.startswith(_TRAINING_ONLY)
 
 
-def _current_name(name: str) -> str:
+def common_name(name: str) -> str:
+    """The name of a tensor outside of the layers, as it is written."""
     for other, current in _OTHER_NAMES:
         name = other.sub(current, name)
     return name
+
+
+def _current_name(name: str) -> str:
+    return re.sub(r"^layers\.0\.", f"{_LAYER}.", common_name(name))
 
 
 def _as_stored(where: str, config: Eagle3Config, tensors: Mapping[str, Array]) -> Eagle3Config:
@@ -168,6 +197,25 @@ def _as_stored(where: str, config: Eagle3Config, tensors: Mapping[str, Array]) -
         )
     normed = any(name.startswith(f"{_LAYER}.self_attn.q_norm.") for name in tensors)
     return config.changed(num_hidden_layers=1, model_type="qwen3" if normed else "llama")
+
+
+def settle_map(where: str, config: Eagle3Config, tensors: Tensors) -> None:
+    """Complete the vocabulary maps, or drop them where they say nothing.
+
+    Raises:
+        CheckpointError: they reduce a vocabulary that the config says is whole.
+    """
+    if config.has_vocabulary_map:
+        _complete_map(config, tensors)
+    else:
+        _drop_identity_map(where, config, tensors)
+
+
+def type_map(config: Eagle3Config, tensors: Tensors) -> None:
+    """Give the vocabulary maps their types."""
+    if config.has_vocabulary_map:
+        tensors[DRAFT_TO_TARGET] = tensors[DRAFT_TO_TARGET].astype(np.int64)
+        tensors[TARGET_TO_DRAFT] = tensors[TARGET_TO_DRAFT].astype(np.bool_)
 
 
 def _complete_map(config: Eagle3Config, tensors: Tensors) -> None:
@@ -192,7 +240,15 @@ def _drop_identity_map(where: str, config: Eagle3Config, tensors: Tensors) -> No
 
 
 def _check(where: str, config: Eagle3Config, tensors: Mapping[str, Array]) -> None:
-    shapes = tensor_shapes(config, tensors.keys() & {EMBEDDING, OUTPUT})
+    check(where, config, tensors, tensor_shapes(config, tensors.keys() & {EMBEDDING, OUTPUT}))
+
+
+def check(where: str, config: Eagle3Config, tensors: Mapping[str, Array], shapes: Shapes) -> None:
+    """Exactly these tensors, and maps that do not contradict each other.
+
+    Raises:
+        CheckpointError: it is not so.
+    """
     check_tensors(where, tensors, shapes, integers=frozenset({DRAFT_TO_TARGET, TARGET_TO_DRAFT}))
     if config.has_vocabulary_map:
         _check_maps(where, config, tensors)

@@ -19,7 +19,7 @@ stored decides (`speculators.eagle3.checkpoint`). A key that changes the computa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import PositiveInt, model_validator
 
@@ -40,8 +40,6 @@ _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "logit_scale": (1, 1.0),
     "kv_lora_rank": (),
     "quantization_config": (),
-    "ptd_token_id": (),  # parallel drafting (P-EAGLE)
-    "pard_token": (),
 }
 _REQUIRED_NESTED: Mapping[str, tuple[Any, ...]] = {
     "use_aux_hidden_state": (True,),
@@ -52,16 +50,24 @@ _REQUIRED_NESTED: Mapping[str, tuple[Any, ...]] = {
     "parallel_draft_step": (1,),
 }
 
+AnyEagle3 = TypeVar("AnyEagle3", bound="Eagle3Config")
+"""The config of EAGLE-3, or of a drafter that is built on it."""
+
+MASK_KEYS = ("mask_token_id", "pard_token", "ptd_token_id")
+"""Keys that name the token of what is to be drafted, in configs of drafters that draft in parallel (P-EAGLE)."""
+
 
 class Eagle3Config(LlamaDrafterConfig):
     """EAGLE-3.
 
     Attributes:
+        library_name: what the speculators library calls such a drafter.
+        in_parallel: whether a config names a mask token.
         num_hidden_layers: 1 once the checkpoint is loaded.
         draft_vocab_size: tokens that can be drafted, W; unset means all V of the target.
         target_hidden_size: width of the target where it is not that of the drafter.
         bias: whether `fc` has a bias.
-        attention_bias: not supported; no released drafter has it.
+        attention_bias: biases of the attention's projections; released P-EAGLE drafters have them, EAGLE-3 ones do not.
         norm_before_residual: the residual starts after `hidden_norm` instead of before it (speculators library).
         norm_before_fc: a norm over all features together, before `fc`.
         fc_norm: a norm for each feature, before `fc`.
@@ -72,11 +78,14 @@ class Eagle3Config(LlamaDrafterConfig):
         aux_hidden_states_layer_ids: those layers, as AngelSlim counts them.
     """
 
+    library_name: ClassVar[str] = "eagle3"
+    in_parallel: ClassVar[bool] = False
+
     num_hidden_layers: PositiveInt = 1
     draft_vocab_size: PositiveInt | None = None
     target_hidden_size: PositiveInt | None = None
     bias: bool = False
-    attention_bias: Literal[False] = False
+    attention_bias: bool = False
     norm_before_residual: bool = False
     norm_before_fc: bool = False
     fc_norm: bool = False
@@ -91,7 +100,8 @@ class Eagle3Config(LlamaDrafterConfig):
     def _published(cls, content: Any) -> Any:
         if not isinstance(content, dict):
             return content
-        content = _flat({key: value for key, value in content.items() if value is not None})
+        content = {key: value for key, value in content.items() if value is not None}
+        content = _flat(content, cls.library_name)
         nested = content.get("eagle_config") or {}
         if not isinstance(nested, dict):
             return content
@@ -99,6 +109,14 @@ class Eagle3Config(LlamaDrafterConfig):
         if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
             raise ValueError(f"eagle_config.{_LAYER_IDS} = {layers!r}; it must be a list of layers' numbers")
         _check_required("", content, _REQUIRED)
+        if not cls.in_parallel:
+            _check_required("", content, {"attention_bias": (False,)})
+        masks = [key for key in MASK_KEYS if key in content]
+        if masks and not cls.in_parallel:
+            raise ValueError(
+                f"{masks[0]} = {content[masks[0]]!r} makes it a drafter that drafts in parallel; method: peagle "
+                "reads it"
+            )
         _check_required("eagle_config.", nested, _REQUIRED_NESTED)
         if "norm_before_fc" in nested:
             content["norm_before_fc"] = nested["norm_before_fc"]
@@ -153,7 +171,7 @@ class Eagle3Config(LlamaDrafterConfig):
         """Target layers that are read."""
         return len(self.target_layers or range(DEFAULT_FEATURES))
 
-    def reading(self, layers: list[int]) -> Eagle3Config:
+    def reading(self: AnyEagle3, layers: list[int]) -> AnyEagle3:
         """A copy that reads the outputs of these target layers, told so that every reader takes it so."""
         content = {key: value for key, value in self.content().items() if key != _ANGELSLIM_LAYER_IDS}
         nested = {**(self.eagle_config or {}), _LAYER_IDS: layers}
@@ -164,7 +182,10 @@ class Eagle3Config(LlamaDrafterConfig):
         """The JSON object; keys of newer drafters only where they say something (SpecForge reads `norm_output: false`
         as no norm at all)."""
         content = super().content()
-        return {key: value for key, value in content.items() if key not in _NEWER or value}
+        usual = type(self).model_fields
+        return {
+            key: value for key, value in content.items() if key not in _NEWER or value != usual[key].default
+        }
 
     def _named_layers(self) -> dict[str, list[int]]:
         """Target layers whose outputs are read, by the key that names them."""
@@ -177,11 +198,11 @@ class Eagle3Config(LlamaDrafterConfig):
         return {key: layers for key, layers in found.items() if layers}
 
 
-def _flat(content: dict[str, Any]) -> dict[str, Any]:
+def _flat(content: dict[str, Any], library_name: str) -> dict[str, Any]:
     """The speculators library nests the keys of the layer in `transformer_layer_config`."""
-    kind = content.get("speculators_model_type", "eagle3")
-    if kind != "eagle3":
-        raise ValueError(f"speculators_model_type is {kind!r}; it must be 'eagle3'")
+    kind = content.get("speculators_model_type", library_name)
+    if kind != library_name:
+        raise ValueError(f"speculators_model_type is {kind!r}; it must be {library_name!r}")
     if "transformer_layer_config" not in content:
         return content
     outer = {key: value for key, value in content.items() if key not in _SPECULATORS_KEYS}

@@ -18,19 +18,24 @@ from torch import nn
 
 from speculators.eagle.checkpoint import EMBEDDING
 from speculators.eagle.layers import Attention, KeyValues, Mlp, RmsNorm
-from speculators.eagle3.config import Eagle3Config
+from speculators.eagle3.config import AnyEagle3, Eagle3Config
 from speculators.formats.torch_modules import CheckpointModule, unset
 
 
-class Eagle3(CheckpointModule[Eagle3Config]):
-    """The drafter; the token embedding is the caller's. Weights are NaN until they are loaded or trained."""
+class FusedDrafter(CheckpointModule[AnyEagle3]):
+    """What is around the layers: features in, scores of draft tokens out. The token embedding is the caller's.
+
+    Args:
+        config: the drafter's.
+        layers: its layers, by name.
+    """
 
     not_loaded = frozenset({EMBEDDING})
 
     d2t: torch.Tensor
     t2d: torch.Tensor
 
-    def __init__(self, config: Eagle3Config) -> None:
+    def __init__(self, config: AnyEagle3, **layers: nn.Module) -> None:
         super().__init__(config)
         width = config.hidden_size
         self.fc = nn.Linear(config.num_features * config.feature_width, width, bias=config.bias)
@@ -39,7 +44,8 @@ class Eagle3(CheckpointModule[Eagle3Config]):
             self.input_norm = RmsNorm(config.num_features * config.feature_width, config.rms_norm_eps)
         norms = config.num_features if config.fc_norm else 0
         self.fc_norm = nn.ModuleList(RmsNorm(config.feature_width, config.rms_norm_eps) for _ in range(norms))
-        self.midlayer = Eagle3Layer(config)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
         self.norm = RmsNorm(width, config.rms_norm_eps)
         self.lm_head = nn.Linear(width, config.output_size, bias=False)
         if config.has_vocabulary_map:
@@ -55,6 +61,23 @@ class Eagle3(CheckpointModule[Eagle3Config]):
             parts = features.chunk(len(self.fc_norm), dim=-1)
             features = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
         return torch.as_tensor(self.fc(features))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores of the draft tokens, float ``[..., W]``, from the output of `forward`."""
+        return torch.as_tensor(self.lm_head(hidden if self.config.norm_output else self.norm(hidden)))
+
+    def target_ids(self, drafted: torch.Tensor) -> torch.Tensor:
+        """The target's ids of draft tokens, int64 of any shape."""
+        return drafted + self.d2t[drafted] if self.config.has_vocabulary_map else drafted
+
+
+class Eagle3(FusedDrafter[Eagle3Config]):
+    """The drafter. Weights are NaN until they are loaded or trained."""
+
+    midlayer: Eagle3Layer
+
+    def __init__(self, config: Eagle3Config) -> None:
+        super().__init__(config, midlayer=Eagle3Layer(config))
 
     def forward(
         self,
@@ -79,14 +102,6 @@ class Eagle3(CheckpointModule[Eagle3Config]):
         values, present = self.midlayer(hidden, embedded, positions, visible, past)
         return (self.norm(values) if self.config.norm_output else values), present
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Scores of the draft tokens, float ``[..., W]``, from the output of `forward`."""
-        return torch.as_tensor(self.lm_head(hidden if self.config.norm_output else self.norm(hidden)))
-
-    def target_ids(self, drafted: torch.Tensor) -> torch.Tensor:
-        """The target's ids of draft tokens, int64 of any shape."""
-        return drafted + self.d2t[drafted] if self.config.has_vocabulary_map else drafted
-
 
 class Eagle3Layer(nn.Module):
     """A Llama decoder layer whose attention reads token embedding and hidden state side by side."""
@@ -95,7 +110,8 @@ class Eagle3Layer(nn.Module):
         super().__init__()
         width, epsilon = config.hidden_size, config.rms_norm_eps
         self.norm_before_residual = config.norm_before_residual
-        self.self_attn = Attention(config, 2 * width, qk_norm=config.qk_norm)
+        bias = config.attention_bias
+        self.self_attn = Attention(config, 2 * width, qkv_bias=bias, o_bias=bias, qk_norm=config.qk_norm)
         self.mlp = Mlp(config)
         self.input_layernorm = RmsNorm(width, epsilon)
         self.hidden_norm = RmsNorm(width, epsilon)

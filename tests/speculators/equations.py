@@ -139,7 +139,8 @@ def attention(
             scores = np.array([q[t, h] @ k[s, g] for s in seen]) / np.sqrt(width)
             shares = np.exp(scores - scores.max())
             out[t, h] = (shares / shares.sum()) @ v[seen, g]
-    return out.reshape(len(x), -1) @ weights[f"{prefix}.self_attn.o_proj.weight"].T
+    bias = weights.get(f"{prefix}.self_attn.o_proj.bias", 0.0)
+    return out.reshape(len(x), -1) @ weights[f"{prefix}.self_attn.o_proj.weight"].T + bias
 
 
 def gated_mlp(weights: dict[str, Values], prefix: str, x: Values) -> Values:
@@ -201,3 +202,31 @@ def eagle3_fusion(config: dict[str, Any], weights: dict[str, Values], features: 
         parts = [rms(part, epsilon) * weights[f"fc_norm.{i}.weight"] for i, part in enumerate(parts)]
         features = np.concatenate(parts, axis=-1)
     return features @ weights["fc.weight"].T
+
+
+def peagle(
+    config: dict[str, Any],
+    weights: dict[str, Values],
+    features: Values,
+    following: Values,
+    mask_embedding: Values,
+    size: int,
+) -> Values:
+    """Logits ``[size, W]`` of the tokens of a block below a text of T + 1 tokens.
+
+    Takes the target's features ``[T, F H]`` of the first T of them, and the embeddings ``[T, H]`` of all but the first.
+    """
+    epsilon, masks = config["rms_norm_eps"], size - 1
+    features = np.concatenate([features, np.repeat(weights["mask_hidden"].reshape(1, -1), masks, axis=0)])
+    embedded = np.concatenate([following, np.repeat(mask_embedding[None], masks, axis=0)])
+    positions, visible = np.arange(len(embedded)), np.tri(len(embedded), dtype=bool)
+    hidden = eagle3_fusion(config, weights, features)
+    first = {name.replace("layers.0.", "midlayer."): values for name, values in weights.items()}
+    x, _ = eagle3({**config, "norm_output": False}, first, hidden, embedded, positions, visible)
+    for i in range(1, config["num_hidden_layers"]):
+        layer = f"layers.{i}"
+        read = rms(x, epsilon) * weights[f"{layer}.input_layernorm.weight"]
+        x = x + attention(config, weights, layer, read, positions, visible)
+        read = rms(x, epsilon) * weights[f"{layer}.post_attention_layernorm.weight"]
+        x = x + gated_mlp(weights, layer, read)
+    return (rms(x, epsilon) * weights["norm.weight"] @ weights["lm_head.weight"].T)[-size:]

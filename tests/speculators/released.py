@@ -139,6 +139,27 @@ def eagle3(draft_vocabulary: int | None = 20, layer: str = "midlayer", **changes
     return config, weights
 
 
+def peagle(
+    layers: int = 2, draft_vocabulary: int | None = 20, mask: str = "ptd_token_id", **changes: Any
+) -> tuple[Any, Weights]:
+    """As NeMo AutoModel's are: EAGLE-3's first layer, plain ones after it, and what stands for features at a mask."""
+    config, weights = eagle3(draft_vocabulary, "layers.0", num_hidden_layers=layers, **changes)
+    shapes: dict[str, tuple[int, ...]] = {"mask_hidden": (1, 1, 3 * WIDTH)}
+    for layer in range(1, layers):
+        shapes |= _layer(f"layers.{layer}", WIDTH)
+        shapes[f"layers.{layer}.input_layernorm.weight"] = (WIDTH,)
+        if changes.get("model_type") == "qwen3":
+            shapes |= {f"layers.{layer}.self_attn.{kind}_norm.weight": (WIDTH // 4,) for kind in "qk"}
+    if changes.get("attention_bias"):
+        widths = {"q": WIDTH, "k": WIDTH // 2, "v": WIDTH // 2, "o": WIDTH}
+        shapes |= {
+            f"layers.{layer}.self_attn.{kind}_proj.bias": (width,)
+            for layer in range(layers)
+            for kind, width in widths.items()
+        }
+    return config | {mask: 45}, weights | drawn(shapes, seed=1)
+
+
 def redrafter(blocks: int = 2, exit_width: int = 2 * WIDTH, rnn: bool = True) -> tuple[Any, Weights]:
     config = {
         "architectures": ["Drafter"],
