@@ -1,7 +1,7 @@
 """From a speculator's checkpoint to its ONNX graphs: what can be checked is, before the first one is built."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,20 @@ from build.graph.heads import build_medusa, build_mlp_stage
 from build.targets.weights import Weights, load_weights
 from build.vocabulary import fitted, is_padding
 from deployments.engines import Precision
-from deployments.speculation import AnySpeculation, Eagle, Eagle3, Medusa, MlpSpeculator
+from deployments.speculation import AnySpeculation, Eagle, Eagle3, Medusa, MlpSpeculator, PEagle
 from engine.methods import Trained, check_depth, tree_shape
 from engine.runner import BLOCK_SIZE
 from speculators.eagle import checkpoint as eagle
 from speculators.eagle.checkpoint import EagleCheckpoint
 from speculators.eagle3 import checkpoint as eagle3
-from speculators.eagle3.checkpoint import Eagle3Checkpoint
-from speculators.eagle3.config import Eagle3Config
+from speculators.eagle3.config import AnyEagle3, Eagle3Config
 from speculators.formats.checkpoint import Checkpoint
 from speculators.formats.draft_vocabulary import read_draft_vocabulary
 from speculators.formats.errors import CheckpointError
 from speculators.formats.tensors import Array
 from speculators.medusa import checkpoint as medusa
 from speculators.mlp_speculator import checkpoint as mlp_speculator
+from speculators.peagle import checkpoint as peagle
 
 # More guesses than most trees need: finding them costs nothing, and saves compiling again for a wider tree.
 _CANDIDATES = 10
@@ -199,11 +199,31 @@ def _eagle(speculation: Eagle, target: _Target) -> DraftGraphs:
 
 
 def _eagle3(speculation: Eagle3, target: _Target) -> DraftGraphs:
-    checkpoint = eagle3.load_checkpoint(speculation.checkpoint)
+    return _fused(speculation, eagle3.load_checkpoint(speculation.checkpoint), target)
+
+
+def _peagle(speculation: PEagle, target: _Target) -> DraftGraphs:
+    checkpoint = peagle.load_checkpoint(speculation.checkpoint)
+    mask = checkpoint.config.mask_token_id
+    if eagle.EMBEDDING not in checkpoint.tensors and mask >= target.vocab_size:
+        raise CheckpointError(
+            f"{speculation.checkpoint}: the mask token is {mask}, the target has {target.vocab_size} tokens, and there "
+            f"is no {eagle.EMBEDDING}"
+        )
+    planned = _fused(speculation, checkpoint, target, most_read=mask)
+    return replace(planned, facts={**planned.facts, "mask_token": mask})
+
+
+def _fused(
+    speculation: Eagle3 | PEagle, checkpoint: Checkpoint[AnyEagle3], target: _Target, *, most_read: int = 0
+) -> DraftGraphs:
+    """What reads features of the target; `most_read` is a token that is read, though it may be none of the target's."""
     config = checkpoint.config
     target.check(speculation, {"width of the features": config.feature_width}, config.vocab_size)
     output = _output(speculation, checkpoint, target)
-    embedding = _embedding(speculation, checkpoint, target, is_frozen=not config.embed_requires_grad)
+    embedding = _embedding(
+        speculation, checkpoint, target, is_frozen=not config.embed_requires_grad, most_read=most_read
+    )
     count = _candidates(speculation, None, target.vocab_size if output is None else len(output))
 
     def build() -> Mapping[str, onnx.ModelProto]:
@@ -227,7 +247,7 @@ def _eagle3(speculation: Eagle3, target: _Target) -> DraftGraphs:
     return DraftGraphs(build, ("drafter.onnx", "fusion.onnx"), facts)
 
 
-def _output(speculation: Eagle3, checkpoint: Eagle3Checkpoint, target: _Target) -> Array | None:
+def _output(speculation: Eagle3 | PEagle, checkpoint: Checkpoint[AnyEagle3], target: _Target) -> Array | None:
     """The drafter's output matrix without rows that the target has not; None: it has none, and takes the target's."""
     config, own = checkpoint.config, checkpoint.tensors.get(eagle3.OUTPUT)
     if own is None:
@@ -243,13 +263,15 @@ def _output(speculation: Eagle3, checkpoint: Eagle3Checkpoint, target: _Target) 
 
 
 def _embedding(
-    speculation: Eagle | Eagle3,
-    checkpoint: EagleCheckpoint | Eagle3Checkpoint,
+    speculation: Eagle | Eagle3 | PEagle,
+    checkpoint: EagleCheckpoint | Checkpoint[AnyEagle3],
     target: _Target,
     *,
     is_frozen: bool,
+    most_read: int = 0,
 ) -> NDArray[np.float32] | None:
-    """The token embedding that the drafter stores, as long as the target's; None: it has none, and reads the target's.
+    """The token embedding that the drafter stores, as long as the target's, and up to `most_read`; None: it has none,
+    and reads the target's.
 
     One that is as wide as the target's and was frozen in training is the target's, maybe in another precision, or the
     checkpoint is another target's.
@@ -267,7 +289,7 @@ def _embedding(
                 "the drafter was made for another target, or trained its embedding (an EAGLE-3 config says so by "
                 "embed_requires_grad)"
             )
-    return fitted(own, target.vocab_size)
+    return fitted(own, max(target.vocab_size, most_read + 1))
 
 
 def _foreign_share(own: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
@@ -277,7 +299,7 @@ def _foreign_share(own: NDArray[np.float32], theirs: NDArray[np.float32]) -> flo
     return float(np.mean(distance > _FOREIGN_DISTANCE * np.linalg.norm(theirs[:shared], axis=1)))
 
 
-def _captured(speculation: Eagle3, config: Eagle3Config, num_layers: int) -> tuple[int, ...]:
+def _captured(speculation: Eagle3 | PEagle, config: Eagle3Config, num_layers: int) -> tuple[int, ...]:
     """Hidden states that are read; spec and checkpoint name the layers that they come out of.
 
     Without either, those that the EAGLE repository takes.
@@ -317,4 +339,5 @@ _COMPILED: Mapping[type[Trained], _Compiled] = {
     Medusa: _Compiled(medusa.load_checkpoint, _medusa),
     Eagle: _Compiled(eagle.load_checkpoint, _eagle),
     Eagle3: _Compiled(eagle3.load_checkpoint, _eagle3),
+    PEagle: _Compiled(peagle.load_checkpoint, _peagle),
 }

@@ -89,6 +89,13 @@ NEEDS = {
         "one decoder layer, a matrix 3 hidden x hidden, an output matrix of the draft vocabulary (19 MiB trained "
         "here), and the KV cache of one layer; on the embedded engine a copy of the target's embedding",
     ),
+    "peagle": Needs(
+        "a drafter trained for this target",
+        "trained by `drafthouse train`, from the same data as EAGLE-3. Published: 4 layers on eight H200",
+        "its decoder layers, a matrix 3 hidden x hidden, an output matrix of the draft vocabulary, and the KV cache of "
+        "its layers; on the embedded engine a copy of the target's embedding",
+        engines=(EMBEDDED, VLLM),
+    ),
     "redrafter": Needs(
         "a head trained for this target, which the kit does not train",
         "published: ShareGPT, 2 passes; 1.5 h on eight H100 for Vicuna-7B",

@@ -167,6 +167,18 @@ class Eagle3(Speculation):
         return self
 
 
+class PEagle(Speculation):
+    """P-EAGLE: EAGLE-3 that drafts all its tokens in one pass, a mask standing for those before."""
+
+    method: Literal["peagle"]
+    checkpoint: Path = Field(description=_CHECKPOINT)
+    draft_length: int = Field(5, ge=1, le=31, description=_LENGTH)
+    layers_to_capture: tuple[int, ...] | None = Field(
+        None, description="Layers whose outputs are fused; none: those that the checkpoint names."
+    )
+    suffix_automaton: SelfLookupEnhancer | None = Field(None, description=_LOOKUP)
+
+
 class Redrafter(Speculation):
     """ReDrafter: a recurrent head with beam search."""
 
@@ -321,6 +333,7 @@ AnySpeculation = Annotated[
     | Annotated[Medusa, Tag("medusa")]
     | Annotated[Eagle, Tag("eagle")]
     | Annotated[Eagle3, Tag("eagle3")]
+    | Annotated[PEagle, Tag("peagle")]
     | Annotated[Redrafter, Tag("redrafter")]
     | Annotated[Lookahead, Tag("lookahead")]
     | Annotated[WindowedSelfDrafting, Tag("windowed")]

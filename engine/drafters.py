@@ -105,7 +105,7 @@ def prepare(
     if enhancer.chain_length is None:
         lookup = SureLookup(enhancer.threshold, longest)
     else:
-        least = least_likely(speculation, looked_up=True)
+        least = least_likely(speculation, for_nothing=True)
         lookup = ChainedLookup(enhancer.threshold, enhancer.chain_length, least)
     return [Prepared(lookup.requirements, lambda backend, runner: lookup), prepared]
 

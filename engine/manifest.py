@@ -83,6 +83,8 @@ class SpeculatorManifest(CompiledManifest):
     """Guesses below a node, level by level, as the checkpoint publishes them."""
     hidden_layers: tuple[int, ...] = (-1,)
     """Hidden states of the target that it reads; see `engine.compiled_runner.CompiledRunner`."""
+    mask_token: int | None = None
+    """Token that stands for one that is not known yet, of a drafter that drafts in parallel."""
 
 
 Manifest = TypeVar("Manifest", bound=CompiledManifest)

@@ -11,7 +11,7 @@ from typing import Any
 
 from deployments.drafting import Speculation
 from deployments.speculation import Choices as Paths
-from deployments.speculation import Eagle, Eagle3, Medusa, MlpSpeculator
+from deployments.speculation import Eagle, Eagle3, Medusa, MlpSpeculator, PEagle
 from engine.backend import Backend
 from engine.block_graph import BlockGraph
 from engine.manifest import EngineError, SpeculatorManifest
@@ -20,16 +20,18 @@ from speculators.eagle.draft import EagleDrafter
 from speculators.growth import Choices, Likeliest, TreeShape
 from speculators.medusa.draft import MedusaDrafter
 from speculators.mlp_speculator.draft import MlpDrafter
+from speculators.peagle.draft import PEagleDrafter
 from speculators.registry import METHODS, settings_of
 
-Trained = MlpSpeculator | Medusa | Eagle | Eagle3
+Trained = MlpSpeculator | Medusa | Eagle | Eagle3 | PEagle
 
 # How likely a chain must be to be drafted on, if drafts are adaptive. With EAGLE-3 on SmolLM2-135M a level costs a
 # tenth of a step, and a token that was accepted saves half of one; replaying 26 prompts, 0.2 to 0.4 are within 1 % of
 # each other and 6 % faster than lengths that follow what was accepted lately.
 _LIKELY = math.log(0.3)
-# Likewise of a chain that a lookup goes on with: its tokens take no time to draft, only to be verified.
-_LOOKED_UP = math.log(0.1)
+# Likewise of a chain that a lookup goes on with, or that was drafted in one pass: further tokens take no time to draft,
+# only to be verified.
+_FOR_NOTHING = math.log(0.1)
 # Guesses below a node of the kit's own Medusa trees, as in the published ones.
 _MEDUSA_CHILDREN = 10
 # Nodes of such a tree, for each head: more were hardly ever accepted from heads of small models.
@@ -75,11 +77,11 @@ class TrainedMethod:
     open: Callable[[TrainedParts], Speculator]
 
 
-def least_likely(speculation: Speculation, *, looked_up: bool = False) -> float:
-    """Log-probability below which a chain is not drafted on, by a lookup or by a drafter."""
+def least_likely(speculation: Speculation, *, for_nothing: bool = False) -> float:
+    """Log-probability below which a chain is not drafted on; lower where a further token takes no time to draft."""
     if not speculation.adaptive:
         return -math.inf
-    return _LOOKED_UP if looked_up else _LIKELY
+    return _FOR_NOTHING if for_nothing else _LIKELY
 
 
 def _mlp_shape(speculation: MlpSpeculator, top_k: Sequence[int] | None) -> TreeShape:
@@ -116,6 +118,11 @@ def _eagle3_shape(speculation: Eagle3, top_k: Sequence[int] | None) -> TreeShape
     return Likeliest(length, (tree.top_k,) * length, tree.top_k, tree.total or tree.top_k * length)
 
 
+def _peagle_shape(speculation: PEagle, top_k: Sequence[int] | None) -> TreeShape:
+    """A chain."""
+    return Likeliest.chain(speculation.draft_length, least_likely(speculation, for_nothing=True))
+
+
 def _published(paths: Paths) -> TreeShape:
     try:
         return Choices(paths)
@@ -134,20 +141,31 @@ def _open_medusa(parts: TrainedParts) -> Speculator:
 
 
 def _open_eagle(parts: TrainedParts) -> Speculator:
-    manifest, shape, backend = parts.manifest, parts.shape, parts.backend
+    fusion = parts.backend.plain(parts.files[1], parts.manifest) if len(parts.files) > 1 else None
+    manifest = parts.manifest
+    return EagleDrafter(manifest.method, _cached(parts), fusion, parts.shape, manifest.hidden_layers)
+
+
+def _open_peagle(parts: TrainedParts) -> Speculator:
+    manifest, fusion = parts.manifest, parts.backend.plain(parts.files[1], parts.manifest)
+    assert manifest.mask_token is not None
+    return PEagleDrafter(_cached(parts), fusion, parts.shape, manifest.hidden_layers, manifest.mask_token)
+
+
+def _cached(parts: TrainedParts) -> BlockGraph:
+    """The first graph, which has a KV cache."""
+    shape = parts.shape
     outputs = ("candidates", "log_probs", "next_hidden")
     # At every level of a tree all nodes that went on are run again, each of them maybe a branch over two blocks.
     branches = 0 if shape.most_children == 1 else (shape.width or shape.total) * shape.depth
-    graph = backend.paged(
+    graph = parts.backend.paged(
         parts.files[0],
-        manifest,
+        parts.manifest,
         outputs=outputs,
         num_blocks=parts.num_blocks,
         branch_blocks=2 * parts.slots * branches,
     )
-    fusion = backend.plain(parts.files[1], manifest) if len(parts.files) > 1 else None
-    cached = BlockGraph(graph, outputs, parts.num_blocks)
-    return EagleDrafter(manifest.method, cached, fusion, shape, manifest.hidden_layers)
+    return BlockGraph(graph, outputs, parts.num_blocks)
 
 
 TRAINED: Mapping[str, TrainedMethod] = {
@@ -174,6 +192,12 @@ TRAINED: Mapping[str, TrainedMethod] = {
         _eagle3_shape,
         EagleDrafter.required,
         _open_eagle,
+    ),
+    "peagle": TrainedMethod(
+        ("checkpoint", "draft_length", "layers_to_capture", "suffix_automaton"),
+        _peagle_shape,
+        PEagleDrafter.required,
+        _open_peagle,
     ),
 }
 DRAFT_MODEL = "draft_model"

@@ -10,7 +10,6 @@ squares. Example::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from deployments.speculation import (
     LowBit,
     Medusa,
     MlpSpeculator,
+    PEagle,
     WindowedSelfDrafting,
 )
 from engine.backend import Backend
@@ -51,15 +51,30 @@ from speculators.medusa.model import MedusaHeads
 from speculators.mlp_speculator import checkpoint as mlp_checkpoint
 from speculators.mlp_speculator.config import MlpSpeculatorConfig
 from speculators.mlp_speculator.model import MlpSpeculator as MlpModule
+from speculators.peagle import checkpoint as peagle_checkpoint
+from speculators.peagle.config import PEagleConfig
+from speculators.peagle.model import PEagle as PEagleModule
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
+from tests.planted import (
+    HEADS,
+    PROMPT,
+    STAGES,
+    VOCABULARY,
+    WIDTH,
+    Trace,
+    plant_eagle,
+    plant_eagle3,
+    plant_medusa,
+    plant_mlp,
+    plant_peagle,
+    randomise,
+)
 from tests.runners import openvino_runner
 from tests.tiny import MAX_LENGTH, THREADS, TinyTargets
 
 VARIANT = "llama of 8 layers"
-WIDTH, VOCABULARY, LAYERS = 64, 265, 8
+LAYERS = 8
 CAPTURED = (2, 4, 5)  # hidden states that EAGLE-3 reads by default
-HEADS, STAGES = 4, 3
-_PROMPT = 12  # tokens before what the planted drafters are fitted to
 
 SPECULATIONS: dict[str, Callable[[Path], AnySpeculation]] = {
     "mlp_speculator, chain": lambda path: MlpSpeculator(
@@ -95,6 +110,13 @@ SPECULATIONS: dict[str, Callable[[Path], AnySpeculation]] = {
         draft_length=3,
         suffix_automaton=SelfLookupEnhancer(threshold=1, chain_length=7),
     ),
+    "peagle, chain": lambda path: PEagle(method="peagle", checkpoint=path, draft_length=4, adaptive=False),
+    "peagle, in turns": lambda path: PEagle(
+        method="peagle",
+        checkpoint=path,
+        draft_length=3,
+        suffix_automaton=SelfLookupEnhancer(threshold=1, chain_length=7),
+    ),
     "draft_model, chain": lambda path: DraftModel(
         method="draft_model", model=path, draft_length=4, adaptive=False
     ),
@@ -118,14 +140,6 @@ UNTRAINED: dict[str, AnySpeculation] = {
 }
 """Methods without a checkpoint that need the engine."""
 EVERY = (*SPECULATIONS, *UNTRAINED)
-
-
-@dataclass(frozen=True)
-class Trace:
-    """One greedy output: all tokens, and the target's hidden states at each, [T, layers, H]."""
-
-    tokens: list[int]
-    hidden: NDArray[np.float32]
 
 
 class TinyDrafters:
@@ -173,6 +187,11 @@ class TinyDrafters:
             backend=backend,
         )
 
+    @property
+    def embedding(self) -> torch.Tensor:
+        """The target's, [V, H]."""
+        return torch.from_numpy(self.targets.weights(VARIANT)["model.embed_tokens.weight"])
+
     def traces(self, precision: str) -> list[Trace]:
         """What the target emits after a few prompts."""
         if precision not in self._traces:
@@ -209,7 +228,7 @@ def layers_of(speculators: Sequence[Speculator] | Sequence[Prepared]) -> tuple[i
 def planted_prompts() -> list[tuple[int, ...]]:
     """The prompts after which planted drafters are often right."""
     random = np.random.default_rng(8)
-    return [tuple(random.integers(0, VOCABULARY, _PROMPT).tolist()) for _ in range(8)]
+    return [tuple(random.integers(0, VOCABULARY, PROMPT).tolist()) for _ in range(8)]
 
 
 def _trace(runner: CompiledRunner, prompt: Sequence[int]) -> Trace:
@@ -223,28 +242,6 @@ def _trace(runner: CompiledRunner, prompt: Sequence[int]) -> Trace:
     return Trace(tokens, np.concatenate(hidden))
 
 
-def fit(inputs: NDArray[Any], outputs: NDArray[Any]) -> torch.Tensor:
-    """The matrix [out, in] that maps inputs [n, in] to outputs [n, out] best."""
-    ridge = 1e-3 * np.eye(inputs.shape[1])
-    return torch.from_numpy(
-        np.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ outputs).T.astype(np.float32)
-    )
-
-
-def _one_hot(tokens: Sequence[int]) -> NDArray[np.float64]:
-    return 20 * np.eye(VOCABULARY)[list(tokens)]
-
-
-def randomise(module: torch.nn.Module) -> None:
-    """Weights under which every term matters."""
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            norm = parameter.ndim == 1 and "bias" not in name
-            parameter.normal_(0, 0.3 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5)
-            if norm:
-                parameter.add_(1)
-
-
 def _write_mlp(drafters: TinyDrafters, path: Path, planted: str | None) -> None:
     config = MlpSpeculatorConfig(
         vocab_size=VOCABULARY, emb_dim=WIDTH, inner_dim=96, n_predict=STAGES, top_k_tokens_per_head=[4, 3, 2]
@@ -256,44 +253,12 @@ def _write_mlp(drafters: TinyDrafters, path: Path, planted: str | None) -> None:
     mlp_checkpoint.save_checkpoint(model.to_checkpoint(), path)
 
 
-def plant_mlp(model: MlpModule, traces: Sequence[Trace]) -> None:
-    """Fit the heads to texts by teacher forcing."""
-    inputs: list[list[NDArray[np.float64]]] = [[] for _ in range(STAGES)]
-    wanted: list[list[int]] = [[] for _ in range(STAGES)]
-    with torch.no_grad():
-        for trace in traces:
-            rows = range(_PROMPT - 1, len(trace.tokens) - STAGES - 1)
-            state = model.first_state(torch.from_numpy(trace.hidden[rows, -1]))
-            for stage in range(STAGES):
-                before = torch.tensor([trace.tokens[row + stage + 1] for row in rows])
-                state, _ = model.step(stage, state, before)
-                inputs[stage].append(state.numpy().astype(np.float64))
-                wanted[stage] += [trace.tokens[row + stage + 2] for row in rows]
-        for stage in range(STAGES):
-            head: Any = model.head[stage]
-            head.weight.copy_(fit(np.concatenate(inputs[stage]), _one_hot(wanted[stage])))
-
-
 def _write_medusa(drafters: TinyDrafters, path: Path, planted: str | None) -> None:
     model = MedusaHeads(MedusaConfig(medusa_num_heads=HEADS), WIDTH, VOCABULARY)
     randomise(model)
     if planted:
         plant_medusa(model, drafters.traces(planted))
     medusa_checkpoint.save_checkpoint(model.to_checkpoint(), path)
-
-
-def plant_medusa(model: MedusaHeads, traces: Sequence[Trace]) -> None:
-    """Fit the output matrices to texts."""
-    with torch.no_grad():
-        for head in range(HEADS):
-            blocks: Any = list(model)[head]
-            inputs, wanted = [], []
-            for trace in traces:
-                rows = range(_PROMPT - 1, len(trace.tokens) - head - 2)
-                values = blocks[:-1](torch.from_numpy(trace.hidden[rows, -1]))
-                inputs.append(values.numpy().astype(np.float64))
-                wanted += [trace.tokens[row + head + 2] for row in rows]
-            blocks[-1].weight.copy_(fit(np.concatenate(inputs), _one_hot(wanted)))
 
 
 def _llama_keys(**changes: Any) -> dict[str, Any]:
@@ -313,26 +278,8 @@ def _write_eagle(drafters: TinyDrafters, path: Path, planted: str | None) -> Non
     model = EagleModule(EagleConfig.parse(_llama_keys(bias=True), "tiny"))
     randomise(model)
     if planted:
-        plant_eagle(model, drafters, planted)
+        plant_eagle(model, drafters.traces(planted), drafters.embedding)
     eagle_checkpoint.save_checkpoint(model.to_checkpoint(), path)
-
-
-def plant_eagle(model: EagleModule, drafters: TinyDrafters, planted: str) -> None:
-    """Fit the last matrix so that the target's next hidden state comes out."""
-    embedding = torch.from_numpy(drafters.targets.weights(VARIANT)["model.embed_tokens.weight"])
-    mlp: Any = model.layers[0].mlp
-    inputs, wanted = [], []
-    seen: list[torch.Tensor] = []
-    hook = mlp.down_proj.register_forward_pre_hook(lambda module, values: seen.append(values[0]))
-    with torch.no_grad():
-        mlp.down_proj.weight.zero_()
-        for trace in drafters.traces(planted):
-            before, after = torch.from_numpy(trace.hidden[:-1, -1]), trace.hidden[1:, -1]
-            output, _ = model(before[None], embedding[trace.tokens[1:-1]][None], *_causal(len(before)))
-            inputs.append(seen[-1][0].numpy().astype(np.float64))
-            wanted.append(after - output[0].numpy())
-        mlp.down_proj.weight.copy_(fit(np.concatenate(inputs), np.concatenate(wanted)))
-    hook.remove()
 
 
 def _write_eagle3(drafters: TinyDrafters, path: Path, planted: str | None) -> None:
@@ -343,27 +290,21 @@ def _write_eagle3(drafters: TinyDrafters, path: Path, planted: str | None) -> No
     model.d2t.copy_(torch.from_numpy(maps["d2t"]))
     model.t2d.copy_(torch.from_numpy(maps["t2d"]))
     if planted:
-        plant_eagle3(model, drafters, planted, kept)
+        plant_eagle3(model, drafters.traces(planted), drafters.embedding, kept)
     eagle3_checkpoint.save_checkpoint(model.to_checkpoint(), path)
 
 
-def plant_eagle3(model: Eagle3Module, drafters: TinyDrafters, planted: str, kept: NDArray[np.int64]) -> None:
-    """Fit the output matrix to texts."""
-    embedding = torch.from_numpy(drafters.targets.weights(VARIANT)["model.embed_tokens.weight"])
-    inputs, wanted = [], []
-    with torch.no_grad():
-        for trace in drafters.traces(planted):
-            features = torch.from_numpy(trace.hidden[:-1, :-1].reshape(len(trace.hidden) - 1, -1))
-            rows = len(features)
-            output, _ = model(model.fuse(features)[None], embedding[trace.tokens[1:-1]][None], *_causal(rows))
-            inputs.append(model.norm(output)[0, _PROMPT:].numpy().astype(np.float64))
-            wanted += trace.tokens[_PROMPT + 2 : rows + 2]
-        model.lm_head.weight.copy_(fit(np.concatenate(inputs), _one_hot(wanted)[:, kept]))
-
-
-def _causal(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions [1, T] and who sees whom [1, T, T]."""
-    return torch.arange(rows)[None], torch.ones(rows, rows, dtype=torch.bool).tril()[None]
+def _write_peagle(drafters: TinyDrafters, path: Path, planted: str | None) -> None:
+    kept = np.arange(3, 243)
+    keys = _llama_keys(draft_vocab_size=len(kept), num_hidden_layers=2, mask_token_id=250)
+    model = PEagleModule(PEagleConfig.parse(keys, "tiny"))
+    randomise(model)
+    maps = eagle3_checkpoint.vocabulary_maps(kept, VOCABULARY)
+    model.d2t.copy_(torch.from_numpy(maps["d2t"]))
+    model.t2d.copy_(torch.from_numpy(maps["t2d"]))
+    if planted:
+        plant_peagle(model, drafters.traces(planted), drafters.embedding, kept, size=4)
+    peagle_checkpoint.save_checkpoint(model.to_checkpoint(), path)
 
 
 def _write_draft(drafters: TinyDrafters, path: Path, planted: str | None) -> None:
@@ -384,5 +325,6 @@ _WRITERS: dict[str, Callable[[TinyDrafters, Path, str | None], None]] = {
     "medusa": _write_medusa,
     "eagle": _write_eagle,
     "eagle3": _write_eagle3,
+    "peagle": _write_peagle,
     "draft_model": _write_draft,
 }

@@ -3,8 +3,8 @@
 Beside the paged batch (see `build.graph.target`) a drafter reads `hidden` [tokens, H]: for each token the hidden
 state of the position before it, the target's or while drafting its own. Outputs, for the rows that `logit_rows`
 names, are [rows, count] candidates and `next_hidden` [rows, H], what is fed back. EAGLE-3 has a second graph that
-fuses the target's features into such a hidden state, once for each token that was emitted. What they compute is
-written down in `speculators.eagle.model` and `speculators.eagle3.model`.
+fuses the target's features into such a hidden state, once for each token that was emitted; P-EAGLE's gives that of its
+mask behind them. What they compute is written down in `model` of `speculators.eagle`, `eagle3` and `peagle`.
 """
 
 from typing import Any
@@ -21,7 +21,10 @@ from build.targets.rope import Rope, parse_scaling
 from deployments.engines import Precision
 from speculators.eagle.checkpoint import EagleCheckpoint
 from speculators.eagle.config import LlamaDrafterConfig
-from speculators.eagle3.checkpoint import DRAFT_TO_TARGET, TARGET_TO_DRAFT, Eagle3Checkpoint, target_ids
+from speculators.eagle3.checkpoint import DRAFT_TO_TARGET, TARGET_TO_DRAFT, target_ids
+from speculators.eagle3.config import AnyEagle3
+from speculators.formats.checkpoint import Checkpoint
+from speculators.peagle.checkpoint import MASK_HIDDEN
 
 
 def build_eagle(
@@ -51,7 +54,7 @@ def build_eagle(
 
 
 def build_eagle3(
-    checkpoint: Eagle3Checkpoint,
+    checkpoint: Checkpoint[AnyEagle3],
     embedding: NDArray[np.float32],
     *,
     precision: Precision,
@@ -59,26 +62,34 @@ def build_eagle3(
     max_positions: int,
     block_size: int,
 ) -> onnx.ModelProto:
-    """EAGLE-3; the embedding [V, H] is the target's or the checkpoint's own."""
+    """EAGLE-3 or P-EAGLE; the embedding [V, H] is the target's or the checkpoint's own."""
     config, weights = checkpoint.config, _floats(checkpoint.tensors)
-    architecture = _architecture(config, 1, qk_norm=config.qk_norm)
+    architecture = _architecture(config, config.num_hidden_layers, qk_norm=config.qk_norm)
+    first = "layers.0." if config.in_parallel else "midlayer."
     graph = GraphBuilder(precision)
     parts = DecoderParts(graph, architecture, weights, max_positions=max_positions, block_size=block_size)
     hidden, embedded = _inputs(graph, parts, embedding)
-    normed = parts.norm(hidden, "midlayer.hidden_norm")
-    joined = graph.node("Concat", [parts.norm(embedded, "midlayer.input_layernorm"), normed], axis=1)[0]
-    attended = parts.attention(joined, 0, "midlayer.self_attn.")
+    normed = parts.norm(hidden, f"{first}hidden_norm")
+    joined = graph.node("Concat", [parts.norm(embedded, f"{first}input_layernorm"), normed], axis=1)[0]
+    attended = parts.attention(joined, 0, f"{first}self_attn.")
     residual = normed if config.norm_before_residual else hidden
-    values = _wanted_rows(graph, _finish_layer(graph, parts, residual, attended, "midlayer."))
+    values = _finish_layer(graph, parts, residual, attended, first)
+    for layer in range(1, architecture.num_layers):
+        prefix = f"layers.{layer}."
+        attended = parts.attention(
+            parts.norm(values, f"{prefix}input_layernorm"), layer, f"{prefix}self_attn."
+        )
+        values = _finish_layer(graph, parts, values, attended, prefix)
+    values = _wanted_rows(graph, values)
     ids = target_ids(checkpoint) if config.has_vocabulary_map else None
     output = parts.norm(values, "norm")
     fed_back = output if config.norm_output else values
     return _model(graph, fed_back, parts.linear(output, "lm_head"), count, ids)
 
 
-def build_eagle3_fusion(checkpoint: Eagle3Checkpoint) -> onnx.ModelProto:
+def build_eagle3_fusion(checkpoint: Checkpoint[AnyEagle3]) -> onnx.ModelProto:
     """Input `features` [rows, layers * T], hidden states of the target from its low layer to its high one; output
-    `hidden` [rows, H].
+    `hidden` [rows, H], and a row more with what stands for it at P-EAGLE's mask.
 
     It stays in fp32: single columns of hidden states are a thousand times the others, which no scale of a row or a
     group of activations can hold together, and the matrix is small.
@@ -86,6 +97,9 @@ def build_eagle3_fusion(checkpoint: Eagle3Checkpoint) -> onnx.ModelProto:
     weights, graph, config = _floats(checkpoint.tensors), GraphBuilder("fp32"), checkpoint.config
     weight = weights["fc.weight"]
     features = graph.input("features", TensorProto.FLOAT, ["rows", weight.shape[1]])
+    if config.in_parallel:
+        mask = graph.constant(weights[MASK_HIDDEN].reshape(1, -1), MASK_HIDDEN)
+        features = graph.node("Concat", [features, mask], axis=0)[0]
     if config.norm_before_fc:
         features = graph.rms_norm(features, weights["input_norm.weight"], config.rms_norm_eps)
     if config.fc_norm:

@@ -29,6 +29,7 @@ from deployments.speculation import (
     Mtp,
     NoSpeculation,
     Pard,
+    PEagle,
     PlannedSpeculation,
     PromptLookup,
     Redrafter,
@@ -255,6 +256,15 @@ METHODS: Mapping[type[Section], VllmMethod[Any] | Unsupported | None] = MappingP
                 "layers_to_capture": _in_config("eagle_aux_hidden_state_layer_ids there"),
             },
             findings=lambda section: format_findings(section.checkpoint, "eagle3"),
+        ),
+        PEagle: VllmMethod[PEagle](
+            "eagle3",
+            lambda section: _checkpoint(section.checkpoint, section.draft_length, parallel_drafting=True),
+            {
+                "suffix_automaton": _LOOKUP,
+                "layers_to_capture": _in_config("eagle_aux_hidden_state_layer_ids there"),
+            },
+            findings=lambda section: format_findings(section.checkpoint, "peagle"),
         ),
         Mtp: VllmMethod[Mtp](
             "mtp",

@@ -22,7 +22,8 @@ READER = "vllm/transformers_utils/configs/speculators/algos.py"
 
 _KIND = "speculators_model_type"
 _LAYER_CLASSES = ("llama", "qwen3")  # eagle3_arch_map of 0.24.0 and 0.32.0
-_METHODS = {"eagle3": "eagle3", "dflash": "dflash"}  # of the kit, by the library's name
+_METHODS = {"eagle3": "eagle3", "peagle": "peagle", "dflash": "dflash"}  # of the kit, by the library's name
+_BUILT_ON_EAGLE3 = ("eagle3", "peagle")
 # Keys that 0.32.0 hands on to EAGLE-3's class and 0.24.0 does not.
 _NEWER = ("fc_norm", "norm_output")
 _MISSING = object()
@@ -55,14 +56,14 @@ def format_findings(checkpoint: Path, method: str) -> Iterator[Finding]:
             f"speculation.checkpoint: {checkpoint} has no transformer_layer_config, which its format needs",
             "the checkpoint, fetched or converted again",
         )
-    elif (name := layer.get("model_type", "llama")) not in _LAYER_CLASSES and method == "eagle3":
+    elif (name := layer.get("model_type", "llama")) not in _LAYER_CLASSES and method in _BUILT_ON_EAGLE3:
         yield _finding(
             "not-in-vllm",
             f"speculation.checkpoint: {checkpoint} has a layer of {name!r}; vLLM {RELEASE} has EAGLE-3 for "
             f"{' and '.join(_LAYER_CLASSES)}",
             "a drafter with a layer of one of these",
         )
-    if method == "eagle3" and content.get("norm_before_residual", _MISSING) is _MISSING:
+    if method in _BUILT_ON_EAGLE3 and content.get("norm_before_residual", _MISSING) is _MISSING:
         yield _finding(
             "read-differently",
             f"speculation.checkpoint: {checkpoint} says nothing of norm_before_residual, which vLLM {RELEASE} takes "
@@ -80,7 +81,7 @@ def release_findings(checkpoint: Path, method: str, hands_on: Callable[[str], bo
         hands_on: whether the release's reader hands a key on.
     """
     content = _content(checkpoint)
-    if content is None or method != "eagle3":
+    if content is None or method not in _BUILT_ON_EAGLE3:
         return
     for key in _NEWER:
         if content.get(key) and not hands_on(key):

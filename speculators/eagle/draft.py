@@ -208,10 +208,7 @@ class EagleDrafter(TreeDrafter[_State]):
         """The next n rows of each request; outputs are wanted of the newest token's, the root of a draft."""
         if not parts:
             return []
-        taken = [_take(state.features, count) for state, count in parts]
-        fused = np.concatenate(taken)
-        if self._fusion is not None:
-            fused = self._fusion({"features": fused})["hidden"].copy()
+        fused = self._fuse(np.concatenate([_take(state.features, count) for state, count in parts]))
         batch, end = [], 0
         for state, count in parts:
             rows, end = state.rows, end + count
@@ -222,6 +219,10 @@ class EagleDrafter(TreeDrafter[_State]):
             batch.append(CachedInput(rows.blocks, tokens, past, outputs_from=count - newest, hidden=hidden))
             state.root = (tokens[-1], hidden[-1]) if newest else None
         return batch
+
+    def _fuse(self, features: Rows) -> Rows:
+        """Hidden states of the target as the drafter reads them, a row each."""
+        return features if self._fusion is None else self._fusion({"features": features})["hidden"].copy()
 
     @staticmethod
     def _grow(going: Sequence[_Drafting], found: Arrays) -> None:

@@ -125,7 +125,9 @@ def test_more_levels_than_the_checkpoint_has_are_refused(
         open_it(tiny_drafters, speculation.model_copy(update={key: 9}), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["mlp_speculator, chain", "medusa, tree", "eagle, tree", "eagle3, chain"])
+@pytest.mark.parametrize(
+    "name", ["mlp_speculator, chain", "medusa, tree", "eagle, tree", "eagle3, chain", "peagle, chain"]
+)
 def test_checkpoints_of_another_target_are_refused(
     name: str, tiny_drafters: TinyDrafters, tmp_path: Path
 ) -> None:

@@ -220,6 +220,11 @@ def fusion(inputs: Arrays) -> Arrays:
     return {"hidden": fused}
 
 
+def masked_fusion(inputs: Arrays) -> Arrays:
+    """P-EAGLE's: the same, and behind them what stands for it at a mask."""
+    return {"hidden": np.concatenate([fusion(inputs)["hidden"], np.full((1, WIDTH), 5, np.float32)])}
+
+
 class TableHeads:
     """Medusa's heads."""
 

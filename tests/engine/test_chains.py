@@ -29,12 +29,21 @@ from speculators.lookup import ChainedLookup
 from speculators.medusa.draft import MedusaDrafter
 from speculators.mlp_speculator.draft import MlpDrafter
 from speculators.outcome import StepOutcome
+from speculators.peagle.draft import PEagleDrafter
 from speculators.tree import EMPTY, TokenTree
 from tests.drafters import VARIANT, TinyDrafters, layers_of, planted_prompts
 from tests.engine.driving import make_engine, run
 from tests.engine.recording import CASES, Case, record, requests
 from tests.engine.simulated import plan_of
-from tests.engine.tables import TableDrafter, TableHeads, TableRunner, following, fusion, mlp_stage
+from tests.engine.tables import (
+    TableDrafter,
+    TableHeads,
+    TableRunner,
+    following,
+    fusion,
+    masked_fusion,
+    mlp_stage,
+)
 from tests.planner.synthetic_profile import profile, records
 from tests.runners import openvino_runner
 from tests.tiny import KERNELS, NUM_BLOCKS, THREADS
@@ -47,10 +56,17 @@ def _eagle3(least: float) -> Speculator:
     return EagleDrafter("eagle3", TableDrafter(), fusion, Likeliest.chain(DEPTH, least), (2, 4, 5))
 
 
+def _peagle(least: float) -> Speculator:
+    return PEagleDrafter(
+        TableDrafter(), masked_fusion, Likeliest.chain(DEPTH, least), (2, 4, 5), mask_token=3
+    )
+
+
 HEADS: dict[str, Callable[[float], Speculator]] = {
     "draft_model": lambda least: DraftModelDrafter(TableDrafter(), DEPTH, least),
     "eagle": lambda least: EagleDrafter("eagle", TableDrafter(), None, Likeliest.chain(DEPTH, least), (-1,)),
     "eagle3": _eagle3,
+    "peagle": _peagle,
     "medusa": lambda least: MedusaDrafter(TableHeads(DEPTH), Likeliest.chain(DEPTH, least)),
     "mlp_speculator": lambda least: MlpDrafter([mlp_stage] * DEPTH, Likeliest.chain(DEPTH, least)),
 }
@@ -281,9 +297,9 @@ def test_what_it_says_does_not_depend_on_who_drafted_what_it_has_read(name: str)
 
 @pytest.mark.parametrize(
     ("name", "matters"),
-    [("draft_model", True), ("eagle3", True), ("mlp_speculator", True), ("medusa", False)],
+    [("draft_model", True), ("eagle3", True), ("mlp_speculator", True), ("medusa", False), ("peagle", False)],
 )
-def test_all_but_medusas_heads_see_what_was_looked_up(name: str, matters: bool) -> None:
+def test_all_but_heads_and_blocks_see_what_was_looked_up(name: str, matters: bool) -> None:
     found = set()
     for token in range(12):
         head = started(HEADS[name](-math.inf), repetitive(3, 20))

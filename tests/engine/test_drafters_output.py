@@ -128,7 +128,9 @@ def test_requests_that_join_leave_and_are_cancelled_do_not_disturb_the_others(
         assert outcome.tokens == (expected[: len(outcome.tokens)] if cancelled else expected)
 
 
-@pytest.mark.parametrize("name", ["eagle, tree", "eagle3, chain", "eagle3, tree", "draft_model, chain"])
+@pytest.mark.parametrize(
+    "name", ["eagle, tree", "eagle3, chain", "eagle3, tree", "peagle, chain", "draft_model, chain"]
+)
 def test_the_drafters_own_cache_is_the_same_whoever_was_there_before(
     name: str, tiny_drafters: TinyDrafters
 ) -> None:

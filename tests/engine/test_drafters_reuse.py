@@ -22,7 +22,7 @@ from tests.engine.test_drafters_output import runner_for
 
 pytestmark = pytest.mark.torch
 
-HIDDEN = [name for name in SPECULATIONS if name.startswith("eagle")]
+HIDDEN = [name for name in SPECULATIONS if name.startswith(("eagle", "peagle"))]
 CACHING = [*HIDDEN, "draft_model, chain"]
 each_kind = pytest.mark.parametrize("name", [*CACHING, "medusa, tree"])
 CHUNK = 24

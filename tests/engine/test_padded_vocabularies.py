@@ -18,8 +18,9 @@ from engine.drafters import prepare
 from engine.manifest import load_manifest
 from engine.request import GenerationRequest
 from speculators.formats.errors import CheckpointError
-from tests.drafters import VARIANT, VOCABULARY, TinyDrafters, layers_of, opened, planted_prompts
+from tests.drafters import VARIANT, TinyDrafters, layers_of, opened, planted_prompts
 from tests.engine.driving import make_engine, plain, run
+from tests.planted import VOCABULARY
 from tests.runners import openvino_runner
 from tests.tiny import MAX_LENGTH, NUM_BLOCKS, THREADS
 

@@ -62,6 +62,10 @@ def told(max_batch_size: int = 8, **section: Any) -> dict[str, Any] | None:
             {"method": "eagle3", "checkpoint": "e", "draft_length": 4},
             {"method": "eagle3", "model": "e", "num_speculative_tokens": 4},
         ),
+        (
+            {"method": "peagle", "checkpoint": "e", "draft_length": 6},
+            {"method": "eagle3", "model": "e", "num_speculative_tokens": 6, "parallel_drafting": True},
+        ),
         ({"method": "mtp", "draft_length": 1}, {"method": "mtp", "num_speculative_tokens": 1}),
         (
             {"method": "pard", "model": "p", "draft_length": 4},
@@ -145,6 +149,7 @@ def test_lengths_by_batch_size_say_what_becomes_of_every_batch(
         ({"method": "eagle3", "checkpoint": "e", "dynamic_tree": {}}, r"eagle3\.dynamic_tree"),
         ({"method": "eagle3", "checkpoint": "e", "layers_to_capture": [1, 2, 3]}, r"config\.json"),
         ({"method": "eagle3", "checkpoint": "e", "suffix_automaton": {}}, "no lookup beside"),
+        ({"method": "peagle", "checkpoint": "e", "suffix_automaton": {}}, "no lookup beside"),
         (
             {"method": "medusa", "checkpoint": "m", "suffix_automaton": {"chain_length": 9}},
             "no lookup beside",

@@ -37,14 +37,23 @@ def written(folder: Path, **changes: Any) -> Path:
 
 def test_what_the_library_writes_is_taken(tmp_path: Path) -> None:
     assert not list(format_findings(written(tmp_path), "eagle3"))
-    assert not list(format_findings(written(tmp_path, speculators_model_type="dflash"), "dflash"))
+    for kind in ("peagle", "dflash"):
+        assert not list(format_findings(written(tmp_path, speculators_model_type=kind), kind))
 
 
 @pytest.mark.parametrize(
     ("changes", "method", "reason", "remedy"),
     [
         ({"speculators_model_type": "dflash"}, "eagle3", "of the kind 'dflash'", "method: dflash"),
-        ({"speculators_model_type": "peagle"}, "eagle3", "of the kind 'peagle'", "is eagle3"),
+        ({"speculators_model_type": "peagle"}, "eagle3", "of the kind 'peagle'", "method: peagle"),
+        ({"speculators_model_type": "mtp"}, "eagle3", "of the kind 'mtp'", "is eagle3"),
+        ({}, "peagle", "of the kind 'eagle3'", "method: eagle3"),
+        (
+            {"speculators_model_type": "peagle", "norm_before_residual": ...},
+            "peagle",
+            "nothing of norm_before_residual",
+            "as the drafter was trained",
+        ),
         ({"speculators_model_type": ["x"]}, "eagle3", "of the kind", "is eagle3"),
         ({}, "eagle", "of the kind 'eagle3'", "method: eagle3"),
         ({"transformer_layer_config": ...}, "eagle3", "no transformer_layer_config", "again"),

@@ -23,6 +23,7 @@ from build.trtllm.methods.medusa import MEDUSA
 from build.trtllm.methods.mlp_speculator import MLP_SPECULATOR
 from build.trtllm.methods.mtp import MTP
 from build.trtllm.methods.pard import PARD
+from build.trtllm.methods.peagle import PEAGLE
 from build.trtllm.methods.plain import PLAIN
 from build.trtllm.methods.prompt_lookup import PROMPT_LOOKUP
 from build.trtllm.methods.record import Method, support
@@ -45,6 +46,7 @@ _ALL: tuple[Method[Any], ...] = (
     MEDUSA,
     EAGLE,
     EAGLE3,
+    PEAGLE,
     REDRAFTER,
     LOOKAHEAD,
     WINDOWED,

@@ -26,8 +26,10 @@ from speculators.medusa.config import MedusaConfig
 from speculators.medusa.model import MedusaHeads
 from speculators.mlp_speculator.config import MlpSpeculatorConfig
 from speculators.mlp_speculator.model import MlpSpeculator
+from speculators.peagle.config import PEagleConfig
+from speculators.peagle.model import PEagle
 from speculators.tree import ROOT, TokenTree
-from tests.drafters import randomise
+from tests.planted import randomise
 
 pytestmark = pytest.mark.torch
 
@@ -246,6 +248,50 @@ def test_eagle3(drafted: int, changes: dict[str, Any], tmp_path: Path) -> None:
     check_drafter(found, values[0], logits)
 
 
+@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize(
+    ("layers", "changes"),
+    [
+        (1, {}),
+        (3, {}),
+        (2, {"norm_before_residual": True, "norm_output": True}),
+        (2, {"model_type": "qwen3"}),
+        (2, {"attention_bias": True}),
+    ],
+    ids=str,
+)
+def test_a_block_of_peagle(layers: int, changes: dict[str, Any], size: int, tmp_path: Path) -> None:
+    """A text that is read in two parts, and masks behind it with the second, for two requests at once."""
+    content = {**_LLAMA, "num_hidden_layers": layers, "mask_token_id": VOCABULARY - 1, **changes}
+    model = PEagle(PEagleConfig.parse(content, "config"))
+    randomise(model)
+    embedding = normal(VOCABULARY, WIDTH, seed=5)
+    graph = build_eagle3(
+        model.to_checkpoint(), embedding, precision="fp32", count=VOCABULARY, max_positions=128, block_size=32
+    )
+    tokens = np.random.default_rng(2).integers(0, VOCABULARY, CONTEXT + size - 1)
+    tokens[CONTEXT:] = VOCABULARY - 1
+    rows = len(tokens)
+    with torch.no_grad():
+        hidden = normal(rows, WIDTH, seed=4)
+        hidden[CONTEXT:] = model.fuse(model.mask_hidden[0]).numpy()
+        embedded = torch.from_numpy(embedding[tokens])[None]
+        visible = torch.ones(1, rows, rows, dtype=torch.bool).tril()
+        values, _ = model(torch.from_numpy(hidden)[None], embedded, torch.arange(rows)[None], visible)
+        logits = model.logits(values[0, -size:])
+    compiled = in_blocks(graph, tmp_path / "drafter.onnx")
+    first = [
+        CachedInput(blocks, tokens[:25].tolist(), 0, outputs_from=25, hidden=hidden[:25])
+        for blocks in ((9, 4, 6), (2, 3, 1))
+    ]
+    compiled.run(first)
+    rest = [
+        CachedInput(part.blocks, tokens[25:].tolist(), 25, None, CONTEXT - 26, hidden[25:]) for part in first
+    ]
+    found = compiled.run(rest)
+    check_candidates(found["candidates"], found["log_probs"], torch.cat([logits, logits]))
+
+
 @pytest.mark.parametrize("switch", ["bias", "norm_before_fc", "fc_norm"])
 def test_fused_features_of_eagle3(switch: str, tmp_path: Path) -> None:
     model = Eagle3(Eagle3Config.parse({**_LLAMA, switch: True}, "config"))
@@ -255,3 +301,13 @@ def test_fused_features_of_eagle3(switch: str, tmp_path: Path) -> None:
     found = PlainGraph(saved(graph, tmp_path / "fusion.onnx"), HOW)({"features": features})
     expected = model.fuse(torch.from_numpy(features)).detach().numpy()
     np.testing.assert_allclose(found["hidden"], expected, atol=TOLERANCE)
+
+
+def test_fused_features_of_peagle_end_with_those_of_its_mask(tmp_path: Path) -> None:
+    model = PEagle(PEagleConfig.parse({**_LLAMA, "mask_token_id": 3, "fc_norm": True}, "config"))
+    randomise(model)
+    fusion = PlainGraph(saved(build_eagle3_fusion(model.to_checkpoint()), tmp_path / "fusion.onnx"), HOW)
+    features = normal(ROWS, 3 * WIDTH)
+    with torch.no_grad():
+        expected = model.fuse(torch.cat([torch.from_numpy(features), model.mask_hidden[0]])).numpy()
+    np.testing.assert_allclose(fusion({"features": features})["hidden"], expected, atol=TOLERANCE)

@@ -14,6 +14,7 @@ SPECULATION: dict[str, dict[str, Any]] = {
     "medusa": {"method": "medusa", "checkpoint": "models/heads"},
     "eagle": {"method": "eagle", "checkpoint": "models/eagle"},
     "eagle3": {"method": "eagle3", "checkpoint": "models/eagle3", "draft_length": 3},
+    "peagle": {"method": "peagle", "checkpoint": "models/peagle"},
     "redrafter": {"method": "redrafter", "checkpoint": "models/redrafter"},
     "lookahead": {"method": "lookahead", "window": 7, "ngram": 7, "verification_set": 7},
     "windowed": {"method": "windowed"},
