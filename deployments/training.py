@@ -62,8 +62,10 @@ class TrainingSpec(Section):
     learning_rate: PositiveFloat = Field(1e-3, description="Greatest rate of the optimiser.")
     labels: Literal["soft", "hard"] = Field("soft", description="The target's distribution, or its tokens.")
     layers: tuple[int, ...] | None = Field(
-        None, description="EAGLE-3: hidden states that are read; none: 2, half, and 3 before the last."
+        None,
+        description="EAGLE-3, P-EAGLE: hidden states that are read; none: 2, half, and 3 before the last.",
     )
+    drafter_layers: int = Field(2, ge=1, le=8, description="P-EAGLE: decoder layers of the drafter.")
     keep_layers: tuple[int, ...] | None = Field(
         None, description="Draft model: layers of the target that are kept; none: first, second and last."
     )

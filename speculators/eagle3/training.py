@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
+from speculators.eagle.layers import DecoderLayer
 from speculators.eagle3.checkpoint import Eagle3Checkpoint, save_checkpoint, vocabulary_maps
 from speculators.eagle3.config import Eagle3Config
-from speculators.eagle3.model import Eagle3
-from speculators.formats.tensors import as_dtype, torch_tensor
+from speculators.eagle3.model import Eagle3, Eagle3Layer, FusedDrafter
+from speculators.formats.tensors import Tensors, as_dtype, torch_tensor
 from speculators.training.features import Batch
 from speculators.training.target import FrozenTarget
 from speculators.training.trainee import Trainee
@@ -33,9 +35,11 @@ _RIDGE = 0.01
 _CONFIDENCE = 0.5
 _SMALLEST_SCALE = 1e-6
 
+Model = TypeVar("Model", bound=FusedDrafter[Any])
 
-class Eagle3Trainee(Trainee):
-    """The drafter and what it learns."""
+
+class FusedTrainee(Trainee, Generic[Model]):
+    """A drafter that reads fused hidden states, and where it starts from."""
 
     _embedding: torch.Tensor
     _feature_scale: torch.Tensor
@@ -46,46 +50,35 @@ class Eagle3Trainee(Trainee):
         layers: tuple[int, ...],
         kept: torch.Tensor,
         examples: Sequence[torch.Tensor],
+        model: Model,
         *,
         depth: int,
-        unroll: int,
         decay: float,
         soft: bool,
     ) -> None:
-        """`examples` are states of conversations, ``[tokens, F + 1, H]``, from which scale and `fc` are estimated;
-        `unroll` is the number of depths that are trained, `depth` that of those that are measured.
-        """
+        """`examples` are states of conversations, ``[tokens, F + 1, H]``, from which scale and `fc` are estimated."""
         super().__init__(target.lm_head, kept, soft=soft, decay=decay)
-        self.layers, self.depth, self._unroll = layers, depth, min(unroll, depth)
+        self.layers, self.depth = layers, depth
         self.register_buffer("_embedding", target.embedding.detach().to(torch.bfloat16), persistent=False)
         rows = torch.cat([states[:, :-1].flatten(1) for states in examples]).float()
         scale = rows.pow(2).mean(0).sqrt()
         self.register_buffer("_feature_scale", scale.clamp(min=_SMALLEST_SCALE * float(scale.max())))
-        self.model = Eagle3(_config(target, layers, len(kept)))
+        self.model = model
         self._initialize(target, examples)
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Trainee.forward`."""
-        layer, rows = self.model.midlayer, self.rows(batch)
-        attention = UnrolledAttention(layer.self_attn)
+    def fused(self, batch: Batch) -> torch.Tensor:
+        """Hidden states as the first layer reads them, float32 ``[B, T, H]``."""
         # Sums along the residual stay in float32; autocast does the matrix products in bfloat16.
-        hidden = self.model.fuse(batch.fused.flatten(2).float() / self._feature_scale).float()
-        embedded = layer.input_layernorm(self._embedding[batch.tokens].float())
-        total, table = hidden.new_zeros(()), []
-        for depth in range(1, (self._unroll if self.training else self.depth) + 1):
-            ahead = torch.roll(embedded, -depth, dims=1)  # what wraps around lies behind every learned row
-            hidden = hidden + attention(torch.cat([ahead, layer.hidden_norm(hidden)], dim=-1))
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-            loss, hits = self.judge(self.model.norm(hidden), self.model.lm_head.weight, batch, rows, depth)
-            total = total + loss
-            table.append(hits)
-        return total, torch.stack(table)
+        return self.model.fuse(batch.fused.flatten(2).float() / self._feature_scale).float()
 
-    def save(self, directory: Path) -> None:
-        """See `Trainee.save`."""
-        found = self.model.to_checkpoint()
-        tensors = {**found.tensors, "fc.weight": found.tensors["fc.weight"] / self._feature_scale.numpy()}
-        save_checkpoint(Eagle3Checkpoint(found.config, as_dtype(tensors, "bfloat16")), directory)
+    def published(self) -> Tensors:
+        """The weights, `fc` with the scale of the features in it."""
+        found = self.model.to_checkpoint().tensors
+        return {**found, "fc.weight": found["fc.weight"] / self._feature_scale.numpy()}
+
+    def _decoders(self) -> Sequence[Eagle3Layer | DecoderLayer]:
+        """The layers, which are to add nothing at first."""
+        raise NotImplementedError
 
     def _initialize(self, target: FrozenTarget, examples: Sequence[torch.Tensor]) -> None:
         model, final_norm = self.model, target.model.get_decoder().norm.weight
@@ -95,8 +88,9 @@ class Eagle3Trainee(Trainee):
                     nn.init.normal_(parameter, 0.0, _SPREAD)
                 else:
                     nn.init.ones_(parameter)
-            nn.init.zeros_(model.midlayer.self_attn.o_proj.weight)
-            nn.init.zeros_(model.midlayer.mlp.down_proj.weight)
+            for layer in self._decoders():
+                nn.init.zeros_(layer.self_attn.o_proj.weight)
+                nn.init.zeros_(layer.mlp.down_proj.weight)
             model.norm.weight.copy_(final_norm * _CONFIDENCE)
             model.lm_head.weight.copy_(target.lm_head[self._kept])
             model.fc.weight.copy_(self._regression(examples, final_norm.cpu()))
@@ -113,21 +107,72 @@ class Eagle3Trainee(Trainee):
         return torch.as_tensor(torch.linalg.solve(square, inputs.T @ wanted).T)
 
 
-def _config(target: FrozenTarget, layers: tuple[int, ...], draft_vocabulary: int) -> Eagle3Config:
+class Eagle3Trainee(FusedTrainee[Eagle3]):
+    """The drafter and what it learns."""
+
+    def __init__(
+        self,
+        target: FrozenTarget,
+        layers: tuple[int, ...],
+        kept: torch.Tensor,
+        examples: Sequence[torch.Tensor],
+        *,
+        depth: int,
+        unroll: int,
+        decay: float,
+        soft: bool,
+    ) -> None:
+        """`unroll` is the number of depths that are trained, `depth` that of those that are measured."""
+        config = Eagle3Config(**drafter_keys(target, len(kept))).reading(outputs_of(layers))
+        super().__init__(target, layers, kept, examples, Eagle3(config), depth=depth, decay=decay, soft=soft)
+        self._unroll = min(unroll, depth)
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Trainee.forward`."""
+        layer, rows = self.model.midlayer, self.rows(batch)
+        attention = UnrolledAttention(layer.self_attn)
+        hidden = self.fused(batch)
+        embedded = layer.input_layernorm(self._embedding[batch.tokens].float())
+        total, table = hidden.new_zeros(()), []
+        for depth in range(1, (self._unroll if self.training else self.depth) + 1):
+            ahead = torch.roll(embedded, -depth, dims=1)  # what wraps around lies behind every learned row
+            hidden = hidden + attention(torch.cat([ahead, layer.hidden_norm(hidden)], dim=-1))
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            loss, hits = self.judge(self.model.norm(hidden), self.model.lm_head.weight, batch, rows, depth)
+            total = total + loss
+            table.append(hits)
+        return total, torch.stack(table)
+
+    def save(self, directory: Path) -> None:
+        """See `Trainee.save`."""
+        save_checkpoint(
+            Eagle3Checkpoint(self.model.config, as_dtype(self.published(), "bfloat16")), directory
+        )
+
+    def _decoders(self) -> Sequence[Eagle3Layer | DecoderLayer]:
+        return [self.model.midlayer]
+
+
+def drafter_keys(target: FrozenTarget, draft_vocabulary: int) -> dict[str, Any]:
+    """Of the config of a drafter whose layers are of the target's size."""
     source = target.config
     rope = dict(source.rope_parameters)
     theta = float(rope.pop("rope_theta"))
-    config = Eagle3Config(
-        vocab_size=target.vocab_size,
-        draft_vocab_size=draft_vocabulary,
-        hidden_size=target.hidden_size,
-        intermediate_size=source.intermediate_size,
-        num_attention_heads=source.num_attention_heads,
-        num_key_value_heads=source.num_key_value_heads,
-        head_dim=getattr(source, "head_dim", None),
-        rms_norm_eps=source.rms_norm_eps,
-        rope_theta=theta,
-        rope_scaling=None if rope["rope_type"] == "default" else rope,
-        max_position_embeddings=source.max_position_embeddings,
-    )
-    return config.reading([layer - 1 for layer in layers])  # hidden state i is what goes into layer i
+    return {
+        "vocab_size": target.vocab_size,
+        "draft_vocab_size": draft_vocabulary,
+        "hidden_size": target.hidden_size,
+        "intermediate_size": source.intermediate_size,
+        "num_attention_heads": source.num_attention_heads,
+        "num_key_value_heads": source.num_key_value_heads,
+        "head_dim": getattr(source, "head_dim", None),
+        "rms_norm_eps": source.rms_norm_eps,
+        "rope_theta": theta,
+        "rope_scaling": None if rope["rope_type"] == "default" else rope,
+        "max_position_embeddings": source.max_position_embeddings,
+    }
+
+
+def outputs_of(layers: Sequence[int]) -> list[int]:
+    """The layers that hidden states come out of: state i is what goes into layer i."""
+    return [layer - 1 for layer in layers]

@@ -14,10 +14,12 @@ from speculators.draft_model.training import DraftTrainee
 from speculators.eagle3.training import Eagle3Trainee
 from speculators.medusa.training import MedusaTrainee
 from speculators.mlp_speculator.training import MlpSpeculatorTrainee
+from speculators.peagle.training import PEagleTrainee
 from speculators.training.errors import TrainingError
 from speculators.training.features import FeatureSource
 from speculators.training.target import FrozenTarget
 from speculators.training.trainee import Trainee
+from speculators.training.vocabulary import rarest_token
 
 _DECAY = 0.8
 _EXAMPLES = 128
@@ -43,7 +45,7 @@ class Ingredients:
 
 
 def layers_read(training: TrainingSpec, num_layers: int) -> tuple[int, ...]:
-    """Hidden states that are kept besides the final one; of the methods only EAGLE-3 reads them.
+    """Hidden states that are kept besides the final one; of the methods only EAGLE-3 and P-EAGLE read them.
 
     Raises:
         TrainingError: a layer is none of the target's.
@@ -67,6 +69,21 @@ def _eagle3(given: Ingredients) -> Trainee:
         examples,
         depth=training.depth,
         unroll=training.unroll,
+        decay=_DECAY,
+        soft=_soft(training),
+    )
+
+
+def _peagle(given: Ingredients) -> Trainee:
+    training, target = given.training, given.target
+    return PEagleTrainee(
+        target,
+        layers_read(training, target.num_layers),
+        given.kept,
+        given.source.states(given.samples[:_EXAMPLES]),
+        decoders=training.drafter_layers,
+        mask_token=rarest_token(given.samples, target.vocab_size),
+        depth=training.depth,
         decay=_DECAY,
         soft=_soft(training),
     )
@@ -121,6 +138,9 @@ def own_settings(method: str, training: TrainingSpec, num_layers: int) -> dict[s
     if method == "eagle3":
         unroll = min(training.unroll, training.depth)
         return {"unroll": unroll, "layers": list(layers_read(training, num_layers))}
+    if method == "peagle":
+        layers = list(layers_read(training, num_layers))
+        return {"drafter_layers": training.drafter_layers, "layers": layers}
     if method == "medusa":
         return {"medusa_blocks": training.medusa_blocks}
     if method == "mlp_speculator":
@@ -138,6 +158,7 @@ def _kept_layers(training: TrainingSpec, num_layers: int) -> tuple[int, ...]:
 
 FAMILIES: Mapping[str, Callable[[Ingredients], Trainee]] = {
     "eagle3": _eagle3,
+    "peagle": _peagle,
     "mlp_speculator": _mlp_speculator,
     "medusa": _medusa,
     "draft_model": _draft_model,

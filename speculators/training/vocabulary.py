@@ -21,6 +21,13 @@ def draft_vocabulary(samples: Sequence[Sample], size: int, vocab_size: int) -> t
     return order[:size].sort().values
 
 
+def rarest_token(samples: Sequence[Sample], vocab_size: int) -> int:
+    """The token that is least often in the samples, in prompts and answers; of those, the one with the highest id."""
+    tokens = list(chain.from_iterable(sample.tokens for sample in samples))
+    counts = torch.bincount(torch.tensor(tokens, dtype=torch.int64), minlength=vocab_size)
+    return int((counts == counts.min()).nonzero()[-1])
+
+
 def token_counts(samples: Sequence[Sample], vocab_size: int) -> torch.Tensor:
     """How often the target wrote each token, int64 ``[V]``."""
     written = chain.from_iterable(

@@ -20,6 +20,8 @@ from speculators.medusa.checkpoint import load_checkpoint as load_medusa  # noqa
 from speculators.medusa.model import MedusaHeads  # noqa: E402
 from speculators.mlp_speculator.checkpoint import load_checkpoint as load_mlp  # noqa: E402
 from speculators.mlp_speculator.model import MlpSpeculator  # noqa: E402
+from speculators.peagle.checkpoint import load_checkpoint as load_peagle  # noqa: E402
+from speculators.peagle.model import PEagle  # noqa: E402
 from speculators.training.records import Evaluation, TrainingStep  # noqa: E402
 from speculators.training.run import Job, train  # noqa: E402
 from speculators.training.target import FINAL, FrozenTarget  # noqa: E402
@@ -40,7 +42,7 @@ def mean_acceptance(steps: list[TrainingStep]) -> float:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("method", ["eagle3", "mlp_speculator", "medusa", "draft_model"])
+@pytest.mark.parametrize("method", ["eagle3", "peagle", "mlp_speculator", "medusa", "draft_model"])
 def test_loss_falls_and_acceptance_rises(method: str, optimizer: str, make_job: Any) -> None:
     settings = {"learning_rate": 3e-3, "keep_layers": [0], "labels": "hard", "optimizer": optimizer}
     job = make_job(method, epochs=3, evaluate_every=30, **settings)
@@ -72,6 +74,16 @@ def chain(method: str, job: Job, target: FrozenTarget, tokens: list[int], depth:
             token = logits.argmax(-1)
             drafted.append(int(token))
         return drafted
+    if method == "peagle":
+        block = PEagle.from_checkpoint(load_peagle(job.checkpoint))
+        features = torch.cat([states[layer] for layer in layers], dim=-1)
+        rows, masks = len(tokens) + depth - 2, depth - 1
+        hidden = block.fuse(torch.cat([features, block.mask_hidden.expand(1, masks, -1)], dim=1))
+        read = [*tokens[1:], *[block.config.mask_token_id] * masks]
+        visible = torch.ones(1, rows, rows, dtype=torch.bool).tril()
+        values, _ = block(hidden, embedding[read][None], torch.arange(rows)[None], visible)
+        found: list[int] = block.target_ids(block.logits(values[0, -depth:]).argmax(-1)).tolist()
+        return found
     drafter = Eagle3.from_checkpoint(load_eagle3(job.checkpoint))
     hidden = drafter.fuse(torch.cat([states[layer] for layer in layers], dim=-1))
     ahead, positions = row[:, 1:], torch.arange(len(tokens) - 1)[None]
@@ -86,7 +98,7 @@ def chain(method: str, job: Job, target: FrozenTarget, tokens: list[int], depth:
     return drafted
 
 
-@pytest.mark.parametrize("method", ["eagle3", "mlp_speculator", "medusa"])
+@pytest.mark.parametrize("method", ["eagle3", "peagle", "mlp_speculator", "medusa"])
 def test_the_estimate_is_what_drafting_step_by_step_accepts(
     method: str, make_job: Any, tiny_target: FrozenTarget, tiny_samples: list[Sample]
 ) -> None:

@@ -1,5 +1,6 @@
 """Killed runs end with the weights of an uninterrupted one; two processes equal one with double accumulation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -25,8 +26,13 @@ def weights(job: Job) -> dict[str, Any]:
     return load_file(job.checkpoint / "model.safetensors")
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_kills_do_not_change_the_weights(make_job: Any, optimizer: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "optimizer", "killed_after"),
+    [("eagle3", "adamw", KILLED_AFTER), ("eagle3", "muon", KILLED_AFTER), ("peagle", "adamw", (5,))],
+)
+def test_kills_do_not_change_the_weights(
+    make_job: Any, method: str, optimizer: str, killed_after: Sequence[int]
+) -> None:
     settings = {
         "epochs": 1,
         "batch_tokens": 512,
@@ -34,19 +40,19 @@ def test_kills_do_not_change_the_weights(make_job: Any, optimizer: str) -> None:
         "evaluate_every": 100,
         "optimizer": optimizer,
     }
-    job = make_job("eagle3", **settings)
+    job = make_job(method, **settings)
     Run(job).finish()
     whole = weights(job)
 
-    killed = make_job("eagle3", "killed", **settings)
-    for step in KILLED_AFTER:
+    killed = make_job(method, "killed", **settings)
+    for step in killed_after:
         Run(killed).kill_after(step)
         assert not killed.checkpoint.exists()
     Run(killed).finish()
     found = weights(killed)
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[name], whole[name]) for name in whole)
-    curves = killed.training.directory / "eagle3-outputs" / "curves.png"
+    curves = killed.training.directory / f"{method}-outputs" / "curves.png"
     assert curves.read_bytes().startswith(b"\x89PNG")
 
 
