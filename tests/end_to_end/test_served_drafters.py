@@ -32,6 +32,7 @@ PROMPTS = [*planted_prompts()[:5], prompt_of(3), prompt_of(40), prompt_of(70)]
         "mlp_speculator, tree",
         "eagle3, tree",
         "eagle3, tree, enhanced",
+        "peagle, chain",
         "draft_model, chain",
         *UNTRAINED,
     ],

@@ -120,7 +120,7 @@ def deployment(drafters: TinyDrafters, speculation: AnySpeculation) -> Deploymen
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["medusa, tree", "eagle3, chain", "eagle3, in turns"])
+@pytest.mark.parametrize("name", ["medusa, tree", "eagle3, chain", "eagle3, in turns", "peagle, chain"])
 def test_the_profile_of_a_planted_speculator(
     name: str, tiny_drafters: TinyDrafters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +177,9 @@ def test_costs_are_measured_for_every_batch_and_length(
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["draft_model, chain", "eagle, tree", "eagle3, chain", *UNTRAINED])
+@pytest.mark.parametrize(
+    "name", ["draft_model, chain", "eagle, tree", "eagle3, chain", "peagle, chain", *UNTRAINED]
+)
 def test_costs_of_a_drafter_with_a_cache_fill_it_to_the_last_row(
     name: str, tiny_drafters: TinyDrafters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
