@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from speculators.base import Speculator
@@ -35,7 +36,7 @@ def settings_of(method: str) -> tuple[str, ...]:
     Raises:
         ValueError: no such method.
     """
-    return tuple(inspect.signature(_factory(method)).parameters)
+    return _parameters(_factory(method))
 
 
 def create(method: str, **settings: Any) -> Speculator:
@@ -49,6 +50,11 @@ def create(method: str, **settings: Any) -> Speculator:
         if name not in known:
             raise ValueError(f"speculator {method}: no setting {name!r}; it has {', '.join(known) or 'none'}")
     return factory(**settings)
+
+
+@cache  # a plan asks for the same few hundreds of times
+def _parameters(factory: Callable[..., Speculator]) -> tuple[str, ...]:
+    return tuple(inspect.signature(factory).parameters)
 
 
 def _factory(method: str) -> Callable[..., Speculator]:

@@ -19,7 +19,7 @@ requests and rounds drawn anew (bootstrap), the same ones for every candidate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -98,14 +98,23 @@ class Predictor:
         }
         self._chunks = profile.chunks
         self._weights: dict[int, Floats] = {}
+        self._decoding: dict[tuple[int, float, int], tuple[Behaviour, tuple[Floats, Floats, Floats]]] = {}
         self._serving = self._chunks_of(profile.serving)
 
     def decoding(self, behaviour: Behaviour, context: float, batch: int) -> tuple[Floats, Floats, Floats]:
         """Tokens a step of a request, and milliseconds of verification and of drafting, in samples.
 
+        They are kept: a plan asks for those of small batches at every concurrency.
+
         Raises:
             ProfileError: that was not measured.
         """
+        key = id(behaviour), context, batch
+        if key not in self._decoding:
+            self._decoding[key] = behaviour, self._decoded(behaviour, context, batch)
+        return self._decoding[key][1]
+
+    def _decoded(self, behaviour: Behaviour, context: float, batch: int) -> tuple[Floats, Floats, Floats]:
         weights = self._requests(len(behaviour.steps))
         steps = weights @ behaviour.steps
         share = weights @ behaviour.nodes / steps[:, None]
@@ -188,7 +197,7 @@ class Predictor:
         if not self._serving:
             return np.zeros((len(self._drawn), len(batches)))
         known = np.stack(list(self._serving.values()), axis=1)
-        chunk = _at(list(self._serving), known, np.full(len(self._drawn), float(users)))
+        chunk = _curves(list(self._serving), known)(np.full(len(self._drawn), float(users)))
         return chunk[:, None] * np.asarray(batches, np.float64)
 
     def _batches(self, users: int) -> list[int]:
@@ -211,7 +220,7 @@ class Predictor:
         check_covered("draft lengths", (0, float(asked[0])), (0, sizes[-1]))
         known = self.draft.milliseconds(context, batch, sizes)
         nothing = np.zeros((len(asked), 1))
-        return _at([0.0, *sizes], np.concatenate([nothing, known], axis=1), asked)
+        return _curves([0.0, *sizes], np.concatenate([nothing, known], axis=1))(asked)
 
     def _reading(self, tokens: float, chunk: int) -> tuple[int, Floats]:
         """Steps in which a prompt is read, and their milliseconds; the last chunk is as long as it has to be."""
@@ -236,25 +245,35 @@ def _closed_network(
         batches, curve: sizes of a step, and its milliseconds, ``[samples, batches]``.
         pieces, reading: steps in which a prompt is read, and what that adds to them, ``[samples]``.
     """
+    step_ms = _curves(batches, curve)
     read = np.zeros(len(steps))  # how many requests are being read, or wait for it
     for _ in range(_ITERATIONS):
         others = 1 - read / users
         decoding = 1 + (users - 1) * others
         beside = (users - 1) * others  # who decodes while another one is read
-        ended = 1 / (reading + steps * _at(batches, curve, decoding) / decoding)
-        alone = reading + pieces * _at(batches, curve, np.maximum(beside, 1)) * np.minimum(beside, 1)
+        all_ms, beside_ms = step_ms(np.stack([decoding, np.maximum(beside, 1)]))
+        ended = 1 / (reading + steps * all_ms / decoding)
+        alone = reading + pieces * beside_ms * np.minimum(beside, 1)
         waits = alone * (1 + read * (users - 1) / users)
         read = (read + np.minimum(ended * waits, users - 0.5)) / 2
     return ended, np.minimum(waits, users / ended)
 
 
-def _at(knots: ArrayLike, curves: Floats, asked: Floats) -> Floats:
-    """Each sample's own curve ``[samples, knots]`` at its own place, linear between knots, beyond them the end's."""
-    places = np.asarray(knots, np.float64)
+def _curves(knots: ArrayLike, curves: Floats) -> Callable[[Floats], Floats]:
+    """Each sample's own curve ``[samples, knots]``, linear between knots, beyond them the end's.
+
+    Asked for at places ``[..., samples]``, thousands of times for a plan, on a few hundred samples each time: so it
+    does as few things as it can.
+    """
+    places, rows = np.asarray(knots, np.float64), np.arange(len(curves))
     if len(places) == 1:
-        return curves[:, 0]
-    inside = np.clip(asked, places[0], places[-1])
-    upper = np.clip(np.searchsorted(places, inside), 1, len(places) - 1)
-    share = (inside - places[upper - 1]) / (places[upper] - places[upper - 1])
-    rows = np.arange(len(curves))
-    return np.asarray(curves[rows, upper - 1] * (1 - share) + curves[rows, upper] * share)
+        return lambda asked: np.broadcast_to(curves[:, 0], asked.shape)
+    inner, widths = places[1:-1], np.diff(places)
+
+    def at(asked: Floats) -> Floats:
+        inside = np.minimum(np.maximum(asked, places[0]), places[-1])
+        lower = inner.searchsorted(inside)
+        share = (inside - places[lower]) / widths[lower]
+        return np.asarray(curves[rows, lower] * (1 - share) + curves[rows, lower + 1] * share)
+
+    return at
