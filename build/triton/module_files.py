@@ -12,7 +12,6 @@ Example::
 import ast
 import functools
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from build.triton.model_config import ROOT
@@ -53,15 +52,14 @@ def python_files(entry: str, *others: str) -> dict[str, Path | str]:
 
 def module_files(*entries: str) -> dict[str, Path]:
     """Files of the kit that these files import, directly or through each other, by their path in the kit."""
-    found: dict[str, Path] = {}
+    found: set[Path] = set()
     waiting = [path for entry in entries for path in _imported_files(ROOT / entry)]
     while waiting:
         path = waiting.pop()
-        name = path.relative_to(ROOT).as_posix()
-        if name not in found:
-            found[name] = path
+        if path not in found:
+            found.add(path)
             waiting += _imported_files(path)
-    return dict(sorted(found.items()))
+    return dict(sorted((path.relative_to(ROOT).as_posix(), path) for path in found))
 
 
 def outside_imports(*entries: str) -> set[str]:
@@ -71,7 +69,9 @@ def outside_imports(*entries: str) -> set[str]:
     return names - _OURS - sys.stdlib_module_names
 
 
-def _imported_files(path: Path) -> Iterator[Path]:
+@functools.cache
+def _imported_files(path: Path) -> frozenset[Path]:
+    files: set[Path] = set()
     for name in _imported_names(path):
         parts = name.split(".")
         if parts[0] not in _OURS:
@@ -79,7 +79,8 @@ def _imported_files(path: Path) -> Iterator[Path]:
         for length in range(1, len(parts) + 1):
             package = ROOT.joinpath(*parts[:length], "__init__.py")
             module = ROOT.joinpath(*parts[: length - 1], f"{parts[length - 1]}.py")
-            yield from (candidate for candidate in (package, module) if candidate.is_file())
+            files |= {candidate for candidate in (package, module) if candidate.is_file()}
+    return frozenset(files)
 
 
 @functools.cache
