@@ -10,6 +10,7 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -165,11 +166,22 @@ def controlled(
     Args:
         draft: milliseconds of drafting, of all guessers.
     """
+    known = tuple((each.name, each.max_draft_length) for each in guessers)
+    plan = _planned(cost, draft, tuple(zip(known, rates, strict=True)))
+    return Controller(plan, {each.name: [each] for each in guessers}, SLOTS)
+
+
+@cache  # it takes as long as some hundred steps
+def _planned(
+    cost: Cost,
+    draft: Callable[[int, int, int], float],
+    guessers: Sequence[tuple[tuple[str, int], float]],
+) -> Plan:
     found = [
-        profile(records(rate, drafted=each.max_draft_length), planned_costs(cost), draft, name=each.name)
-        for each, rate in zip(guessers, rates, strict=True)
+        profile(records(rate, drafted=length), planned_costs(cost), draft, name=name)
+        for (name, length), rate in guessers
     ]
-    return Controller(plan_of(found), {each.name: [each] for each in guessers}, SLOTS)
+    return plan_of(found)
 
 
 def plan_of(found: Sequence[Any]) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from engine.attention_kernels import Attention, KernelName
 from engine.control.controller import Controller
 from engine.engine import Engine
 from engine.openvino_graphs import OpenVinoBackend
+from engine.plan import Plan
 from engine.planned import named_apart
 from engine.policy import StaticPolicy, StepCost
 from engine.request import GenerationRequest, SamplingParams
@@ -335,6 +337,18 @@ def test_none_goes_on_with_what_is_unlikely_or_as_long_as_it_drafts() -> None:
         assert drafter.extend([1], [unlikely], [9]) == drafter.extend([1], [long], [9]) == [EMPTY]
 
 
+@cache
+def _planned(ways: tuple[str, ...]) -> Plan:
+    return plan_of(
+        [
+            profile(
+                records(rate, drafted=9), lambda *size: 20 + size[1] * size[2] / 10, lambda *_: 2.0, name=name
+            )
+            for rate, name in zip((0.2, 0.7), ways, strict=True)
+        ]
+    )
+
+
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0}])
 @pytest.mark.parametrize("batch", [1, 8])
 def test_under_a_plan_the_output_is_that_of_plain_decoding(batch: int, sampling: dict[str, Any]) -> None:
@@ -350,15 +364,7 @@ def test_under_a_plan_the_output_is_that_of_plain_decoding(batch: int, sampling:
             DraftModelDrafter(TableDrafter(num_blocks=128), DEPTH, UNSURE),
         ],
     }
-    plan = plan_of(
-        [
-            profile(
-                records(rate, drafted=9), lambda *size: 20 + size[1] * size[2] / 10, lambda *_: 2.0, name=name
-            )
-            for rate, name in zip((0.2, 0.7), ways, strict=True)
-        ]
-    )
-    controller = Controller(plan, named_apart(ways), EngineConfig().max_batch_size)
+    controller = Controller(_planned(tuple(ways)), named_apart(ways), EngineConfig().max_batch_size)
     engine = make_engine(TableRunner(num_blocks=128), policy=controller)
     assert [each.tokens for each in run(engine, asked)] == plain
     nodes = [counts.nodes["turns"] for counts in controller.decisions.levels.values()]
