@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -39,9 +40,19 @@ def runner(tiny_targets: TinyTargets) -> CompiledRunner:
     return tiny_targets.runner("llama", "fp32")
 
 
+def unending(runner: CompiledRunner, request: GenerationRequest) -> list[int]:
+    """What plain decoding emits where nothing ends it but its length; computed once, nobody changes it."""
+    return _unending(runner, replace(request, stop_sequences=(), end_ids=frozenset(), min_tokens=0))
+
+
+@cache
+def _unending(runner: CompiledRunner, request: GenerationRequest) -> list[int]:
+    return plain(runner, request)
+
+
 def outcome_of(runner: CompiledRunner, request: GenerationRequest, speculator: str) -> Outcome:
     """The request with a speculator that knows, if it is an oracle, what plain decoding emits."""
-    return generate(runner, request, MAKERS[speculator](plain(runner, request)))
+    return generate(runner, request, MAKERS[speculator](unending(runner, request)))
 
 
 def expected_ending(tokens: Sequence[int], request: GenerationRequest) -> tuple[list[int], str]:
@@ -60,7 +71,7 @@ def expected_ending(tokens: Sequence[int], request: GenerationRequest) -> tuple[
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 8, 9, 24])
 def test_exactly_max_tokens_are_emitted(length: int, speculator: str, runner: CompiledRunner) -> None:
     outcome = outcome_of(runner, replace(REQUEST, max_tokens=length), speculator)
-    assert outcome.tokens == plain(runner, REQUEST)[:length]
+    assert outcome.tokens == unending(runner, REQUEST)[:length]
     assert outcome.last.finish_reason == "length"
 
 
@@ -69,7 +80,7 @@ def test_exactly_max_tokens_are_emitted(length: int, speculator: str, runner: Co
 def test_an_end_token_ends_the_output_and_is_not_part_of_it(
     end: int, speculator: str, runner: CompiledRunner
 ) -> None:
-    full = plain(runner, REQUEST)
+    full = unending(runner, REQUEST)
     request = replace(REQUEST, end_ids=frozenset({full[end], 264}))
     outcome = outcome_of(runner, request, speculator)
     assert outcome.tokens == full[: full.index(full[end])]
@@ -83,7 +94,7 @@ def test_a_stop_sequence_ends_the_output_and_is_part_of_it(
     length: int, begin: int, speculator: str, runner: CompiledRunner
 ) -> None:
     """Wherever a step ends, before, inside or after the sequence."""
-    full = plain(runner, REQUEST)
+    full = unending(runner, REQUEST)
     request = replace(REQUEST, stop_sequences=((1, 1, 1), tuple(full[begin : begin + length])))
     outcome = outcome_of(runner, request, speculator)
     assert (outcome.tokens, outcome.last.finish_reason) == expected_ending(full, request)
@@ -91,7 +102,7 @@ def test_a_stop_sequence_ends_the_output_and_is_part_of_it(
 
 
 def test_a_stop_sequence_is_not_looked_for_in_the_prompt(runner: CompiledRunner) -> None:
-    first = plain(runner, REQUEST)[0]
+    first = unending(runner, REQUEST)[0]
     request = replace(REQUEST, stop_sequences=((PROMPT[-1], first), PROMPT))
     assert outcome_of(runner, request, "plain").last.finish_reason == "length"
 
@@ -160,7 +171,7 @@ def test_any_mixture_of_endings(
     runner: CompiledRunner,
 ) -> None:
     request = replace(REQUEST, max_tokens=length, sampling=SamplingParams(temperature=1.0, seed=seed))
-    full = plain(runner, replace(request, max_tokens=48))
+    full = unending(runner, replace(request, max_tokens=48))
     request = replace(
         request,
         stop_sequences=tuple(tuple(full[begin : begin + size]) for begin, size in stops),
