@@ -77,11 +77,12 @@ def _run(service: Service, records: Records, options: argparse.Namespace, second
             looked += options.every
             time.sleep(max(0.0, looked - time.monotonic()))
         clients.end()
-    if not of_session(session):
+    if not of_session(session) or _met_a_fault(
+        service
+    ):  # of the latter some may be there still, about to end
         service.status()
         text = f"serve ended with {service.process.poll()}: {service.output[-500:]}"
-        told = service.output + (service.folder / "runs" / "triton-tiny.log").read_text(errors="replace")
-        records.write("fault" if any(fault in told for fault in _FAULTS) else "complaint", text=text)
+        records.write("fault" if _met_a_fault(service) else "complaint", text=text)
         return
     address = f"http://127.0.0.1:{service.metrics_port}/metrics"
     end = time.monotonic() + _IDLE_SECONDS
@@ -95,6 +96,11 @@ def _run(service: Service, records: Records, options: argparse.Namespace, second
     records.write("said", text=service.output[-2000:])
     if status != 130:
         records.write("complaint", text=f"serve ended with {status}: {service.output[-500:]}")
+
+
+def _met_a_fault(service: Service) -> bool:
+    told = service.output + (service.folder / "runs" / "triton-tiny.log").read_text(errors="replace")
+    return any(fault in told for fault in _FAULTS)
 
 
 def _judge(records: Records) -> int:
