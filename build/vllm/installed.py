@@ -42,8 +42,13 @@ class InstalledVllm:
 
     def methods(self) -> tuple[str, ...]:
         """Of the kit's methods, those whose counterpart the release has."""
-        has = set(_members(self.package.tree(_SPECULATION), _METHOD))
-        return tuple(name for name, method in methods_written_for().items() if method.name in has)
+        tree = self.package.tree(_SPECULATION)
+        has, keys = set(_members(tree, _METHOD)), set(_fields(tree))
+        return tuple(
+            name
+            for name, method in methods_written_for().items()
+            if method.name in has and keys.issuperset(method.needs)
+        )
 
     def hands_on(self, key: str) -> bool:
         """Whether it reads a key of drafters in the format of the speculators library."""
@@ -93,6 +98,13 @@ def installed_vllm() -> InstalledVllm | None:
     own = installed_environment(LOCK, vllm_place())
     package = None if own is None else beside(own.python, *_NAMES)
     return None if own is None or package is None else InstalledVllm(package, own)
+
+
+def _fields(tree: ast.Module) -> Iterator[str]:
+    """The names that its classes declare."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id
 
 
 def _members(tree: ast.Module, name: str) -> Iterator[str]:

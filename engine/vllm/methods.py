@@ -67,6 +67,7 @@ class VllmMethod(Generic[S]):
         findings: about its checkpoint.
         completes_draft: a draft model that was kept without its embedding is completed before vLLM reads it.
         is_class: `model` names a class, not a checkpoint.
+        needs: keys of `speculative_config` that not every release has.
     """
 
     name: str
@@ -79,6 +80,7 @@ class VllmMethod(Generic[S]):
     findings: Callable[[S], Iterator[Finding]] = lambda section: iter(())
     completes_draft: bool = False
     is_class: bool = False
+    needs: tuple[str, ...] = ()
 
 
 def vllm_method(speculation: AnySpeculation) -> VllmMethod[Any] | Unsupported | None:
@@ -265,6 +267,7 @@ METHODS: Mapping[type[Section], VllmMethod[Any] | Unsupported | None] = MappingP
                 "layers_to_capture": _in_config("eagle_aux_hidden_state_layer_ids there"),
             },
             findings=lambda section: format_findings(section.checkpoint, "peagle"),
+            needs=("parallel_drafting",),
         ),
         Mtp: VllmMethod[Mtp](
             "mtp",
@@ -275,6 +278,7 @@ METHODS: Mapping[type[Section], VllmMethod[Any] | Unsupported | None] = MappingP
             "draft_model",
             lambda section: _checkpoint(section.model, section.draft_length, parallel_drafting=True),
             {"suffix_automaton": _LOOKUP, "mask_token_id": _in_config("pard_token there")},
+            needs=("parallel_drafting",),
         ),
         DFlash: VllmMethod[DFlash](
             "dflash",

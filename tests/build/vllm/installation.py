@@ -13,6 +13,9 @@ MTPModelTypes = Literal["deepseek_mtp", "mtp"]
 EagleModelTypes = Literal["eagle", "eagle3", MTPModelTypes]
 SpeculativeMethod = Literal["ngram", "medusa", "mlp_speculator", "suffix", EagleModelTypes]
 Other = Literal["custom_class"]
+class SpeculativeConfig:
+    method: SpeculativeMethod | None = None
+    parallel_drafting: bool = False
 """
 
 

@@ -60,10 +60,15 @@ def test_methods_are_those_that_its_configuration_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "other" / "bin"))
-    install(interpreter(tmp_path / "other"))
+    site = install(interpreter(tmp_path / "other"))
     found = installed_vllm()
     assert found is not None
-    assert set(found.methods()) == {"prompt_lookup", "medusa", "suffix_automaton", "eagle", "eagle3", "mtp"}
+    known = {"prompt_lookup", "medusa", "suffix_automaton", "eagle", "eagle3", "peagle", "mtp"}
+    assert set(found.methods()) == known
+    path = site / "vllm" / "config" / "speculative.py"
+    path.write_text(path.read_text().replace("parallel_drafting", "another_key"))
+    found = installed_vllm()
+    assert found is not None and set(found.methods()) == known - {"peagle"}
 
 
 def test_its_plugins_are_those_that_its_interpreter_finds_with_a_repository(

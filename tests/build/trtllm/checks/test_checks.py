@@ -33,7 +33,7 @@ ROOM = {"max_num_tokens": 65536}
 
 
 @pytest.mark.parametrize(
-    "method", sorted(set(SPECULATION) - {"mlp_speculator", "token_recycling", "low_bit", "plan"})
+    "method", sorted(set(SPECULATION) - {"mlp_speculator", "peagle", "token_recycling", "low_bit", "plan"})
 )
 def test_sound_settings_have_no_findings(method: str) -> None:
     line = "B" if method in ("suffix_automaton", "pard", "dflash") else "A"
