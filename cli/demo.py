@@ -15,10 +15,10 @@ from client import ChatTemplate, DrafthouseClient
 from deployments.drafting import Speculation
 from deployments.errors import DrafthouseError
 from deployments.spec import DeploymentSpec, with_speculation
-from engine.plan import Cell, Plan
+from engine.plan import Plan
 from loadtest.schema import Report
 from planner.plan.plan import cells_at
-from planner.plan.quick import PLAN, quick_plan
+from planner.plan.quick import PLAN, planned_loads, quick_plan
 from planner.plan.words import answer, named
 
 _GREETING = "Explain in two sentences why the sky is blue."
@@ -43,16 +43,16 @@ def demo(spec_path: SpecArgument, beside: BesideOption = None) -> None:
         for each in (spec, *others):
             server = servers.enter_context(watched_server(each))
             _greet(each, f"{server.host}:{server.grpc_port}")
-        plan = None if planned is None else _plan([spec, *others])
-        if plan is not None and planned is not None:
+        made = None if planned is None else _plan([spec, *others])
+        if made is not None and planned is not None:
             build_deployment(planned)
             others = [*others, planned]
             servers.enter_context(watched_server(planned))
 
         def tell(report: Report) -> None:
-            if plan is not None:
-                console.print(curve_table(plan, report))
-                say(closing(plan, report))
+            if made is not None:
+                console.print(curve_table(*made, report))
+                say(closing(*made, report))
 
         sweep(spec, others, "grpc", 1, fresh=True, tell=tell)
 
@@ -82,8 +82,8 @@ def planned_beside(specs: Sequence[DeploymentSpec]) -> DeploymentSpec | None:
     return planned.model_copy(update={"name": name, "serving": serving})
 
 
-def _plan(specs: Sequence[DeploymentSpec]) -> Plan | None:
-    """Of deployments whose servers run; None where there can be none, which is told."""
+def _plan(specs: Sequence[DeploymentSpec]) -> tuple[Plan, float] | None:
+    """A plan for deployments whose servers run, and its prompts' context; None where there can be none, and told."""
     first, load = specs[0], specs[0].loadtest
     prompts = tokenized_prompts(first, load.prompts, _PROMPTS, load.max_tokens)
     users = [count for count in load.concurrency if count <= first.embedded.max_batch_size]
@@ -94,20 +94,21 @@ def _plan(specs: Sequence[DeploymentSpec]) -> Plan | None:
             def report(line: str, share: float | None) -> None:
                 show(f"plan: {line}", share)
 
-            return quick_plan(specs, prompts, _FOLDER / first.name, report, serving)
+            plan = quick_plan(specs, prompts, _FOLDER / first.name, report, serving)
+            return plan, planned_loads(first, prompts)[0].context
     except DrafthouseError as error:
         say(f"no plan: {error}")
         return None
 
 
-def curve_table(plan: Plan, report: Report) -> Table:
-    """Tokens a second by users: what the plan predicts for its choice, what it brought, and what the others did."""
+def curve_table(plan: Plan, context: float, report: Report) -> Table:
+    """Tokens a second by users at one context: what the plan foretells of its choice, what that and the others gave."""
     arms = [arm.arm for arm in report.arms]
     measured = _measured(report)
     table = Table(header_style="bold", title="tokens a second")
     for heading in ("users", "the plan's choice", "predicted", *(f"{arm}" for arm in arms)):
         table.add_column(heading, justify="left" if "choice" in heading else "right")
-    for cell in _cells(plan):
+    for cell in cells_at(plan, context):
         best = cell.best
         rows = [measured.get((cell.concurrency, arm)) for arm in arms]
         table.add_row(
@@ -119,19 +120,15 @@ def curve_table(plan: Plan, report: Report) -> Table:
     return table
 
 
-def closing(plan: Plan, report: Report) -> str:
-    """The plan's answer for the fewest users, and what became of it."""
-    cell = _cells(plan)[0]
+def closing(plan: Plan, context: float, report: Report) -> str:
+    """The plan's answer for the fewest users at one context, and what became of it."""
+    cell = cells_at(plan, context)[0]
     measured = _measured(report)
     found, plain = (measured.get((cell.concurrency, arm)) for arm in (_ARM, report.baseline))
     text = f"The plan for {answer(cell, plan.objective, list(plan.deployments))}"
     if not found or not plain:
         return text
     return f"{text} Measured under load: {found:.0f} tokens/s, {found / plain:.2f} times none."
-
-
-def _cells(plan: Plan) -> list[Cell]:
-    return sorted(cells_at(plan, plan.cells[0].context), key=lambda cell: cell.concurrency)
 
 
 def _measured(report: Report) -> Mapping[tuple[float, str], float]:

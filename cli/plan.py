@@ -134,10 +134,7 @@ def _known(
     """
     known, compared = options([mine], temperature), [mine]
     if not known[0].predictor.knows_service:
-        say(
-            f"of the engine alone, since the profile of {mine.name} does not hold what serving adds at this context: "
-            "drafthouse profile without --no-served measures it"
-        )
+        say(f"of the engine alone, since the profile of {mine.name} {_unserved(mine)}")
     for other in others:
         try:
             # What serving adds is not the drafter's.
@@ -146,6 +143,18 @@ def _known(
         except ProfileError as error:
             say(f"left out: the profile of {other.name}: {error}")
     return known, compared
+
+
+def _unserved(profile: Profile) -> str:
+    """Why a profile does not tell what serving adds, and what would measure it."""
+    if not profile.serving:
+        return "does not hold what serving adds: drafthouse profile without --no-served measures it"
+    contexts = [Traffic.of(load).context for load in profile.serving]
+    low, high = math.floor(min(contexts)), math.ceil(max(contexts))
+    return (
+        f"has its service behind {low} to {high} tokens and no steps there, so what serving adds is not told: "
+        f"drafthouse profile with --context {low} --context {high} measures both"
+    )
 
 
 @dataclass(frozen=True)

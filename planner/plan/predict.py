@@ -51,6 +51,11 @@ class Traffic:
         """Tokens before a decoding step, on average."""
         return self.prompt_tokens + self.output_tokens / 2
 
+    @classmethod
+    def of(cls, load: Mapping[str, Any]) -> Traffic:
+        """That of a measured load, see `planner.plan.profiles.Profile.serving`."""
+        return cls(load["concurrency"], load["prompt_tokens"], load["output_tokens"])
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -172,7 +177,7 @@ class Predictor:
         """Milliseconds a chunk by users, of the loads whose steps were measured, too."""
         found = {}
         for load in serving:
-            traffic = Traffic(load["concurrency"], load["prompt_tokens"], load["output_tokens"])
+            traffic = Traffic.of(load)
             with suppress(ProfileError):
                 found[traffic.concurrency] = self._chunk_ms(traffic, load["tokens_per_second"])
         return dict(sorted(found.items()))

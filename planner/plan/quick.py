@@ -1,7 +1,8 @@
 """A plan from a short profile of each deployment: minutes instead of an hour, for the load that a sweep will measure.
 
-Greedy answers to some prompts at full draft length, and the costs of two rounds at one context alone, that of these
-prompts. Nothing of it is put where `drafthouse profile` keeps what it has measured.
+Greedy answers to some prompts at full draft length, and the costs of two rounds at the contexts that are asked about:
+those of these prompts, and those that a service was measured at. Nothing of it is put where `drafthouse profile` keeps
+what it has measured.
 """
 
 from __future__ import annotations
@@ -28,6 +29,13 @@ Report = Callable[[str, float | None], None]
 PLAN = "plan.json"
 
 
+def planned_loads(spec: DeploymentSpec, prompts: Prompts) -> list[Traffic]:
+    """What a quick plan is for: concurrencies of a deployment's load test that it takes, at these prompts' length."""
+    load, length = spec.loadtest, round(statistics.mean(map(len, prompts.values())))
+    levels = [level for level in load.concurrency if level <= spec.embedded.max_batch_size]
+    return [Traffic(level, length, max(2, load.max_tokens)) for level in sorted(levels) or [1]]
+
+
 def quick_plan(
     specs: Sequence[DeploymentSpec],
     prompts: Prompts,
@@ -48,16 +56,13 @@ def quick_plan(
         EngineError: an engine is missing or does not fit.
         ProfileError: the deployment takes no requests as long as its prompts are, or nothing decodes.
     """
-    load = specs[0].loadtest
-    output = max(2, load.max_tokens)
-    length = round(statistics.mean(map(len, prompts.values())))
-    levels = [level for level in load.concurrency if level <= specs[0].embedded.max_batch_size]
-    traffics = [Traffic(level, length, output) for level in sorted(levels) or [1]]
-    context = traffics[0].context
+    traffics = planned_loads(specs[0], prompts)
+    # What serving adds is told at the contexts of the loads that it was measured under, which are other prompts'.
+    asked = [traffic.context for traffic in (*traffics, *map(Traffic.of, serving))]
     settings = ProfileSettings(
-        max_tokens=output,
+        max_tokens=round(traffics[0].output_tokens),
         temperatures=(0.0,),
-        contexts=tuple(sorted({math.floor(context), math.ceil(context)})),
+        contexts=tuple(sorted({math.floor(min(asked)), math.ceil(max(asked))})),
         batches=tuple(sorted({1, *(traffic.concurrency for traffic in traffics)})),
         tokens=(1, 2, 4, 8, 16),
         rounds=2,

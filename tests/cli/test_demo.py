@@ -31,6 +31,7 @@ from tests.ports import free_ports
 
 Sections = Sequence[dict[str, Any]]
 ANPD = {"method": "anpd", "draft_length": 4}
+SERVED = 50.0
 LOOKUP = {"method": "prompt_lookup", "draft_length": 3}
 
 
@@ -82,7 +83,7 @@ class Outside:
     ) -> list[dict[str, Any]]:
         assert spec in self.served
         traffic = {"prompt_tokens": 30.0, "output_tokens": float(max_tokens)}
-        return [{"concurrency": count, **traffic, "tokens_per_second": [50.0] * rounds} for count in users]
+        return [{"concurrency": count, **traffic, "tokens_per_second": [SERVED] * rounds} for count in users]
 
     def sweep(
         self, spec: DeploymentSpec, others: list[DeploymentSpec], *_: Any, tell: Any, **__: Any
@@ -117,6 +118,10 @@ def test_a_plan_of_all_deployments_is_served_beside_them(
     assert isinstance(planned.speculation, PlannedSpeculation)
     plan = load_plan(planned.speculation.plan)
     assert list(plan.deployments) == ["a", "b"]
+    plain = [one for cell in plan.cells for one in cell.candidates if one.candidate.deployment is None]
+    assert [one.tokens_per_second.value for one in plain] == pytest.approx([SERVED] * len(plain), rel=0.2), (
+        "what serving adds is known, though the service was asked other prompts than those that were profiled"
+    )
     assert sorted({cell.concurrency for cell in plan.cells}) == [1, 2], "as many as the deployment takes"
     check_plan(planned)
     assert {each.name for each in drafting(planned)} <= {"a", "b", "a-plan"}
@@ -153,14 +158,13 @@ def test_where_no_plan_can_be_made_there_is_none(monkeypatch: pytest.MonkeyPatch
 def test_the_curve_has_what_was_predicted_and_what_came(tmp_path: Path) -> None:
     plan = plan_from([profile(records(0.7), lambda context, batch, size: 10 + 0.1 * batch * size)], (1, 2, 8))
     report = swept(tmp_path / "run", ["none", "anpd", "plan"])
-    table = demo.curve_table(plan, report)
+    context = plan.cells[0].context
+    table = demo.curve_table(plan, context, report)
     columns = {str(column.header): list(column.cells) for column in table.columns}
     assert columns["users"] == ["1", "2", "8"]
-    predicted = [
-        cell.best.tokens_per_second.value for cell in plan.cells if cell.context == plan.cells[0].context
-    ]
+    predicted = [cell.best.tokens_per_second.value for cell in plan.cells if cell.context == context]
     assert columns["predicted"] == [f"{value:.0f}" for value in predicted]
     rates = {(point.level, point.arm): point.output_tokens_per_second for point in report.points}
     assert columns["plan"] == [f"{rates[1, 'plan']:.0f}", f"{rates[2, 'plan']:.0f}", "-"]
     times = (rates[1, "plan"] or 0) / (rates[1, "none"] or 1)
-    assert demo.closing(plan, report).endswith(f"{times:.2f} times none.")
+    assert demo.closing(plan, context, report).endswith(f"{times:.2f} times none.")
