@@ -84,6 +84,8 @@ def profile(
         folder = _RECORDS / spec.name
         folder.mkdir(parents=True, exist_ok=True)
         raw = folder / "records.partial.jsonl"
+        # First, since it takes minutes and what can go wrong with a server goes wrong here.
+        serving = _served(spec, texts, settings) if served else []
         stop.kept = f"what had been answered is kept in {raw}; the same command begins again"
         with progress() as show, raw.open("w", encoding="utf-8") as file:
 
@@ -95,12 +97,7 @@ def profile(
                 show(f"profile: {line}", share)
 
             found = run_profile(spec, chosen, settings, record, report)
-        if served:
-            users = [each for each in settings.batches if each <= spec.embedded.max_batch_size]
-            with watched_server(spec):
-                found["serving"] = serving_loads(
-                    spec, texts, users, max_tokens=min(max_tokens, _SERVED_TOKENS), rounds=_SERVED_ROUNDS
-                )
+        found["serving"] = serving
         raw.rename(folder / "records.jsonl")
         found["provenance"] = collect()
         _save(folder, found)
@@ -111,6 +108,13 @@ def profile(
                 console.print(cost_table(rows, f"{title}, context {behind},"))
         say(f"records, figures and picture: {folder}")
         for_programs(json.dumps(found))
+
+
+def _served(spec: DeploymentSpec, prompts: Path, settings: ProfileSettings) -> list[dict[str, Any]]:
+    users = [each for each in settings.batches if each <= spec.embedded.max_batch_size]
+    tokens = min(settings.max_tokens, _SERVED_TOKENS)
+    with watched_server(spec):
+        return serving_loads(spec, prompts, users, max_tokens=tokens, rounds=_SERVED_ROUNDS)
 
 
 def _check_taken(spec: DeploymentSpec, context: list[int] | None, batch: list[int] | None) -> None:
