@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from cli.checks import traffic_of
-from cli.common import errors
+from cli.common import errors, text_prompts
 from cli.measure import sweep_settings
 from deployments.spec import DeploymentSpec
 from loadtest.measures import MeasuredCell, cells_of
@@ -18,6 +20,7 @@ from loadtest.sweep import measure_sweep
 from loadtest.terminal import Progress
 
 _REQUESTS = 4
+_EVERY = 1_000_000
 
 
 def serving_loads(
@@ -27,19 +30,20 @@ def serving_loads(
 
     Args:
         spec: the deployment.
-        prompts: a JSONL of them.
+        prompts: a JSONL of them; those that do not fit beside an answer are left out.
         users: who ask at once, load by load.
         max_tokens: of an answer.
         rounds: how often each load is measured.
 
     Raises:
+        SpecError: no prompt fits.
         what `loadtest.sweep.run_sweep` raises.
     """
+    texts = text_prompts(spec, prompts, _EVERY, max_tokens)
     asked = sweep_settings(spec, [], "grpc", 1)
     plain = asked.arms[:1]
     changes = {
         "arms": plain,
-        "prompts": prompts.resolve(),
         "concurrency": tuple(users),
         "request_rates": (),
         "cache": "cold",
@@ -47,9 +51,14 @@ def serving_loads(
         "rounds": rounds,
         "requests": _REQUESTS,
     }
-    settings = asked.model_copy(update=changes)
-    with tempfile.TemporaryDirectory(prefix="drafthouse-") as folder, Progress(settings, errors) as progress:
-        run = RunDirectory(Path(folder) / "loads")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="drafthouse-")))
+        fitting = folder / "prompts.jsonl"
+        lines = [json.dumps({"id": name, "text": text}) for name, text in texts.items()]
+        fitting.write_text("\n".join(lines))
+        settings = asked.model_copy(update={**changes, "prompts": fitting})
+        progress = stack.enter_context(Progress(settings, errors))
+        run = RunDirectory(folder / "loads")
         with run.locked():
             if measure_sweep(settings, run, progress):
                 raise KeyboardInterrupt

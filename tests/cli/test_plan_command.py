@@ -45,15 +45,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "serving": dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(3), strict=True)),
     }
     (root / "spec.yaml").write_text(yaml.safe_dump(spec))
-    (root / "prompts.jsonl").write_text(
-        "".join(json.dumps({"text": "ab " * 9 + str(n)}) + "\n" for n in range(3))
-    )
+    lines = [json.dumps({"text": "ab " * 9 + str(n)}) + "\n" for n in range(3)]
+    (root / "prompts.jsonl").write_text("".join(lines))
+    # Its service is not asked what is longer than it takes.
+    longer = [json.dumps({"text": "ab " * 300 + str(n)}) + "\n" for n in range(20)]
+    (root / "profiled.jsonl").write_text("".join([*lines, *longer]))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         options = ["--count", "3", "--max-tokens", "16", "--temperature", "0", "--rounds", "2"]
         contexts = ["--context", "8", "--context", "100"]
         status, output = drafthouse(
-            "profile", "spec.yaml", "--prompts", "prompts.jsonl", *options, *contexts, *LEVELS
+            "profile", "spec.yaml", "--prompts", "profiled.jsonl", *options, *contexts, *LEVELS
         )
         assert status == 0, output
         loads = read_profile(Path("runs/profile/x")).serving
