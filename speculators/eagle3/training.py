@@ -13,6 +13,7 @@ that over when it is saved.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -38,33 +39,48 @@ _SMALLEST_SCALE = 1e-6
 Model = TypeVar("Model", bound=FusedDrafter[Any])
 
 
+@dataclass(frozen=True, slots=True)
+class FusedBeginning:
+    """What a drafter that reads fused hidden states starts from, and how it is judged.
+
+    Attributes:
+        target: the frozen target.
+        layers: its hidden states that are read.
+        kept: the draft vocabulary, target ids, ascending.
+        examples: states of conversations, ``[tokens, F + 1, H]``, from which scale and `fc` are estimated.
+        depth: the number of depths that are measured.
+        decay: weight of a depth's loss by that of the depth before.
+        soft: learn the target's distribution, not only its token.
+    """
+
+    target: FrozenTarget
+    layers: tuple[int, ...]
+    kept: torch.Tensor
+    examples: Sequence[torch.Tensor]
+    depth: int
+    decay: float
+    soft: bool
+
+    def features(self) -> torch.Tensor:
+        """All rows of the examples without the final state, float32 ``[rows, F H]``."""
+        return torch.cat([states[:, :-1].flatten(1) for states in self.examples]).float()
+
+
 class FusedTrainee(Trainee, Generic[Model]):
     """A drafter that reads fused hidden states, and where it starts from."""
 
     _embedding: torch.Tensor
     _feature_scale: torch.Tensor
 
-    def __init__(
-        self,
-        target: FrozenTarget,
-        layers: tuple[int, ...],
-        kept: torch.Tensor,
-        examples: Sequence[torch.Tensor],
-        model: Model,
-        *,
-        depth: int,
-        decay: float,
-        soft: bool,
-    ) -> None:
-        """`examples` are states of conversations, ``[tokens, F + 1, H]``, from which scale and `fc` are estimated."""
-        super().__init__(target.lm_head, kept, soft=soft, decay=decay)
-        self.layers, self.depth = layers, depth
+    def __init__(self, beginning: FusedBeginning, model: Model) -> None:
+        target = beginning.target
+        super().__init__(target.lm_head, beginning.kept, soft=beginning.soft, decay=beginning.decay)
+        self.layers, self.depth = beginning.layers, beginning.depth
         self.register_buffer("_embedding", target.embedding.detach().to(torch.bfloat16), persistent=False)
-        rows = torch.cat([states[:, :-1].flatten(1) for states in examples]).float()
-        scale = rows.pow(2).mean(0).sqrt()
+        scale = beginning.features().pow(2).mean(0).sqrt()
         self.register_buffer("_feature_scale", scale.clamp(min=_SMALLEST_SCALE * float(scale.max())))
         self.model = model
-        self._initialize(target, examples)
+        self._initialize(target, beginning.examples)
 
     def fused(self, batch: Batch) -> torch.Tensor:
         """Hidden states as the first layer reads them, float32 ``[B, T, H]``."""
@@ -110,22 +126,11 @@ class FusedTrainee(Trainee, Generic[Model]):
 class Eagle3Trainee(FusedTrainee[Eagle3]):
     """The drafter and what it learns."""
 
-    def __init__(
-        self,
-        target: FrozenTarget,
-        layers: tuple[int, ...],
-        kept: torch.Tensor,
-        examples: Sequence[torch.Tensor],
-        *,
-        depth: int,
-        unroll: int,
-        decay: float,
-        soft: bool,
-    ) -> None:
-        """`unroll` is the number of depths that are trained, `depth` that of those that are measured."""
-        config = Eagle3Config(**drafter_keys(target, len(kept))).reading(outputs_of(layers))
-        super().__init__(target, layers, kept, examples, Eagle3(config), depth=depth, decay=decay, soft=soft)
-        self._unroll = min(unroll, depth)
+    def __init__(self, beginning: FusedBeginning, *, unroll: int) -> None:
+        """`unroll` is the number of depths that are trained."""
+        config = Eagle3Config(**drafter_keys(beginning)).reading(outputs_of(beginning.layers))
+        super().__init__(beginning, Eagle3(config))
+        self._unroll = min(unroll, beginning.depth)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Trainee.forward`."""
@@ -136,8 +141,7 @@ class Eagle3Trainee(FusedTrainee[Eagle3]):
         total, table = hidden.new_zeros(()), []
         for depth in range(1, (self._unroll if self.training else self.depth) + 1):
             ahead = torch.roll(embedded, -depth, dims=1)  # what wraps around lies behind every learned row
-            hidden = hidden + attention(torch.cat([ahead, layer.hidden_norm(hidden)], dim=-1))
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            hidden = run_first(layer, attention, hidden, ahead)
             loss, hits = self.judge(self.model.norm(hidden), self.model.lm_head.weight, batch, rows, depth)
             total = total + loss
             table.append(hits)
@@ -153,14 +157,25 @@ class Eagle3Trainee(FusedTrainee[Eagle3]):
         return [self.model.midlayer]
 
 
-def drafter_keys(target: FrozenTarget, draft_vocabulary: int) -> dict[str, Any]:
+def run_first(
+    layer: Eagle3Layer, attention: UnrolledAttention, hidden: torch.Tensor, embedded: torch.Tensor
+) -> torch.Tensor:
+    """The next depth through the layer that reads token embedding and hidden state, float ``[B, T, H]`` in and out.
+
+    `attention` is the layer's; `embedded` is normed.
+    """
+    values = hidden + attention(torch.cat([embedded, layer.hidden_norm(hidden)], dim=-1))
+    return torch.as_tensor(values + layer.mlp(layer.post_attention_layernorm(values)))
+
+
+def drafter_keys(beginning: FusedBeginning) -> dict[str, Any]:
     """Of the config of a drafter whose layers are of the target's size."""
-    source = target.config
+    target, source = beginning.target, beginning.target.config
     rope = dict(source.rope_parameters)
     theta = float(rope.pop("rope_theta"))
     return {
         "vocab_size": target.vocab_size,
-        "draft_vocab_size": draft_vocabulary,
+        "draft_vocab_size": len(beginning.kept),
         "hidden_size": target.hidden_size,
         "intermediate_size": source.intermediate_size,
         "num_attention_heads": source.num_attention_heads,

@@ -15,44 +15,30 @@ import torch
 
 from speculators.eagle.layers import DecoderLayer
 from speculators.eagle3.model import Eagle3Layer
-from speculators.eagle3.training import FusedTrainee, drafter_keys, outputs_of
+from speculators.eagle3.training import FusedBeginning, FusedTrainee, drafter_keys, outputs_of, run_first
 from speculators.formats.tensors import as_dtype
 from speculators.peagle.checkpoint import MASK_HIDDEN, PEagleCheckpoint, save_checkpoint
 from speculators.peagle.config import PEagleConfig
 from speculators.peagle.model import PEagle
 from speculators.training.features import Batch
-from speculators.training.target import FrozenTarget
 from speculators.training.unrolled import UnrolledAttention
 
 
 class PEagleTrainee(FusedTrainee[PEagle]):
     """The drafter and what it learns; the token embedding stays the target's."""
 
-    def __init__(
-        self,
-        target: FrozenTarget,
-        layers: tuple[int, ...],
-        kept: torch.Tensor,
-        examples: Sequence[torch.Tensor],
-        *,
-        decoders: int,
-        mask_token: int,
-        depth: int,
-        decay: float,
-        soft: bool,
-    ) -> None:
+    def __init__(self, beginning: FusedBeginning, *, decoders: int, mask_token: int) -> None:
         """`decoders` is the number of the drafter's layers; `mask_token` should be one that no text has."""
         config = PEagleConfig(
-            **drafter_keys(target, len(kept)),
+            **drafter_keys(beginning),
             num_hidden_layers=decoders,
             mask_token_id=mask_token,
             embed_requires_grad=False,
         )
-        model = PEagle(config.reading(outputs_of(layers)))
-        super().__init__(target, layers, kept, examples, model, depth=depth, decay=decay, soft=soft)
+        model = PEagle(config.reading(outputs_of(beginning.layers)))
+        super().__init__(beginning, model)
         with torch.no_grad():
-            rows = torch.cat([states[:, :-1].flatten(1) for states in examples]).float()
-            model.mask_hidden.copy_(rows.mean(0).cpu() / self._feature_scale.cpu())
+            model.mask_hidden.copy_(beginning.features().mean(0).cpu() / self._feature_scale.cpu())
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Trainee.forward`."""
@@ -83,13 +69,11 @@ class PEagleTrainee(FusedTrainee[PEagle]):
         self, hidden: torch.Tensor, embedded: torch.Tensor, attentions: Sequence[UnrolledAttention]
     ) -> torch.Tensor:
         """The next depth through all layers, float ``[B, T, H]`` in and out; `embedded` is normed."""
-        first = self.model.first_layer
-        values = hidden + attentions[0](torch.cat([embedded, first.hidden_norm(hidden)], dim=-1))
-        values = values + first.mlp(first.post_attention_layernorm(values))
+        values = run_first(self.model.first_layer, attentions[0], hidden, embedded)
         for layer, attention in zip(self.model.further_layers, attentions[1:], strict=True):
             values = values + attention(layer.input_layernorm(values))
             values = values + layer.mlp(layer.post_attention_layernorm(values))
-        return torch.as_tensor(values)
+        return values
 
     def _decoders(self) -> Sequence[Eagle3Layer | DecoderLayer]:
         return [self.model.first_layer, *self.model.further_layers]

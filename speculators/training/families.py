@@ -11,7 +11,7 @@ import torch
 from deployments.training import TrainingSpec
 from speculators.data.samples import Sample
 from speculators.draft_model.training import DraftTrainee
-from speculators.eagle3.training import Eagle3Trainee
+from speculators.eagle3.training import Eagle3Trainee, FusedBeginning
 from speculators.medusa.training import MedusaTrainee
 from speculators.mlp_speculator.training import MlpSpeculatorTrainee
 from speculators.peagle.training import PEagleTrainee
@@ -59,30 +59,24 @@ def layers_read(training: TrainingSpec, num_layers: int) -> tuple[int, ...]:
 
 
 def _eagle3(given: Ingredients) -> Trainee:
-    training = given.training
-    layers = layers_read(training, given.target.num_layers)
-    examples = given.source.states(given.samples[:_EXAMPLES])
-    return Eagle3Trainee(
-        given.target,
-        layers,
-        given.kept,
-        examples,
-        depth=training.depth,
-        unroll=training.unroll,
-        decay=_DECAY,
-        soft=_soft(training),
-    )
+    return Eagle3Trainee(_fused(given), unroll=given.training.unroll)
 
 
 def _peagle(given: Ingredients) -> Trainee:
-    training, target = given.training, given.target
     return PEagleTrainee(
-        target,
-        layers_read(training, target.num_layers),
-        given.kept,
-        given.source.states(given.samples[:_EXAMPLES]),
-        decoders=training.drafter_layers,
-        mask_token=rarest_token(given.samples, target.vocab_size),
+        _fused(given),
+        decoders=given.training.drafter_layers,
+        mask_token=rarest_token(given.samples, given.target.vocab_size),
+    )
+
+
+def _fused(given: Ingredients) -> FusedBeginning:
+    training = given.training
+    return FusedBeginning(
+        target=given.target,
+        layers=layers_read(training, given.target.num_layers),
+        kept=given.kept,
+        examples=given.source.states(given.samples[:_EXAMPLES]),
         depth=training.depth,
         decay=_DECAY,
         soft=_soft(training),

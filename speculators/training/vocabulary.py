@@ -6,7 +6,7 @@ nearly all of what a target writes; the others are not drafted, which costs a re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import torch
@@ -23,8 +23,7 @@ def draft_vocabulary(samples: Sequence[Sample], size: int, vocab_size: int) -> t
 
 def rarest_token(samples: Sequence[Sample], vocab_size: int) -> int:
     """The token that is least often in the samples, in prompts and answers; of those, the one with the highest id."""
-    tokens = list(chain.from_iterable(sample.tokens for sample in samples))
-    counts = torch.bincount(torch.tensor(tokens, dtype=torch.int64), minlength=vocab_size)
+    counts = _counted(chain.from_iterable(sample.tokens for sample in samples), vocab_size)
     return int((counts == counts.min()).nonzero()[-1])
 
 
@@ -33,10 +32,14 @@ def token_counts(samples: Sequence[Sample], vocab_size: int) -> torch.Tensor:
     written = chain.from_iterable(
         sample.tokens[start:end] for sample in samples for start, end in sample.written
     )
-    return torch.bincount(torch.tensor(list(written), dtype=torch.int64), minlength=vocab_size)
+    return _counted(written, vocab_size)
 
 
 def coverage(samples: Sequence[Sample], kept: torch.Tensor, vocab_size: int) -> float:
     """Share of the written tokens that are in the draft vocabulary."""
     counts = token_counts(samples, vocab_size)
     return float(counts[kept].sum() / counts.sum().clamp(min=1))
+
+
+def _counted(tokens: Iterable[int], vocab_size: int) -> torch.Tensor:
+    return torch.bincount(torch.tensor(list(tokens), dtype=torch.int64), minlength=vocab_size)
