@@ -1,7 +1,8 @@
-"""vLLM loads the shipped speculators unchanged, and both engines accept alike with them, token for token.
+"""vLLM loads speculators as the kit trains them, and both engines accept alike with them, token for token.
 
 Chains of three, float32, greedily: with the same drafts two exact engines need the same steps for the same text. Sums
-are added in other orders, so a step may differ where two tokens are nearly as likely.
+are added in other orders, so a step may differ where two tokens are nearly as likely. P-EAGLE is not shipped for this
+target; its drafter is fitted here to the answers, so that what follows a mask is accepted, too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from planner.bench.peers.environments import Environment
 from planner.bench.peers.records import PeerPrompt, PeerRecord, read_records
 from planner.bench.peers.run import run_peers
 from planner.bench.peers.vllm_arms import VLLM, VllmModel, as_chain
+from speculators.peagle.checkpoint import MASK_HIDDEN, load_checkpoint, save_checkpoint
+from tests.outside.fitted import fitted_peagle
 from tests.speculators.layouts import eagle3_of_the_speculators_library
 
 pytestmark = [pytest.mark.outside, pytest.mark.model]
@@ -37,12 +40,16 @@ CHAIN, TOKENS, PROMPTS, LENGTH = 3, 40, 3, 512
 # vLLM has no draft vocabulary for a draft model, so it drafts from all tokens, ours from those that it was trained in.
 STEPS_APART = {"draft_model": 4}
 IN_ANOTHER_LAYOUT = "eagle3 of the speculators library"
-SHIPPED: dict[str, dict[str, Any]] = {
+KNOWING = "peagle that knows the answers"
+# At each position of its chains, over all prompts.
+ACCEPTED_AT_LEAST = 10
+SETTINGS: dict[str, dict[str, Any]] = {
     "eagle3": {"checkpoint": WEIGHTS / "eagle3"},
     "medusa": {"checkpoint": WEIGHTS / "medusa"},
     "mlp_speculator": {"checkpoint": WEIGHTS / "mlp_speculator"},
     "draft_model": {"model": WEIGHTS / "draft_model"},
     IN_ANOTHER_LAYOUT: {},
+    KNOWING: {},
     "prompt_lookup": {},
     "anpd": {},
 }
@@ -78,6 +85,13 @@ def plain(
     return asked([vllm_model.arm("none", NoSpeculation())], {VLLM: vllm_environment}, prompts, place)[VLLM]
 
 
+@pytest.fixture(scope="module")
+def knowing(smollm2: Path, prompts: list[PeerPrompt], plain: dict[str, PeerRecord], place: Path) -> Path:
+    """A P-EAGLE drafter that was fitted to vLLM's own answers."""
+    texts = [(prompt.tokens, plain[prompt.id].tokens) for prompt in prompts]
+    return fitted_peagle(smollm2, texts, CHAIN, place / "knowing")
+
+
 def asked(
     arms: list[Arm], environments: dict[str, Environment], prompts: list[PeerPrompt], directory: Path
 ) -> dict[str, dict[str, PeerRecord]]:
@@ -90,7 +104,29 @@ def asked(
     return found
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+def compiled(chain: AnySpeculation, smollm2: Path) -> Arm:
+    """Our engine's arm with a chain."""
+    engine = {"precision": "fp32", "max_sequence_length": LENGTH}
+    spec = DeploymentSpec.model_validate({"name": "both", "target": {"model": smollm2}, "engine": engine})
+    spec = spec.model_copy(update={"speculation": chain})
+    compile_engine(smollm2, spec.engine_directory, precision="fp32", max_sequence_length=LENGTH)
+    compile_speculator(
+        chain, spec.speculator_directory, target=smollm2, precision="fp32", max_sequence_length=LENGTH
+    )
+    (own,) = (arm for arm in embedded_arms(spec, threads=2) if arm.method == chain.method)
+    return own
+
+
+def by_position(records: dict[str, PeerRecord]) -> list[int]:
+    """Drafted tokens that were accepted at each position of a chain."""
+    counts = [0] * CHAIN
+    for record in records.values():
+        for position, accepted in enumerate(record.accepted or ()):
+            counts[position] += accepted
+    return counts
+
+
+@pytest.mark.parametrize("name", SETTINGS)
 def test_the_same_drafts_are_accepted_by_both_engines(
     name: str,
     smollm2: Path,
@@ -99,24 +135,19 @@ def test_the_same_drafts_are_accepted_by_both_engines(
     prompts: list[PeerPrompt],
     plain: dict[str, PeerRecord],
     place: Path,
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(place)
-    method, settings = name, SHIPPED[name]
+    method, settings = name, SETTINGS[name]
     if name == IN_ANOTHER_LAYOUT:
         drafter = eagle3_of_the_speculators_library(WEIGHTS / "eagle3", tmp_path / "drafter", smollm2)
         method, settings = "eagle3", {"checkpoint": drafter}
+    elif name == KNOWING:
+        method, settings = "peagle", {"checkpoint": request.getfixturevalue("knowing")}
     chain = as_chain(SECTION.validate_python({"method": method, **settings}), CHAIN)
-    engine = {"precision": "fp32", "max_sequence_length": LENGTH}
-    spec = DeploymentSpec.model_validate({"name": "both", "target": {"model": smollm2}, "engine": engine})
-    spec = spec.model_copy(update={"speculation": chain})
-    compile_engine(smollm2, spec.engine_directory, precision="fp32", max_sequence_length=LENGTH)
-    compile_speculator(
-        chain, spec.speculator_directory, target=smollm2, precision="fp32", max_sequence_length=LENGTH
-    )
-    (own,) = (arm for arm in embedded_arms(spec, threads=2) if arm.method == method)
-    arms = [own, vllm_model.arm(method, chain)]
+    arms = [compiled(chain, smollm2), vllm_model.arm(method, chain)]
     found = asked(arms, {OURS: HERE, VLLM: vllm_environment}, prompts, tmp_path / "records")
     assert {item.tokens for item in found[VLLM].values()} == {item.tokens for item in plain.values()}
     assert {item.tokens for item in found[OURS].values()} == {item.tokens for item in plain.values()}
@@ -124,8 +155,38 @@ def test_the_same_drafts_are_accepted_by_both_engines(
         theirs = found[VLLM][prompt]
         assert ours.steps is not None and theirs.steps is not None
         assert abs(ours.steps - theirs.steps) <= STEPS_APART.get(method, 1), prompt
-    accepted = sum(sum(item.accepted or ()) for item in found[VLLM].values())
+    positions = by_position(found[VLLM])
+    accepted = sum(positions)
     # Each step of an answer but the first emits what was accepted and one token more.
     emitted = sum(len(item.tokens) for item in plain.values())
     steps = sum(item.steps or 0 for item in found[VLLM].values())
     assert accepted > 0 and abs(emitted - steps - accepted) <= CHAIN * len(prompts)
+    assert name != KNOWING or min(positions) >= ACCEPTED_AT_LEAST, positions
+
+
+def test_a_mask_that_peagle_reads_otherwise_costs_steps(
+    smollm2: Path,
+    knowing: Path,
+    prompts: list[PeerPrompt],
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More than engines may be apart: our own with the learned vector, and with none."""
+    monkeypatch.chdir(place)
+    checkpoint = load_checkpoint(knowing)
+    checkpoint.tensors[MASK_HIDDEN].fill(0)
+    (tmp_path / "blank").mkdir()
+    save_checkpoint(checkpoint, tmp_path / "blank")
+    found = []
+    for drafter in (knowing, tmp_path / "blank"):
+        chain = as_chain(SECTION.validate_python({"method": "peagle", "checkpoint": drafter}), CHAIN)
+        records = tmp_path / f"records-{drafter.name}"
+        found.append(asked([compiled(chain, smollm2)], {OURS: HERE}, prompts, records)[OURS])
+    learned, blank = found
+    for prompt in learned:
+        assert blank[prompt].tokens == learned[prompt].tokens
+        assert (blank[prompt].steps or 0) > (learned[prompt].steps or 0) + 1
+    first, *masked = by_position(blank)
+    assert first >= by_position(learned)[0]  # which follows no mask
+    assert sum(masked) < sum(by_position(learned)[1:]) / 2
