@@ -3,7 +3,7 @@
 A kernel puts its operator into the graph, and turns a step into the graph's inputs; see `engine.attention_kernels`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +28,30 @@ class CompiledGraph(Protocol):
         """Read and write these from now on, one for each port."""
 
 
+class KernelStep(Protocol):
+    """One run of a graph: what goes in, and what becomes of its rows.
+
+    Attributes:
+        inputs: of the graph.
+        padding: tokens that it was padded with, behind all others.
+    """
+
+    @property
+    def inputs(self) -> Inputs: ...
+
+    @property
+    def padding(self) -> int: ...
+
+    def ran(self) -> None:
+        """To be called when the graph has run, before the kernel is asked for another step."""
+
+    def block_weights(self, index: int) -> NDArray[np.float32]:
+        """See `engine.runner.Runner.block_weights`."""
+
+    def commit(self, index: int, kept: Sequence[int]) -> None:
+        """Keep the accepted path; see `engine.runner.Runner.commit`."""
+
+
 class AttentionKernel(Protocol):
     """Attention over the paged cache of one network.
 
@@ -35,17 +59,16 @@ class AttentionKernel(Protocol):
         name: which kernel it is.
         precision: of the cache.
         most_weighed: see `engine.runner.Runner`.
-        padding: tokens that the last step was padded with, behind all others.
+        private_blocks: cache blocks for the branches of trees; they hold nothing from one step of the engine to the
+            next.
     """
 
     precision: CachePrecision
     most_weighed: int
+    private_blocks: Sequence[int]
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def padding(self) -> int: ...
 
     @property
     def description(self) -> Mapping[str, str]:
@@ -64,6 +87,9 @@ class AttentionKernel(Protocol):
     def warm_up(self, tokens: int, longest: int) -> Sequence[SequenceInput]:
         """A step of `tokens` tokens that makes a graph ready for contexts of up to `longest`."""
 
+    def room(self, longest: int) -> int:
+        """Tokens of the largest step that `warm_up` can make."""
+
     def bind(self, graphs: Sequence[CompiledGraph]) -> None:
         """Allocate the cache and give it to the compiled graphs.
 
@@ -74,15 +100,14 @@ class AttentionKernel(Protocol):
     def sharing(self) -> "AttentionKernel":
         """One for another network, which reads and writes this one's cache; to be asked for when this one is bound."""
 
-    def step(self, batch: Sequence[SequenceInput], tokens: int) -> Inputs:
-        """The graph's inputs for a step, padded to `tokens` tokens.
+    def step(self, batch: Sequence[SequenceInput], tokens: int, private: Iterator[int]) -> KernelStep:
+        """A run of the graph, padded to `tokens` tokens.
+
+        Args:
+            batch: its inputs.
+            tokens: the fewest of the run.
+            private: of `private_blocks`, those that no other run of the same step has.
 
         Raises:
             ValueError: the step does not fit the cache.
         """
-
-    def block_weights(self, index: int) -> NDArray[np.float32]:
-        """See `engine.runner.Runner.block_weights`."""
-
-    def commit(self, index: int, kept: Sequence[int]) -> None:
-        """Keep the accepted path; see `engine.runner.Runner.commit`."""

@@ -1,7 +1,7 @@
 """The two attention kernels of OpenVINO graphs: the kit's own, and the one that OpenVINO brings."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -26,6 +26,7 @@ from engine.native.library import (
     new_number,
 )
 from engine.paged_attention import DOMAIN, OPERATOR, conversion
+from engine.rows_at_once import MOST_ROWS
 from engine.runner import BLOCK_SIZE, SequenceInput
 
 KernelName = Literal["native", "openvino"]
@@ -76,16 +77,14 @@ class NativeKernel:
         precision: CachePrecision,
         owner: "NativeKernel | None" = None,
     ) -> None:
-        self.padding = 0
         self.cache: NativeCache
         self.precision = precision
         self._num_blocks = num_blocks
-        self._private_blocks = range(num_blocks, num_blocks + branch_blocks)
+        self.private_blocks: Sequence[int] = range(num_blocks, num_blocks + branch_blocks)
         self._owner = owner
         self._number = new_number() if owner is None else owner.cache.number
         self._layers: set[int] = set()
         self._heads = (1, 1)
-        self._batch: Sequence[SequenceInput] = ()
         self._factory = NodeFactory()
         self._factory.add_extension(str(library_path()))
 
@@ -106,10 +105,14 @@ class NativeKernel:
         """See `AttentionKernel`; what is written is read by nobody."""
         return [SequenceInput([0] * tokens, 0, range(-(-tokens // BLOCK_SIZE)))]
 
+    def room(self, longest: int) -> int:
+        """See `AttentionKernel`."""
+        return min(longest, self._num_blocks * BLOCK_SIZE)
+
     def bind(self, graphs: Sequence[CompiledGraph]) -> None:
         """Operators find the cache by its number."""
         kv_heads, head_size = self._heads
-        blocks = self._num_blocks + len(self._private_blocks)
+        blocks = self._num_blocks + len(self.private_blocks)
         shape = CacheShape(len(self._layers), blocks, kv_heads, head_size, self.precision)
         if self._owner is None:
             self.cache = NativeCache(shape, self._number)
@@ -119,18 +122,18 @@ class NativeKernel:
 
     def sharing(self) -> "NativeKernel":
         """See `AttentionKernel`; operators of both networks name the same cache."""
-        return NativeKernel(self._num_blocks, len(self._private_blocks), self.precision, self)
+        return NativeKernel(self._num_blocks, len(self.private_blocks), self.precision, self)
 
-    def step(self, batch: Sequence[SequenceInput], tokens: int) -> Inputs:
+    def step(self, batch: Sequence[SequenceInput], tokens: int, private: Iterator[int]) -> "NativeStep":
         """See `AttentionKernel`.
 
         Raises:
             NativeError: the step does not fit the cache.
         """
-        self._batch = with_room(batch, self._private_blocks)
-        self.cache.begin_step([_request(item) for item in self._batch])
+        placed = with_room(batch, private)
+        self.cache.begin_step([_request(item) for item in placed])
         counts = [len(item.tokens) for item in batch]
-        self.padding = max(0, tokens - sum(counts))
+        padding = max(0, tokens - sum(counts))
         ids = [token for item in batch for token in item.tokens]
         positions = [position for item in batch for position in item.positions]
         first = 0
@@ -138,23 +141,14 @@ class NativeKernel:
         for item, count in zip(batch, counts, strict=True):
             wanted.extend(range(first + item.logits_from, first + count))
             first += count
-        filled = [0] * self.padding
-        wanted.extend(range(first, first + self.padding))
-        return {
+        filled = [0] * padding
+        wanted.extend(range(first, first + padding))
+        inputs: Inputs = {
             "input_ids": np.array(ids + filled, np.int64),
             "position_ids": np.array(positions + filled, np.int64),
             "logit_rows": np.array(wanted, np.int64),
         }
-
-    def block_weights(self, index: int) -> NDArray[np.float32]:
-        """See `AttentionKernel`."""
-        first = sum(len(item.blocks) for item in self._batch[:index])
-        return self.cache.block_weights()[first : first + len(self._batch[index].blocks)]
-
-    def commit(self, index: int, kept: Sequence[int]) -> None:
-        """See `AttentionKernel`."""
-        pairs = moves(self._batch[index], kept)
-        self.cache.move_rows([(*source, *target) for source, target in pairs])
+        return NativeStep(inputs, padding, self.cache, placed)
 
     def _operator(self, node: NodeContext) -> list[ov.Output]:
         queries, keys, values = (node.get_input(index) for index in range(3))
@@ -168,6 +162,32 @@ class NativeKernel:
             "scale": node.get_attribute("scale"),
         }
         return [self._factory.create(OPERATOR, [queries, keys, values], attributes).output(0)]
+
+
+@dataclass(slots=True)
+class NativeStep:
+    """See `KernelStep`."""
+
+    inputs: Inputs
+    padding: int
+    _cache: NativeCache
+    _batch: Sequence[SequenceInput]
+    _weights: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def ran(self) -> None:
+        """See `KernelStep`; the cache knows weights of the last step alone."""
+        if any(item.weighed for item in self._batch):
+            self._weights = self._cache.block_weights()
+
+    def block_weights(self, index: int) -> NDArray[np.float32]:
+        """See `KernelStep`."""
+        first = sum(len(item.blocks) for item in self._batch[:index])
+        return self._weights[first : first + len(self._batch[index].blocks)]
+
+    def commit(self, index: int, kept: Sequence[int]) -> None:
+        """See `KernelStep`."""
+        pairs = moves(self._batch[index], kept)
+        self._cache.move_rows([(*source, *target) for source, target in pairs])
 
 
 class OpenVinoKernel:
@@ -194,14 +214,8 @@ class OpenVinoKernel:
         self._owner = owner
         self.caches: NDArray[np.generic]
         self._num_blocks = num_blocks
-        self._private_blocks = range(num_blocks + 1, num_blocks + 1 + branch_blocks)
+        self.private_blocks: Sequence[int] = range(num_blocks + 1, num_blocks + 1 + branch_blocks)
         self._sequences = 1
-        self._metadata = self._new_metadata()
-
-    @property
-    def padding(self) -> int:
-        """See `AttentionKernel`."""
-        return self._metadata.padding
 
     @property
     def description(self) -> Mapping[str, str]:
@@ -214,12 +228,16 @@ class OpenVinoKernel:
 
     def spares_padding(self, threads: int, smallest: int) -> bool:
         """Where there are no branches, and each step has as many sequences as there are threads."""
-        return not self._private_blocks and threads <= smallest
+        return not self.private_blocks and threads <= smallest
 
     def warm_up(self, tokens: int, longest: int) -> Sequence[SequenceInput]:
         """See `AttentionKernel`: buffers, which grow with the longest context so far, cost 4 ms whenever they do."""
         blocks = [self._num_blocks] * -(-longest // BLOCK_SIZE)
         return [SequenceInput([0], longest - 1, blocks)] * tokens
+
+    def room(self, longest: int) -> int:
+        """See `AttentionKernel`: padding has a block of its own, which every row may use."""
+        return MOST_ROWS
 
     def bind(self, graphs: Sequence[CompiledGraph]) -> None:
         """Rows of all layers in one array, [layers * 2, blocks, heads, block size, head size].
@@ -227,7 +245,7 @@ class OpenVinoKernel:
         Zero pages are mapped on first use, so a large cache costs what it holds.
         """
         ports = graphs[0].cache_ports()
-        blocks = self._private_blocks.stop
+        blocks = self._num_blocks + 1 + len(self.private_blocks)
         shape = (len(ports), blocks, *(ports[0].partial_shape[axis].get_length() for axis in (1, 2, 3)))
         kind = ports[0].element_type.to_dtype()
         if self._owner is None:
@@ -241,33 +259,44 @@ class OpenVinoKernel:
 
     def sharing(self) -> "OpenVinoKernel":
         """See `AttentionKernel`."""
-        return OpenVinoKernel(self._num_blocks, len(self._private_blocks), self.precision, self)
+        return OpenVinoKernel(self._num_blocks, len(self.private_blocks), self.precision, self)
 
-    def step(self, batch: Sequence[SequenceInput], tokens: int) -> Inputs:
+    def step(self, batch: Sequence[SequenceInput], tokens: int, private: Iterator[int]) -> "OpenVinoStep":
         """See `AttentionKernel`."""
-        self._metadata = self._new_metadata()
+        metadata = AttentionMetadata(BLOCK_SIZE, private, padding_block=self._num_blocks)
         for item in batch:
-            self._metadata.add(item)
-        if self._metadata.copies:
-            sources, targets = (list(blocks) for blocks in zip(*self._metadata.copies, strict=True))
+            metadata.add(item)
+        if metadata.copies:
+            sources, targets = (list(blocks) for blocks in zip(*metadata.copies, strict=True))
             self.caches[:, targets] = self.caches[:, sources]
-        return self._metadata.tensors(max(2, tokens), self._sequences)
+        inputs = metadata.tensors(max(2, tokens), self._sequences)
+        return OpenVinoStep(inputs, metadata.padding, self.caches, metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVinoStep:
+    """See `KernelStep`."""
+
+    inputs: Inputs
+    padding: int
+    _caches: NDArray[np.generic]
+    _metadata: AttentionMetadata
+
+    def ran(self) -> None:
+        """See `KernelStep`."""
 
     def block_weights(self, index: int) -> NDArray[np.float32]:
-        """See `AttentionKernel`."""
+        """See `KernelStep`."""
         raise NotImplementedError("OpenVINO's kernel says nothing of its weights for tokens that decode")
 
     def commit(self, index: int, kept: Sequence[int]) -> None:
-        """See `AttentionKernel`."""
+        """See `KernelStep`."""
         moves = self._metadata.moves(index, kept)
         if moves:
             (from_blocks, from_rows), (to_blocks, to_rows) = (
                 np.array(places).T for places in zip(*moves, strict=True)
             )
-            self.caches[:, to_blocks, :, to_rows] = self.caches[:, from_blocks, :, from_rows]
-
-    def _new_metadata(self) -> AttentionMetadata:
-        return AttentionMetadata(BLOCK_SIZE, self._private_blocks, padding_block=self._num_blocks)
+            self._caches[:, to_blocks, :, to_rows] = self._caches[:, from_blocks, :, from_rows]
 
 
 def open_kernel(

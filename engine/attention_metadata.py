@@ -14,7 +14,7 @@ every node sees its path, row after row, exactly as plain decoding would have it
 with two query rows: the rest of the graph runs once for each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,8 @@ class AttentionMetadata:
 
     Args:
         block_size: rows of a cache block.
-        private_blocks: blocks for the branches of trees; they hold nothing from one step to the next.
+        private_blocks: blocks for the branches of trees, taken from as far as they are needed; they hold nothing from
+            one step to the next.
         padding_block: a block for the padding.
 
     Attributes:
@@ -47,11 +48,11 @@ class AttentionMetadata:
         padding: padding tokens in `tensors`, behind all others; each has a row of logits.
     """
 
-    def __init__(self, block_size: int, private_blocks: Sequence[int], padding_block: int) -> None:
+    def __init__(self, block_size: int, private_blocks: Iterable[int], padding_block: int) -> None:
         self.copies: list[tuple[int, int]] = []
         self.padding = 0
         self._block_size = block_size
-        self._private = list(reversed(private_blocks))
+        self._private = iter(private_blocks)
         self._padding_block = padding_block
         self._tokens: list[int] = []
         self._positions: list[int] = []
@@ -148,12 +149,13 @@ class AttentionMetadata:
         return _Chain([*chain.blocks, *more], row + 1)
 
     def _take(self) -> int:
-        if not self._private:
+        block = next(self._private, None)
+        if block is None:
             raise ValueError(
                 "the step's token trees need more private cache blocks than the runner was given "
                 "(`branch_blocks`)"
             )
-        return self._private.pop()
+        return block
 
     def _place(self, blocks: Sequence[int], row: int) -> Place:
         return blocks[row // self._block_size], row % self._block_size

@@ -4,7 +4,7 @@ A tree's rows lie in the order of its tokens where a chain's would; those for wh
 blocks for the step alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -14,8 +14,10 @@ Place = tuple[int, int]
 """A cache row: its block, and its offset in it."""
 
 
-def with_room(batch: Sequence[SequenceInput], private_blocks: Sequence[int]) -> list[SequenceInput]:
+def with_room(batch: Sequence[SequenceInput], private_blocks: Iterable[int]) -> list[SequenceInput]:
     """The inputs of a step, with private blocks for the trees that have more rows than room.
+
+    Of an iterator as many are taken as are needed.
 
     Raises:
         ValueError: there are too few.

@@ -13,7 +13,7 @@ Settings, with their reasons:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,17 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino.frontend.onnx import ConversionExtension
 
-from engine.attention import AttentionKernel
+from engine.attention import AttentionKernel, KernelStep
 from engine.attention_kernels import ANY_ATTENTION, Attention, open_kernel
 from engine.backend import PagedNetwork
 from engine.buckets import bucket_of, buckets_for
 from engine.linear_layers import LinearLayers
 from engine.manifest import CompiledManifest, EngineError
+from engine.rows_at_once import cut, most_rows
 from engine.runner import BLOCK_SIZE, BestLogits, SequenceInput
 
 _PER_TOKEN = ("input_ids", "position_ids", "token_rows", "hidden")
-_FEWEST_TOKENS = 2  # a single row is multiplied by other kernels
+_FEWEST_ROWS = 2  # a single row is multiplied by other kernels
 _LARGEST_GROUP = 64  # finer groups keep more of the activations; coarser ones (128, 192) measured no faster
 
 # One for the whole process, which lasts as long. Each gives its thread a stack for signals when it compiles, and
@@ -159,9 +160,12 @@ class PagedGraph:
         if sizes and kernel.spares_padding(self._for_any.threads, sizes[0]):
             model = _paged(path, outputs, [kernel.extension(padding=False), self._layers.extension()])
         self._buckets = {size: _Compiled(_of_tokens(model, size), how) for size in sizes}
-        self._last = self._for_any
         kernel.bind([self._for_any, *self._buckets.values()])
-        self._warm_up(longest)
+        self._runs: list[_Run] = []
+        self._places: dict[int, tuple[_Run, int]] = {}
+        self.most_rows = most_rows(
+            lambda rows: self._first_row(rows, longest), (_FEWEST_ROWS, *sizes), kernel.room(longest)
+        )
 
     def forward(self, batch: Sequence[SequenceInput], hidden: NDArray[np.float32] | None = None) -> None:
         """Run one step; `output` has what came out.
@@ -170,13 +174,19 @@ class PagedGraph:
             batch: the inputs of all requests.
             hidden: [tokens, H], for networks that read hidden states.
         """
-        bucket = bucket_of(sum(len(item.tokens) for item in batch), self._buckets)
-        inputs = self.kernel.step(batch, bucket or _FEWEST_TOKENS)
-        if hidden is not None:
-            padding = np.zeros((len(inputs["input_ids"]) - len(hidden), hidden.shape[1]), np.float32)
-            inputs["hidden"] = np.concatenate([hidden, padding])
-        self._last = self._buckets[bucket] if bucket else self._for_any
-        self._last.infer(inputs)
+        private = iter(self.kernel.private_blocks)
+        parts, begin = cut(batch, self.most_rows - 1), 0  # one may be padding
+        self._runs, self._places = [], {}
+        for part in parts:
+            items = [item for _, item in part]
+            end = begin + sum(len(item.tokens) for item in items)
+            run = self._run(items, None if hidden is None else hidden[begin:end], private)
+            if len(parts) > 1:
+                run.keep()
+            self._runs.append(run)
+            # Of chains, which may be cut, nothing is moved.
+            self._places |= {index: (run, place) for place, (index, _) in enumerate(part)}
+            begin = end
 
     @property
     def attention(self) -> Mapping[str, str]:
@@ -185,8 +195,9 @@ class PagedGraph:
 
     def output(self, name: str) -> NDArray[Any]:
         """An output of the last step; valid until the next."""
-        values = self._last.output(name)
-        return values[: len(values) - self.kernel.padding]
+        if len(self._runs) == 1:
+            return self._runs[0].output(name)
+        return np.concatenate([run.output(name) for run in self._runs])
 
     def best(self, name: str) -> BestLogits:
         """The greatest of each row of an output of the last step."""
@@ -194,17 +205,58 @@ class PagedGraph:
 
     def block_weights(self, index: int) -> NDArray[np.float32]:
         """See `engine.runner.Runner.block_weights`."""
-        return self.kernel.block_weights(index)
+        run, place = self._places[index]
+        return run.step.block_weights(place)
 
     def commit(self, index: int, kept: Sequence[int]) -> None:
         """Keep the accepted path; see `engine.runner.Runner.commit`."""
-        self.kernel.commit(index, kept)
+        run, place = self._places[index]
+        run.step.commit(place, kept)
 
-    def _warm_up(self, longest: int) -> None:
-        """Run everything once; the first run of a graph takes ten times as long as the next."""
-        for size, compiled in ((_FEWEST_TOKENS, self._for_any), *self._buckets.items()):
-            inputs = self.kernel.step(self.kernel.warm_up(size, longest), size)
-            compiled.infer({**inputs, **compiled.no_hidden(size)})
+    def _run(
+        self, batch: Sequence[SequenceInput], hidden: NDArray[np.float32] | None, private: Iterator[int]
+    ) -> "_Run":
+        rows = sum(len(item.tokens) for item in batch)
+        wanted = sum(len(item.tokens) - item.logits_from for item in batch)
+        # Padding has logits, too: so they are of none or of several.
+        rows = max(_FEWEST_ROWS, rows + (wanted == 1))
+        bucket = bucket_of(rows, self._buckets)
+        step = self.kernel.step(batch, bucket or rows, private)
+        inputs = dict(step.inputs)
+        if hidden is not None:
+            padding = np.zeros((len(inputs["input_ids"]) - len(hidden), hidden.shape[1]), np.float32)
+            inputs["hidden"] = np.concatenate([hidden, padding])
+        compiled = self._buckets[bucket] if bucket else self._for_any
+        compiled.infer(inputs)
+        step.ran()
+        return _Run(step, compiled)
+
+    def _first_row(self, rows: int, longest: int) -> NDArray[np.float32]:
+        """Of the first output, of a step of equal rows. A graph's first run takes ten times as long as the next."""
+        batch = self.kernel.warm_up(rows, longest)
+        run = self._run(batch, self._for_any.some_hidden(rows), iter(self.kernel.private_blocks))
+        row: NDArray[np.float32] = run.output(self._for_any.outputs[0])[0].copy()
+        return row
+
+
+class _Run:
+    """A run of a compiled model, and what came out, valid until its next one unless it is kept."""
+
+    def __init__(self, step: KernelStep, compiled: "_Compiled") -> None:
+        self.step = step
+        self._compiled = compiled
+        self._kept: dict[str, NDArray[Any]] = {}
+
+    def keep(self) -> None:
+        """Copy what came out."""
+        self._kept = {name: self.output(name).copy() for name in self._compiled.outputs}
+
+    def output(self, name: str) -> NDArray[Any]:
+        """Without padding."""
+        if name in self._kept:
+            return self._kept[name]
+        values = self._compiled.output(name)
+        return values[: len(values) - self.step.padding]
 
 
 class _Compiled:
@@ -231,11 +283,12 @@ class _Compiled:
         for port, cache in zip(self.cache_ports(), caches, strict=True):
             self._request.set_tensor(port, ov.Tensor(cache, shared_memory=True))
 
-    def no_hidden(self, tokens: int) -> dict[str, NDArray[np.float32]]:
-        """Zeros for the input `hidden`, where there is one."""
+    def some_hidden(self, tokens: int) -> NDArray[np.float32] | None:
+        """Equal rows for the input `hidden`, where there is one."""
         if "hidden" not in self._ports:
-            return {}
-        return {"hidden": np.zeros((tokens, self._ports["hidden"].partial_shape[1].get_length()), np.float32)}
+            return None
+        width = self._ports["hidden"].partial_shape[1].get_length()
+        return np.tile(np.sin(np.arange(width, dtype=np.float32)), (tokens, 1))
 
     def infer(self, inputs: Mapping[str, NDArray[Any]]) -> None:
         """Run on those of the inputs that the model has."""

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from engine.runner import Runner, SequenceInput
 
 BATCH = 8
-WAYS = ("chain", "tree", "batch", "beside a prompt", "after reuse")
+WAYS = ("chain", "tree", "batch", "beside a prompt", "prompts together", "after reuse")
 _CHAIN = 8
 _CHUNKS = (128, 256)  # how prompts are read the first time, and the second
+_TOGETHER = 256  # tokens of several prompts that are read in a step
 _BESIDE = 64  # tokens of a prompt that are read in a step beside an answer's
-_REUSED_ROWS = 6  # decoded after a prefix was taken over; the prompt's end is read anew
+_DECODED_ROWS = 6  # decoded behind a prompt that was read in another way
 _SETS = 3  # of blocks: of the plain rows, of the other ways, of what is scratch
 
 
@@ -82,6 +83,7 @@ class Ways:
             "tree": lambda: self._each_of(answers, self._tree),
             "batch": lambda: self._batch(answers),
             "beside a prompt": lambda: self._each_of(answers, self._beside),
+            "prompts together": lambda: self._together(answers),
             "after reuse": lambda: self._each_of(answers, self._reuse),
         }
         return {
@@ -160,6 +162,37 @@ class Ways:
             yield from enumerate(logits, first)
             read = read + len(part) if read + len(part) < len(answer.prompt) else 0
 
+    def _together(self, answers: Sequence[Answer]) -> Iterator[tuple[Answer, int, NDArray[np.float32]]]:
+        """All prompts, as many of them in a step as there is room for, and the first tokens decoded behind them."""
+        read = [0] * len(answers)
+        while any(begin < len(answer.prompt) for answer, begin in zip(answers, read, strict=True)):
+            going, inputs, room = [], [], _TOGETHER
+            for answer in answers:
+                begin = read[answer.slot]
+                rest = len(answer.prompt) - begin
+                # No part is a single token.
+                size = rest if rest <= room else room - (rest == room + 1)
+                if not rest or size < 2:
+                    continue
+                part, room = answer.prompt[begin : begin + size], room - size
+                wanted = size - (size == rest)
+                inputs.append(
+                    SequenceInput(part, begin, self._blocks(answer, 2), is_prompt=True, logits_from=wanted)
+                )
+                read[answer.slot] += size
+                going += [answer] * (size == rest)
+            yield from (
+                (answer, 0, row) for answer, row in zip(going, self._runner.forward(inputs), strict=True)
+            )
+        for answer in answers:
+            for token in range(1, min(self._length, _DECODED_ROWS)):
+                past, tokens = self._at(answer, token, 1)
+                yield (
+                    answer,
+                    token,
+                    self._runner.forward([SequenceInput(tokens, past, self._blocks(answer, 2))])[0],
+                )
+
     def _reuse(self, answer: Answer) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Whole blocks of the prompt as the other ways left them, the rest of it read anew."""
         size = self._runner.block_size
@@ -170,7 +203,7 @@ class Ways:
             [SequenceInput(rest, whole * size, blocks, is_prompt=True, logits_from=len(rest) - 1)]
         )
         yield 0, logits[0]
-        for token in range(1, min(self._length, _REUSED_ROWS)):
+        for token in range(1, min(self._length, _DECODED_ROWS)):
             past, tokens = self._at(answer, token, 1)
             yield token, self._runner.forward([SequenceInput(tokens, past, blocks)])[0]
 

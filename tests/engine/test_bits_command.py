@@ -43,7 +43,8 @@ class Switching:
             "chain": len(batch) == 1 and len(item.tokens) > 1 and item.parents is None and not prompts,
             "tree": item.parents is not None,
             "batch": len(batch) > 1 and not prompts,
-            "beside a prompt": len(batch) > 1 and prompts > 0,
+            "beside a prompt": 0 < prompts < len(batch),
+            "prompts together": 1 < len(batch) == prompts,
             "after reuse": len(batch) == 1
             and item.is_prompt
             and item.blocks != range(item.blocks[0], item.blocks[-1] + 1),
