@@ -161,5 +161,5 @@ def _openvino_genai(spec: DeploymentSpec, running: ExitStack, folder: Path) -> d
 
 def _answered(process: PeerProcess, prompt: list[int]) -> float:
     """Tokens a second of one answer, after its first token."""
-    answer = process.generate(prompt, _TOKENS)
+    (answer,) = process.generate([prompt], _TOKENS)
     return (len(answer.tokens) - 1) / (answer.seconds - answer.first_token_seconds)

@@ -3,7 +3,7 @@
 import itertools
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +23,6 @@ from loadtest import prompts as prompt_files
 from loadtest.prompts import render
 from loadtest.provenance import collect
 from planner.bench.peers.arms import (
-    BASE,
     OURS,
     Arm,
     PeerModel,
@@ -31,18 +30,24 @@ from planner.bench.peers.arms import (
     llama_cpp_arms,
     openvino_genai_arms,
 )
+from planner.bench.peers.beside import BASE, check_beside, named_deployments
 from planner.bench.peers.environments import REQUIREMENTS, Environment, Unavailable, prepare_environment
 from planner.bench.peers.records import PeerPrompt, read_records
 from planner.bench.peers.run import Started, default_threads, run_peers
 from planner.bench.peers.summary import ArmSummary, summarise
 from planner.bench.peers.table import category_table, peers_table, position_table
-from planner.bench.peers.vllm_arms import VLLM, VllmModel, as_chain, vllm_arms
+from planner.bench.peers.vllm_arms import VLLM, VllmModel, as_chain, cache_bytes, vllm_arms
 
 _OUTSIDE = {"openvino-genai": "openvino_genai", "llama.cpp": "llama_cpp", VLLM: "vllm"}
 
 
 def peers(
     spec_path: SpecArgument,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--beside", help="Another deployment of the same target and engine, as one more arm."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Requests at once.")] = 1,
     prompts: Annotated[Path | None, typer.Option(help="JSONL of prompts, instead of the spec's.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Prompts, taken from the categories in turn.")] = 26,
     max_tokens: Annotated[
@@ -61,23 +66,28 @@ def peers(
         Path | None, typer.Option(help="Directory of records and result, instead of runs/peers/NAME.")
     ] = None,
 ) -> None:
-    """Measure our engine and others on the same prompts, one request at a time, each with its best speculation."""
+    """Measure our engine and others on the same prompts, so many requests at once, each with its best speculation."""
     with told() as stop:
         spec = with_loadtest(read_spec(spec_path), {"prompts": prompts, "max_tokens": max_tokens})
         if chain is not None:
             spec = _as_chains(spec, chain)
+            if beside:
+                raise SpecError("--chain checks the method of the spec alone; leave --beside out")
+        others_of_ours = _deployments_beside(spec, beside or ())
         folder = output or Path("runs/peers") / spec.name
-        build_engines(spec)
-        model, vllm = peer_model(spec, draft), _vllm_model(spec, chain is not None)
-        chosen = _prompts(spec, count)
+        for each in (spec, *others_of_ours):
+            build_engines(each)
+        model, vllm = peer_model(spec, draft, batch), _vllm_model(spec, batch, checks=chain is not None)
+        chosen = _prompts(spec, count, batch)
         wanted = {VLLM: _OUTSIDE[VLLM]} if chain is not None else _OUTSIDE
         environments, missing = _environments(wanted if others else {})
-        arms = [arm for arm in _arms(spec, model, vllm, chain) if arm.engine in environments]
+        ours = embedded_arms(spec, model.threads, others_of_ours, batch)
+        arms = [arm for arm in _arms(ours, spec, model, vllm, chain) if arm.engine in environments]
         stop.kept = f"records of what was asked are in {folder}; the same command begins again"
         with progress() as show:
             started = run_peers(
                 arms, environments, chosen, folder,
-                max_tokens=spec.loadtest.max_tokens, rounds=rounds, report=show,
+                max_tokens=spec.loadtest.max_tokens, rounds=rounds, batch=batch, report=show,
             )  # fmt: skip
         summaries = summarise(read_records(folder / "records.jsonl"))
         console.print(peers_table(summaries))
@@ -86,13 +96,13 @@ def peers(
             console.print(position_table(summaries))
         for name, reason in {**missing, **started.missing}.items():
             say(f"measured without {name}: {reason}")
-        document = _document(spec, model, vllm, summaries, started, missing)
+        document = _document(spec, model, vllm, batch, summaries, started, missing)
         write_text(folder / "result.json", document + "\n")
         say(f"records and result: {folder}")
         for_programs(document)
 
 
-def peer_model(spec: DeploymentSpec, draft: Path | None) -> PeerModel:
+def peer_model(spec: DeploymentSpec, draft: Path | None, batch: int = 1) -> PeerModel:
     """What other engines are given of a deployment that is built.
 
     Raises:
@@ -115,7 +125,21 @@ def peer_model(spec: DeploymentSpec, draft: Path | None) -> PeerModel:
         manifest.end_ids,
         spec.embedded.max_sequence_length,
         spec.embedded.threads or default_threads(),
+        batch,
     )
+
+
+def _deployments_beside(spec: DeploymentSpec, beside: Sequence[Path]) -> list[DeploymentSpec]:
+    """The others, which differ in how they speculate alone.
+
+    Raises:
+        SpecError: one does not.
+    """
+    found = [read_spec(path) for path in beside]
+    for other in found:
+        check_beside(spec, other)
+    named_deployments(spec, found)  # refuses names that are taken, before anything is built
+    return found
 
 
 def _as_chains(spec: DeploymentSpec, length: int) -> DeploymentSpec:
@@ -134,20 +158,25 @@ def _as_chains(spec: DeploymentSpec, length: int) -> DeploymentSpec:
     return spec.model_copy(update={"speculation": speculation, "engine": engine})
 
 
-def _vllm_model(spec: DeploymentSpec, checks: bool) -> VllmModel:
+def _vllm_model(spec: DeploymentSpec, batch: int, *, checks: bool) -> VllmModel:
     """What vLLM is given: float32 to check against it, and else what the model's files say."""
+    manifest, length = load_manifest(spec.engine_directory), spec.embedded.max_sequence_length
     return VllmModel(
         target=spec.target.model,
         dtype="float32" if checks else "auto",
-        end_ids=tuple(load_manifest(spec.engine_directory).end_ids),
-        max_sequence_length=spec.embedded.max_sequence_length,
+        end_ids=manifest.end_ids,
+        max_sequence_length=length,
         threads=spec.embedded.threads or default_threads(),
         scratch=cache_directory() / "peers" / spec.name,
+        batch=batch,
+        cache_bytes=cache_bytes(manifest, batch, length),
     )
 
 
-def _arms(spec: DeploymentSpec, model: PeerModel, vllm: VllmModel, chain: int | None) -> list[Arm]:
-    ours = embedded_arms(spec, model.threads)
+def _arms(
+    ours: Sequence[Arm], spec: DeploymentSpec, model: PeerModel, vllm: VllmModel, chain: int | None
+) -> list[Arm]:
+    """Ours, and those of the other engines."""
     if chain is not None:
         method = spec.speculation.method
         ours = [arm for arm in ours if arm.method in (BASE, method)]
@@ -156,8 +185,8 @@ def _arms(spec: DeploymentSpec, model: PeerModel, vllm: VllmModel, chain: int | 
     return [*ours, *itertools.chain(*others)]
 
 
-def _prompts(spec: DeploymentSpec, count: int) -> list[PeerPrompt]:
-    """As many as are wanted, of those that leave room for the answer."""
+def _prompts(spec: DeploymentSpec, count: int, batch: int) -> list[PeerPrompt]:
+    """As many as are wanted, of those that leave room for the answer; none that would not fill a batch."""
     room = spec.embedded.max_sequence_length - spec.loadtest.max_tokens
     codec = TextCodec(spec.target.model)
     prompts = render(prompt_files.load(spec.loadtest.prompts), spec.target.model)
@@ -167,7 +196,15 @@ def _prompts(spec: DeploymentSpec, count: int) -> list[PeerPrompt]:
         raise SpecError(
             f"no prompt of {spec.loadtest.prompts} leaves room for {spec.loadtest.max_tokens} tokens"
         )
-    chosen = prompt_files.select(fitting, min(count, len(fitting)))
+    asked = min(count, len(fitting))
+    if asked < batch:
+        raise SpecError(
+            f"--batch {batch} needs as many prompts; --count is {count}, and {len(fitting)} prompts of "
+            f"{spec.loadtest.prompts} leave room for {spec.loadtest.max_tokens} tokens"
+        )
+    if left := asked % batch:
+        say(f"{asked - left} of {asked} prompts, {batch} at once: the others would make no whole batch")
+    chosen = prompt_files.select(fitting, asked - left)
     return [PeerPrompt(item.id, item.category, tokens[item.id]) for item in chosen]
 
 
@@ -188,6 +225,7 @@ def _document(
     spec: DeploymentSpec,
     model: PeerModel,
     vllm: VllmModel,
+    batch: int,
     summaries: list[ArmSummary],
     started: Started,
     missing: dict[str, str],
@@ -202,16 +240,16 @@ def _document(
                 VLLM: vllm.dtype,
             },
             "threads": model.threads,
+            "batch": batch,
             "max_tokens": spec.loadtest.max_tokens,
             "arms": [item.as_dict() for item in summaries],
             "settings": {
                 process.arm.name: {
                     key: process.arm.settings[key]
-                    for key in ("method", "ngram", "draft_length", "arguments")
+                    for key in ("method", "ngram", "draft_length", "arguments", "spec")
                     if key in process.arm.settings
                 }
                 for process in started.running
-                if process.arm.engine != OURS
             },
             "missing": {**missing, **started.missing},
             "versions": started.versions,

@@ -45,6 +45,7 @@ def peers() -> list[ArmSummary]:
         acceptance_length=None,
         equal=120,
         compared=120,
+        draft_ms=12.34,
         by_position=[Figure(0.123, 0.101, 0.145, 12345)] * 31,
     )
     methods = ("none", "prompt lookup 10", "EAGLE-3 and lookup", "ngram-map-k4v", "ngram-simple")

@@ -17,7 +17,7 @@ from deployments.speculation import Anpd, AnySpeculation
 from engine.vllm.speculation import speculative_config
 from planner.bench.peers.arms import OURS, Arm, embedded_arms
 from planner.bench.peers.environments import Environment
-from planner.bench.peers.process import PeerError
+from planner.bench.peers.process import ANSWER_SECONDS, PeerError, answer_seconds
 from planner.bench.peers.protocol import without_end
 from planner.bench.peers.records import PeerPrompt, read_records
 from planner.bench.peers.run import run_peers
@@ -44,8 +44,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def arms(place: Path, monkeypatch: pytest.MonkeyPatch) -> list[Arm]:
     monkeypatch.chdir(place)
+    return embedded_arms(tiny_spec(), threads=1)
+
+
+def tiny_spec() -> DeploymentSpec:
     content = {"name": "tiny", "target": {"model": "tiny"}, "engine": {"max_sequence_length": 64}}
-    return embedded_arms(DeploymentSpec.model_validate(content), threads=1)
+    return DeploymentSpec.model_validate(content)
 
 
 def test_each_arm_answers_each_prompt_in_each_round(arms: list[Arm], tmp_path: Path) -> None:
@@ -63,6 +67,57 @@ def test_each_arm_answers_each_prompt_in_each_round(arms: list[Arm], tmp_path: P
         assert len({item.tokens for item in records if item.prompt == prompt.id}) == 1
     assert all(item.steps == len(item.tokens) for item in records if item.method == "none")
     assert started.versions[OURS]["openvino"] and not started.missing
+
+
+def test_requests_at_once_are_answered_as_they_are_alone(
+    arms: list[Arm], place: Path, tmp_path: Path
+) -> None:
+    prompts = [PeerPrompt(str(number), "qa", (5, 6, 7 + number) * (number + 3)) for number in range(5)]
+    run_peers(arms, {OURS: HERE}, prompts, tmp_path / "alone", max_tokens=TOKENS, rounds=1)
+    alone = read_records(tmp_path / "alone" / "records.jsonl")
+    together = embedded_arms(tiny_spec(), threads=1, batch=2)
+    run_peers(together, {OURS: HERE}, prompts, tmp_path / "batch", max_tokens=TOKENS, rounds=1, batch=2)
+    batch = read_records(tmp_path / "batch" / "records.jsonl")
+    assert {(item.method, item.prompt, item.tokens) for item in batch} == {
+        (item.method, item.prompt, item.tokens) for item in alone
+    }
+    assert len({item.tokens for item in alone}) > 1
+    assert [item.group for item in batch if item.method == "none"] == ["0", "0", "2", "2", ""]
+    assert {item.group for item in alone} == {""}
+    for item in batch:
+        assert len(item.token_seconds) == len(item.tokens)
+        assert list(item.token_seconds) == sorted(item.token_seconds)
+        assert item.token_seconds[0] == item.first_token_seconds
+        assert item.token_seconds[-1] <= item.seconds
+    # Side by side: the second has its first token before the first has its last.
+    first, second = (item for item in batch if item.method == "none" and item.group == "0")
+    assert second.first_token_seconds < first.seconds
+
+
+def test_requests_that_an_engine_lets_wait_are_not_side_by_side(arms: list[Arm], tmp_path: Path) -> None:
+    """The negative control of the one before: these arms run one request at a time."""
+    prompts = [PeerPrompt(str(number), "qa", (5, 6, 7) * (number + 3)) for number in range(2)]
+    run_peers(arms[:1], {OURS: HERE}, prompts, tmp_path, max_tokens=TOKENS, rounds=1, batch=2)
+    first, second = read_records(tmp_path / "records.jsonl")
+    assert first.seconds <= second.first_token_seconds
+
+
+def test_ours_tells_what_drafting_takes(arms: list[Arm], tmp_path: Path) -> None:
+    run_peers(arms, {OURS: HERE}, PROMPTS, tmp_path, max_tokens=TOKENS, rounds=1)
+    for item in read_records(tmp_path / "records.jsonl"):
+        assert item.draft_tokens is not None and item.draft_seconds is not None
+        if item.method == "none":
+            assert item.draft_tokens == 0 and item.draft_seconds == 0
+        else:
+            assert item.draft_tokens >= sum(item.drafted or ()) > 0
+            assert 0 < item.draft_seconds < item.seconds - item.first_token_seconds
+
+
+def test_answers_may_take_longer_the_more_is_read_and_written() -> None:
+    prompts = [[0] * 7000] * 8
+    assert answer_seconds([[0] * 10], 128) < 2 * ANSWER_SECONDS
+    assert answer_seconds(prompts, 128) > 600
+    assert answer_seconds(prompts, 256) > answer_seconds(prompts, 128) > answer_seconds(prompts[1:], 128)
 
 
 def test_ours_tells_how_deep_its_drafts_were_accepted(arms: list[Arm], tmp_path: Path) -> None:
@@ -130,13 +185,13 @@ def test_arms_of_ours_hold_the_deployments_own_speculation() -> None:
         "speculation": {"method": "anpd", "draft_length": 9},
         "engine": {"max_batch_size": 4},
     }
-    plain, anpd = embedded_arms(DeploymentSpec.model_validate(content), threads=2)
+    plain, anpd = embedded_arms(DeploymentSpec.model_validate(content), threads=2, batch=3)
     specs = [
         DeploymentSpec.model_validate(json.loads(json.dumps(arm.settings["spec"]))) for arm in (plain, anpd)
     ]
     assert [spec.speculation.method for spec in specs] == ["none", "anpd"]
     assert specs[1].speculation == Anpd(method="anpd", draft_length=9)
-    assert all(spec.embedded.max_batch_size == 1 and spec.embedded.threads == 2 for spec in specs)
+    assert all(spec.embedded.max_batch_size == 3 and spec.embedded.threads == 2 for spec in specs)
     assert not any(spec.embedded.kv_cache_reuse for spec in specs)
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from planner.bench.peers.records import PeerRecord, append_record, read_records
-from planner.bench.peers.summary import SummaryError, best_of_each, summarise
+from planner.bench.peers.summary import MIXED, SummaryError, best_of_each, summarise
 from planner.bench.peers.table import category_table, peers_table, position_table
 
 
@@ -44,6 +44,78 @@ def test_speeds_are_tokens_over_time_with_and_without_the_prompt() -> None:
     assert plain.decode_rate == pytest.approx(10 / 2)
     assert plain.whole_rate == pytest.approx(11 / 3)
     assert (plain.speedup, plain.to_ours, plain.interval) == (1.0, 1.0, None)
+
+
+def together(
+    method: str, *answers: tuple[float, tuple[float, ...]], category: str = "math"
+) -> list[PeerRecord]:
+    """Answers that were asked at once, each with its end and the times of its tokens."""
+    return [
+        replace(
+            answer("drafthouse", method, str(number), seconds=ended, count=len(times)),
+            first_token_seconds=times[0] if times else ended,
+            token_seconds=times,
+            group="0",
+            category=category if number else "math",
+        )
+        for number, (ended, times) in enumerate(answers)
+    ]
+
+
+def test_a_batch_is_decoded_from_the_last_first_token_to_the_last_token() -> None:
+    """The first request has three tokens before the second has its first; the third ends before that."""
+    records = together(
+        "none", (5.0, (1.0, 1.5, 2.0, 3.0, 4.0)), (6.0, (2.0, 2.0, 4.0, 6.0)), (1.8, (1.2, 1.8))
+    )
+    (plain,) = summarise(records)
+    assert plain.decode_rate == pytest.approx(4 / (6 - 2))
+    assert plain.whole_rate == pytest.approx(11 / 6)
+
+
+def test_a_request_without_a_token_has_begun_when_it_ends() -> None:
+    (plain,) = summarise(together("none", (5.0, (1.0, 2.0, 3.0, 5.0)), (2.5, ())))
+    assert plain.decode_rate == pytest.approx(2 / (5 - 2.5))
+
+
+def test_groups_of_several_categories_are_one() -> None:
+    plain = together("none", (3.0, (1.0, 2.0, 3.0)), (3.0, (1.0, 2.0, 3.0)), category="qa")
+    faster = together("anpd", (2.0, (1.0, 1.5, 2.0)), (2.0, (1.0, 1.5, 2.0)), category="qa")
+    assert summarise([*plain, *faster])[1].by_category == {MIXED: pytest.approx(2)}
+    same = [replace(item, category="math") for item in (*plain, *faster)]
+    assert list(summarise(same)[1].by_category) == ["math"]
+
+
+def test_the_interval_of_batches_is_over_groups() -> None:
+    one = [
+        *together("none", (3.0, (1.0, 3.0)), (3.0, (1.0, 3.0))),
+        *together("anpd", (2.0, (1.0, 2.0)), (2.0, (1.0, 2.0))),
+    ]
+    assert summarise(one)[1].interval is None
+    two = [*one, *(replace(item, prompt=f"b{item.prompt}", group="b0") for item in one)]
+    assert summarise(two)[1].interval == pytest.approx((2.0, 2.0))
+
+
+def test_requests_that_were_asked_in_other_groups_are_not_compared() -> None:
+    plain = together("none", (3.0, (1.0, 3.0)), (3.0, (1.0, 3.0)))
+    alone = [replace(item, method="anpd", group="") for item in plain]
+    with pytest.raises(SummaryError, match="were not asked the same prompts"):
+        summarise([*plain, *alone])
+
+
+def test_drafting_is_milliseconds_over_drafted_tokens_and_empty_where_it_is_not_told() -> None:
+    records = [
+        replace(answer("drafthouse", "none"), draft_tokens=0, draft_seconds=0.0),
+        replace(answer("drafthouse", "none", "2"), draft_tokens=0, draft_seconds=0.0),
+        replace(answer("drafthouse", "anpd"), draft_tokens=30, draft_seconds=0.2),
+        replace(answer("drafthouse", "anpd", "2"), draft_tokens=10, draft_seconds=0.1),
+        answer("peer", "none"),
+    ]
+    summaries = summarise(records)
+    assert [item.draft_ms for item in summaries] == [None, pytest.approx(7.5), None]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(peers_table(summaries))
+    lines = console.export_text().splitlines()
+    assert [line for line in lines if "7.50" in line] == [line for line in lines if "anpd" in line]
 
 
 def test_acceptance_by_position_is_of_the_drafts_that_were_so_long() -> None:

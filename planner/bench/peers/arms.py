@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from deployments.spec import DeploymentSpec
-from deployments.speculation import Anpd, NoSpeculation
+from planner.bench.peers.beside import BASE, named_deployments
 
 OURS = "drafthouse"
-BASE = "none"
 _ENGINES = "planner.bench.peers.engines"
 _LOOKUPS = ((3, 5), (3, 10))  # longest n-gram, draft length
 _NGRAM_DRAFTERS = ("ngram_simple", "ngram_map_k", "ngram_mod", "ngram_cache")
@@ -52,6 +51,7 @@ class PeerModel:
         end_ids: tokens that end an answer.
         max_sequence_length: most tokens of a request.
         threads: of every engine.
+        batch: requests at once.
     """
 
     gguf: Path
@@ -59,6 +59,7 @@ class PeerModel:
     end_ids: Sequence[int]
     max_sequence_length: int
     threads: int
+    batch: int = 1
 
     def settings(self, method: str, **more: Any) -> dict[str, Any]:
         """Settings of an arm's program."""
@@ -68,26 +69,39 @@ class PeerModel:
             "end_ids": list(self.end_ids),
             "max_sequence_length": self.max_sequence_length,
             "threads": self.threads,
+            "batch": self.batch,
             "method": method,
             **{"ngram": 3, "draft_length": 5, **more},
         }
 
 
-def embedded_arms(spec: DeploymentSpec, threads: int) -> list[Arm]:
-    """The kit's own engine at batch 1: no speculation, ANPD, and what the deployment speculates with.
+def embedded_arms(
+    spec: DeploymentSpec, threads: int, beside: Sequence[DeploymentSpec] = (), batch: int = 1
+) -> list[Arm]:
+    """The kit's own engine: no speculation, and what the deployments speculate with; ANPD beside a single one.
 
     Prompts are read anew in every round, so a prefix cache would only favour later rounds.
+
+    Args:
+        spec: the deployment, whose engine all arms have.
+        threads: of the engine.
+        beside: others of the same target and engine (`planner.bench.peers.beside`).
+        batch: requests at once.
     """
-    alone = spec.embedded.model_copy(
-        update={"max_batch_size": 1, "kv_cache_reuse": False, "threads": threads}
+    own = spec.embedded
+    engine = own.model_copy(
+        update={
+            "max_batch_size": batch,
+            "max_queue_size": max(batch, own.max_queue_size),
+            "kv_cache_reuse": False,
+            "threads": threads,
+        }
     )
-    ways = {BASE: NoSpeculation(), "anpd": Anpd(method="anpd")}
-    ways[spec.speculation.method] = spec.speculation
     arms = []
-    for method, speculation in ways.items():
-        changed = spec.model_copy(update={"engine": alone, "speculation": speculation})
+    for name, each in named_deployments(spec, beside).items():
+        changed = each.model_copy(update={"engine": engine})
         settings = {"spec": changed.model_dump(mode="json", exclude_defaults=True)}
-        arms.append(Arm(OURS, method, f"{_ENGINES}.embedded", settings))
+        arms.append(Arm(OURS, name, f"{_ENGINES}.embedded", settings))
     return arms
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import select
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,12 @@ from planner.bench.peers.protocol import Answer
 _ROOT = Path(__file__).parents[3]
 LOAD_SECONDS = 180.0
 ANSWER_SECONDS = 300.0
+TOKEN_SECONDS = 0.05  # more for each token that is read or written
+
+
+def answer_seconds(prompts: Sequence[Sequence[int]], max_tokens: int) -> float:
+    """How long the answers may take."""
+    return ANSWER_SECONDS + TOKEN_SECONDS * sum(len(prompt) + max_tokens for prompt in prompts)
 
 
 class PeerError(DrafthouseError, RuntimeError):
@@ -55,19 +61,19 @@ class PeerProcess:
         versions: dict[str, str] = self._read(LOAD_SECONDS)
         return versions
 
-    def generate(self, prompt: list[int], max_tokens: int) -> Answer:
-        """A greedy answer.
+    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Answer]:
+        """Greedy answers to prompts that are asked at once.
 
         Raises:
             PeerError: it ended, or takes too long.
         """
         assert self._process.stdin is not None
-        line = json.dumps({"prompt": prompt, "max_tokens": max_tokens}) + "\n"
+        line = json.dumps({"prompts": prompts, "max_tokens": max_tokens}) + "\n"
         try:
             self._process.stdin.write(line.encode())
         except BrokenPipeError:
             raise self._failed("has ended") from None
-        return Answer(**self._read(ANSWER_SECONDS))
+        return [Answer(**answer) for answer in self._read(answer_seconds(prompts, max_tokens))]
 
     def close(self) -> None:
         """End the program."""

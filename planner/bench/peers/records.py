@@ -19,7 +19,10 @@ class PeerPrompt:
 
 @dataclass(frozen=True, slots=True)
 class PeerRecord:
-    """One answer of one arm; see `planner.bench.peers.protocol.Answer` for the figures."""
+    """One answer of one arm; see `planner.bench.peers.protocol.Answer` for the figures.
+
+    `group` is the first of the prompts that were asked at once; empty: this one was asked alone.
+    """
 
     engine: str
     method: str
@@ -33,6 +36,10 @@ class PeerRecord:
     steps: int | None
     drafted: tuple[int, ...] | None = None
     accepted: tuple[int, ...] | None = None
+    draft_tokens: int | None = None
+    draft_seconds: float | None = None
+    token_seconds: tuple[float, ...] = ()
+    group: str = ""
 
 
 def begin_records(path: Path) -> None:

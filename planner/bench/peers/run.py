@@ -1,8 +1,9 @@
-"""Asks every arm every prompt, one at a time, in alternation.
+"""Asks every arm every prompt, so many at once, in alternation.
 
-All programs are loaded first and idle while another works. For each prompt the arms take turns, beginning with another
-one each time, so that what drifts on the machine hits all of them alike. An arm that cannot be started is left out and
-named; one that fails later ends the run, and the records up to there stay.
+All programs are loaded first and idle while another works. For each group of prompts the arms take turns, beginning
+with another one each time, so that what drifts on the machine hits all of them alike. An arm that cannot be started, or
+does not answer so many requests, is left out and named; one that fails later ends the run, and the records up to there
+stay.
 """
 
 import os
@@ -36,6 +37,7 @@ def run_peers(
     *,
     max_tokens: int,
     rounds: int,
+    batch: int = 1,
     report: Callable[[str, float | None], None] = lambda line, share: None,
 ) -> Started:
     """Measure all arms; the records go to `records.jsonl` of a directory, the programs' logs beside them.
@@ -47,6 +49,7 @@ def run_peers(
         directory: emptied of earlier records.
         max_tokens: most tokens of an answer.
         rounds: how often each prompt is asked of each arm.
+        batch: how many prompts are asked at once; the last ones may be fewer.
         report: gets what is done and the share that is done.
 
     Raises:
@@ -57,17 +60,20 @@ def run_peers(
     records = directory / "records.jsonl"
     begin_records(records)
     with ExitStack() as stack:
-        started = _start(stack, arms, environments, directory, report)
+        started = _start(stack, arms, environments, directory, batch, report)
         if not started.running:
             raise PeerError(
                 f"nothing could be started: {'; '.join(started.missing.values()) or 'no engine is chosen'}"
             )
-        done, all_ = 0, rounds * len(prompts) * len(started.running)
+        groups = [prompts[first : first + batch] for first in range(0, len(prompts), batch)]
+        done, all_ = 0, rounds * len(groups) * len(started.running)
         for number in range(rounds):
-            for position, prompt in enumerate(prompts):
+            for position, group in enumerate(groups):
+                which = f"prompt {position + 1}" if batch == 1 else f"{batch} prompts, group {position + 1}"
                 for process in _rotated(started.running, number + position):
-                    report(f"{process.arm.name}: prompt {position + 1} of {len(prompts)}", done / all_)
-                    append_record(records, _asked(process, prompt, number, max_tokens))
+                    report(f"{process.arm.name}: {which} of {len(groups)}", done / all_)
+                    for record in _asked(process, group, number, max_tokens):
+                        append_record(records, record)
                     done += 1
     return started
 
@@ -77,6 +83,7 @@ def _start(
     arms: Sequence[Arm],
     environments: Mapping[str, Environment],
     directory: Path,
+    batch: int,
     report: Callable[[str, float | None], None],
 ) -> Started:
     started = Started()
@@ -86,7 +93,7 @@ def _start(
         process = PeerProcess(arm, environment.python, log, environment.variables())
         try:
             versions = process.wait_until_ready()
-            process.generate([1, 2, 3], _WARM_UP_TOKENS)
+            process.generate([[1, 2, 3]] * batch, _WARM_UP_TOKENS)
         except PeerError as error:
             process.close()
             if arm.engine == OURS:
@@ -104,22 +111,31 @@ def _rotated(running: Sequence[PeerProcess], by: int) -> list[PeerProcess]:
     return [*running[first:], *running[:first]]
 
 
-def _asked(process: PeerProcess, prompt: PeerPrompt, number: int, max_tokens: int) -> PeerRecord:
-    answer = process.generate(list(prompt.tokens), max_tokens)
-    return PeerRecord(
-        engine=process.arm.engine,
-        method=process.arm.method,
-        round=number,
-        prompt=prompt.id,
-        category=prompt.category,
-        prompt_tokens=len(prompt.tokens),
-        tokens=tuple(answer.tokens),
-        seconds=answer.seconds,
-        first_token_seconds=answer.first_token_seconds,
-        steps=answer.steps,
-        drafted=_as_tuple(answer.drafted),
-        accepted=_as_tuple(answer.accepted),
-    )
+def _asked(
+    process: PeerProcess, group: Sequence[PeerPrompt], number: int, max_tokens: int
+) -> list[PeerRecord]:
+    answers = process.generate([prompt.tokens for prompt in group], max_tokens)
+    return [
+        PeerRecord(
+            engine=process.arm.engine,
+            method=process.arm.method,
+            round=number,
+            prompt=prompt.id,
+            category=prompt.category,
+            prompt_tokens=len(prompt.tokens),
+            tokens=tuple(answer.tokens),
+            seconds=answer.seconds,
+            first_token_seconds=answer.first_token_seconds,
+            steps=answer.steps,
+            drafted=_as_tuple(answer.drafted),
+            accepted=_as_tuple(answer.accepted),
+            draft_tokens=answer.draft_tokens,
+            draft_seconds=answer.draft_seconds,
+            token_seconds=tuple(answer.token_seconds),
+            group=group[0].id if len(group) > 1 else "",
+        )
+        for prompt, answer in zip(group, answers, strict=True)
+    ]
 
 
 def _as_tuple(counts: Sequence[int] | None) -> tuple[int, ...] | None:

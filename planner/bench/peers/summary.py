@@ -1,8 +1,12 @@
 """What a comparison says, from its records.
 
 Speeds are tokens over time, summed over a category's answers; an arm's speed and a speed-up are means over categories,
-so that a category with long answers does not outweigh the others. A speed-up compares an arm with its own engine's
-plain decoding; the interval is a bootstrap over the prompts of each category, the same prompts for both arms.
+so that a category with long answers does not outweigh the others. Where prompts of several categories were asked at
+once, all prompts are one category. A speed-up compares an arm with its own engine's plain decoding; the interval is a
+bootstrap over the prompts of each category, or the groups that were asked at once, the same for both arms.
+
+Of a group the decode rate is of the time in which all its requests are decoded or have ended: tokens after the moment
+when each has its first token, over the time from then to the last one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.errors import DrafthouseError
-from planner.bench.peers.arms import BASE, OURS
+from planner.bench.peers.arms import OURS
+from planner.bench.peers.beside import BASE
 from planner.bench.peers.records import PeerRecord
 from planner.profile.acceptance import Figure, ratio
 
 _RESAMPLES = 2000
-_DECODE, _WHOLE = 0, 1  # tokens and seconds after the first token, or with the prompt
+_DECODE, _WHOLE = 0, 1  # tokens and seconds after the first token of each, or with the prompts
+MIXED = "all prompts"
 Totals = NDArray[np.float64]
-"""``[prompts, 2, 2]``: decode or whole; tokens, seconds."""
+"""``[groups, 2, 2]``: decode or whole; tokens, seconds."""
 
 
 class SummaryError(DrafthouseError, ValueError):
@@ -33,15 +39,16 @@ class ArmSummary:
 
     Attributes:
         engine, method: the arm.
-        decode_rate: tokens a second after the first token.
-        whole_rate: tokens a second, the prompt's time included.
+        decode_rate: tokens a second after the first token of each request.
+        whole_rate: tokens a second, the prompts' time included.
         speedup: decode rate over that of the engine's plain decoding.
         by_category: the speed-up of each category, whose mean the other one is.
-        interval: of the speed-up, 95 %; None where a category has a single prompt.
+        interval: of the speed-up, 95 %; None where a category has a single prompt, or group of prompts.
         to_ours: decode rate over that of our engine's plain decoding.
         acceptance_length: tokens a target step; None if the engine does not tell, or there was no step.
         by_position: of the drafts that reached a depth, the share that was accepted so deep, from depth 1; empty if the
             engine does not tell, or drafts nothing.
+        draft_ms: milliseconds of drafting for each drafted token; None if the engine does not tell, or drafted nothing.
         equal, compared: prompts whose answer is that of the engine's plain decoding, and those that were compared.
     """
 
@@ -55,6 +62,7 @@ class ArmSummary:
     to_ours: float
     acceptance_length: float | None
     by_position: Sequence[Figure]
+    draft_ms: float | None
     equal: int
     compared: int
 
@@ -78,8 +86,8 @@ def summarise(records: Sequence[PeerRecord], seed: int = 0) -> list[ArmSummary]:
             raise SummaryError(f"{engine} was not measured without speculation")
         if _asked(by_arm[engine, method]) != _asked(by_arm[engine, BASE]):
             raise SummaryError(f"{engine} {method} and {engine} {BASE} were not asked the same prompts")
-        for category, prompts in totals[engine, method].items():
-            if not prompts[:, _DECODE, 0].sum():
+        for category, groups in totals[engine, method].items():
+            if not groups[:, _DECODE, 0].sum():
                 raise SummaryError(f"{engine} {method}: no answer in {category} has more than one token")
     ours = totals.get((OURS, BASE))
     return [
@@ -123,32 +131,49 @@ def _arm(
         to_ours=float(np.mean(list(_by_category(here, ours).values()))) if ours else float("nan"),
         acceptance_length=_acceptance_length(records),
         by_position=_by_position(records),
+        draft_ms=_draft_ms(records),
         equal=sum(tokens == expected for tokens, expected in pairs),
         compared=len(pairs),
     )
 
 
-def _asked(records: Sequence[PeerRecord]) -> set[tuple[str, int]]:
-    return {(record.prompt, record.round) for record in records}
+def _asked(records: Sequence[PeerRecord]) -> set[tuple[str, int, str]]:
+    return {(record.prompt, record.round, record.group) for record in records}
 
 
 def _totals(records: Sequence[PeerRecord]) -> dict[str, Totals]:
-    """Of each category, the sums of each prompt over the rounds, prompts in the order of their ids."""
-    sums: dict[str, dict[str, Totals]] = {}
+    """Of each category, the sums of each group over the rounds, in the order of their first prompts' ids."""
+    groups: dict[tuple[int, str], list[PeerRecord]] = {}
     for record in records:
-        count = len(record.tokens)
-        after = (max(count - 1, 0), record.seconds - record.first_token_seconds)
-        figures = np.array([after, (count, record.seconds)], np.float64)
-        prompts = sums.setdefault(record.category, {})
-        prompts[record.prompt] = prompts.get(record.prompt, np.zeros((2, 2))) + figures
+        groups.setdefault((record.round, record.group or record.prompt), []).append(record)
+    mixed = any(len({record.category for record in group}) > 1 for group in groups.values())
+    sums: dict[str, dict[str, Totals]] = {}
+    for (_, name), group in groups.items():
+        found = sums.setdefault(MIXED if mixed else group[0].category, {})
+        found[name] = found.get(name, np.zeros((2, 2))) + _figures(group)
     return {
-        category: np.stack([prompts[name] for name in sorted(prompts)])
-        for category, prompts in sorted(sums.items())
+        category: np.stack([found[name] for name in sorted(found)])
+        for category, found in sorted(sums.items())
     }
 
 
+def _figures(group: Sequence[PeerRecord]) -> Totals:
+    begun = max(record.first_token_seconds for record in group)
+    ended = max(record.seconds for record in group)
+    after = sum(_later(record, begun) for record in group)
+    count = sum(len(record.tokens) for record in group)
+    return np.array([(after, ended - begun), (count, ended)], np.float64)
+
+
+def _later(record: PeerRecord, begun: float) -> int:
+    """Tokens that came when all requests of its group had begun to be decoded."""
+    if not record.group:
+        return max(len(record.tokens) - 1, 0)
+    return sum(seconds > begun for seconds in record.token_seconds)
+
+
 def _mean_rate(totals: dict[str, Totals], which: int) -> float:
-    sums = [prompts.sum(axis=0)[which] for prompts in totals.values()]
+    sums = [groups.sum(axis=0)[which] for groups in totals.values()]
     return float(np.mean([tokens / seconds for tokens, seconds in sums]))
 
 
@@ -167,13 +192,13 @@ def _ratio(here: Totals, base: Totals) -> Any:
 def _interval(
     here: dict[str, Totals], base: dict[str, Totals], random: np.random.Generator
 ) -> tuple[float, float] | None:
-    if min(len(prompts) for prompts in here.values()) < 2:
+    if min(len(groups) for groups in here.values()) < 2:
         return None
     ratios = []
-    for name, prompts in here.items():
-        drawn = random.integers(len(prompts), size=(_RESAMPLES, len(prompts)))
+    for name, groups in here.items():
+        drawn = random.integers(len(groups), size=(_RESAMPLES, len(groups)))
         with np.errstate(divide="ignore", invalid="ignore"):  # nothing but answers of no tokens was drawn
-            ratios.append(_ratio(prompts[drawn], base[name][drawn]))
+            ratios.append(_ratio(groups[drawn], base[name][drawn]))
     means = np.mean(ratios, axis=0)
     low, high = np.quantile(means[np.isfinite(means)], (0.025, 0.975))
     return float(low), float(high)
@@ -184,6 +209,11 @@ def _acceptance_length(records: Sequence[PeerRecord]) -> float | None:
     if len(steps) < len(records) or not sum(steps):
         return None
     return sum(len(record.tokens) for record in records) / sum(steps)
+
+
+def _draft_ms(records: Sequence[PeerRecord]) -> float | None:
+    tokens = sum(record.draft_tokens or 0 for record in records)
+    return sum(record.draft_seconds or 0.0 for record in records) * 1e3 / tokens if tokens else None
 
 
 def _by_position(records: Sequence[PeerRecord]) -> list[Figure]:

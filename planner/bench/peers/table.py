@@ -4,18 +4,19 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from planner.bench.peers.arms import BASE
+from planner.bench.peers.beside import BASE
 from planner.bench.peers.summary import ArmSummary, best_of_each
 from planner.profile.acceptance import Figure
 
-_FIGURES = ("tokens/s", "speed-up, 95 %", "to ours", "accepted", "equal")
+_FIGURES = ("tokens\n/s", "speed-up, 95 %", "to\nours", "accepted", "ms a\ndraft\ntoken", "equal")
 
 
 def peers_table(summaries: Sequence[ArmSummary]) -> Table:
     """One row an arm, numbered; each engine's fastest is set in bold.
 
-    The speed is that of decoding, after the first token; `speed-up` is over the engine's own plain decoding, `to ours`
-    over this engine's; `accepted` is the acceptance length, `equal` counts answers that are those of plain decoding.
+    The speed is that of decoding, after the first tokens; `speed-up` is over the engine's own plain decoding, `to ours`
+    over this engine's; `accepted` is the acceptance length, `ms a draft token` what drafting takes, where it is told,
+    `equal` counts answers that are those of plain decoding.
     """
     table = Table("", "arm", header_style="bold", box=None, padding=(0, 1, 0, 0))
     for heading in _FIGURES:
@@ -33,6 +34,7 @@ def peers_table(summaries: Sequence[ArmSummary]) -> Table:
             f"{item.speedup:.2f}{interval}",
             f"{item.to_ours:.2f}",
             length,
+            "" if item.draft_ms is None else f"{item.draft_ms:.2f}",
             f"{item.equal}/{item.compared}",
             style="bold" if item in best else None,
         )

@@ -20,13 +20,15 @@ from deployments.speculation import (
     PromptLookup,
     SuffixAutomaton,
 )
+from engine.manifest import EngineManifest
 from engine.vllm.speculation import engine_settings
-from planner.bench.peers.arms import BASE, Arm
+from planner.bench.peers.arms import Arm
+from planner.bench.peers.beside import BASE
 from speculators.draft_model.checkpoint import whole_model
 
 VLLM = "vllm"
 _MODULE = "planner.bench.peers.engines.vllm"
-_CACHE_BYTES = 512 << 20
+_LEAST_CACHE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class VllmModel:
         max_sequence_length: most tokens of a request.
         threads: of the engine.
         scratch: where a draft model that was kept without its embedding is completed.
+        batch: requests at once.
+        cache_bytes: of the KV cache, where a drafter has its own, too.
     """
 
     target: Path
@@ -48,6 +52,8 @@ class VllmModel:
     max_sequence_length: int
     threads: int
     scratch: Path
+    batch: int = 1
+    cache_bytes: int = _LEAST_CACHE_BYTES
 
     def arm(self, name: str, speculation: AnySpeculation) -> Arm:
         """The arm of a way of speculating.
@@ -62,9 +68,9 @@ class VllmModel:
             "model": str(self.target),
             "dtype": self.dtype,
             "max_model_len": self.max_sequence_length,
-            "max_num_seqs": 1,
-            "kv_cache_memory_bytes": _CACHE_BYTES,
-            **engine_settings(speculation, max_batch_size=1),
+            "max_num_seqs": self.batch,
+            "kv_cache_memory_bytes": self.cache_bytes,
+            **engine_settings(speculation, max_batch_size=self.batch),
         }
         settings = {
             "arguments": arguments,
@@ -72,6 +78,12 @@ class VllmModel:
             "threads": self.threads,
         }
         return Arm(VLLM, name, _MODULE, settings)
+
+
+def cache_bytes(manifest: EngineManifest, requests: int, length: int) -> int:
+    """Enough for requests of a length, in float32 and with a drafter that has as much again."""
+    row = 2 * manifest.num_layers * manifest.num_kv_heads * manifest.head_dim * 4
+    return max(_LEAST_CACHE_BYTES, 2 * row * requests * length)
 
 
 def vllm_arms(model: VllmModel, own: AnySpeculation) -> Iterator[Arm]:

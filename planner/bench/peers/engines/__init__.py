@@ -1,1 +1,1 @@
-"""One program an engine: it loads the model and answers one prompt at a time."""
+"""One program an engine: it loads the model and answers prompts that are asked at once."""

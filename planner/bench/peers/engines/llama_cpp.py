@@ -1,36 +1,38 @@
 """llama.cpp (xllamacpp) on the GGUF file: plain, with its n-gram drafters, or with a draft model.
 
 Runs in an environment of its own. The server is asked over HTTP on a loopback port, since only its own completion
-endpoint returns token ids; the figures are those of its `timings`.
+endpoint returns token ids. Answers are streamed, so that the time of each token is known; of a token that does not end
+a character the stream gives no id, and -1 stands for it.
 """
 
 import json
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import xllamacpp
 
-from planner.bench.peers.protocol import Answer, Generate, serve, without_end
+from planner.bench.peers.protocol import Answer, Emission, Generate, serve
 
-_SECONDS = 600.0  # the bench gives up earlier
+_MISSING = -1
 
 
 def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
     """Start a server on `settings["model"]`; see `planner.bench.peers.arms` for the keys."""
     server = xllamacpp.Server(_parameters(settings))
 
-    def generate(prompt: list[int], max_tokens: int) -> Answer:
-        body = {"prompt": prompt, "n_predict": max_tokens, "temperature": 0, "cache_prompt": False}
+    url = f"{server.listening_address}/completion"
+
+    def generate(prompts: list[list[int]], max_tokens: int) -> list[Answer]:
         started = time.perf_counter()
-        reply = _post(f"{server.listening_address}/completion", {**body, "return_tokens": True})
-        seconds = time.perf_counter() - started
-        timings = reply["timings"]
-        # A step emits what it accepted and one token more.
-        steps = timings["predicted_n"] - timings.get("draft_n_accepted", 0)
-        tokens = without_end(reply["tokens"], settings["end_ids"])
-        return Answer(tokens, seconds, seconds - timings["predicted_ms"] / 1e3, steps)
+
+        def answer(prompt: list[int]) -> Answer:
+            return _answer(url, prompt, max_tokens, Emission(started), settings["end_ids"])
+
+        with ThreadPoolExecutor(len(prompts)) as threads:
+            return list(threads.map(answer, prompts))
 
     return {"xllamacpp": xllamacpp.__version__}, generate
 
@@ -38,7 +40,8 @@ def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
 def _parameters(settings: Mapping[str, Any]) -> Any:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = settings["model"]
-    parameters.n_ctx, parameters.n_parallel = settings["max_sequence_length"], 1
+    parameters.n_ctx = settings["batch"] * settings["max_sequence_length"]  # divided among the requests
+    parameters.n_parallel = settings["batch"]
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = settings["threads"]
     speculative, method, length = parameters.speculative, settings["method"], settings["draft_length"]
     types = xllamacpp.common_speculative_type
@@ -55,10 +58,26 @@ def _parameters(settings: Mapping[str, Any]) -> Any:
     return parameters
 
 
-def _post(url: str, body: Mapping[str, Any]) -> Any:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
-        return json.load(reply)
+def _answer(
+    url: str, prompt: list[int], max_tokens: int, emission: Emission, end_ids: Sequence[int]
+) -> Answer:
+    """Ask for one answer, and read it as it comes."""
+    body = {"prompt": prompt, "n_predict": max_tokens, "temperature": 0, "cache_prompt": False}
+    content = json.dumps({**body, "return_tokens": True, "stream": True}).encode()
+    request = urllib.request.Request(url, content, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as reply:  # the bench gives up if it takes too long
+        for line in reply:
+            if not line.startswith(b"data: "):
+                continue
+            part = json.loads(line.removeprefix(b"data: "))
+            if part["stop"]:
+                emission.add([])
+                break
+            missing = part["tokens_predicted"] - len(emission.tokens) - len(part["tokens"])
+            emission.add([_MISSING] * missing + part["tokens"])
+    timings = part["timings"]
+    # A step emits what it accepted and one token more.
+    return emission.answer(end_ids, steps=timings["predicted_n"] - timings.get("draft_n_accepted", 0))
 
 
 if __name__ == "__main__":

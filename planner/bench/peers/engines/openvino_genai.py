@@ -1,8 +1,10 @@
 """openvino-genai on the GGUF file: plain or with prompt lookup.
 
-Runs in an environment of its own. Prompt lookup reports no accepted tokens, but the tokens of every iteration.
+Runs in an environment of its own. Its pipeline for continuous batching is stepped by hand, and what each step has put
+out for a request is read at once: so times and steps are known for each, of which it reports neither.
 """
 
+import itertools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,33 +13,46 @@ import numpy as np
 import openvino
 import openvino_genai
 
-from planner.bench.peers.protocol import Answer, Generate, serve, without_end
+from planner.bench.peers.protocol import Answer, Emission, Generate, serve
 
 
 def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
     """Load `settings["model"]`; see `planner.bench.peers.arms` for the keys."""
-    threads = {"INFERENCE_NUM_THREADS": settings["threads"]}
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.enable_prefix_caching = False  # every answer reads its whole prompt, as with the other engines
-    options: dict[str, Any] = {"scheduler_config": scheduler, **threads}
+    options: dict[str, Any] = {"INFERENCE_NUM_THREADS": settings["threads"]}
     if settings["method"] == "prompt_lookup":
         options["prompt_lookup"] = True
-    pipeline = openvino_genai.LLMPipeline(settings["model"], "CPU", **options)
-    config = _configuration(settings)
+    pipeline = openvino_genai.ContinuousBatchingPipeline(settings["model"], scheduler, "CPU", options)
+    config, count = _configuration(settings), itertools.count()
 
-    def generate(prompt: list[int], max_tokens: int) -> Answer:
+    def generate(prompts: list[list[int]], max_tokens: int) -> list[Answer]:
         config.max_new_tokens = max_tokens
-        ids = np.array([prompt], np.int64)
-        inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
+        inputs = [openvino.Tensor(np.array([prompt], np.int64)) for prompt in prompts]
         started = time.perf_counter()
-        result = pipeline.generate(inputs, config)
-        seconds = time.perf_counter() - started
-        metrics = result.perf_metrics
-        steps = len(metrics.raw_metrics.m_batch_sizes)
-        tokens = without_end(result.tokens[0], settings["end_ids"])
-        return Answer(tokens, seconds, metrics.get_ttft().mean / 1e3, steps)
+        emissions = [Emission(started) for _ in prompts]
+        running = [
+            (pipeline.add_request(next(count), ids, config), emission)
+            for ids, emission in zip(inputs, emissions, strict=True)
+        ]
+        while running:
+            pipeline.step()
+            running = [(handle, emission) for handle, emission in running if _goes_on(handle, emission)]
+        return [emission.answer(settings["end_ids"]) for emission in emissions]
 
     return {"openvino-genai": openvino_genai.get_version()}, generate
+
+
+def _goes_on(handle: Any, emission: Emission) -> bool:
+    """Take in what a step has put out for a request; whether there is more to come."""
+    tokens = handle.read()[0].generated_ids if handle.can_read() else []
+    status = handle.get_status()
+    running = status == openvino_genai.GenerationStatus.RUNNING
+    if not running and status != openvino_genai.GenerationStatus.FINISHED:
+        raise RuntimeError(f"a request has ended with {status}")
+    if tokens or not running:
+        emission.add(tokens)
+    return bool(running)
 
 
 def _configuration(settings: Mapping[str, Any]) -> Any:

@@ -1,19 +1,22 @@
 """vLLM on the target's Hugging Face directory: plain, or with any of its ways of speculating.
 
 Runs in an environment of its own. The engine is stepped by hand: what it puts out of one step comes back at once, so
-steps are counted, not derived. Acceptance by position is vLLM's own record of each verification.
+steps are counted, not derived, and each token has its time. Acceptance by position is vLLM's own record of each
+verification.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import vllm
 from vllm import LLM, SamplingParams
 
 from engine.vllm.cpu import prepare_worker
-from planner.bench.peers.protocol import Answer, Generate, by_depth, serve
+from planner.bench.peers.protocol import Answer, Emission, Generate, by_depth, serve
 
 
 def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
@@ -29,31 +32,32 @@ def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
         enable_prefix_caching=False,  # every answer reads its whole prompt, as with the other engines
         disable_log_stats=False,
     )
-    engine, count = llm.llm_engine, 0
+    engine, count = llm.llm_engine, itertools.count()
 
-    def generate(prompt: list[int], max_tokens: int) -> Answer:
-        nonlocal count
-        count += 1
+    def generate(prompts: list[list[int]], max_tokens: int) -> list[Answer]:
         sampling = SamplingParams(temperature=0, max_tokens=max_tokens, stop_token_ids=settings["end_ids"])
         started = time.perf_counter()
-        engine.add_request(str(count), {"prompt_token_ids": prompt}, sampling)
-        steps, first, output = 0, 0.0, None
-        tokens: list[int] = []
+        emissions = {str(next(count)): Emission(started) for _ in prompts}
+        for name, prompt in zip(emissions, prompts, strict=True):
+            engine.add_request(name, {"prompt_token_ids": prompt}, sampling)
+        ended: dict[str, Any] = {}
         while engine.has_unfinished_requests():
             for output in engine.step():
-                grown = len(output.outputs[0].token_ids) > len(tokens)
-                tokens = list(output.outputs[0].token_ids)
-                steps += grown
-                first = first or time.perf_counter() - started
-        seconds = time.perf_counter() - started
-        assert output is not None
-        if tokens and tokens[-1] in settings["end_ids"]:
-            tokens.pop()
-        metrics = output.outputs[0].spec_decode_metrics
-        drafted, accepted = (metrics.per_step_drafted, metrics.per_step_accepted) if metrics else ((), ())
-        return Answer(tokens, seconds, first, steps, by_depth(drafted), by_depth(accepted))
+                emission = emissions[output.request_id]
+                emission.add(output.outputs[0].token_ids[len(emission.tokens) :])
+                ended[output.request_id] = output.outputs[0]
+        return [
+            _with_drafts(emission.answer(settings["end_ids"]), ended[name].spec_decode_metrics)
+            for name, emission in emissions.items()
+        ]
 
     return {"vllm": vllm.__version__}, generate
+
+
+def _with_drafts(answer: Answer, metrics: Any) -> Answer:
+    """With vLLM's record of its verifications, if it drafted."""
+    drafted, accepted = (metrics.per_step_drafted, metrics.per_step_accepted) if metrics else ((), ())
+    return replace(answer, drafted=by_depth(drafted), accepted=by_depth(accepted))
 
 
 if __name__ == "__main__":
