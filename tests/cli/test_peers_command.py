@@ -38,6 +38,24 @@ def test_what_cannot_be_checked_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_cannot_be_measured_beside_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def refused(*options: str) -> str:
+        result = CliRunner().invoke(app, ["peers", str(DEPLOYMENTS / "smollm2-anpd.yaml"), *options])
+        assert result.exit_code == 2
+        return " ".join(result.output.split())
+
+    windowed = str(DEPLOYMENTS / "smollm2-windowed.yaml")
+    assert "engine.max_sequence_length is 8192 and not 2048" in refused("--beside", windowed)
+    suffix = str(DEPLOYMENTS / "smollm2-suffix.yaml")
+    assert "leave --beside out" in refused("--beside", suffix, "--chain", "3")
+    assert "is named twice" in refused("--beside", suffix, "--beside", suffix, "--beside", suffix)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_draft_without_its_embedding_is_completed_elsewhere_than_among_the_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
