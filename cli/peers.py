@@ -66,7 +66,10 @@ def peers(
         Path | None, typer.Option(help="Directory of records and result, instead of runs/peers/NAME.")
     ] = None,
 ) -> None:
-    """Measure our engine and others on the same prompts, so many requests at once, each with its best speculation."""
+    """Measure our engine and others on the same prompts, alone or in batches, each with its best speculation.
+
+    A deployment that does not speculate compares the engines without speculation alone.
+    """
     with told() as stop:
         spec = with_loadtest(read_spec(spec_path), {"prompts": prompts, "max_tokens": max_tokens})
         if chain is not None:
@@ -182,7 +185,8 @@ def _arms(
         ours = [arm for arm in ours if arm.method in (BASE, method)]
         return [*ours, vllm.arm(BASE, NoSpeculation()), vllm.arm(method, spec.speculation)]
     others = [openvino_genai_arms(model), llama_cpp_arms(model), vllm_arms(vllm, spec.speculation)]
-    return [*ours, *itertools.chain(*others)]
+    found = [*ours, *itertools.chain(*others)]
+    return [arm for arm in found if arm.method == BASE] if len(ours) == 1 else found
 
 
 def _prompts(spec: DeploymentSpec, count: int, batch: int) -> list[PeerPrompt]:

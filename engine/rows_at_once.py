@@ -30,7 +30,7 @@ def most_rows(
     """The most rows among which a row has the bits that it has among the fewest.
 
     Args:
-        first_row: of the output of a step of so many equal rows.
+        first_row: the first row of the output of a step of n equal rows, by n.
         buckets: numbers of rows for which the network is compiled, and the fewest that it is given.
         room: rows that the cache holds.
     """

@@ -90,7 +90,7 @@ def test_a_step_is_cut_into_parts_that_are_small_enough_and_make_it_up(
 
 
 def runners(targets: TinyTargets, kernel: KernelName, most: int) -> tuple[CompiledRunner, CompiledRunner]:
-    """One that computes all rows of a step at once, and one that computes so many."""
+    """One that computes all rows of a step at once, and one that computes fewer than `most`."""
     whole, parts = (
         openvino_runner(
             targets.engine("llama", "fp32"),

@@ -31,6 +31,7 @@ def test_arms_are_the_methods_of_the_deployments_and_no_others() -> None:
     assert list(named_deployments(first, [second])) == ["none", "suffix_automaton", "prompt_lookup"]
     assert list(named_deployments(deployment("a"), [second])) == ["none", "prompt_lookup"]
     assert list(named_deployments(first, [])) == ["none", "anpd", "suffix_automaton"]
+    assert list(named_deployments(deployment("a"), [])) == ["none"], "engines without speculation"
 
 
 def test_a_method_that_comes_twice_is_named_by_its_deployment() -> None:

@@ -47,7 +47,7 @@ def named_deployments(spec: DeploymentSpec, beside: Sequence[DeploymentSpec]) ->
         SpecError: a name is taken as well.
     """
     plain = spec.model_copy(update={"speculation": NoSpeculation()})
-    if not beside:
+    if not beside and spec.speculation.method != BASE:
         anpd = spec.model_copy(update={"speculation": Anpd(method="anpd")})
         return {BASE: plain, "anpd": anpd, spec.speculation.method: spec}
     found = {BASE: plain}

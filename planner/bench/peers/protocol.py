@@ -96,7 +96,7 @@ class Emission:
         self.steps += bool(tokens)
 
     def answer(self, end_ids: Sequence[int], steps: int | None = None) -> Answer:
-        """All of it, up to the first end token; in so many steps, if the engine knows better."""
+        """All of it, up to the first end token; in `steps` steps, if the engine knows better."""
         tokens = without_end(self.tokens, end_ids)
         return Answer(
             tokens,

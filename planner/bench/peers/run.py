@@ -1,8 +1,8 @@
-"""Asks every arm every prompt, so many at once, in alternation.
+"""Asks every arm every prompt, alone or in batches, in alternation.
 
 All programs are loaded first and idle while another works. For each group of prompts the arms take turns, beginning
 with another one each time, so that what drifts on the machine hits all of them alike. An arm that cannot be started, or
-does not answer so many requests, is left out and named; one that fails later ends the run, and the records up to there
+does not answer its first batch, is left out and named; one that fails later ends the run, and the records up to there
 stay.
 """
 
