@@ -49,7 +49,7 @@ def arms(place: Path, monkeypatch: pytest.MonkeyPatch) -> list[Arm]:
 
 def tiny_spec() -> DeploymentSpec:
     content = {"name": "tiny", "target": {"model": "tiny"}, "engine": {"max_sequence_length": 64}}
-    return DeploymentSpec.model_validate(content)
+    return DeploymentSpec.model_validate({**content, "speculation": {"method": "anpd"}})
 
 
 def test_each_arm_answers_each_prompt_in_each_round(arms: list[Arm], tmp_path: Path) -> None:
