@@ -87,8 +87,11 @@ class AttentionKernel(Protocol):
     def warm_up(self, tokens: int, longest: int) -> Sequence[SequenceInput]:
         """A step of `tokens` tokens that makes a graph ready for contexts of up to `longest`."""
 
+    def equal_rows(self, rows: int) -> Sequence[SequenceInput]:
+        """A step whose tokens are alike, for a cache that holds nothing yet."""
+
     def room(self, longest: int) -> int:
-        """Tokens of the largest step that `warm_up` can make."""
+        """The most rows that `equal_rows` can be asked for."""
 
     def bind(self, graphs: Sequence[CompiledGraph]) -> None:
         """Allocate the cache and give it to the compiled graphs.

@@ -102,8 +102,12 @@ class NativeKernel:
         return False
 
     def warm_up(self, tokens: int, longest: int) -> Sequence[SequenceInput]:
+        """See `AttentionKernel`."""
+        return self.equal_rows(tokens)
+
+    def equal_rows(self, rows: int) -> Sequence[SequenceInput]:
         """See `AttentionKernel`; what is written is read by nobody."""
-        return [SequenceInput([0] * tokens, 0, range(-(-tokens // BLOCK_SIZE)))]
+        return [SequenceInput([0] * rows, 0, range(-(-rows // BLOCK_SIZE)))]
 
     def room(self, longest: int) -> int:
         """See `AttentionKernel`."""
@@ -235,8 +239,12 @@ class OpenVinoKernel:
         blocks = [self._num_blocks] * -(-longest // BLOCK_SIZE)
         return [SequenceInput([0], longest - 1, blocks)] * tokens
 
+    def equal_rows(self, rows: int) -> Sequence[SequenceInput]:
+        """See `AttentionKernel`."""
+        return [SequenceInput([0], 0, [self._num_blocks])] * rows
+
     def room(self, longest: int) -> int:
-        """See `AttentionKernel`: padding has a block of its own, which every row may use."""
+        """See `AttentionKernel`; they all use the block of the padding."""
         return MOST_ROWS
 
     def bind(self, graphs: Sequence[CompiledGraph]) -> None:

@@ -163,9 +163,8 @@ class PagedGraph:
         kernel.bind([self._for_any, *self._buckets.values()])
         self._runs: list[_Run] = []
         self._places: dict[int, tuple[_Run, int]] = {}
-        self.most_rows = most_rows(
-            lambda rows: self._first_row(rows, longest), (_FEWEST_ROWS, *sizes), kernel.room(longest)
-        )
+        self._warm_up(longest)
+        self.most_rows = most_rows(self._first_row, (_FEWEST_ROWS, *sizes), kernel.room(longest))
 
     def forward(self, batch: Sequence[SequenceInput], hidden: NDArray[np.float32] | None = None) -> None:
         """Run one step; `output` has what came out.
@@ -231,12 +230,20 @@ class PagedGraph:
         step.ran()
         return _Run(step, compiled)
 
-    def _first_row(self, rows: int, longest: int) -> NDArray[np.float32]:
-        """Of the first output, of a step of equal rows. A graph's first run takes ten times as long as the next."""
-        batch = self.kernel.warm_up(rows, longest)
-        run = self._run(batch, self._for_any.some_hidden(rows), iter(self.kernel.private_blocks))
+    def _warm_up(self, longest: int) -> None:
+        """Run everything once; the first run of a graph takes ten times as long as the next."""
+        for size in (_FEWEST_ROWS, *self._buckets):
+            self._of_nothing(self.kernel.warm_up(size, longest))
+
+    def _first_row(self, rows: int) -> NDArray[np.float32]:
+        """Of the first output, of a step of equal rows."""
+        run = self._of_nothing(self.kernel.equal_rows(rows))
         row: NDArray[np.float32] = run.output(self._for_any.outputs[0])[0].copy()
         return row
+
+    def _of_nothing(self, batch: Sequence[SequenceInput]) -> "_Run":
+        rows = sum(len(item.tokens) for item in batch)
+        return self._run(batch, self._for_any.some_hidden(rows), iter(self.kernel.private_blocks))
 
 
 class _Run:

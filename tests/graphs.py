@@ -25,7 +25,7 @@ def _of_the_first(first_row: Callable[[int], NDArray[np.float32]], buckets: Sequ
 
 @contextmanager
 def compiled_when_used() -> Iterator[None]:
-    """Compile networks, but for the first of each engine, when they are run."""
+    """Compile networks, but for the first of each engine, when they are run; run none only to make it ready."""
 
     class WhenUsed(openvino_graphs._Compiled):
         def __init__(self, *arguments: Any) -> None:
@@ -49,5 +49,6 @@ def compiled_when_used() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(openvino_graphs, "_Compiled", WhenUsed)
+        patch.setattr(openvino_graphs.PagedGraph, "_warm_up", lambda graph, longest: None)
         patch.setattr(openvino_graphs, "most_rows", _of_the_first)
         yield
