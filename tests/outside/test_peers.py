@@ -37,7 +37,9 @@ def installed(name: str) -> Environment:
 
 @pytest.fixture(scope="module")
 def prompt(smollm2: Path) -> PeerPrompt:
-    return PeerPrompt("1", "count", tuple(TextCodec(smollm2).encode("one two three " * 8)))
+    return PeerPrompt(
+        "1", "count", tuple(TextCodec(smollm2).encode("The cat sat on the mat. " * 7 + "The cat sat"))
+    )
 
 
 @pytest.mark.parametrize("engine", ARMS)

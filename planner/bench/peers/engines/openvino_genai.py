@@ -45,7 +45,9 @@ def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
 
 def _goes_on(handle: Any, emission: Emission) -> bool:
     """Take in what a step has put out for a request; whether there is more to come."""
-    tokens = handle.read()[0].generated_ids if handle.can_read() else []
+    tokens: list[int] = []
+    while handle.can_read():  # several where a draft was accepted
+        tokens += handle.read()[0].generated_ids
     status = handle.get_status()
     running = status == openvino_genai.GenerationStatus.RUNNING
     if not running and status != openvino_genai.GenerationStatus.FINISHED:
