@@ -50,10 +50,11 @@ def most_rows(
 
 
 def cut(batch: Sequence[SequenceInput], most: int) -> list[Cut]:
-    """A step in parts of at most `most` rows, in its order.
+    """A step in parts of at most `most` rows, or three, in its order.
 
     Prompts are cut anywhere, what decodes only where it is longer than that; trees, and what is weighed, stay whole.
     """
+    most = max(most, _SHORTEST + 1)
     parts: list[Cut] = [[]]
     room = most
     for index, item in enumerate(batch):
