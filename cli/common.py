@@ -205,6 +205,10 @@ def _escaped(text: str) -> str:
     return text.replace("[", r"\[")
 
 
+EVERY = sys.maxsize
+"""Of prompts: all there are."""
+
+
 def tokenized_prompts(
     spec: DeploymentSpec, path: Path, count: int, max_tokens: int
 ) -> dict[tuple[str, str], tuple[int, ...]]:

@@ -10,6 +10,7 @@ import typer
 
 from cli.checks import measured_in, tell_checked
 from cli.common import (
+    EVERY,
     SpecArgument,
     console,
     for_programs,
@@ -150,11 +151,16 @@ def _unserved(profile: Profile) -> str:
     if not profile.serving:
         return "does not hold what serving adds: drafthouse profile without --no-served measures it"
     contexts = [Traffic.of(load).context for load in profile.serving]
-    low, high = math.floor(min(contexts)), math.ceil(max(contexts))
     return (
-        f"has its service behind {low} to {high} tokens and no steps there, so what serving adds is not told: "
-        f"drafthouse profile with --context {low} --context {high} measures both"
+        f"has its service behind {min(contexts):.0f} to {max(contexts):.0f} tokens and no steps there, so what serving "
+        f"adds is not told: drafthouse profile with{_context_options(contexts)} measures both"
     )
+
+
+def _context_options(contexts: Sequence[float]) -> str:
+    """What makes `drafthouse profile` measure steps around all of these."""
+    ends = {math.floor(min(contexts)), math.ceil(max(contexts))}
+    return "".join(f" --context {end}" for end in sorted(ends))
 
 
 @dataclass(frozen=True)
@@ -192,14 +198,11 @@ def _load(
     output = output_tokens or max(2, spec.loadtest.max_tokens)
     length: float = prompt_tokens or profile.prompt_tokens
     if prompts is not None:
-        found = tokenized_prompts(spec, prompts, _EVERY, output)
+        found = tokenized_prompts(spec, prompts, EVERY, output)
         length = sum(map(len, found.values())) / len(found)
     levels = _levels(concurrency) if concurrency else sorted({row["batch"] for row in profile.cost["verify"]})
     loads = [Traffic(level, length, output) for level in levels]
     return _Load(loads, loads[0].context)
-
-
-_EVERY = 1_000_000
 
 
 def _levels(text: str) -> list[int]:
@@ -215,7 +218,7 @@ def _levels(text: str) -> list[int]:
 def _remedy(spec: DeploymentSpec, spec_path: Path, given: _Load, temperature: float) -> str:
     """The command that measures all that is asked, and what in the spec is in its way."""
     context, users = given.context, given.loads[-1].concurrency
-    options = [f" --context {place}" for place in sorted({math.floor(context), math.ceil(context)})]
+    options = [_context_options([context])]
     options += [f" --batch {level}" for level in sorted({1, *(load.concurrency for load in given.loads)})]
     options += [f" --temperature {temperature:g}"] * (temperature not in ProfileSettings().temperatures)
     engine = spec.embedded

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.checks import traffic_of
-from cli.common import errors, text_prompts
+from cli.common import EVERY, errors, text_prompts
 from cli.measure import sweep_settings
 from deployments.spec import DeploymentSpec
 from loadtest.measures import MeasuredCell, cells_of
@@ -20,7 +20,6 @@ from loadtest.sweep import measure_sweep
 from loadtest.terminal import Progress
 
 _REQUESTS = 4
-_EVERY = 1_000_000
 
 
 def serving_loads(
@@ -39,7 +38,7 @@ def serving_loads(
         SpecError: no prompt fits.
         what `loadtest.sweep.run_sweep` raises.
     """
-    texts = text_prompts(spec, prompts, _EVERY, max_tokens)
+    texts = text_prompts(spec, prompts, EVERY, max_tokens)
     asked = sweep_settings(spec, [], "grpc", 1)
     plain = asked.arms[:1]
     changes = {

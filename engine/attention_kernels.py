@@ -1,5 +1,6 @@
 """The two attention kernels of OpenVINO graphs: the kit's own, and the one that OpenVINO brings."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -26,7 +27,6 @@ from engine.native.library import (
     new_number,
 )
 from engine.paged_attention import DOMAIN, OPERATOR, conversion
-from engine.rows_at_once import MOST_ROWS
 from engine.runner import BLOCK_SIZE, SequenceInput
 
 KernelName = Literal["native", "openvino"]
@@ -245,7 +245,7 @@ class OpenVinoKernel:
 
     def room(self, longest: int) -> int:
         """See `AttentionKernel`; they all use the block of the padding."""
-        return MOST_ROWS
+        return sys.maxsize
 
     def bind(self, graphs: Sequence[CompiledGraph]) -> None:
         """Rows of all layers in one array, [layers * 2, blocks, heads, block size, head size].
@@ -277,7 +277,7 @@ class OpenVinoKernel:
         if metadata.copies:
             sources, targets = (list(blocks) for blocks in zip(*metadata.copies, strict=True))
             self.caches[:, targets] = self.caches[:, sources]
-        inputs = metadata.tensors(max(2, tokens), self._sequences)
+        inputs = metadata.tensors(tokens, self._sequences)
         return OpenVinoStep(inputs, metadata.padding, self.caches, metadata)
 
 

@@ -48,6 +48,9 @@ class PagedNetwork(Protocol):
     def best(self, name: str) -> BestLogits:
         """The greatest of each row of an output of the last step."""
 
+    def keeps_bits(self, rows: int) -> bool:
+        """Whether a row has among this many the bits that it has among few; to be asked before there are requests."""
+
     def block_weights(self, index: int) -> NDArray[np.float32]:
         """See `engine.runner.Runner.block_weights`."""
 

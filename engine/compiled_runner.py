@@ -67,6 +67,10 @@ class CompiledRunner:
         """Hidden states of the last step; see `engine.runner.Runner.hidden`."""
         return np.stack([self.graph.output(name) for name in self._hidden_names], axis=1)
 
+    def keeps_bits(self, rows: int) -> bool:
+        """See `engine.backend.PagedNetwork.keeps_bits`."""
+        return self.graph.keeps_bits(rows)
+
     def block_weights(self, index: int) -> NDArray[np.float32]:
         """See `engine.runner.Runner.block_weights`."""
         return self.graph.block_weights(index)

@@ -1,5 +1,6 @@
 """From a deployment spec and its compiled directories to an engine that is ready to serve."""
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from engine.planned import calibrates, drafting, named_apart, plan_of
 from engine.policy import DraftPolicy, ScheduledPolicy
 from engine.runner import BLOCK_SIZE
 from engine.scheduler import EngineConfig
+from speculators.base import Speculator
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +37,24 @@ def open_runner(engine: EmbeddedEngine, directory: Path, *, num_blocks: int) -> 
 
 def _unwatched(policy: DraftPolicy) -> DraftPolicy:
     return policy
+
+
+def _check_trees(speculator: Speculator, runner: CompiledRunner) -> None:
+    """Refuse trees whose rows this processor computes otherwise: they are run whole (`engine.rows_at_once`).
+
+    Raises:
+        EngineError: it proposes such.
+    """
+    needs = speculator.requirements
+    if not needs.max_branches and not needs.max_probes:
+        return
+    rows = 1 + speculator.max_draft_length + needs.max_probes
+    if not runner.keeps_bits(rows):
+        raise EngineError(
+            f"speculation.method {speculator.name} drafts trees of up to {rows} tokens, and among as many this "
+            "processor computes a token otherwise than alone, so output would not be exact: draft smaller trees, or try "
+            "engine.precision fp32"
+        )
 
 
 def open_engine(
@@ -102,6 +122,8 @@ def open_engine(
         kv_cache_reuse=embedded.kv_cache_reuse,
     )
     opened = {name: [each.open(backend, runner) for each in group] for name, group in prepared.items()}
+    for speculator in itertools.chain.from_iterable(opened.values()):
+        _check_trees(speculator, runner)
     policy: DraftPolicy
     if plan is not None:
         if calibrates(spec):

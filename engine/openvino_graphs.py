@@ -164,7 +164,9 @@ class PagedGraph:
         self._runs: list[_Run] = []
         self._places: dict[int, tuple[_Run, int]] = {}
         self._warm_up(longest)
-        self.most_rows = most_rows(self._first_row, (_FEWEST_ROWS, *sizes), kernel.room(longest))
+        self._room = kernel.room(longest)
+        # One may be padding.
+        self.most_rows = most_rows(self._first_row, (_FEWEST_ROWS, *sizes), self._room) - 1
 
     def forward(self, batch: Sequence[SequenceInput], hidden: NDArray[np.float32] | None = None) -> None:
         """Run one step; `output` has what came out.
@@ -174,7 +176,7 @@ class PagedGraph:
             hidden: [tokens, H], for networks that read hidden states.
         """
         private = iter(self.kernel.private_blocks)
-        parts, begin = cut(batch, self.most_rows - 1), 0  # one may be padding
+        parts, begin = cut(batch, self.most_rows), 0
         self._runs, self._places = [], {}
         for part in parts:
             items = [item for _, item in part]
@@ -202,6 +204,13 @@ class PagedGraph:
         """The greatest of each row of an output of the last step."""
         return BestLogits.of(self.output(name))
 
+    def keeps_bits(self, rows: int) -> bool:
+        """See `engine.backend.PagedNetwork`; what it computes to find out, the cache must not hold already."""
+        if rows <= self.most_rows:
+            return True
+        few, many = (self._first_row(count) for count in (_FEWEST_ROWS, min(rows + 1, self._room)))
+        return np.array_equal(few, many, equal_nan=True)
+
     def block_weights(self, index: int) -> NDArray[np.float32]:
         """See `engine.runner.Runner.block_weights`."""
         run, place = self._places[index]
@@ -221,19 +230,20 @@ class PagedGraph:
         rows = max(_FEWEST_ROWS, rows + (wanted == 1))
         bucket = bucket_of(rows, self._buckets)
         step = self.kernel.step(batch, bucket or rows, private)
-        inputs = dict(step.inputs)
         if hidden is not None:
-            padding = np.zeros((len(inputs["input_ids"]) - len(hidden), hidden.shape[1]), np.float32)
-            inputs["hidden"] = np.concatenate([hidden, padding])
+            step.inputs["hidden"] = np.concatenate(
+                [hidden, np.zeros((step.padding, hidden.shape[1]), np.float32)]
+            )
         compiled = self._buckets[bucket] if bucket else self._for_any
-        compiled.infer(inputs)
+        compiled.infer(step.inputs)
         step.ran()
         return _Run(step, compiled)
 
     def _warm_up(self, longest: int) -> None:
         """Run everything once; the first run of a graph takes ten times as long as the next."""
-        for size in (_FEWEST_ROWS, *self._buckets):
-            self._of_nothing(self.kernel.warm_up(size, longest))
+        largest = max(self._buckets, default=_FEWEST_ROWS - 1)
+        for rows in (*self._buckets, largest + 1):  # the last one in the graph for any number
+            self._of_nothing(self.kernel.warm_up(rows, longest))
 
     def _first_row(self, rows: int) -> NDArray[np.float32]:
         """Of the first output, of a step of equal rows."""

@@ -13,12 +13,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.runner import SequenceInput
+from engine.runner import SHORTEST_CHUNK, SequenceInput
 
 MOST_ROWS = 257  # a chunk of a prompt where nobody decodes, and a row of padding
 _SIZES = (24, 64, 128, MOST_ROWS)
 _STEP = 16  # to which a change of bits is narrowed down
-_SHORTEST = 2  # a single row of a prompt may be computed as a decoded one
 
 Cut = list[tuple[int, SequenceInput]]
 """What is computed at once: inputs, each with its index in the step."""
@@ -50,19 +49,19 @@ def most_rows(
 
 
 def cut(batch: Sequence[SequenceInput], most: int) -> list[Cut]:
-    """A step in parts of at most `most` rows, or three, in its order.
+    """A step in parts of at most `most` rows, or SHORTEST_CHUNK, in its order.
 
     Prompts are cut anywhere, what decodes only where it is longer than that; trees, and what is weighed, stay whole.
     """
-    most = max(most, _SHORTEST + 1)
+    most = max(most, SHORTEST_CHUNK)
     parts: list[Cut] = [[]]
     room = most
     for index, item in enumerate(batch):
         chain = item.parents is None and not item.weighed
         while len(item.tokens) > room and chain and (item.is_prompt or len(item.tokens) > most):
-            # Neither part is a single row.
-            size = room - (len(item.tokens) - room < _SHORTEST)
-            if size >= _SHORTEST:
+            # Neither part is a single row, which may be computed as a decoded one.
+            size = room - (len(item.tokens) - room == 1)
+            if size > 1:
                 head, item = _divided(item, size)
                 parts[-1].append((index, head))
             parts.append([])

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK_SIZE = 32  # rows in a cache block; fixed by OpenVINO's CPU kernel
+SHORTEST_CHUNK = 3  # room for a chunk of two tokens that leaves none alone
 
 
 @dataclass(frozen=True, slots=True)

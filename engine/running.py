@@ -16,7 +16,6 @@ from engine.sampling import RequestRandom
 from speculators.graphs import DrafterRows
 from speculators.tree import TokenTree
 
-SHORTEST_CHUNK = 3  # room for a chunk of two tokens that leaves none alone
 _LONGEST_TAIL = 8  # tokens of a continuation that a step takes in beside the draft
 
 

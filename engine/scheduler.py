@@ -15,8 +15,8 @@ from engine.outputs import EngineStatistics
 from engine.pace import Pace
 from engine.prefix_cache import PrefixCache
 from engine.request import GenerationRequest, QueueFullError, RequestError
-from engine.runner import SequenceInput
-from engine.running import SHORTEST_CHUNK, RunningRequest
+from engine.runner import SHORTEST_CHUNK, SequenceInput
+from engine.running import RunningRequest
 from speculators.graphs import DrafterRows
 from speculators.tree import EMPTY, TokenTree
 

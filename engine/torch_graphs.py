@@ -137,6 +137,10 @@ class TorchPagedGraph:
         tokens = rows.argmax(-1, keepdim=True)  # NaN is the greatest, as for numpy
         return BestLogits(_array(tokens[:, 0]), _array(rows.gather(-1, tokens)[:, 0]))
 
+    def keeps_bits(self, rows: int) -> bool:
+        """See `engine.backend.PagedNetwork`; here nothing is promised, whatever the number."""
+        return True
+
     def block_weights(self, index: int) -> NDArray[np.float32]:
         """See `engine.runner.Runner.block_weights`; attention as a whole has none."""
         raise NotImplementedError("PyTorch's attention says nothing of its weights")

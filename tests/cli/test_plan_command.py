@@ -337,9 +337,7 @@ def test_without_what_serving_adds_a_plan_says_that_it_is_of_the_engine_alone(pl
         path.write_text(json.dumps({**found, "serving": elsewhere}))
         status, output = drafthouse("plan", "spec.yaml", *load)
         assert status == 0 and "of the engine alone" in " ".join(output.split())
-        assert "drafthouse profile with --context 4000 --context 4000 measures both" in " ".join(
-            output.split()
-        )
+        assert "drafthouse profile with --context 4000 measures both" in " ".join(output.split())
     finally:
         path.write_text(kept)
     # A step of a model this small takes much less than what Triton adds to it.

@@ -10,14 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from deployments.spec import DeploymentSpec
 from engine.attention_kernels import Attention, KernelName
 from engine.compiled_runner import CompiledRunner
+from engine.deployment import open_engine
+from engine.manifest import EngineError
 from engine.openvino_graphs import PagedGraph
+from engine.planned import speculator_directories
 from engine.rows_at_once import MOST_ROWS, cut, most_rows
 from engine.runner import SequenceInput
 from tests.engine.driving import prompt_of
 from tests.runners import openvino_runner
-from tests.tiny import BRANCH_BLOCKS, KERNELS, NUM_BLOCKS, THREADS, TinyTargets
+from tests.tiny import BRANCH_BLOCKS, KERNELS, MAX_LENGTH, NUM_BLOCKS, THREADS, TinyTargets
 
 BUCKETS = (2, 4, 8, 16)
 
@@ -163,3 +167,38 @@ def test_what_blocks_are_worth_is_told_of_each_part(tiny_targets: TinyTargets) -
     for request in range(2):
         weights = parts.block_weights(request)
         assert weights.sum() > 0 and np.array_equal(weights, whole.block_weights(request))
+
+
+@pytest.mark.parametrize(("other_bits_from", "opens"), [(100, False), (130, True)])
+def test_trees_among_whose_rows_bits_change_are_refused(
+    other_bits_from: int, opens: bool, tiny_targets: TinyTargets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lookahead's tree of 120 rows; a processor whose products are others from a number of rows on."""
+    first_row = PagedGraph._first_row
+
+    def elsewhere(graph: PagedGraph, rows: int) -> NDArray[np.float32]:
+        row = first_row(graph, rows)
+        return np.nextafter(row, np.float32(np.inf)) if rows >= other_bits_from else row
+
+    monkeypatch.setattr(PagedGraph, "_first_row", elsewhere)
+    lookahead = {"method": "lookahead", "window": 15, "ngram": 5, "verification_set": 15}
+    spec = DeploymentSpec.model_validate(
+        {
+            "name": "tiny",
+            "target": {"model": tiny_targets.source("llama")},
+            "engine": {
+                "max_batch_size": 1,
+                "max_sequence_length": MAX_LENGTH,
+                "threads": THREADS,
+                "precision": "fp32",
+            },
+            "speculation": lookahead,
+        }
+    )
+    directories = speculator_directories(spec)
+    if opens:
+        _, runner = open_engine(spec, tiny_targets.engine("llama", "fp32"), directories)
+        assert runner.keeps_bits(120) and not runner.keeps_bits(140)
+        return
+    with pytest.raises(EngineError, match="lookahead drafts trees of up to 120 tokens"):
+        open_engine(spec, tiny_targets.engine("llama", "fp32"), directories)
