@@ -52,8 +52,8 @@ def _check_trees(speculator: Speculator, runner: CompiledRunner) -> None:
     if not runner.keeps_bits(rows):
         raise EngineError(
             f"speculation.method {speculator.name} drafts trees of up to {rows} tokens, and among as many this "
-            "processor computes a token otherwise than alone, so output would not be exact: draft smaller trees, or try "
-            "engine.precision fp32"
+            "processor computes a token otherwise than alone, so output would not be exact: draft smaller trees, or "
+            "try engine.precision fp32"
         )
 
 
