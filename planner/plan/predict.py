@@ -14,7 +14,8 @@ Where a profile knows what its service gave without speculation, every step take
 (`planner.plan.service`).
 
 Every figure comes as an array of samples: the first one from the records and medians as they are, the others from
-requests and rounds drawn anew (bootstrap), the same ones for every candidate.
+requests and rounds drawn anew (bootstrap), the same ones for every candidate, at a moment that differs from those of
+the profile as its rounds do from each other (`planner.plan.moments`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from engine.control.errors import ProfileError
 from engine.control.table import CostTable, check_covered
+from planner.plan.moments import moments
 from planner.plan.profiles import Profile
 from planner.plan.replay import Behaviour
 from planner.plan.service import chunk_ms
@@ -105,6 +107,7 @@ class Predictor:
         self._weights: dict[int, Floats] = {}
         self._decoding: dict[tuple[int, float, int], tuple[Behaviour, tuple[Floats, Floats, Floats]]] = {}
         self._serving = self._chunks_of(profile.serving)
+        self._moments = moments(profile, samples, self._random)
 
     def decoding(self, behaviour: Behaviour, context: float, batch: int) -> tuple[Floats, Floats, Floats]:
         """Tokens a step of a request, and milliseconds of verification and of drafting, in samples.
@@ -147,12 +150,13 @@ class Predictor:
         tau, step_ms, draft_ms = found[-1]
         curve = np.stack([step + draft for _, step, draft in found], axis=1)
         ended, waits = self._answers(traffic, tau, batches, curve + self._served(users, batches))
+        ended, waits = ended / self._moments, waits * self._moments
         latency = users / ended
         decoding = latency - waits
         return Prediction(
             tokens_per_step=tau,
-            step_ms=step_ms,
-            draft_ms=draft_ms,
+            step_ms=step_ms * self._moments,
+            draft_ms=draft_ms * self._moments,
             tokens_per_second=ended * traffic.output_tokens * 1e3,
             ttft_ms=waits,
             tpot_ms=decoding / max(traffic.output_tokens - 1, 1),
