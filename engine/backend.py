@@ -2,7 +2,7 @@
 
 Example::
 
-    backend = open_backend(EmbeddedEngine(threads=2))
+    backend = OpenVinoBackend(threads=2)
     runner = CompiledRunner(Path("runs/engines/smollm2-135m-int8"), backend, num_blocks=64)
 """
 
@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.engines import EmbeddedEngine
 from engine.manifest import CompiledManifest
 from engine.runner import BestLogits, SequenceInput
 from speculators.graphs import Graph
@@ -92,21 +91,3 @@ class Backend(Protocol):
         Raises:
             EngineError: the file is damaged, or the other's cache is laid out for another network.
         """
-
-
-def open_backend(engine: EmbeddedEngine) -> Backend:
-    """The backend that a spec's engine section names; PyTorch is imported only here, where it is asked for.
-
-    Raises:
-        EngineError: the attention kernel that it names cannot be had.
-    """
-    if engine.backend == "openvino":
-        from engine.attention_kernels import Attention, chosen_kernel
-        from engine.openvino_graphs import OpenVinoBackend
-
-        attention = Attention(engine.attention_kernel, engine.kv_cache_precision)
-        chosen_kernel(attention)
-        return OpenVinoBackend(engine.threads, attention)
-    from engine.torch_graphs import TorchBackend
-
-    return TorchBackend()

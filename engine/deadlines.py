@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from typing import Protocol
 
-from engine.request import QueueFullError, RequestError, TooLongError
+from engine.errors import QueueFullError, RequestError, TooLongError
 from engine.running import RunningRequest
 
 

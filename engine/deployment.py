@@ -9,7 +9,7 @@ from pathlib import Path
 from deployments.engines import EmbeddedEngine
 from deployments.spec import DeploymentSpec
 from deployments.speculation import NoSpeculation
-from engine.backend import open_backend
+from engine.backend import Backend
 from engine.compiled_runner import CompiledRunner
 from engine.control.calibration import calibrate, with_costs
 from engine.control.controller import Controller
@@ -23,6 +23,24 @@ from engine.scheduler import EngineConfig
 from speculators.base import Speculator
 
 _log = logging.getLogger(__name__)
+
+
+def open_backend(engine: EmbeddedEngine) -> Backend:
+    """The backend that a spec's engine section names; PyTorch is imported only here, where it is asked for.
+
+    Raises:
+        EngineError: the attention kernel that it names cannot be had.
+    """
+    if engine.backend == "openvino":
+        from engine.attention_kernels import Attention, chosen_kernel
+        from engine.openvino_graphs import OpenVinoBackend
+
+        attention = Attention(engine.attention_kernel, engine.kv_cache_precision)
+        chosen_kernel(attention)
+        return OpenVinoBackend(engine.threads, attention)
+    from engine.torch_graphs import TorchBackend
+
+    return TorchBackend()
 
 
 def open_runner(engine: EmbeddedEngine, directory: Path, *, num_blocks: int) -> CompiledRunner:

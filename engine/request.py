@@ -9,52 +9,13 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from deployments.errors import DrafthouseError
 from engine.automaton import Automaton
-
-if TYPE_CHECKING:
-    from engine.stopping import StopWords
+from engine.errors import RequestError
+from engine.stopping import StopWords, check_words
 
 MAX_SEED = 2**64 - 1
-MOST_WORDS = 1024
-MOST_LENGTH = 8192
-"""Of all words of a list together: characters, or tokens."""
-
-
-class RequestError(DrafthouseError, ValueError):
-    """The request alone is wrong; the engine and the other requests are not affected."""
-
-
-class QueueFullError(RequestError):
-    """The waiting queue is full; the same request may succeed later."""
-
-
-class StoppedError(DrafthouseError, RuntimeError):
-    """The request was ended by another one that named it."""
-
-
-class TooLongError(DrafthouseError, RuntimeError):
-    """The request has taken longer than a request may."""
-
-
-class StoppingError(DrafthouseError, RuntimeError):
-    """The server is being stopped; the same request may succeed later, or elsewhere."""
-
-
-def check_words(words: Sequence[Sequence[Hashable]], name: str, what: str = "characters") -> None:
-    """Refuse more words than a request may have, before anything is made of them.
-
-    Raises:
-        RequestError: names the list, the limit and what there is.
-    """
-    if len(words) > MOST_WORDS:
-        raise RequestError(f"{name} holds {len(words)} words; at most {MOST_WORDS} are taken")
-    if (length := sum(map(len, words))) > MOST_LENGTH:
-        raise RequestError(f"{name} holds {length} {what} in all; at most {MOST_LENGTH} are taken")
 
 
 @dataclass(frozen=True, slots=True)

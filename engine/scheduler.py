@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.deadlines import late
+from engine.errors import QueueFullError, RequestError
 from engine.outputs import EngineStatistics
 from engine.pace import Pace
 from engine.prefix_cache import PrefixCache
-from engine.request import GenerationRequest, QueueFullError, RequestError
+from engine.request import GenerationRequest
 from engine.runner import SHORTEST_CHUNK, SequenceInput
 from engine.running import RunningRequest
 from speculators.graphs import DrafterRows

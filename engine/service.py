@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.engine import Engine
+from engine.errors import StoppingError
 from engine.outputs import OutputCallback, RequestMetrics, RequestOutput
-from engine.request import GenerationRequest, StoppingError
+from engine.request import GenerationRequest
 
 _log = logging.getLogger(__name__)
 _IDLE_SECONDS = 1.0

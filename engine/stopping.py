@@ -22,12 +22,28 @@ Example::
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from engine.automaton import Automaton
-from engine.request import check_words
+from engine.errors import RequestError
+
+MOST_WORDS = 1024
+MOST_LENGTH = 8192
+"""Of all words of a list together: characters, or tokens."""
+
+
+def check_words(words: Sequence[Sequence[Hashable]], name: str, what: str = "characters") -> None:
+    """Refuse more words than a request may have, before anything is made of them.
+
+    Raises:
+        RequestError: names the list, the limit and what there is.
+    """
+    if len(words) > MOST_WORDS:
+        raise RequestError(f"{name} holds {len(words)} words; at most {MOST_WORDS} are taken")
+    if (length := sum(map(len, words))) > MOST_LENGTH:
+        raise RequestError(f"{name} holds {length} {what} in all; at most {MOST_LENGTH} are taken")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from engine.request import QueueFullError, RequestError, StoppedError, StoppingError, TooLongError
+from engine.errors import QueueFullError, RequestError, StoppedError, StoppingError, TooLongError
 
 _log = logging.getLogger(__name__)
 _KEPT_SECONDS = 5.0  # the thread in question needs milliseconds

@@ -25,9 +25,9 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from engine.deadlines import Deadline, check_one_shot
+from engine.errors import RequestError
 from engine.gate import Gate
 from engine.outputs import RequestMetrics
-from engine.request import RequestError
 from engine.serving.backend import finish_calls, input_names, parameters, refuse, tensors
 from engine.serving.bls_metrics import SpeculationCounts
 from engine.serving.bls_settings import BlsSettings

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engine.request import RequestError
+from engine.errors import RequestError
 from engine.serving.engine_limits import EngineLimits
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from engine.request import RequestError
+from engine.errors import RequestError
 from engine.serving.text import TextCodec
 
 _CUT_WORD = 256

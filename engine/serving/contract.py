@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.errors import RequestError
 from engine.outputs import RequestMetrics, RequestOutput
-from engine.request import GenerationRequest, RequestError, SamplingParams, check_words
+from engine.request import GenerationRequest, SamplingParams
 from engine.serving.distribution import sampling_params
 from engine.serving.text import decode_prompt, decode_words
-from engine.stopping import StopWords, Text
+from engine.stopping import StopWords, Text, check_words
 
 Tensors = Mapping[str, NDArray[Any]]
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from engine.request import RequestError, SamplingParams
+from engine.errors import RequestError
+from engine.request import SamplingParams
 from engine.serving.contract import refuse_unsupported
 
 _PENALTIES: Mapping[str, tuple[float, ...]] = {

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from engine.request import GenerationRequest, RequestError
+from engine.errors import RequestError
+from engine.request import GenerationRequest
 from engine.serving.calls import Caller, Tensors
 from engine.serving.distribution import for_the_backend
 from engine.serving.draft_logits import drawing, held_against

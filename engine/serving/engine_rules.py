@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.request import RequestError
+from engine.errors import RequestError
 from engine.serving.end_tokens import end_token_ids
 from engine.serving.text import TextCodec
 

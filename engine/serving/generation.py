@@ -14,8 +14,8 @@ from deployments.spec import DeploymentSpec
 from engine.control.controller import Controller
 from engine.deadlines import check_one_shot
 from engine.deployment import open_engine
+from engine.errors import StoppedError
 from engine.outputs import RequestOutput
-from engine.request import StoppedError
 from engine.service import EngineService
 from engine.serving.backend import (
     directories,

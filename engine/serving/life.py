@@ -15,7 +15,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from engine.request import StoppingError
+from engine.errors import StoppingError
 
 _PLACE = "DRAFTHOUSE_PLACE"
 _SIGNS = "signs"

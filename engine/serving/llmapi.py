@@ -19,7 +19,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 import yaml
 
-from engine.request import RequestError
+from engine.errors import RequestError
 from engine.serving.backend import input_names, parameters, refuse, response, tensors, told
 from engine.serving.bounded_text import BoundedCodec
 from engine.serving.life import Life

@@ -16,7 +16,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from engine.request import RequestError
+from engine.errors import RequestError
 from engine.serving.backend import (
     call_model,
     finish_calls,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.request import RequestError
+from engine.errors import RequestError
 from engine.serving.contract import read_text
 from engine.serving.distribution import sampling_params
 from engine.serving.text import decode_prompt, decode_words

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable
 
-from engine.request import RequestError
+from engine.errors import RequestError
 
 # What Triton's front ends, its clients and tracing send along, and names of people, which decide nothing here.
 _HARMLESS = frozenset(

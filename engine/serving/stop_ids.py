@@ -2,7 +2,7 @@
 
 import re
 
-from engine.request import RequestError
+from engine.errors import RequestError
 
 # As `tensorrt_llm_bls` gives its calls, by which it stops them.
 _RANDOM_ID = re.compile(r"[0-9a-f]{32}")

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
-from engine.request import RequestError, check_words
+from engine.errors import RequestError
 from engine.serving.tokenizer_files import load_tokenizer
-from engine.stopping import Piece
+from engine.stopping import Piece, check_words
 
 _REPLACEMENT = "�"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")

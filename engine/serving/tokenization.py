@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.request import RequestError
+from engine.errors import RequestError
 from engine.serving.backend import (
     directory,
     finish_calls,

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.errors import RequestError
 from engine.outputs import EngineStatistics
-from engine.request import RequestError
 from engine.scheduler import EngineConfig
 from engine.serving.llmapi import LlmApiModel
 from engine.serving.llmapi_request import LlmApiRequest

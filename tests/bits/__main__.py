@@ -16,8 +16,8 @@ from typing import Any
 from client import ChatTemplate
 from deployments.errors import DrafthouseError
 from deployments.spec import DeploymentSpec, SpecError, load_spec
-from engine.backend import open_backend
 from engine.compiled_runner import CompiledRunner
+from engine.deployment import open_backend
 from engine.manifest import load_manifest
 from engine.runner import BLOCK_SIZE
 from engine.serving.text import TextCodec

@@ -14,7 +14,7 @@ from client.errors import ClientError
 from deploy.server import TritonError
 from deployments.errors import DrafthouseError
 from deployments.spec import SpecError, load_spec
-from engine.request import QueueFullError, RequestError
+from engine.errors import QueueFullError, RequestError
 
 ROOT = Path(deployments.__file__).parents[1]
 # These rooms import nothing of ours; the kernel's program is one that is not served with.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.request import RequestError
+from engine.errors import RequestError
 from engine.serving.text import TextCodec, decode_prompt
 from tests.end_to_end.tiny_tokenizers import FAMILY, FLAG, SPECIAL_TOKENS, TOKENIZER_NAMES, write_tokenizer
 

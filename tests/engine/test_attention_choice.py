@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from cli.main import app
 from deployments.engines import EmbeddedEngine
 from engine.attention_kernels import Attention, KernelName, chosen_kernel, chosen_precision
-from engine.backend import open_backend
+from engine.deployment import open_backend
 from engine.manifest import EngineError
 from engine.native.library import CachePrecision
 

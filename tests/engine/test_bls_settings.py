@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.request import RequestError
+from engine.errors import RequestError
 from engine.serving.bls_settings import BlsSettings
 
 TOKENIZER = {"tokenizer_dir": "somewhere"}

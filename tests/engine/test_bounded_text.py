@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.request import RequestError
+from engine.errors import RequestError
 from engine.serving.bounded_text import BoundedCodec
 from engine.serving.text import TextCodec
 from tests.end_to_end.tiny_tokenizers import CORPUS, TOKENIZER_NAMES, write_tokenizer

@@ -6,7 +6,8 @@ import pytest
 
 from engine.compiled_runner import CompiledRunner
 from engine.deadlines import Deadline, check_one_shot
-from engine.request import GenerationRequest, QueueFullError, RequestError, TooLongError
+from engine.errors import QueueFullError, RequestError, TooLongError
+from engine.request import GenerationRequest
 from tests.engine.driving import check_empty, generate, make_engine, prompt_of, submit
 from tests.tiny import TinyTargets
 

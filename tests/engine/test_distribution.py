@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.request import RequestError, SamplingParams
+from engine.errors import RequestError
+from engine.request import SamplingParams
 from engine.serving.contract import read_sampling
 from engine.serving.decoding_modes import decoding_mode
 from engine.serving.distribution import for_the_backend

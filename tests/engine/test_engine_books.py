@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from engine.engine import Engine
+from engine.errors import QueueFullError
 from engine.outputs import RequestOutput
-from engine.request import GenerationRequest, QueueFullError, SamplingParams
+from engine.request import GenerationRequest, SamplingParams
 from speculators.anpd import AnpdSpeculator
 from tests.engine.driving import Outcome, check_empty, generate, make_engine, prompt_of, run, submit
 from tests.engine.tables import VOCABULARY, TableRunner

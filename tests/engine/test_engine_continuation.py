@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from engine.compiled_runner import CompiledRunner
 from engine.engine import Engine
+from engine.errors import QueueFullError, RequestError
 from engine.prefix_cache import PrefixCache
-from engine.request import GenerationRequest, QueueFullError, RequestError, SamplingParams
+from engine.request import GenerationRequest, SamplingParams
 from speculators.registry import create
 from tests.engine.driving import (
     VOCABULARY,

@@ -6,8 +6,9 @@ import pytest
 
 from engine.compiled_runner import CompiledRunner
 from engine.engine import Engine
+from engine.errors import QueueFullError, RequestError
 from engine.outputs import RequestOutput
-from engine.request import GenerationRequest, QueueFullError, RequestError, SamplingParams
+from engine.request import GenerationRequest, SamplingParams
 from engine.runner import SequenceInput
 from engine.scheduler import EngineConfig
 from speculators.registry import create

@@ -14,7 +14,8 @@ from hypothesis.stateful import (
 
 from engine.compiled_runner import CompiledRunner
 from engine.engine import Engine
-from engine.request import GenerationRequest, QueueFullError, SamplingParams
+from engine.errors import QueueFullError
+from engine.request import GenerationRequest, SamplingParams
 from speculators.tree import TokenTree
 from tests.engine.driving import VOCABULARY, Outcome, check_empty, make_engine, plain, prompt_of
 from tests.runners import openvino_runner

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.request import RequestError
+from engine.errors import RequestError
 from engine.serving.engine_rules import EngineRules
 from engine.serving.text import TextCodec
 from tests.end_to_end.tiny_tokenizers import write_tokenizer

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from engine.engine import Engine
+from engine.errors import QueueFullError, RequestError
 from engine.outputs import RequestOutput
-from engine.request import GenerationRequest, QueueFullError, RequestError
+from engine.request import GenerationRequest
 from engine.service import EngineService
 from engine.serving.life import SignOfLife
 from speculators.registry import create

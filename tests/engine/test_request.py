@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from engine.request import GenerationRequest, QueueFullError, RequestError, SamplingParams
+from engine.errors import QueueFullError, RequestError
+from engine.request import GenerationRequest, SamplingParams
 
 
 @pytest.mark.parametrize(

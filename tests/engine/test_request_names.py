@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from engine.request import RequestError
+from engine.errors import RequestError
 from engine.serving.request_names import refuse_unknown
 
 INPUTS = (

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.automaton import Automaton
-from engine.request import MOST_LENGTH, MOST_WORDS, RequestError, check_words
+from engine.errors import RequestError
 from engine.serving.text import TextCodec
-from engine.stopping import StopPoint, StopWords
+from engine.stopping import MOST_LENGTH, MOST_WORDS, StopPoint, StopWords, check_words
 from tests.end_to_end.tiny_tokenizers import FAMILY, SPECIAL_TOKENS, TOKENIZER_NAMES, write_tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
