@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from types import TracebackType
 from typing import Any
 
 from typing_extensions import Unpack
 
-from client import errors
 from client.address import Protocol, check_protocol, parse_address
 from client.chat import ChatTemplate
 from client.common import KnownInputs, Streams, StreamState
@@ -61,30 +59,16 @@ class AsyncStream(StreamState[AsyncCall]):
     async def __aenter__(self) -> AsyncStream:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.cancel()
 
     async def _chunks(self) -> AsyncGenerator[Chunk, None]:
-        try:
+        with self._under_way(self._server):
             call = await self._start()
             async with aclosing(call.responses()) as responses:
                 async for outputs in responses:
-                    self._check_cancelled()
-                    chunk = self._collect(outputs)
-                    if chunk is not None:
+                    if (chunk := self._collect(outputs)) is not None:
                         yield chunk
-            self._complete = True
-        except errors.InvalidRequest:
-            self._server.forget(self._plan.model)
-            raise
-        finally:
-            if not self._complete:
-                self.cancel()
 
     async def _start(self) -> AsyncCall:
         deadline = Deadline(self._plan.deadline)
@@ -93,22 +77,7 @@ class AsyncStream(StreamState[AsyncCall]):
 
 
 class AsyncDrafthouseClient(Streams[AsyncStream]):
-    """Client of one Triton server that serves the ensemble contract, in the event loop that first uses it.
-
-    Args:
-        url: ``"HOST:PORT"`` of the server's gRPC or HTTP port.
-        protocol: ``"grpc"`` (the faster one) or ``"http"``.
-        model: the model that takes text.
-        token_model: the model that takes token ids.
-
-    All methods that generate take :class:`SamplingOptions` as keywords and besides
-
-        deadline: seconds from sending after which the request is cancelled; None: no limit.
-        request_id: the id for the server's log; by default a random one.
-
-    and raise :class:`client.errors.InvalidRequest` before anything is sent if an argument cannot be right,
-    otherwise the other errors of :mod:`client.errors`.
-    """
+    """As :class:`client.sync_client.DrafthouseClient`, in the event loop that first uses it."""
 
     def __init__(
         self,
@@ -129,10 +98,7 @@ class AsyncDrafthouseClient(Streams[AsyncStream]):
         request_id: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> GenerationResult:
-        """Continue `prompt`, and return when the generation has ended.
-
-        It is :meth:`stream`, collected: Triton can cancel what it streams, and the result has all timings.
-        """
+        """As :meth:`DrafthouseClient.generate`."""
         return await _collected(self.stream(prompt, deadline=deadline, request_id=request_id, **options))
 
     async def chat(
@@ -145,7 +111,7 @@ class AsyncDrafthouseClient(Streams[AsyncStream]):
         request_id: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> GenerationResult:
-        """The assistant's answer to `messages` (each with `role` and `content`), as `template` puts them."""
+        """As :meth:`DrafthouseClient.chat`."""
         prompt = template.render(messages, tools=tools)
         return await self.generate(prompt, deadline=deadline, request_id=request_id, **options)
 
@@ -158,13 +124,7 @@ class AsyncDrafthouseClient(Streams[AsyncStream]):
         request_id: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> GenerationResult:
-        """Continue the token ids of a prompt: no tokenizer on the way, and the result's text is empty.
-
-        Args:
-            ids: the prompt, special tokens included.
-            end_id: the token that ends generation, which only the caller knows here; None: the server's own (on the
-                embedded engine the model's end tokens).
-        """
+        """As :meth:`DrafthouseClient.generate_tokens`."""
         stream = self.stream_tokens(ids, end_id=end_id, deadline=deadline, request_id=request_id, **options)
         return await _collected(stream)
 
@@ -175,22 +135,17 @@ class AsyncDrafthouseClient(Streams[AsyncStream]):
         return ModelDescription(frozenset(inputs), await transport.parameters(name, deadline))
 
     async def is_ready(self) -> bool:
-        """Whether the server is up and `model` can be asked; False, not an error, where nothing answers."""
+        """As :meth:`DrafthouseClient.is_ready`."""
         return await self._server.transport.is_ready(self.model)
 
     async def close(self) -> None:
-        """Close the connections. Requests under way are cancelled."""
+        """As :meth:`DrafthouseClient.close`."""
         await self._server.transport.close()
 
     async def __aenter__(self) -> AsyncDrafthouseClient:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def _open(self, plan: Plan) -> AsyncStream:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 from typing_extensions import Unpack
@@ -81,6 +82,19 @@ class StreamState(Generic[CallType]):
             )
         self._begun = True
 
+    @contextmanager
+    def _under_way(self, known: KnownInputs) -> Iterator[None]:
+        """The request is under way; if this does not reach its end, neither does the request."""
+        try:
+            yield
+            self._complete = True
+        except errors.InvalidRequest:
+            known.forget(self._plan.model)
+            raise
+        finally:
+            if not self._complete:
+                self.cancel()
+
     def _sent(self, request: Request, call: CallType) -> CallType:
         self._collector = Collector(request, time.perf_counter_ns())
         self._call = call
@@ -88,6 +102,7 @@ class StreamState(Generic[CallType]):
         return call
 
     def _collect(self, outputs: Mapping[str, list[Any]]) -> Chunk | None:
+        self._check_cancelled()
         assert self._collector is not None
         return self._collector.add(outputs, time.perf_counter_ns())
 

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from types import TracebackType
 from typing import Any
 
 from typing_extensions import Unpack
 
-from client import errors
 from client.address import Protocol, check_protocol, parse_address
 from client.chat import ChatTemplate
 from client.common import KnownInputs, Streams, StreamState
@@ -61,29 +59,14 @@ class Stream(StreamState[Call]):
     def __enter__(self) -> Stream:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.cancel()
 
     def _chunks(self) -> Generator[Chunk, None, None]:
-        try:
-            with closing(self._start().responses()) as responses:
-                for outputs in responses:
-                    self._check_cancelled()
-                    chunk = self._collect(outputs)
-                    if chunk is not None:
-                        yield chunk
-            self._complete = True
-        except errors.InvalidRequest:
-            self._server.forget(self._plan.model)
-            raise
-        finally:
-            if not self._complete:
-                self.cancel()
+        with self._under_way(self._server), closing(self._start().responses()) as responses:
+            for outputs in responses:
+                if (chunk := self._collect(outputs)) is not None:
+                    yield chunk
 
     def _start(self) -> Call:
         deadline = Deadline(self._plan.deadline)
@@ -188,12 +171,7 @@ class DrafthouseClient(Streams[Stream]):
     def __enter__(self) -> DrafthouseClient:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _open(self, plan: Plan) -> Stream:

@@ -51,6 +51,27 @@ class Deadline:
         return errors.unreachable(address, protocol, f"no answer in {CONTROL_TIMEOUT:g} s")
 
 
+class CallState:
+    """One request under way: what every call keeps of it."""
+
+    def __init__(self, address: str, request: Request, deadline: Deadline) -> None:
+        self._address = address
+        self._request = request
+        self._deadline = deadline
+        self._cancelled = False
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled:
+            raise errors.cancelled(self._request.request_id)
+
+    def _unless_cancelled(self, failure: errors.ClientError) -> errors.ClientError:
+        """The error to raise for `failure`, which may be how the end of a cancelled request looks from here."""
+        return errors.cancelled(self._request.request_id) if self._cancelled else failure
+
+    def _late(self) -> errors.ClientError:
+        return errors.past_deadline(self._deadline.seconds, self._request.request_id)
+
+
 class Call(Protocol):
     """One request under way."""
 

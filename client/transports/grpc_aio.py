@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from tritonclient.grpc import service_pb2 as messages
 
 from client import errors
 from client.address import Address
@@ -32,24 +31,21 @@ class AsyncGrpcTransport:
 
     def start(self, request: Request, deadline: Deadline) -> AsyncCall:
         """As :meth:`Transport.start`."""
-        stream = kserve.STREAM_INFER.bind(self._channel.unary_stream)
-        return _AsyncGrpcCall(stream, self._address, request, deadline)
+        return _AsyncGrpcCall(self._channel, self._address, request, deadline)
 
     async def declared_inputs(self, model: str, deadline: Deadline) -> Mapping[str, Declared]:
         """As :meth:`Transport.declared_inputs`."""
-        question = messages.ModelMetadataRequest(name=model)
-        return kserve.read_declared(await self._about(model, kserve.MODEL_METADATA, question, deadline))
+        return kserve.read_declared(await self._about(model, kserve.MODEL_METADATA, deadline))
 
     async def parameters(self, model: str, deadline: Deadline) -> Mapping[str, str]:
         """As :meth:`Transport.parameters`."""
-        question = messages.ModelConfigRequest(name=model)
-        return kserve.read_parameters(await self._about(model, kserve.MODEL_CONFIG, question, deadline))
+        return kserve.read_parameters(await self._about(model, kserve.MODEL_CONFIG, deadline))
 
-    async def _about(self, model: str, method: kserve.Method, question: Any, deadline: Deadline) -> Any:
+    async def _about(self, model: str, method: kserve.Method, deadline: Deadline) -> Any:
         """The answer to a question about a model."""
         timeout = deadline.remaining(CONTROL_TIMEOUT)
         try:
-            return await method.bind(self._channel.unary_unary)(question, timeout=timeout)
+            return await self._ask(method, timeout, name=model)
         except grpc.RpcError as error:
             failure = kserve.question_failure(error, self._address, deadline)
         if isinstance(failure, errors.InvalidRequest):
@@ -58,17 +54,15 @@ class AsyncGrpcTransport:
 
     async def _known_models(self, timeout: float | None) -> list[str]:
         """Names of the server's models; none where it keeps its index closed."""
-        index = kserve.REPOSITORY_INDEX.bind(self._channel.unary_unary)
         try:
-            return kserve.known_models(await index(messages.RepositoryIndexRequest(), timeout=timeout))
+            return kserve.known_models(await self._ask(kserve.REPOSITORY_INDEX, timeout))
         except grpc.RpcError:
             return []
 
     async def is_ready(self, model: str) -> bool:
         """As :meth:`Transport.is_ready`."""
-        ready = kserve.MODEL_READY.bind(self._channel.unary_unary)
         try:
-            message = await ready(messages.ModelReadyRequest(name=model), timeout=CONTROL_TIMEOUT)
+            message = await self._ask(kserve.MODEL_READY, CONTROL_TIMEOUT, name=model)
         except grpc.RpcError:
             return False
         return bool(message.ready)
@@ -78,52 +72,24 @@ class AsyncGrpcTransport:
         if self._opened is not None:
             await self._opened.close()
 
+    async def _ask(self, method: kserve.Method, timeout: float | None, **fields: str) -> Any:
+        """The answer to a question with these fields."""
+        ask = method.bind(self._channel.unary_unary)
+        return await ask(method.request(**fields), timeout=timeout)
 
-class _AsyncGrpcCall:
-    """One gRPC stream with one request."""
 
-    def __init__(self, stream: Any, address: str, request: Request, deadline: Deadline) -> None:
-        self._stream = stream
-        self._address = address
-        self._request = request
-        self._deadline = deadline
-        self._rpc: Any = None
-        self._cancelled = False
-
+class _AsyncGrpcCall(kserve.StreamCall):
     async def responses(self) -> AsyncGenerator[Outputs, None]:
         """As :meth:`Call.responses`."""
-        if self._cancelled:
-            raise errors.cancelled(self._request.request_id)
-        failure: errors.ClientError | None = None
         try:
-            self._rpc = self._stream(
-                kserve.write_request(self._request),
-                timeout=self._deadline.remaining(),
-            )
-            async for message in self._rpc:
-                if message.error_message:
-                    # As in `client.transports.grpc_sync`: read on to the stream's end.
-                    failure = errors.from_server(message.error_message, None, self._request.request_id)
-                elif failure is None:
-                    yield kserve.read_response(message.infer_response)
+            async for message in self._send():
+                if (outputs := self._read(message)) is not None:
+                    yield outputs
         except grpc.RpcError as error:
-            raise failure or self._failure(error) from None
+            raise self._failure(error) from None
         except asyncio.CancelledError:
             # grpc.aio raises it for a cancelled call as well as for a cancelled task; only the former is
             # ours to report.
-            if self._cancelled:
-                raise errors.cancelled(self._request.request_id) from None
+            self._check_cancelled()
             raise
-        if failure is not None:
-            raise failure
-
-    def cancel(self) -> None:
-        """As :meth:`Call.cancel`."""
-        self._cancelled = True
-        if self._rpc is not None:
-            self._rpc.cancel()
-
-    def _failure(self, error: grpc.RpcError) -> errors.ClientError:
-        if self._cancelled:
-            return errors.cancelled(self._request.request_id)
-        return kserve.generation_failure(error, self._address, self._deadline, self._request.request_id)
+        self._check_reported()

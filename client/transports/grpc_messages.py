@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2 as messages
 
 from client import errors
 from client.contract import Declared, Outputs, Request, Tensor
-from client.transports import Deadline
+from client.transports import CallState, Deadline
 
 # Larger messages than gRPC's own 4 MiB (a long answer with log-probabilities is large), and no detour through a web
 # proxy that the environment names, which the HTTP transports do not take either.
@@ -41,7 +41,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Method:
-    """One method of the service: its path and how its messages are put on the wire."""
+    """One method of the service: its path and its messages."""
 
     name: str
     request: Any
@@ -65,6 +65,50 @@ MODEL_READY = Method("ModelReady", messages.ModelReadyRequest, messages.ModelRea
 REPOSITORY_INDEX = Method(
     "RepositoryIndex", messages.RepositoryIndexRequest, messages.RepositoryIndexResponse
 )
+
+
+class StreamCall(CallState):
+    """One gRPC stream with one request, whose messages are waited for elsewhere."""
+
+    def __init__(self, channel: Any, address: str, request: Request, deadline: Deadline) -> None:
+        super().__init__(address, request, deadline)
+        self._stream = STREAM_INFER.bind(channel.unary_stream)
+        self._rpc: Any = None
+        self._reported: errors.ClientError | None = None
+
+    def cancel(self) -> None:
+        """As :meth:`Call.cancel`."""
+        self._cancelled = True
+        if self._rpc is not None:
+            self._rpc.cancel()
+
+    def _send(self) -> Any:
+        """The stream of messages that answer."""
+        self._rpc = self._stream(write_request(self._request), timeout=self._deadline.remaining())
+        if self._cancelled:
+            self._rpc.cancel()
+        return self._rpc
+
+    def _read(self, message: messages.ModelStreamInferResponse) -> Outputs | None:
+        """The response in a message, if it reports no error, nor one before it did.
+
+        After an error the stream's end follows. Hanging up before it would leave the request open in Triton 2.51.
+        """
+        if message.error_message:
+            self._reported = errors.from_server(message.error_message, None, self._request.request_id)
+        return None if self._reported else read_response(message.infer_response)
+
+    def _check_reported(self) -> None:
+        if self._reported is not None:
+            raise self._reported
+
+    def _failure(self, error: Any) -> errors.ClientError:
+        """The client's error where the stream failed (`grpc.RpcError`, sync or asyncio)."""
+        if self._reported is not None:
+            return self._reported
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return self._unless_cancelled(self._late())
+        return self._unless_cancelled(_failure(error, self._address, self._request.request_id))
 
 
 def write_request(request: Request) -> messages.ModelInferRequest:
@@ -112,13 +156,6 @@ _LOST_CONNECTION = (
     "EOF",
     "RST_STREAM",
 )
-
-
-def generation_failure(error: Any, address: str, deadline: Deadline, request_id: str) -> errors.ClientError:
-    """The client's error for a generation whose call failed (`grpc.RpcError`, sync or asyncio)."""
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return errors.past_deadline(deadline.seconds, request_id)
-    return _failure(error, address, request_id)
 
 
 def question_failure(error: Any, address: str, deadline: Deadline) -> errors.ClientError:

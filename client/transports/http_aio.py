@@ -10,7 +10,7 @@ import aiohttp
 from client import errors
 from client.address import Address
 from client.contract import Declared, Outputs, Request, unknown_model
-from client.transports import CONTROL_TIMEOUT, AsyncCall, Deadline
+from client.transports import CONTROL_TIMEOUT, AsyncCall, CallState, Deadline
 from client.transports import http_messages as kserve
 
 
@@ -76,25 +76,21 @@ class AsyncHttpTransport:
             raise errors.unreachable(self._address, "http", str(error)) from None
 
 
-class _AsyncHttpCall:
+class _AsyncHttpCall(CallState):
     """One connection with one request."""
 
     def __init__(
         self, session: aiohttp.ClientSession, address: str, request: Request, deadline: Deadline
     ) -> None:
+        super().__init__(address, request, deadline)
         self._session = session
-        self._address = address
-        self._request = request
-        self._deadline = deadline
         self._opening: asyncio.Task[aiohttp.ClientResponse] | None = None
         self._response: aiohttp.ClientResponse | None = None
-        self._cancelled = False
 
     async def responses(self) -> AsyncGenerator[Outputs, None]:
         """As :meth:`Call.responses`."""
         request_id = self._request.request_id
-        if self._cancelled:
-            raise errors.cancelled(request_id)
+        self._check_cancelled()
         try:
             self._opening = asyncio.ensure_future(self._send())
             self._response = await self._opening
@@ -104,17 +100,15 @@ class _AsyncHttpCall:
             async for outputs in self._read(self._response):
                 yield outputs
         except asyncio.TimeoutError:  # in Python 3.10 not yet the built-in one
-            raise errors.past_deadline(self._deadline.seconds, request_id) from None
+            raise self._late() from None
         except aiohttp.ClientConnectorError as error:
             raise errors.unreachable(self._address, "http", str(error), request_id) from None
         except aiohttp.ClientError as error:
-            if self._cancelled:
-                raise errors.cancelled(request_id) from None
-            raise errors.connection_lost(self._address, str(error), request_id) from None
+            lost = errors.connection_lost(self._address, str(error), request_id)
+            raise self._unless_cancelled(lost) from None
         except asyncio.CancelledError:
             # Ours, while the response had not begun; otherwise the caller's task is being cancelled.
-            if self._cancelled:
-                raise errors.cancelled(request_id) from None
+            self._check_cancelled()
             raise
 
     def cancel(self) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator, Mapping
 from client import errors
 from client.address import Address
 from client.contract import Declared, Outputs, Request, unknown_model
-from client.transports import CONTROL_TIMEOUT, Call, Deadline
+from client.transports import CONTROL_TIMEOUT, Call, CallState, Deadline
 from client.transports import http_messages as kserve
 
 
@@ -65,7 +65,7 @@ class HttpTransport:
         try:
             connection.request(method, path)
             response = connection.getresponse()
-            return response.status, _body(response, self._address)
+            return response.status, _body(response, str(self._address))
         except TimeoutError:
             raise deadline.missed(str(self._address), "http") from None
         except (OSError, http.client.HTTPException) as error:
@@ -74,17 +74,14 @@ class HttpTransport:
             connection.close()
 
 
-class _HttpCall:
+class _HttpCall(CallState):
     """One connection with one request."""
 
     def __init__(self, address: Address, request: Request, deadline: Deadline) -> None:
-        self._address = address
+        super().__init__(str(address), request, deadline)
         self._connection = http.client.HTTPConnection(*address)
         # The connection lets go of it where the server announces that it will close.
         self._socket: socket.socket | None = None
-        self._request = request
-        self._deadline = deadline
-        self._cancelled = False
 
     def responses(self) -> Generator[Outputs, None, None]:
         """As :meth:`Call.responses`."""
@@ -96,9 +93,10 @@ class _HttpCall:
                 raise kserve.read_failure(response.status, _body(response, self._address), request_id)
             yield from self._read(response)
         except TimeoutError:
-            raise errors.past_deadline(self._deadline.seconds, request_id) from None
+            raise self._late() from None
         except (OSError, http.client.HTTPException) as error:
-            raise self._lost(_reason(error)) from None
+            lost = errors.connection_lost(self._address, _reason(error), request_id)
+            raise self._unless_cancelled(lost) from None
         finally:
             self._connection.close()
 
@@ -117,22 +115,21 @@ class _HttpCall:
             self._connection.connect()
             self._socket = self._connection.sock
         except TimeoutError:
-            raise errors.past_deadline(self._deadline.seconds, self._request.request_id) from None
+            raise self._late() from None
         except OSError as error:
             raise errors.unreachable(
-                str(self._address), "http", _reason(error), self._request.request_id
+                self._address, "http", _reason(error), self._request.request_id
             ) from None
 
     def _send(self) -> http.client.HTTPResponse:
-        if self._cancelled:
-            raise errors.cancelled(self._request.request_id)
+        self._check_cancelled()
         path, body = kserve.generate_path(self._request), kserve.write_request(self._request)
         self._connection.request("POST", path, body, kserve.JSON_HEADERS)
         self._limit_wait()
         return self._connection.getresponse()
 
     def _read(self, response: http.client.HTTPResponse) -> Iterator[Outputs]:
-        events = kserve.EventReader(str(self._address), self._request.request_id)
+        events = kserve.EventReader(self._address, self._request.request_id)
         # Unlike readline(), read1() tells a body that broke off from one that is complete.
         while data := response.read1():
             yield from events.feed(data)
@@ -142,17 +139,12 @@ class _HttpCall:
         if self._socket and self._socket.fileno() >= 0:  # else it was closed with the end of the response
             self._socket.settimeout(self._deadline.remaining())
 
-    def _lost(self, reason: str) -> errors.ClientError:
-        if self._cancelled:
-            return errors.cancelled(self._request.request_id)
-        return errors.connection_lost(str(self._address), reason, self._request.request_id)
 
-
-def _body(response: http.client.HTTPResponse, address: Address) -> bytes:
+def _body(response: http.client.HTTPResponse, address: str) -> bytes:
     """All of it, if it is not too much."""
     body = response.read(errors.MOST_BYTES + 1)
     if len(body) > errors.MOST_BYTES:
-        raise errors.too_long(str(address), "an answer")
+        raise errors.too_long(address, "an answer")
     return body
 
 

@@ -6,7 +6,6 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import Any
 
 import grpc
@@ -43,9 +42,7 @@ class GrpcCaller:
     def __enter__(self) -> GrpcCaller:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -6,7 +6,6 @@ import select
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from deployments.errors import DrafthouseError
@@ -90,9 +89,7 @@ class PeerProcess:
     def __enter__(self) -> "PeerProcess":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _read(self, seconds: float) -> Any:
