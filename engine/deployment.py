@@ -16,6 +16,7 @@ from engine.control.controller import Controller
 from engine.drafters import prepare
 from engine.engine import Engine
 from engine.manifest import EngineError, check_fits, load_manifest
+from engine.plan import Plan
 from engine.planned import calibrates, drafting, named_apart, plan_of
 from engine.policy import DraftPolicy, ScheduledPolicy
 from engine.runner import BLOCK_SIZE
@@ -128,33 +129,47 @@ def open_engine(
             "speculation.choice goes by the attention that blocks of the cache get, which this engine's attention does "
             "not tell; choice: window needs nothing, engine.attention_kernel: native tells"
         )
-    config = EngineConfig(
-        max_batch_size=slots,
-        max_sequence_length=length,
+    longest = max(getattr(each.speculation, "draft_length", 0) for each in deployments)
+    opened = {name: [each.open(backend, runner) for each in group] for name, group in prepared.items()}
+    for speculator in itertools.chain.from_iterable(opened.values()):
+        _check_trees(speculator, runner)
+    policy = _policy(spec, plan, opened, runner, tell)
+    return Engine(runner, watch(policy), _config(embedded, longest)), runner
+
+
+def _config(embedded: EmbeddedEngine, longest_draft: int) -> EngineConfig:
+    return EngineConfig(
+        max_batch_size=embedded.max_batch_size,
+        max_sequence_length=embedded.max_sequence_length,
         max_queue_size=embedded.max_queue_size,
         max_queue_seconds=embedded.max_queue_seconds,
         max_request_seconds=embedded.max_request_seconds,
         prefill_chunk=embedded.prefill_chunk,
         idle_prefill_chunk=embedded.idle_prefill_chunk,
-        max_draft_length=max(getattr(each.speculation, "draft_length", 0) for each in deployments),
+        max_draft_length=longest_draft,
         kv_cache_reuse=embedded.kv_cache_reuse,
     )
-    opened = {name: [each.open(backend, runner) for each in group] for name, group in prepared.items()}
-    for speculator in itertools.chain.from_iterable(opened.values()):
-        _check_trees(speculator, runner)
-    policy: DraftPolicy
-    if plan is not None:
-        if calibrates(spec):
-            found = calibrate(runner, plan.verify_costs, slots=slots, most=length)
-            tell(str(found))
-            plan = with_costs(plan, found)
-        planned = {name: group for name, group in opened.items() if name in plan.served}
-        policy = Controller(plan, named_apart(planned), slots)
-    else:
+
+
+def _policy(
+    spec: DeploymentSpec,
+    plan: Plan | None,
+    opened: Mapping[str, list[Speculator]],
+    runner: CompiledRunner,
+    tell: Callable[[str], None],
+) -> DraftPolicy:
+    """What drafts when: the plan's choice, or the one group of speculators that there is."""
+    if plan is None:
         (group,) = opened.values()
-        policy = ScheduledPolicy(
+        return ScheduledPolicy(
             group,
             longest_draft=spec.speculation.longest_draft,
             adaptive=getattr(spec.speculation, "adaptive", True),
         )
-    return Engine(runner, watch(policy), config), runner
+    slots = spec.embedded.max_batch_size
+    if calibrates(spec):
+        found = calibrate(runner, plan.verify_costs, slots=slots, most=spec.embedded.max_sequence_length)
+        tell(str(found))
+        plan = with_costs(plan, found)
+    planned = {name: group for name, group in opened.items() if name in plan.served}
+    return Controller(plan, named_apart(planned), slots)

@@ -27,7 +27,7 @@ PLUGIN = {
 """An installed package to Python, by which vLLM finds the kit's plugin."""
 
 
-def assemble_vllm_repository(spec: DeploymentSpec, *, root: Path | None = None) -> Path:
+def assemble_vllm_repository(spec: DeploymentSpec) -> Path:
     """Write the repository; one that is there is replaced. A draft model without its embedding is completed beside it.
 
     Raises:
@@ -36,7 +36,7 @@ def assemble_vllm_repository(spec: DeploymentSpec, *, root: Path | None = None) 
         CheckpointError: the draft model is damaged, or that of another target.
         TargetError: where it would be written lies something that is none of the kit's, or it cannot be written.
     """
-    base = (root or Path.cwd()).absolute()
+    base = Path.cwd()
     _complete_draft(spec)
     drafts = str(spec.speculation.method != "none").lower()
     front = models_in_front(spec, spec.vllm, base / spec.target.model, always_drafts=drafts)

@@ -4,7 +4,4 @@ RELEASE = "0.32.0"
 """Its CPU build is what the kit installs."""
 
 IMAGE = "nvcr.io/nvidia/tritonserver:26.07-vllm-python-py3"
-"""NVIDIA's Triton with vLLM."""
-
-IMAGE_RELEASE = "0.24.0"
-"""What is in it: 0.24.0+092c4842.nv26.7 (triton-inference-server/server, docs/introduction/compatibility.md)."""
+"""NVIDIA's Triton with vLLM 0.24.0+092c4842.nv26.7 (docs/introduction/compatibility.md of its `server` repository)."""

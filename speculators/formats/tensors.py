@@ -33,6 +33,7 @@ FLOAT_TYPES: Mapping[str, np.dtype[Any]] = {
 """NumPy type of each type that weights may have; importing this teaches NumPy bfloat16."""
 
 _INDEX_SUFFIX = ".index.json"
+_NAMES_SHOWN = 4
 
 
 def read_tensors(path: Path, wanted: Callable[[str], bool] | None = None) -> Tensors:
@@ -212,7 +213,8 @@ def _torch(path: Path) -> Any:
     return torch
 
 
-def joined(names: Iterable[str], shown: int = 4) -> str:
+def joined(names: Iterable[str]) -> str:
     """Names for an error message, the first few and how many more."""
     every = sorted(names)
-    return ", ".join(every[:shown]) + (f" and {len(every) - shown} more" if len(every) > shown else "")
+    more = f" and {len(every) - _NAMES_SHOWN} more" if len(every) > _NAMES_SHOWN else ""
+    return ", ".join(every[:_NAMES_SHOWN]) + more

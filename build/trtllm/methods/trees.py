@@ -1,18 +1,15 @@
-"""Token trees for Medusa and EAGLE engines: the default ones, what an engine asks of them, and two notations.
+"""Token trees for Medusa and EAGLE engines: the default ones, what an engine asks of them, and their notation.
 
 A tree is a list of paths from its root; a path names, for each depth, the rank of the proposed token ((0, 1): the
-second choice after the first choice). TensorRT-LLM reads it as JSON lists in `run.py` and the LLM API, and in
-braces in config.pbtxt.
+second choice after the first choice). TensorRT-LLM reads it in braces in config.pbtxt.
 
 Example::
 
     tree = default_tree(4, 63, 63)          # ((0,), (0, 0), (1,), …)
     as_braces(tree)                         # "{0}, {0, 0}, {1}, …"
-    as_json(tree)                           # "[[0], [0, 0], [1], …]"
 """
 
 import heapq
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -117,11 +114,6 @@ def _likelihood(path: Sequence[int]) -> float:
     for rank in path:
         product *= _RANK_ACCEPTANCE[rank]
     return product
-
-
-def as_json(choices: Choices) -> str:
-    """JSON lists, as `run.py` and the LLM API read them."""
-    return json.dumps([list(path) for path in choices])
 
 
 def as_braces(choices: Choices) -> str:

@@ -39,27 +39,24 @@ from build.trtllm.resolved import Resolved
 
 
 def assemble_trtllm_repository(
-    resolved: Resolved, repository: Path, *, root: Path | None = None, tokenizer_info: Path | None = None
+    resolved: Resolved, repository: Path, *, tokenizer_info: Path | None = None
 ) -> Path:
     """Write the repository; one that is there is replaced.
 
     Args:
         resolved: the deployment.
         repository: where it goes.
-        root: directory that the server resolves the spec's paths against; None: the current one.
         tokenizer_info: XGrammar's description of the tokenizer, for guided decoding with engines.
 
     Raises:
         UnsupportedDeployment: `engine.triton_parameters` names what does not exist, or gives a value of the wrong form.
     """
-    return write_repository(repository, trtllm_models(resolved, root=root, tokenizer_info=tokenizer_info))
+    return write_repository(repository, trtllm_models(resolved, tokenizer_info=tokenizer_info))
 
 
-def trtllm_models(
-    resolved: Resolved, *, root: Path | None = None, tokenizer_info: Path | None = None
-) -> list[TritonModel]:
+def trtllm_models(resolved: Resolved, *, tokenizer_info: Path | None = None) -> list[TritonModel]:
     """The repository's models, unwritten; arguments and errors as of `assemble_trtllm_repository`."""
-    base = (root or Path.cwd()).absolute()
+    base = Path.cwd()
     if resolved.runtime == "llm_api":
         planned = _llm_api_models(resolved, base)
     else:

@@ -23,14 +23,11 @@ class Decoder:
         shape: of the model.
         blocks: of the cache.
         device, dtype: of weights and cache.
-        seed: of the weights; the same on every device of one kind.
     """
 
-    def __init__(
-        self, shape: ModelShape, blocks: int, device: torch.device, dtype: torch.dtype, seed: int = 0
-    ) -> None:
+    def __init__(self, shape: ModelShape, blocks: int, device: torch.device, dtype: torch.dtype) -> None:
         self.shape, self.device, self.dtype, self.blocks = shape, device, dtype, blocks
-        self._random = torch.Generator(device).manual_seed(seed)
+        self._random = torch.Generator(device).manual_seed(0)
         inner, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
         self._splits = [inner, kv, kv]
         self.weights = {

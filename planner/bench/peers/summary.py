@@ -71,7 +71,7 @@ class ArmSummary:
         return asdict(self)
 
 
-def summarise(records: Sequence[PeerRecord], seed: int = 0) -> list[ArmSummary]:
+def summarise(records: Sequence[PeerRecord]) -> list[ArmSummary]:
     """One summary an arm, in the order in which the arms come first.
 
     Raises:
@@ -93,7 +93,7 @@ def summarise(records: Sequence[PeerRecord], seed: int = 0) -> list[ArmSummary]:
     return [
         _arm(
             arm, totals[arm], totals[arm[0], BASE], ours, by_arm[arm], by_arm[arm[0], BASE],
-            np.random.default_rng(seed),
+            np.random.default_rng(0),
         )
         for arm in arms
     ]  # fmt: skip

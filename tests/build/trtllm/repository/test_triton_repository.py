@@ -170,13 +170,14 @@ def test_fast_logits_need_the_orchestrator_and_its_ranks() -> None:
         assert settings.use_draft_logits and settings.fast_logits == fast
 
 
-def test_guided_decoding_names_the_tokenizer_file() -> None:
+def test_guided_decoding_names_the_tokenizer_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     resolved = resolve(deployment("none", "A", "engines", guided_decoding="xgrammar"))
-    models = trtllm_models(resolved, root=Path("/srv"), tokenizer_info=Path("/srv/xgrammar.json"))
+    models = trtllm_models(resolved, tokenizer_info=Path("/srv/xgrammar.json"))
     values = parameters(next(model.config for model in models if model.config.name == "tensorrt_llm"))
     assert values["guided_decoding_backend"] == "xgrammar"
     assert values["xgrammar_tokenizer_info_path"] == "/srv/xgrammar.json"
-    assert values["gpt_model_path"].startswith("/srv/runs/trtllm/example/")
+    assert values["gpt_model_path"].startswith(f"{tmp_path}/runs/trtllm/example/")
 
 
 def test_the_llm_api_reads_what_the_spec_says(tmp_path: Path) -> None:
