@@ -1,5 +1,6 @@
 """`drafthouse plan --check`: what was predicted, beside what a load test measured."""
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -10,9 +11,9 @@ import numpy as np
 from rich.table import Table
 
 from cli.common import console, for_programs, say
-from loadtest.measures import MeasuredCell, cells_of, measured_requests
+from loadtest.measures import MeasuredCell, cells_of, measured_requests, pooled_rate
+from loadtest.plan import load_points
 from loadtest.run_directory import RunDirectory, RunDirectoryError
-from loadtest.summary import summarise
 from planner.plan.check import NEAR, Checked, Measured, check, verdict
 from planner.plan.choose import Option
 from planner.plan.predict import Traffic
@@ -27,24 +28,16 @@ def measured_in(directory: Path) -> list[Measured]:
         RunDirectoryError, RecordError: the directory is not a sweep, a record is unreadable, or none is there.
     """
     run = RunDirectory(directory)
-    report = summarise(run)
-    arms = {arm.arm: arm for arm in report.arms}
+    settings = run.read_settings()
+    named = {server.arm: server.deployment.name for server in run.read_servers() if server.deployment}
     cells = [MeasuredCell.of(cell, records) for cell, records in run.finished()]
     found = []
-    for point in report.points:
-        traffic = traffic_of(point.level, cells_of(cells, point.arm, point.load))
-        if point.kind == "closed" and traffic and point.output_tokens_per_second:
-            arm = arms[point.arm]
-            found.append(
-                Measured(
-                    point.load,
-                    point.arm,
-                    arm.deployment,
-                    arm.num_draft_tokens,
-                    traffic,
-                    point.output_tokens_per_second,
-                )
-            )
+    for load, arm in itertools.product(load_points(settings), settings.arms):
+        measured = cells_of(cells, arm.name, load.label)
+        traffic, rate = traffic_of(load.level, measured), pooled_rate(measured)
+        if load.kind == "closed" and traffic and rate:
+            deployment = named.get(arm.name)
+            found.append(Measured(load.label, arm.name, deployment, arm.num_draft_tokens, traffic, rate))
     if not found:
         raise RunDirectoryError(
             f"{directory} holds no answers to closed loads whose tokens the server counted, which are what predictions "

@@ -201,6 +201,12 @@ def cells_of(cells: Iterable[MeasuredCell], arm: str, load: str | None = None) -
     return [cell for cell in cells if cell.cell.arm == arm and load in (None, cell.cell.load)]
 
 
+def pooled_rate(cells: Sequence[MeasuredCell]) -> float | None:
+    """Output tokens per second over all windows, a short one weighing as much as it lasted; None without any."""
+    seconds, tokens = sum(cell.seconds for cell in cells), sum(cell.tokens for cell in cells)
+    return tokens / seconds if tokens and seconds else None
+
+
 def measured_requests(cells: Iterable[MeasuredCell]) -> list[RequestRecord]:
     """The measured requests of some cells, failed ones included."""
     return [record for cell in cells for record in cell.measured]

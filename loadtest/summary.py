@@ -25,6 +25,7 @@ from loadtest.measures import (
     measure,
     measured_requests,
     output_tokens,
+    pooled_rate,
 )
 from loadtest.plan import LoadPoint, load_points, plan_cells
 from loadtest.records import RequestRecord
@@ -83,8 +84,7 @@ def _point(arm: Arm, load: LoadPoint, slo: Slo, cells: Sequence[MeasuredCell]) -
     records = measured_requests(cells)
     completed = [record for record in records if record.completed]
     measures = [measure(record) for record in completed]
-    seconds, tokens = sum(cell.seconds for cell in cells), sum(cell.tokens for cell in cells)
-    token_rate = tokens / seconds if tokens and seconds else None
+    token_rate = pooled_rate(cells)
     mean_tokens = _mean([count for record in completed if (count := output_tokens(record)) is not None])
     request_rate = token_rate / mean_tokens if token_rate and mean_tokens else None
     share = sum(each.meets(slo) for each in measures) / len(records) if slo.limits() and records else None
