@@ -61,7 +61,6 @@ def calibrate(
     most: int,
     seconds: float = SECONDS,
     clock: Callable[[], float] = time.perf_counter,
-    stop: Callable[[], bool] = lambda: False,
 ) -> Calibration:
     """Measure what a plan's steps cost with a runner whose cache nobody uses yet.
 
@@ -72,7 +71,6 @@ def calibrate(
         most: tokens of a request.
         seconds: when to end; a step that is not expected to end before is not begun.
         clock: seconds.
-        stop: asked before every point; True ends the calibration with what there is.
     """
     table = {(point.context, point.batch, point.tokens): max(point.ms, 1e-6) for point in planned}
     steps = {
@@ -85,7 +83,7 @@ def calibrate(
     overhead = 1.0  # of what steps of another shape prepare, as far as it is known
     for _ in range(_ROUNDS):
         for key, batch in steps.items():
-            if stop() or clock() - begun >= seconds:
+            if clock() - begun >= seconds:
                 break
             expected = found[key][-1] if key in found else table[key] * _changed(key, found, table)
             if clock() - begun + overhead * _REPEATS * expected / 1e3 > seconds:
