@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NEXT := printf '%s\n' 'Everything is in .venv. Next:' '    . $(BIN)/activate' \
-	'    drafthouse doctor    \# what works on this machine' '    make demo            \# the whole journey, some minutes'
+	'    drafthouse doctor    \# what works on this machine' '    make demo            \# the whole journey, 10 to 25 minutes'
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-outside check lock setup setup-dev kernel clean
