@@ -23,11 +23,27 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+ROOMS = frozenset(
+    (
+        "build",
+        "cli",
+        "client",
+        "deploy",
+        "deployments",
+        "engine",
+        "loadtest",
+        "model_repo",
+        "planner",
+        "speculators",
+    )
+)
+"""By name, since packages of others lie beside them where the kit is installed."""
+
 _OWN = Path(__file__).resolve().parent
 # What is made for others has the rooms in this folder; in the repository it lies beside them.
 _HOME = _OWN if any(_OWN.glob("*/__init__.py")) else _OWN.parent
 __path__ = [str(_HOME)]
-_ROOMS = frozenset(path.parent.name for path in _HOME.glob("*/__init__.py"))
+_ROOMS = frozenset(room for room in ROOMS if (_HOME / room / "__init__.py").is_file())
 
 
 def _import(

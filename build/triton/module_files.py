@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from build.triton.model_config import ROOT
+from drafthouse import ROOMS
 
 PACKAGE = "drafthouse"
 """What the rooms are called together, for processes that are somebody else's."""
@@ -30,7 +31,7 @@ from {module} import TritonPythonModel  # noqa: E402
 
 __all__ = ["TritonPythonModel"]
 '''
-_OURS = frozenset(path.parent.name for path in ROOT.glob("*/__init__.py"))
+_OURS = ROOMS | {PACKAGE}
 
 
 def python_files(entry: str, *others: str) -> dict[str, Path | str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import drafthouse
+from drafthouse import ROOMS
 from tests.drafthouse.strangers import CHECK, STRANGERS, install, run_beside
 
 ROOT = Path(drafthouse.__file__).parents[1]
@@ -85,9 +86,24 @@ def test_what_is_not_there_is_missing_under_its_whole_name(paths: list[Path], tm
     assert len(told) == 3
 
 
+def test_where_the_kit_is_installed_packages_beside_it_are_none_of_its_rooms(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    for name, text in (
+        ("drafthouse", (ROOT / "drafthouse" / "__init__.py").read_text(encoding="utf-8")),
+        ("build", "import client, stranger\nNAMES = client.__name__, stranger.__name__\n"),
+        ("client", ""),
+        ("stranger", ""),
+    ):
+        (site / name).mkdir(parents=True)
+        (site / name / "__init__.py").write_text(text)
+    program = "import drafthouse.build\nprint(*drafthouse.build.NAMES)\n"
+    assert run_beside([site], program, tmp_path) == "drafthouse.client stranger\n"
+
+
 def test_every_room_is_one_of_the_package() -> None:
     rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert set(STRANGERS) < rooms
+    assert rooms == ROOMS | {"drafthouse"}
     by_name = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for room in rooms - {"drafthouse"}
