@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from deploy.exporter.fetch import Unanswered, get_text
 from deploy.guard import Order
-from deploy.log import previous_log
+from deploy.log import previous_log, refusals
 from deploy.metrics import running_requests
 from deploy.place import Place, remove
 from deploy.processes import end_session
@@ -245,6 +245,8 @@ class ServerProcess:
         if self.log is None or not self.log.is_file():
             return ""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if reasons := refusals(lines):
+            return f": {'; '.join(reasons)}; the log is {self.log}"
         told = [line for line in lines if "rror" in line or line.startswith("E")] or lines
         return f"; the log {self.log} ends:\n" + "\n".join(told[-8:])
 

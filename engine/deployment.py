@@ -1,5 +1,6 @@
 """From a deployment spec and its compiled directories to an engine that is ready to serve."""
 
+import bisect
 import itertools
 import logging
 import math
@@ -69,10 +70,11 @@ def _check_trees(speculator: Speculator, runner: CompiledRunner) -> None:
         return
     rows = 1 + speculator.max_draft_length + needs.max_probes
     if not runner.keeps_bits(rows):
+        most = bisect.bisect_left(range(1, rows), True, key=lambda fewer: not runner.keeps_bits(fewer))
         raise EngineError(
             f"speculation.method {speculator.name} drafts trees of up to {rows} tokens, and among as many this "
-            "processor computes a token otherwise than alone, so output would not be exact: draft smaller trees, or "
-            "try engine.precision fp32"
+            "processor computes a token otherwise than alone, so output would not be exact: draft trees of at most "
+            f"{most} tokens, or try engine.precision fp32"
         )
 
 
