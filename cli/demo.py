@@ -85,10 +85,10 @@ def planned_beside(specs: Sequence[DeploymentSpec]) -> DeploymentSpec | None:
 def _plan(specs: Sequence[DeploymentSpec]) -> tuple[Plan, float] | None:
     """A plan for deployments whose servers run, and its prompts' context; None where there can be none, and told."""
     first, load = specs[0], specs[0].loadtest
-    prompts = tokenized_prompts(first, load.prompts, _PROMPTS, load.max_tokens)
+    prompts = tokenized_prompts(first, load.prompts_file, _PROMPTS, load.max_tokens)
     users = [count for count in load.concurrency if count <= first.embedded.max_batch_size]
     try:
-        serving = serving_loads(first, load.prompts, users, max_tokens=load.max_tokens, rounds=1)
+        serving = serving_loads(first, load.prompts_file, users, max_tokens=load.max_tokens, rounds=1)
         with progress() as show:
 
             def report(line: str, share: float | None) -> None:

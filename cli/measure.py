@@ -151,7 +151,7 @@ def sweep_settings(
         metrics_url=_metrics(spec),
         deployment=who_is(spec),
         cache=load.cache,
-        prompts=load.prompts.resolve(),
+        prompts=load.prompts_file.resolve(),
         chat_template=spec.target.model.resolve(),
         max_tokens=load.max_tokens,
         arms=arms,

@@ -193,18 +193,18 @@ def _prompts(spec: DeploymentSpec, count: int, batch: int) -> list[PeerPrompt]:
     """As many as are wanted, of those that leave room for the answer; none that would not fill a batch."""
     room = spec.embedded.max_sequence_length - spec.loadtest.max_tokens
     codec = TextCodec(spec.target.model)
-    prompts = render(prompt_files.load(spec.loadtest.prompts), spec.target.model)
+    prompts = render(prompt_files.load(spec.loadtest.prompts_file), spec.target.model)
     tokens = {item.id: tuple(codec.encode(item.text)) for item in prompts}
     fitting = [item for item in prompts if len(tokens[item.id]) <= room]
     if not fitting:
         raise SpecError(
-            f"no prompt of {spec.loadtest.prompts} leaves room for {spec.loadtest.max_tokens} tokens"
+            f"no prompt of {spec.loadtest.prompts_file} leaves room for {spec.loadtest.max_tokens} tokens"
         )
     asked = min(count, len(fitting))
     if asked < batch:
         raise SpecError(
             f"--batch {batch} needs as many prompts; --count is {count}, and {len(fitting)} prompts of "
-            f"{spec.loadtest.prompts} leave room for {spec.loadtest.max_tokens} tokens"
+            f"{spec.loadtest.prompts_file} leave room for {spec.loadtest.max_tokens} tokens"
         )
     if left := asked % batch:
         say(f"{asked - left} of {asked} prompts, {batch} at once: the others would make no whole batch")

@@ -79,7 +79,7 @@ def profile(
             build_deployment(spec)
         else:
             build_engines(spec)
-        texts = prompts or spec.loadtest.prompts
+        texts = prompts or spec.loadtest.prompts_file
         chosen = tokenized_prompts(spec, texts, count, max_tokens)
         folder = _RECORDS / spec.name
         folder.mkdir(parents=True, exist_ok=True)

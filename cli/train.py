@@ -104,7 +104,7 @@ def _author(spec: DeploymentSpec) -> Author:
     end_id = turn_end(template.render, lambda text: [*chain(*codec.encode_words([text]))], end_ids)
     return Author(
         ChatFormat(template.render, codec.encode, codec.decode, end_id),
-        HeldOut(data.held_out),
+        HeldOut(data.held_out_files),
         AnswerStyle(data.max_response_tokens, data.greedy, data.temperature),
         spec.training.seed,
         max_length=spec.embedded.max_sequence_length,

@@ -55,7 +55,7 @@ def verify(
         spec = read_spec(spec_path)
         if plain is not None:
             _verify_beside(
-                spec, read_spec(plain), prompts or spec.loadtest.prompts, count, max_tokens, quick=quick
+                spec, read_spec(plain), prompts or spec.loadtest.prompts_file, count, max_tokens, quick=quick
             )
             return
         if not isinstance(spec.engine, EmbeddedEngine):
@@ -66,7 +66,7 @@ def verify(
         settings = VerifySettings(max_tokens=max_tokens)
         if quick:
             settings = replace(settings, joint_runs=20_000, control_runs=5_000)
-        tokenized = tokenized_prompts(spec, prompts or spec.loadtest.prompts, count, max_tokens)
+        tokenized = tokenized_prompts(spec, prompts or spec.loadtest.prompts_file, count, max_tokens)
         address = f"{spec.serving.host}:{spec.serving.grpc_port}"
         check(address, deployment_of(describe(address, "grpc", "ensemble")), who_is(spec))
         chosen = {f"{category}/{name}": tokens for (category, name), tokens in tokenized.items()}

@@ -17,6 +17,8 @@ from deployments.speculation import AnySpeculation
 ENGINE_FORMAT = 4
 """Of compiled networks; another one for every change of what the compiler writes."""
 ENGINES = Path("runs/engines")
+KIT_PROMPTS = Path(__file__).parents[1] / "loadtest" / "prompts" / "drafthouse.jsonl"
+"""The prompts that come with the kit, wherever a command runs."""
 _DIGITS = 12
 # What decides how drafts are used, or is told apart by the content of what it names.
 _NOT_COMPILED = {

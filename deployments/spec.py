@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from deployments.drafting import Speculation
 from deployments.engines import AnyEngine, EmbeddedEngine, Precision, TensorRtLlmEngine, VllmEngine
 from deployments.errors import DrafthouseError
-from deployments.places import filled_in, speculator_directory, target_directory
+from deployments.places import KIT_PROMPTS, filled_in, speculator_directory, target_directory
 from deployments.printable import control_characters
 from deployments.section import Section
 from deployments.speculation import AnySpeculation, DraftModel, LowBit, NoSpeculation
@@ -106,9 +106,10 @@ class ServingSpec(Section):
 class LoadtestSpec(Section):
     """The sweep that `drafthouse loadtest` runs."""
 
-    prompts: Path = Field(
-        Path("loadtest/prompts/drafthouse.jsonl"),
-        description="JSONL: Spec-Bench's format, chats, or texts (loadtest/prompts.py).",
+    prompts: Path | None = Field(
+        None,
+        description="JSONL: Spec-Bench's format, chats, or texts (loadtest/prompts.py); none: the kit's own, twelve "
+        "each of six kinds.",
     )
     concurrency: tuple[int, ...] = Field(
         (1, 2, 4, 8, 16), description="Closed loop: users that wait for their answer."
@@ -127,6 +128,11 @@ class LoadtestSpec(Section):
     report: Path = Field(
         Path("runs/report/{name}"), description="Directory of records and report; {name} is the deployment's."
     )
+
+    @property
+    def prompts_file(self) -> Path:
+        """Where the prompts are."""
+        return self.prompts or KIT_PROMPTS
 
 
 class DeploymentSpec(Section):

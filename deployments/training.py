@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from deployments.places import KIT_PROMPTS
 from deployments.section import Section
 
 
@@ -23,10 +24,15 @@ class DataSpec(Section):
     max_sample_tokens: PositiveInt = Field(1024, description="Longer samples are left out.")
     batch_size: PositiveInt = Field(64, description="Samples that the target writes at once.")
     held_out: tuple[Path, ...] = Field(
-        (Path("loadtest/prompts/drafthouse.jsonl"),),
-        description="JSONL of prompts that must not be trained on, in Spec-Bench's format; the kit knows the "
-        "prompts of Spec-Bench by hash.",
+        (),
+        description="JSONL of more prompts that must not be trained on, in Spec-Bench's format; the kit's own and "
+        "those of Spec-Bench, which it knows by hash, never are.",
     )
+
+    @property
+    def held_out_files(self) -> tuple[Path, ...]:
+        """The kit's own prompts, and those that the spec names."""
+        return KIT_PROMPTS, *self.held_out
 
 
 class TrainingSpec(Section):

@@ -37,12 +37,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from client import SamplingOptions, Stream
 from client.errors import ClientError
+from deployments.places import KIT_PROMPTS
 from loadtest.plan import poisson_arrivals
 from loadtest.prompts import Prompt, keep_categories, load, render, select
 from loadtest.records import RecordWriter, RequestRecord, epoch_ns, read_records
 from loadtest.sending import Assignment
 from loadtest.servers import describe
-from loadtest.settings import BUNDLED_PROMPTS, Protocol
+from loadtest.settings import Protocol
 from loadtest.terminal import latency_table
 from loadtest.users import (
     TritonGrpcUser,
@@ -156,7 +157,7 @@ def add_options(parser: LocustArgumentParser) -> None:
         variable = f"LOADTEST_{name.upper().replace('-', '_')}"
         group.add_argument(f"--{name}", env_var=variable, help=text, **details)
 
-    add("prompts", "JSONL file of prompts (see loadtest/prompts.py)", default=str(BUNDLED_PROMPTS))
+    add("prompts", "JSONL file of prompts (see loadtest/prompts.py)", default=str(KIT_PROMPTS))
     add("categories", "Categories to use, separated by commas (default: all)", default="")
     add("chat-template", "Model directory whose chat template wraps each prompt (default: none)", default="")
     add("triton-model", "Name of the Triton model", default="ensemble")

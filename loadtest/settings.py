@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-BUNDLED_PROMPTS = Path(__file__).parent / "prompts" / "drafthouse.jsonl"
+from deployments.places import KIT_PROMPTS
 
 Protocol = Literal["grpc", "http"]
 
@@ -78,7 +78,7 @@ class SweepSettings(_Frozen):
     metrics_url: str | None = "http://localhost:8002/metrics"
     """Triton's Prometheus page, for acceptance by position; None: not available."""
 
-    prompts: Path = BUNDLED_PROMPTS
+    prompts: Path = KIT_PROMPTS
     """JSONL file, in one of the shapes that :mod:`loadtest.prompts` reads."""
     categories: tuple[str, ...] = ()
     """Categories to use; empty: all in the file."""

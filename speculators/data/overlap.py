@@ -9,7 +9,7 @@ https://github.com/hemingkx/Spec-Bench) come with the kit, without the prompts: 
 
 Example::
 
-    held_out = HeldOut([Path("loadtest/prompts/drafthouse.jsonl")])
+    held_out = HeldOut([Path("mine.jsonl")])
     held_out.overlap("What is the capital of France?")     # None: may be trained on
 """
 

@@ -221,7 +221,7 @@ def _asked(training: TrainingSpec) -> dict[str, Any]:
     asked = training.data.model_dump(mode="json", include={"max_response_tokens", "greedy", "temperature"})
     path = training.data.path
     prompts = f"{path.name} {file_sha256(path)[:12]}" if path is not None and path.is_file() else "its own"
-    held_out = sorted(path.name for path in training.data.held_out)
+    held_out = sorted({path.name for path in training.data.held_out_files})
     return {"prompts": prompts, **asked, "seed": training.seed, "held_out": held_out}
 
 

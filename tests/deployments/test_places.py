@@ -1,11 +1,14 @@
 """Compiled networks are named by what is in them; other results by their deployment."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deployments.spec import DeploymentSpec, SpecError
+from deployments.spec import DeploymentSpec, SpecError, with_loadtest
+from drafthouse import ROOMS
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +130,20 @@ def test_results_are_named_after_the_deployment() -> None:
     assert chosen.training.directory == Path("there/tiny")
     assert chosen.training.checkpoint == Path("weights/mine")
     assert DeploymentSpec.model_validate_json(chosen.model_dump_json()) == chosen
+
+
+def test_the_kit_s_prompts_are_found_wherever_a_command_runs() -> None:
+    """The tests of this file run in a directory of their own; what a spec names is looked for there."""
+    assert len(spec().loadtest.prompts_file.read_text().splitlines()) == 72
+    mine = with_loadtest(spec(), {"prompts": Path("mine.jsonl")})
+    assert mine.loadtest.prompts_file == Path("mine.jsonl")
+    assert "/" not in spec().model_dump_json(include={"loadtest": {"prompts"}, "training": {"data"}})
+
+
+def test_the_kit_s_prompts_and_all_rooms_are_in_the_wheel() -> None:
+    root = Path(__file__).parents[2]
+    wheel = re.search(r"(?m)^packages = (\[.*\])$", (root / "pyproject.toml").read_text())
+    assert wheel is not None
+    packages = set(json.loads(wheel[1]))
+    assert packages == ROOMS | {"drafthouse"}
+    assert spec().loadtest.prompts_file.relative_to(root).parts[0] in packages

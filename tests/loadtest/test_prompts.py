@@ -9,27 +9,27 @@ from typing import Any
 import pytest
 
 from client.errors import InvalidRequest
+from deployments.places import KIT_PROMPTS
 from loadtest.prompts import Prompt, PromptFileError, keep_categories, load, numbered, render, select
-from loadtest.settings import BUNDLED_PROMPTS
 
 KINDS = {"chat", "coding", "math", "summarization", "rag", "translation"}
 
 
 def test_bundled_prompts_are_balanced() -> None:
-    counts = Counter(prompt.category for prompt in load(BUNDLED_PROMPTS))
+    counts = Counter(prompt.category for prompt in load(KIT_PROMPTS))
     assert set(counts) == KINDS
     assert min(counts.values()) >= 11
 
 
 @pytest.mark.parametrize(("category", "fewest", "most"), [("summarization", 200, 500), ("rag", 150, 400)])
 def test_bundled_texts_have_length(category: str, fewest: int, most: int) -> None:
-    for prompt in load(BUNDLED_PROMPTS):
+    for prompt in load(KIT_PROMPTS):
         if prompt.category == category:
             assert fewest <= len(prompt.text.split()) <= most + 30, prompt.id  # 30: the question itself
 
 
 def test_bundled_prompts_differ() -> None:
-    texts = [prompt.text for prompt in load(BUNDLED_PROMPTS)]
+    texts = [prompt.text for prompt in load(KIT_PROMPTS)]
     assert len(set(texts)) == len(texts)
 
 

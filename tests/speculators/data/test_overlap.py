@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from deployments.places import KIT_PROMPTS
+from deployments.training import DataSpec
 from speculators.data.errors import DataError
 from speculators.data.overlap import HeldOut
 
@@ -57,12 +59,16 @@ def test_a_file_that_is_no_prompt_file_is_refused(tmp_path: Path) -> None:
         HeldOut([tmp_path / "missing.jsonl"])
 
 
-def test_the_shipped_prompts_are_refused() -> None:
-    path = Path("loadtest/prompts/drafthouse.jsonl")
-    held_out = HeldOut([path])
-    turns = [turn for line in path.read_text().splitlines() for turn in json.loads(line)["turns"]]
+def test_the_kit_s_prompts_are_never_trained_on_wherever_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jsonl").write_text(json.dumps({"turns": [LONG]}))
+    held_out = HeldOut(DataSpec(held_out=("mine.jsonl",)).held_out_files)
+    turns = [turn for line in KIT_PROMPTS.read_text().splitlines() for turn in json.loads(line)["turns"]]
     assert len(turns) >= 72
-    assert all(held_out.overlap(turn) for turn in turns)
+    assert all(held_out.overlap(turn) for turn in [LONG, *turns])
+    assert HeldOut(DataSpec().held_out_files).overlap(LONG) is None
 
 
 def test_hashes_refuse_what_the_prompts_refuse(held_out: HeldOut, tmp_path: Path) -> None:
