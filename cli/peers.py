@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cli.common import SpecArgument, console, for_programs, progress, read_spec, say, told
-from cli.prepare import build_engines
+from cli.prepare import build_engines, prepare_models
 from deployments.cache import cache_directory
 from deployments.files.writing import write_text
 from deployments.findings import UnsupportedDeployment
@@ -20,7 +20,7 @@ from engine.manifest import load_manifest
 from engine.serving.text import TextCodec
 from engine.vllm.speculation import speculative_config
 from loadtest import prompts as prompt_files
-from loadtest.prompts import render
+from loadtest.prompts import Prompt, render
 from loadtest.provenance import collect
 from planner.bench.peers.arms import (
     OURS,
@@ -32,7 +32,7 @@ from planner.bench.peers.arms import (
 )
 from planner.bench.peers.beside import BASE, check_beside, named_deployments
 from planner.bench.peers.environments import REQUIREMENTS, Environment, Unavailable, prepare_environment
-from planner.bench.peers.records import PeerPrompt, read_records
+from planner.bench.peers.records import RECORDS, RESULT, PeerPrompt, check_records, read_records
 from planner.bench.peers.run import Started, default_threads, run_peers
 from planner.bench.peers.summary import ArmSummary, summarise
 from planner.bench.peers.table import category_table, peers_table, position_table
@@ -78,10 +78,17 @@ def peers(
                 raise SpecError("--chain checks the method of the spec alone; leave --beside out")
         others_of_ours = _deployments_beside(spec, beside or ())
         folder = output or Path("runs/peers") / spec.name
+        # What takes minutes comes after everything that can be wrong.
+        check_records(folder)
+        _check_draft(draft)
+        asked = prompt_files.load(spec.loadtest.prompts_file)
+        for each in (spec, *others_of_ours):
+            prepare_models(each)
+        gguf_file(spec)
+        chosen = _prompts(spec, asked, count, batch)
         for each in (spec, *others_of_ours):
             build_engines(each)
         model, vllm = peer_model(spec, draft, batch), _vllm_model(spec, batch, checks=chain is not None)
-        chosen = _prompts(spec, count, batch)
         wanted = {VLLM: _OUTSIDE[VLLM]} if chain is not None else _OUTSIDE
         environments, missing = _environments(wanted if others else {})
         ours = embedded_arms(spec, model.threads, others_of_ours, batch)
@@ -92,7 +99,7 @@ def peers(
                 arms, environments, chosen, folder,
                 max_tokens=spec.loadtest.max_tokens, rounds=rounds, batch=batch, report=show,
             )  # fmt: skip
-        summaries = summarise(read_records(folder / "records.jsonl"))
+        summaries = summarise(read_records(folder / RECORDS))
         console.print(peers_table(summaries))
         console.print(category_table(summaries))
         if chain is not None:
@@ -100,7 +107,7 @@ def peers(
         for name, reason in {**missing, **started.missing}.items():
             say(f"measured without {name}: {reason}")
         document = _document(spec, model, vllm, batch, summaries, started, missing)
-        write_text(folder / "result.json", document + "\n")
+        write_text(folder / RESULT, document + "\n")
         say(f"records and result: {folder}")
         for_programs(document)
 
@@ -109,27 +116,39 @@ def peer_model(spec: DeploymentSpec, draft: Path | None, batch: int = 1) -> Peer
     """What other engines are given of a deployment that is built.
 
     Raises:
-        SpecError: its target has no GGUF file, or `draft` is none.
+        SpecError: its target has no GGUF file.
     """
-    gguf = next(iter(sorted(spec.target.model.glob("*.gguf"))), None)
-    if gguf is None:
-        raise SpecError(
-            f"{spec.target.model} has no GGUF file, which the other engines read; drafthouse model keeps the one "
-            "that it is given"
-        )
-    if draft is not None and not draft.is_file():
-        raise SpecError(
-            f"--draft {draft} is not a file; give the GGUF file of a model with the target's tokenizer"
-        )
     manifest = load_manifest(spec.engine_directory)
     return PeerModel(
-        gguf,
+        gguf_file(spec),
         draft,
         manifest.end_ids,
         spec.embedded.max_sequence_length,
         spec.embedded.threads or default_threads(),
         batch,
     )
+
+
+def gguf_file(spec: DeploymentSpec) -> Path:
+    """The target as other engines read it.
+
+    Raises:
+        SpecError: there is none.
+    """
+    found = next(iter(sorted(spec.target.model.glob("*.gguf"))), None)
+    if found is None:
+        raise SpecError(
+            f"{spec.target.model} has no GGUF file, which the other engines read; drafthouse model keeps the one "
+            "that it is given"
+        )
+    return found
+
+
+def _check_draft(draft: Path | None) -> None:
+    if draft is not None and not draft.is_file():
+        raise SpecError(
+            f"--draft {draft} is not a file; give the GGUF file of a model with the target's tokenizer"
+        )
 
 
 def _deployments_beside(spec: DeploymentSpec, beside: Sequence[Path]) -> list[DeploymentSpec]:
@@ -189,26 +208,26 @@ def _arms(
     return [arm for arm in found if arm.method == BASE] if len(ours) == 1 else found
 
 
-def _prompts(spec: DeploymentSpec, count: int, batch: int) -> list[PeerPrompt]:
+def _prompts(spec: DeploymentSpec, asked: Sequence[Prompt], count: int, batch: int) -> list[PeerPrompt]:
     """As many as are wanted, of those that leave room for the answer; none that would not fill a batch."""
     room = spec.embedded.max_sequence_length - spec.loadtest.max_tokens
     codec = TextCodec(spec.target.model)
-    prompts = render(prompt_files.load(spec.loadtest.prompts_file), spec.target.model)
+    prompts = render(asked, spec.target.model)
     tokens = {item.id: tuple(codec.encode(item.text)) for item in prompts}
     fitting = [item for item in prompts if len(tokens[item.id]) <= room]
     if not fitting:
         raise SpecError(
             f"no prompt of {spec.loadtest.prompts_file} leaves room for {spec.loadtest.max_tokens} tokens"
         )
-    asked = min(count, len(fitting))
-    if asked < batch:
+    number = min(count, len(fitting))
+    if number < batch:
         raise SpecError(
             f"--batch {batch} needs as many prompts; --count is {count}, and {len(fitting)} prompts of "
             f"{spec.loadtest.prompts_file} leave room for {spec.loadtest.max_tokens} tokens"
         )
-    if left := asked % batch:
-        say(f"{asked - left} of {asked} prompts, {batch} at once: the others would make no whole batch")
-    chosen = prompt_files.select(fitting, asked - left)
+    if left := number % batch:
+        say(f"{number - left} of {number} prompts, {batch} at once: the others would make no whole batch")
+    chosen = prompt_files.select(fitting, number - left)
     return [PeerPrompt(item.id, item.category, tokens[item.id]) for item in chosen]
 
 

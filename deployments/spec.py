@@ -294,6 +294,8 @@ def load_spec(path: Path) -> DeploymentSpec:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SpecError(f"{path} does not exist; examples lie in deployments/") from None
+    except IsADirectoryError:
+        raise SpecError(f"{path} is a directory; name the YAML file of a deployment") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SpecError(f"{path} cannot be read as YAML: {error}") from error
     except RecursionError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,31 +53,72 @@ def test_what_cannot_be_measured_beside_it_is_refused(
     assert "engine.max_sequence_length is 8192 and not 2048" in refused("--beside", windowed)
     suffix = str(DEPLOYMENTS / "smollm2-suffix.yaml")
     assert "leave --beside out" in refused("--beside", suffix, "--chain", "3")
-    assert "is named twice" in refused("--beside", suffix, "--beside", suffix, "--beside", suffix)
+    twice = refused("--beside", suffix, "--beside", suffix)
+    assert "smollm2-suffix speculates as smollm2-suffix does" in twice
+    assert "is a directory; name the YAML file" in refused("--beside", str(DEPLOYMENTS))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_draft_without_its_embedding_is_completed_elsewhere_than_among_the_records(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A deployment of a small target where the command runs; returns what is to be written as `spec.yaml`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DRAFTHOUSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(DEPLOYMENTS.parent))
     config = tiny_config("llama", head_dim=32, max_position_embeddings=64)
     target = write_huggingface(Path("tiny"), config, random_weights(Architecture.from_config(config)))
     (target / "tiny.gguf").touch()
-    tensors = read_tensors(target / "model.safetensors", lambda name: name != EMBEDDING)
-    Path("draft").mkdir()
-    save_draft(config, tensors, np.arange(10, 200), Path("draft"))
     prompt = {"question_id": 1, "category": "qa", "turns": ["Why?"]}
     Path("prompts.jsonl").write_text(json.dumps(prompt) + "\n")
-    spec = {
+    return {
         "name": "tiny",
         "target": {"model": "tiny"},
         "engine": {"max_sequence_length": 64},
-        "speculation": {"method": "draft_model", "model": "draft"},
+        "speculation": {"method": "anpd"},
         "loadtest": {"prompts": "prompts.jsonl", "max_tokens": 4},
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--prompts missing.jsonl", "missing.jsonl: cannot read prompts: No such file"),
+        ("--prompts empty.jsonl", "empty.jsonl: holds no prompts"),
+        ("--prompts broken.jsonl", "broken.jsonl:2: not JSON"),
+        ("--prompts long.jsonl", "no prompt of long.jsonl leaves room for 4 tokens"),
+        ("--max-tokens 64", "no prompt of prompts.jsonl leaves room for 64 tokens"),
+        ("--batch 3 --count 2", "--batch 3 needs as many prompts; --count is 2, and 1 prompts"),
+        ("--beside beside.yaml", "speculation.checkpoint: nowhere does not exist"),
+        ("--draft missing.gguf", "--draft missing.gguf is not a file"),
+        ("--output occupied", "occupied holds something else than the records of a comparison"),
+        ("--output prompts.jsonl", "prompts.jsonl is a file; name another directory"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_built(
+    options: str, message: str, tiny: dict[str, Any]
+) -> None:
+    Path("spec.yaml").write_text(yaml.safe_dump(tiny))
+    beside = tiny | {"name": "other", "speculation": {"method": "medusa", "checkpoint": "nowhere"}}
+    Path("beside.yaml").write_text(yaml.safe_dump(beside))
+    Path("empty.jsonl").write_text("\n")
+    Path("broken.jsonl").write_text('{"text": "Why?"}\n{"text": "Wh\n')
+    Path("long.jsonl").write_text(json.dumps({"text": "Why? " * 100}))
+    Path("occupied").mkdir()
+    Path("occupied/notes.txt").write_text("mine")
+    result = CliRunner().invoke(app, ["peers", "spec.yaml", "--no-others", *options.split()])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not Path("runs").exists() and not Path("cache").exists()
+
+
+def test_a_draft_without_its_embedding_is_completed_elsewhere_than_among_the_records(
+    tiny: dict[str, Any],
+) -> None:
+    config = json.loads(Path("tiny/config.json").read_text())
+    tensors = read_tensors(Path("tiny/model.safetensors"), lambda name: name != EMBEDDING)
+    Path("draft").mkdir()
+    save_draft(config, tensors, np.arange(10, 200), Path("draft"))
+    spec = tiny | {"speculation": {"method": "draft_model", "model": "draft"}}
     Path("spec.yaml").write_text(yaml.safe_dump(spec))
     for _ in range(2):
         result = CliRunner().invoke(app, ["peers", "spec.yaml", "--no-others"])

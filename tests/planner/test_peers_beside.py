@@ -40,8 +40,18 @@ def test_a_method_that_comes_twice_is_named_by_its_deployment() -> None:
     found = named_deployments(first, [second])
     assert list(found) == ["none", "prompt_lookup", "b"]
     assert found["b"].speculation == second.speculation
+    namesake = deployment("b", speculation={**LOOKUP, "draft_length": 4})
     with pytest.raises(SpecError, match="b is named twice"):
-        named_deployments(first, [second, second])
+        named_deployments(first, [second, namesake])
+
+
+def test_what_would_be_the_same_arm_twice_is_refused() -> None:
+    first, second = deployment("a", speculation=LOOKUP), deployment("b", speculation=SUFFIX)
+    again = deployment("c", engine={"max_batch_size": 3}, speculation=SUFFIX)
+    with pytest.raises(SpecError, match="c speculates as b does, so there is nothing to compare"):
+        named_deployments(first, [second, again])
+    with pytest.raises(SpecError, match="a speculates as a does"):
+        named_deployments(first, [first])
 
 
 def test_every_arm_has_the_engine_of_the_first_and_its_own_speculation() -> None:

@@ -1,5 +1,6 @@
 """Which deployments can be measured beside each other: those that differ in how they speculate alone."""
 
+import itertools
 from collections.abc import Sequence
 
 from deployments.spec import DeploymentSpec, SpecError
@@ -44,8 +45,13 @@ def named_deployments(spec: DeploymentSpec, beside: Sequence[DeploymentSpec]) ->
     The first one is without speculation. Beside a deployment that is alone comes ANPD, which every target can have.
 
     Raises:
-        SpecError: a name is taken as well.
+        SpecError: two would be the same arm, or a name is taken as well.
     """
+    for first, second in itertools.combinations((spec, *beside), 2):
+        if first.speculation == second.speculation:
+            raise SpecError(
+                f"{second.name} speculates as {first.name} does, so there is nothing to compare; name each once"
+            )
     plain = spec.model_copy(update={"speculation": NoSpeculation()})
     if not beside and spec.speculation.method != BASE:
         anpd = spec.model_copy(update={"speculation": Anpd(method="anpd")})

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from deployments.files.directories import ForeignDirectoryError
 
+RECORDS, RESULT = "records.jsonl", "result.json"
+
 
 @dataclass(frozen=True, slots=True)
 class PeerPrompt:
@@ -42,24 +44,40 @@ class PeerRecord:
     group: str = ""
 
 
-def begin_records(path: Path) -> None:
-    """An empty file of records; one of an earlier comparison is emptied.
+def check_records(directory: Path) -> None:
+    """Do nothing if a directory is free, empty, or that of an earlier comparison.
 
     Raises:
-        ForeignDirectoryError: the file is something else, or it is not there and its directory holds other files.
-        OSError: it cannot be written.
+        ForeignDirectoryError: it is something else.
     """
+    path = directory / RECORDS
     try:
         others = not read_records(path) and path.stat().st_size > 0
     except FileNotFoundError:
-        others = any(path.parent.iterdir())
+        others = directory.is_dir() and any(directory.iterdir())
+    except NotADirectoryError:
+        raise ForeignDirectoryError(f"{directory} is a file; name another directory") from None
     except (ValueError, KeyError, TypeError):
         others = True
     if others:
         raise ForeignDirectoryError(
-            f"{path.parent} holds something else than the records of a comparison; name another directory"
+            f"{directory} holds something else than the records of a comparison; name another directory"
         )
+
+
+def begin_records(directory: Path) -> Path:
+    """An empty file of records, which is returned; an earlier comparison's are emptied, and its result removed.
+
+    Raises:
+        ForeignDirectoryError: the directory is something else.
+        OSError: it cannot be written.
+    """
+    check_records(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / RESULT).unlink(missing_ok=True)
+    path = directory / RECORDS
     path.write_text("", encoding="utf-8")
+    return path
 
 
 def append_record(path: Path, record: PeerRecord) -> None:

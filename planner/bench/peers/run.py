@@ -56,9 +56,7 @@ def run_peers(
         PeerError: an engine fails, or ours does not start, or none does.
         ForeignDirectoryError: the directory holds something else.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    records = directory / "records.jsonl"
-    begin_records(records)
+    records = begin_records(directory)
     with ExitStack() as stack:
         started = _start(stack, arms, environments, directory, batch, report)
         if not started.running:
