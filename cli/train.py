@@ -44,13 +44,14 @@ def train(
         with progress() as show:
             show("loading PyTorch", None)
             job = _job(spec)
-        from speculators.training.run import check_places, kept
+        from speculators.training.run import check_places, kept, settled
 
         if only is None:
             check_places(job, fresh=fresh, replace=replace)
         same = "the same command" + " without --fresh" * fresh
         stop.kept = lambda: f"{kept(job)}; {same} goes on there"
         fetch_target(spec)
+        settled(job, Architecture.from_directory(spec.target.model))  # or refused, before hours of work
         _gather(spec, job)
         if only is None:
             _train(job, fresh=fresh, replace=replace)

@@ -48,6 +48,11 @@ class TrainingSpec(Section):
         description="Where the trained speculator goes; none: where the speculation section reads it. {name} is the "
         "deployment's.",
     )
+    from_pretrained: Path | None = Field(
+        None,
+        description="Checkpoint of the method that training begins from, instead of random weights; what it fixes "
+        "(vocabulary, layers, heads, stages) is taken from it.",
+    )
     data: DataSpec = DataSpec()
     draft_vocab_size: PositiveInt = Field(8192, description="Tokens that can be drafted.")
     depth: int = Field(5, ge=1, le=16, description="Tokens of a chain: heads, stages, what is measured.")

@@ -20,11 +20,14 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
+from speculators.eagle.checkpoint import EMBEDDING
 from speculators.eagle.layers import DecoderLayer
-from speculators.eagle3.checkpoint import Eagle3Checkpoint, save_checkpoint, vocabulary_maps
+from speculators.eagle3.checkpoint import OUTPUT, Eagle3Checkpoint, save_checkpoint, vocabulary_maps
 from speculators.eagle3.config import Eagle3Config
 from speculators.eagle3.model import Eagle3, Eagle3Layer, FusedDrafter
-from speculators.formats.tensors import Tensors, as_dtype, torch_tensor
+from speculators.formats.checkpoint import Checkpoint
+from speculators.formats.tensors import Tensors, as_dtype, numpy_array, torch_tensor
+from speculators.formats.torch_modules import load_arrays
 from speculators.training.features import Batch
 from speculators.training.target import FrozenTarget
 from speculators.training.trainee import Trainee
@@ -51,6 +54,7 @@ class FusedBeginning:
         depth: the number of depths that are measured.
         decay: weight of a depth's loss by that of the depth before.
         soft: learn the target's distribution, not only its token.
+        start: the checkpoint that training begins from, of the drafter's own kind; None: it is made anew.
     """
 
     target: FrozenTarget
@@ -60,6 +64,7 @@ class FusedBeginning:
     depth: int
     decay: float
     soft: bool
+    start: Checkpoint[Any] | None = None
 
     def features(self) -> torch.Tensor:
         """All rows of the examples without the final state, float32 ``[rows, F H]``."""
@@ -76,11 +81,19 @@ class FusedTrainee(Trainee, Generic[Model]):
         target = beginning.target
         super().__init__(target.lm_head, beginning.kept, soft=beginning.soft, decay=beginning.decay)
         self.layers, self.depth = beginning.layers, beginning.depth
-        self.register_buffer("_embedding", target.embedding.detach().to(torch.bfloat16), persistent=False)
+        stored = {} if beginning.start is None else beginning.start.tensors
+        self._has_embedding = EMBEDDING in stored
+        embedding = torch_tensor(stored[EMBEDDING]) if self._has_embedding else target.embedding.detach()
+        self.register_buffer("_embedding", embedding.to(target.device, torch.bfloat16), persistent=False)
         scale = beginning.features().pow(2).mean(0).sqrt()
+        if model.config.norm_before_fc or model.config.fc_norm:  # which would norm the scale away
+            scale = torch.ones_like(scale)
         self.register_buffer("_feature_scale", scale.clamp(min=_SMALLEST_SCALE * float(scale.max())))
         self.model = model
-        self._initialize(target, beginning.examples)
+        if beginning.start is None:
+            self._initialize(target, beginning.examples)
+        else:
+            self._take_over(beginning.start.tensors, target)
 
     def fused(self, batch: Batch) -> torch.Tensor:
         """Hidden states as the first layer reads them, float32 ``[B, T, H]``."""
@@ -88,13 +101,24 @@ class FusedTrainee(Trainee, Generic[Model]):
         return self.model.fuse(batch.fused.flatten(2).float() / self._feature_scale).float()
 
     def published(self) -> Tensors:
-        """The weights, `fc` with the scale of the features in it."""
+        """The weights, `fc` with the scale of the features in it, and the embedding where the start had one."""
         found = self.model.to_checkpoint().tensors
+        if self._has_embedding:
+            found[EMBEDDING] = numpy_array(self._embedding)
         return {**found, "fc.weight": found["fc.weight"] / self._feature_scale.numpy()}
 
     def _decoders(self) -> Sequence[Eagle3Layer | DecoderLayer]:
         """The layers, which are to add nothing at first."""
         raise NotImplementedError
+
+    def _take_over(self, tensors: Tensors, target: FrozenTarget) -> None:
+        """Take the weights of a checkpoint; an output matrix that is not stored is the target's."""
+        own = {name: values for name, values in tensors.items() if name != EMBEDDING}
+        if OUTPUT not in own:
+            own[OUTPUT] = numpy_array(target.lm_head)
+        load_arrays(self.model, own)
+        with torch.no_grad():
+            self.model.fc.weight.mul_(self._feature_scale.cpu())
 
     def _initialize(self, target: FrozenTarget, examples: Sequence[torch.Tensor]) -> None:
         model, final_norm = self.model, target.model.get_decoder().norm.weight
@@ -128,8 +152,8 @@ class Eagle3Trainee(FusedTrainee[Eagle3]):
 
     def __init__(self, beginning: FusedBeginning, *, unroll: int) -> None:
         """`unroll` is the number of depths that are trained."""
-        config = Eagle3Config(**drafter_keys(beginning)).reading(outputs_of(beginning.layers))
-        super().__init__(beginning, Eagle3(config))
+        config = beginning.start.config if beginning.start else Eagle3Config(**drafter_keys(beginning))
+        super().__init__(beginning, Eagle3(config.reading(outputs_of(beginning.layers))))
         self._unroll = min(unroll, beginning.depth)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,7 +166,10 @@ class Eagle3Trainee(FusedTrainee[Eagle3]):
         for depth in range(1, (self._unroll if self.training else self.depth) + 1):
             ahead = torch.roll(embedded, -depth, dims=1)  # what wraps around lies behind every learned row
             hidden = run_first(layer, attention, hidden, ahead)
-            loss, hits = self.judge(self.model.norm(hidden), self.model.lm_head.weight, batch, rows, depth)
+            normed = self.model.norm(hidden)
+            loss, hits = self.judge(normed, self.model.lm_head.weight, batch, rows, depth)
+            if self.model.config.norm_output:
+                hidden = normed
             total = total + loss
             table.append(hits)
         return total, torch.stack(table)
@@ -164,7 +191,10 @@ def run_first(
 
     `attention` is the layer's; `embedded` is normed.
     """
-    values = hidden + attention(torch.cat([embedded, layer.hidden_norm(hidden)], dim=-1))
+    normed = layer.hidden_norm(hidden)
+    values = (normed if layer.norm_before_residual else hidden) + attention(
+        torch.cat([embedded, normed], dim=-1)
+    )
     return torch.as_tensor(values + layer.mlp(layer.post_attention_layernorm(values)))
 
 

@@ -6,6 +6,8 @@ to the vocabulary: the head's own, or the target's for heads without output matr
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -48,6 +50,15 @@ class MedusaHeads(nn.ModuleList):
                     nn.init.zeros_(module.linear.bias)
                 elif isinstance(module, nn.Linear) and module.bias is None:
                     module.weight.copy_(lm_head)
+
+    def states(self, head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """What a head's output matrix reads, float ``[..., H]``."""
+        blocks = cast(nn.Sequential, head)[: self.config.medusa_num_layers]
+        return torch.as_tensor(blocks(hidden))
+
+    def output(self, head: nn.Module) -> torch.Tensor | None:
+        """The output matrix of a head, ``[V, H]``; None where the target's serves."""
+        return torch.as_tensor(cast(nn.Sequential, head)[-1].weight) if self.has_outputs else None
 
     def forward(self, hidden: torch.Tensor, lm_head: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of all heads.

@@ -35,6 +35,7 @@ from speculators.mlp_speculator.config import MlpSpeculatorConfig
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 _PREFIX = "speculator."
+_OF_VOCABULARY = ("emb.", "head.")
 _NEVER = -1.0
 
 MlpSpeculatorCheckpoint = Checkpoint[MlpSpeculatorConfig]
@@ -61,11 +62,20 @@ def load_checkpoint(directory: Path) -> MlpSpeculatorCheckpoint:
     if kept is not None:
         check_tensors(str(directory), tensors, tensor_shapes(config.changed(vocab_size=len(kept))))
         for name in tensors:
-            if name.startswith(("emb.", "head.")):
+            if name.startswith(_OF_VOCABULARY):
                 fill = 0.0 if name.startswith("emb.") else _NEVER
                 tensors[name] = placed(tensors[name], kept, config.vocab_size, fill)
     check_tensors(str(directory), tensors, tensor_shapes(config))
     return Checkpoint(config, tensors)
+
+
+def in_rows(checkpoint: MlpSpeculatorCheckpoint, kept: Array) -> MlpSpeculatorCheckpoint:
+    """A checkpoint whose vocabulary is the draft vocabulary `kept`: `emb` and `head` in its rows alone."""
+    tensors = {
+        name: values[kept] if name.startswith(_OF_VOCABULARY) else values
+        for name, values in checkpoint.tensors.items()
+    }
+    return Checkpoint(checkpoint.config.changed(vocab_size=len(kept)), tensors)
 
 
 def save_checkpoint(checkpoint: MlpSpeculatorCheckpoint, directory: Path) -> None:

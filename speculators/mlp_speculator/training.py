@@ -15,7 +15,7 @@ import torch
 
 from speculators.formats.draft_vocabulary import write_draft_vocabulary
 from speculators.formats.tensors import as_dtype
-from speculators.mlp_speculator.checkpoint import MlpSpeculatorCheckpoint, save_rows
+from speculators.mlp_speculator.checkpoint import MlpSpeculatorCheckpoint, save_checkpoint, save_rows
 from speculators.mlp_speculator.config import MlpSpeculatorConfig
 from speculators.mlp_speculator.model import MlpSpeculator
 from speculators.training.features import Batch
@@ -37,11 +37,18 @@ class MlpSpeculatorTrainee(Trainee):
         soft: bool,
         use_state: bool = True,
         use_tokens: bool = True,
+        start: MlpSpeculatorCheckpoint | None = None,
     ) -> None:
-        """`use_state` and `use_tokens` leave out one of the two inputs, to measure what it is worth."""
+        """`use_state` and `use_tokens` leave out one of the two inputs, to measure what it is worth.
+
+        `start` is the checkpoint that training begins from, its embedding and output in the rows of `kept`.
+        """
         super().__init__(target.lm_head, kept, soft=soft, decay=1.0)
         self.depth, self._vocab_size = depth, target.vocab_size
         self._use_state, self._use_tokens = use_state, use_tokens
+        if start is not None:
+            self.model = MlpSpeculator.from_checkpoint(start)
+            return
         config = MlpSpeculatorConfig(
             vocab_size=len(kept),
             emb_dim=target.hidden_size,
@@ -77,8 +84,12 @@ class MlpSpeculatorTrainee(Trainee):
         found = self.model.to_checkpoint()
         config = found.config.changed(vocab_size=self._vocab_size)
         tensors = as_dtype(found.tensors, "bfloat16")
+        checkpoint = MlpSpeculatorCheckpoint(config, tensors)
+        if len(self._kept) == self._vocab_size:
+            save_checkpoint(checkpoint, directory)
+            return
         write_draft_vocabulary(directory, self._kept.numpy())
-        save_rows(MlpSpeculatorCheckpoint(config, tensors), directory)
+        save_rows(checkpoint, directory)
 
 
 def _unit(rows: torch.Tensor) -> torch.Tensor:

@@ -28,17 +28,22 @@ class PEagleTrainee(FusedTrainee[PEagle]):
     """The drafter and what it learns; the token embedding stays the target's."""
 
     def __init__(self, beginning: FusedBeginning, *, decoders: int, mask_token: int) -> None:
-        """`decoders` is the number of the drafter's layers; `mask_token` should be one that no text has."""
-        config = PEagleConfig(
-            **drafter_keys(beginning),
-            num_hidden_layers=decoders,
-            mask_token_id=mask_token,
-            embed_requires_grad=False,
-        )
+        """`decoders` (layers) and `mask_token` (one that no text has) are of a drafter that is made anew."""
+        if beginning.start is None:
+            config = PEagleConfig(
+                **drafter_keys(beginning),
+                num_hidden_layers=decoders,
+                mask_token_id=mask_token,
+                embed_requires_grad=False,
+            )
+        else:
+            config = beginning.start.config
         model = PEagle(config.reading(outputs_of(beginning.layers)))
         super().__init__(beginning, model)
         with torch.no_grad():
-            model.mask_hidden.copy_(beginning.features().mean(0).cpu() / self._feature_scale.cpu())
+            if beginning.start is None:
+                model.mask_hidden.copy_(beginning.features().mean(0).cpu())
+            model.mask_hidden.div_(self._feature_scale.cpu())
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Trainee.forward`."""

@@ -17,6 +17,7 @@ from speculators.mlp_speculator.training import MlpSpeculatorTrainee
 from speculators.peagle.training import PEagleTrainee
 from speculators.training.errors import TrainingError
 from speculators.training.features import FeatureSource
+from speculators.training.starts import Start
 from speculators.training.target import FrozenTarget
 from speculators.training.trainee import Trainee
 from speculators.training.vocabulary import rarest_token
@@ -34,7 +35,8 @@ class Ingredients:
         kept: the draft vocabulary, target ids.
         samples: training data.
         source: hidden states of the target for them, of the layers that `layers_read` names.
-        training: the spec's section.
+        training: the spec's section, with what `start` fixes.
+        start: the checkpoint that it begins from; None: it is made anew.
     """
 
     target: FrozenTarget
@@ -42,6 +44,12 @@ class Ingredients:
     samples: Sequence[Sample]
     source: FeatureSource
     training: TrainingSpec
+    start: Start | None = None
+
+    @property
+    def weights(self) -> Any:
+        """The checkpoint that it begins from, as the method's reader gives it."""
+        return None if self.start is None else self.start.weights
 
 
 def layers_read(training: TrainingSpec, num_layers: int) -> tuple[int, ...]:
@@ -80,6 +88,7 @@ def _fused(given: Ingredients) -> FusedBeginning:
         depth=training.depth,
         decay=_DECAY,
         soft=_soft(training),
+        start=given.weights,
     )
 
 
@@ -92,6 +101,7 @@ def _medusa(given: Ingredients) -> Trainee:
         blocks=training.medusa_blocks,
         decay=_DECAY,
         soft=_soft(training),
+        start=given.weights,
     )
 
 
@@ -104,6 +114,7 @@ def _mlp_speculator(given: Ingredients) -> Trainee:
         soft=_soft(training),
         use_state=training.inputs != "tokens",
         use_tokens=training.inputs != "state",
+        start=given.weights,
     )
 
 
@@ -116,6 +127,7 @@ def _draft_model(given: Ingredients) -> Trainee:
         depth=training.depth,
         soft=_soft(training),
         embedding=training.save_embedding,
+        start=None if given.start is None else given.start.directory,
     )
 
 
@@ -139,10 +151,10 @@ def own_settings(method: str, training: TrainingSpec, num_layers: int) -> dict[s
         return {"medusa_blocks": training.medusa_blocks}
     if method == "mlp_speculator":
         return {"inputs": training.inputs}
-    return {
-        "keep_layers": list(_kept_layers(training, num_layers)),
-        "save_embedding": training.save_embedding,
-    }
+    found: dict[str, Any] = {"save_embedding": training.save_embedding}
+    if training.keep_layers or training.from_pretrained is None:
+        found["keep_layers"] = list(_kept_layers(training, num_layers))
+    return found
 
 
 def _kept_layers(training: TrainingSpec, num_layers: int) -> tuple[int, ...]:

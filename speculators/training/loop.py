@@ -50,6 +50,7 @@ class LoopSettings:
         seed: of the order of the data and of the starting weights.
         everything: learn all tokens of the data, not only those that the target wrote.
         save_every, evaluate_every: steps between saves, and between evaluations.
+        evaluate_first: evaluate what the run begins with.
         mixed_precision: matrix products in bfloat16.
         tensorboard: write the records for TensorBoard, too.
     """
@@ -68,6 +69,7 @@ class LoopSettings:
     everything: bool = False
     save_every: int = 100
     evaluate_every: int = 100
+    evaluate_first: bool = False
     mixed_precision: bool = True
     tensorboard: bool = False
 
@@ -119,9 +121,11 @@ class TrainingRun:
             TrainingError: the state cannot be read or written, or the loss is not finite.
         """
         step = self._resume()
-        self._records.forget_after(step)
+        self._records.forget_after(step or -1)  # an evaluation before the first step is made again
         if self._accelerator.is_main_process:
             report(Started(self._directory.name, step, self.steps))
+        if self._settings.evaluate_first and step == 0:
+            self._tell(self._evaluate(step), report)
         while step < self.steps:
             record = self._step(step)
             step += 1

@@ -17,12 +17,19 @@ PROVENANCE_FILE = "training.json"
 
 _PACKAGES = ("torch", "accelerate", "transformers", "safetensors", "numpy")
 _IDENTITY = ("config.json", "tokenizer.json")
+_DRAFTER = ("config.json", "*.safetensors", "*.bin", "*.pt")
 _BLOCK = 1 << 20
 
 
 def target_hash(directory: Path) -> str:
     """SHA-256 over configuration, tokenizer and weights of a model in Hugging Face layout; remembered."""
     paths = sorted((*(directory / name for name in _IDENTITY), *directory.glob("*.safetensors")))
+    return _hash(tuple((path, *_stamp(path)) for path in paths))
+
+
+def checkpoint_hash(directory: Path) -> str:
+    """SHA-256 over configuration, weights and vocabulary of a drafter, whatever else lies beside them; remembered."""
+    paths = sorted({path for pattern in _DRAFTER for path in directory.glob(pattern)})
     return _hash(tuple((path, *_stamp(path)) for path in paths))
 
 

@@ -9,12 +9,14 @@ runs/training/smollm2-135m/
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
@@ -44,6 +46,7 @@ from speculators.training.identity import (
 from speculators.training.loop import LoopSettings, TrainingData, TrainingRun
 from speculators.training.provenance import PROVENANCE_FILE, describe_data, target_hash, write_provenance
 from speculators.training.records import Evaluation, Started, TrainingStep
+from speculators.training.starts import Sizes, Start, check_start, open_start
 from speculators.training.target import FrozenTarget
 from speculators.training.trainee import Trainee
 from speculators.training.vocabulary import coverage, draft_vocabulary
@@ -102,12 +105,14 @@ def check_places(job: Job, *, fresh: bool = False, replace: bool = False) -> Non
     """Find out before anything is computed whether the result could be written.
 
     Raises:
-        TrainingError, ForeignDirectoryError: as `speculators.training.identity.check_checkpoint`.
+        TrainingError, ForeignDirectoryError: as `speculators.training.identity.check_checkpoint` and
+            `speculators.training.starts.check_start`.
     """
     if job.method not in FAMILIES:
         raise TrainingError(
             f"speculation.method {job.method} has nothing to train; these have: {', '.join(FAMILIES)}"
         )
+    check_start(job.training, job.checkpoint)
     runs = [] if fresh else [begun_run(job.training.directory / name) for name, _ in _stages(job)]
     check_checkpoint(job.checkpoint, runs, replace=replace)
 
@@ -138,23 +143,30 @@ def train(
 
     Raises:
         DataError: the samples cannot be read, are too few, or are another target's.
+        CheckpointError: the checkpoint that training begins from is damaged.
         TrainingError: see its message.
     """
-    training = job.training
     check_places(job, fresh=fresh, replace=replace)
-    state = PartialState(cpu=training.device == "cpu")
+    state = PartialState(cpu=job.training.device == "cpu")
     _check_claim(job)
-    usable = usable_samples(training)
-    samples, held_out = _split(training, usable)
+    usable = usable_samples(job.training)
+    samples, held_out = _split(job.training, usable)
     report("loading the target", None)
     target = FrozenTarget(job.target, state.device)
-    _check_tokens(training.directory / _SAMPLES, usable, target.vocab_size)
+    _check_tokens(job.training.directory / _SAMPLES, usable, target.vocab_size)
+    job, start = settled(job, target)
+    training = job.training
     source = _features(job, target, usable, report)
-    kept = draft_vocabulary(samples, min(training.draft_vocab_size, target.vocab_size), target.vocab_size)
+    if start is None:
+        kept = draft_vocabulary(samples, min(training.draft_vocab_size, target.vocab_size), target.vocab_size)
+    else:
+        kept = torch.from_numpy(start.kept)
     identity = _identity(job, target, samples, len(kept), state.num_processes)
+    if start is not None:
+        identity["start"] = start.identity()
     _begin(job, identity, state, fresh=fresh)
     set_seed(training.seed)
-    trainee = FAMILIES[job.method](Ingredients(target, kept, samples, source, training))
+    trainee = FAMILIES[job.method](Ingredients(target, kept, samples, source, training, start))
     data = TrainingData(samples, held_out, source)
     done = {}
     for name, settings in _stages(job):
@@ -179,6 +191,18 @@ def train(
         _write(job.checkpoint, trainee, content)
     state.wait_for_everyone()
     return final
+
+
+def settled(job: Job, target: Sizes) -> tuple[Job, Start | None]:
+    """The job with what the checkpoint fixes that it begins from, and that checkpoint, if there is one.
+
+    Raises:
+        CheckpointError, TrainingError: as `speculators.training.starts.open_start`.
+    """
+    if job.training.from_pretrained is None:
+        return job, None
+    start, training = open_start(job.method, job.training, target)
+    return dataclasses.replace(job, training=training), start
 
 
 def is_gathered(job: Job) -> bool:
@@ -307,6 +331,7 @@ def _stages(job: Job) -> list[tuple[str, LoopSettings]]:
             *("save_every", "evaluate_every", "mixed_precision", "tensorboard"),
         )
     }
+    shared["evaluate_first"] = training.from_pretrained is not None
     first, second = training.epochs_of("inputs"), training.epochs_of("outputs")
     inputs = (f"{job.name}-inputs", LoopSettings(**shared, epochs=first, everything=True))
     outputs = (f"{job.name}-outputs", LoopSettings(**shared, epochs=second))

@@ -11,12 +11,13 @@ pytest.importorskip("accelerate")
 
 from deployments.training import TrainingSpec  # noqa: E402
 from speculators.data.samples import Sample  # noqa: E402
-from speculators.training.run import Job  # noqa: E402
+from speculators.training.run import Job, train  # noqa: E402
 from speculators.training.target import FrozenTarget  # noqa: E402
-from tests.speculators.training.samples import write_directory, written_by  # noqa: E402
+from tests.speculators.training.samples import ignore, write_directory, written_by  # noqa: E402
 from tests.tiny import TinyTargets  # noqa: E402
 
 MakeJob = Callable[..., Job]
+SHORT = {"epochs": 1, "batch_tokens": 2048}  # some steps
 
 
 @pytest.fixture(scope="session")
@@ -45,17 +46,38 @@ def make_job(tmp_path: Path, tiny_source: Path, tiny_samples: list[Sample], no_c
         directory = tmp_path / name
         if not directory.exists():
             write_directory(directory, tiny_source, tiny_samples)
-        values: dict[str, Any] = {
-            "directory": directory,
-            "depth": 3,
-            "unroll": 3,
-            "draft_vocab_size": 200,
-            "batch_tokens": 256,
-            "device": "cpu",
-            "mixed_precision": False,
-            **settings,
-        }
-        spec = TrainingSpec.model_validate(values)
-        return Job(method, method, tiny_source, tmp_path / f"{name}-checkpoint", spec)
+        checkpoint = tmp_path / f"{name}-checkpoint"
+        return Job(method, method, tiny_source, checkpoint, section(directory, **settings))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(
+    tmp_path_factory: pytest.TempPathFactory, tiny_source: Path, tiny_samples: list[Sample]
+) -> Callable[[str], Path]:
+    """Checkpoint of a method that was trained for a few steps; to be read only."""
+    root = tmp_path_factory.mktemp("trained")
+    write_directory(root / "run", tiny_source, tiny_samples)
+
+    def trained(method: str) -> Path:
+        job = Job(method, method, tiny_source, root / method, section(root / "run", **SHORT))
+        if not job.checkpoint.exists():
+            train(job, ignore, ignore)
+        return job.checkpoint
+
+    return trained
+
+
+def section(directory: Path, **settings: Any) -> TrainingSpec:
+    """A `training` section for the tiny target."""
+    values: dict[str, Any] = {
+        "directory": directory,
+        "depth": 3,
+        "unroll": 3,
+        "draft_vocab_size": 200,
+        "batch_tokens": 256,
+        "device": "cpu",
+        "mixed_precision": False,
+    }
+    return TrainingSpec.model_validate({**values, **settings})
