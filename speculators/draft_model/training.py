@@ -99,6 +99,7 @@ class DraftTrainee(Trainee):
             whole = whole_model(start, target.directory, Path(directory) / start.name)
             draft = FrozenTarget(whole, torch.device("cpu"))
         self.model = draft.model.requires_grad_(True)
+        self.model.config.name_or_path = start.name  # and not where it was completed
         self._freeze()
         theirs = (target.embedding.cpu(), target.lm_head.cpu())
         if all(map(torch.equal, (draft.embedding, draft.lm_head), theirs)):

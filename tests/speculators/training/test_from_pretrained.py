@@ -199,6 +199,14 @@ def test_a_run_is_that_of_its_start(make_job: Any, checkpoint_of: CheckpointOf, 
         run(make_job("medusa", **SHORT))
 
 
+def test_a_run_from_nothing_is_named_as_ever(checkpoint_of: CheckpointOf) -> None:
+    """What was begun before there was the key is still taken up: its `run.json` has these keys and no others."""
+    begun = json.loads((checkpoint_of("medusa").parent / "run" / "medusa-outputs" / "run.json").read_text())
+    assert begun.keys() == {"method", "target", "samples", "settings", "epochs", "processes"}
+    common = {"depth", "labels", "batch_tokens", "accumulation", "optimizer", "learning_rate", "seed"}
+    assert begun["settings"].keys() == common | {"mixed_precision", "draft_vocab_size", "medusa_blocks"}
+
+
 @pytest.mark.parametrize("method", ["eagle3", "draft_model"])
 def test_kills_do_not_change_the_weights(make_job: Any, checkpoint_of: CheckpointOf, method: str) -> None:
     settings = {"epochs": 1, "batch_tokens": 512, "save_every": 3, "evaluate_every": 100}
