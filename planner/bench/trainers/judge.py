@@ -67,10 +67,15 @@ def judge(
             counts.append((own.tokens, own.steps))
     if total.length is None:
         raise DataError("the held-out answers have no tokens, so acceptance is undefined; gather others")
+    return Judgement(total.length, interval(counts), total.by_position)
+
+
+def interval(counts: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """95 % interval of tokens over steps, from those of each sample."""
     drawn = np.random.default_rng(0).integers(len(counts), size=(_RESAMPLES, len(counts)))
     sums = np.array(counts)[drawn].sum(axis=1)
     low, high = np.quantile(sums[:, 0] / sums[:, 1], (0.025, 0.975))
-    return Judgement(total.length, (float(low), float(high)), total.by_position)
+    return float(low), float(high)
 
 
 @torch.no_grad()

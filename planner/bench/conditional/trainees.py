@@ -1,0 +1,169 @@
+"""Drafters that are there and stay as they are, while a tree over their output matrix is trained by the kit's loop.
+
+All nodes are computed while training, and every leaf gets a probability. The tree learns how much of the target's
+distribution lies in each leaf (cross-entropy). The choice of leaves is hard where hits are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from planner.bench.conditional.tree import OutputTree, balanced_leaves, path_signs
+from speculators.eagle3 import checkpoint as eagle3
+from speculators.eagle3.model import Eagle3
+from speculators.eagle3.training import Eagle3Trainee, FusedBeginning, outputs_of
+from speculators.formats.checkpoint import Checkpoint
+from speculators.formats.draft_vocabulary import read_draft_vocabulary
+from speculators.formats.errors import CheckpointError
+from speculators.mlp_speculator import checkpoint as mlp_speculator
+from speculators.mlp_speculator.model import MlpSpeculator
+from speculators.mlp_speculator.training import MlpSpeculatorTrainee
+from speculators.training.distillation import Teacher
+from speculators.training.families import Ingredients, layers_read
+from speculators.training.features import Batch
+from speculators.training.trainee import Rows, Trainee
+
+_EXAMPLES = 4  # what a drafter would begin from is not needed
+
+
+class Router(nn.Module):
+    """The nodes of a tree.
+
+    Args:
+        leaves: int64 ``[2^d, L]``, rows of the output matrix in each leaf.
+        width: of the states, H.
+        read: leaves that are computed at inference.
+    """
+
+    _leaves: torch.Tensor
+    _leaf_of: torch.Tensor
+    _signs: torch.Tensor
+
+    def __init__(self, leaves: torch.Tensor, width: int, read: int) -> None:
+        super().__init__()
+        self.read = read
+        leaf_of = torch.empty(leaves.numel(), dtype=torch.int64)
+        leaf_of[leaves] = torch.arange(len(leaves))[:, None]
+        self.register_buffer("_leaves", leaves, persistent=False)
+        self.register_buffer("_leaf_of", leaf_of, persistent=False)
+        self.register_buffer("_signs", torch.from_numpy(path_signs(len(leaves))), persistent=False)
+        self.nodes = nn.Parameter(torch.zeros(len(leaves) - 1, width))
+
+    def forward(self, states: torch.Tensor, teacher: Teacher) -> torch.Tensor:
+        """Weighted mean cross-entropy of the leaves."""
+        log_probs = self.log_probs(states)
+        if teacher.probabilities is None:
+            leaf = self._leaf_of[teacher.labels.clamp(min=0)]
+            right = log_probs.gather(1, leaf[:, None])[:, 0]
+        else:
+            within = teacher.probabilities[:, self._leaves.flatten()].view(len(states), *self._leaves.shape)
+            right = (log_probs * within.sum(-1, dtype=torch.float32)).sum(-1)
+        return -(right @ teacher.weights) / teacher.weights.sum().clamp(min=1.0)
+
+    def log_probs(self, states: torch.Tensor) -> torch.Tensor:
+        """Of each leaf, float32 ``[R, 2^d]``, by states ``[R, H]``."""
+        scores = (states @ self.nodes.T).float()
+        second = nn.functional.logsigmoid(scores)
+        return second @ self._signs.clamp(min=0).T + (second - scores) @ self._signs.clamp(max=0).abs().T
+
+    def likeliest(self, states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The row of the output matrix ``[W, H]`` with the greatest logit within the leaves that are read."""
+        chosen = self.log_probs(states).topk(self.read, dim=-1).indices
+        is_read = torch.zeros(len(states), len(self._leaves), dtype=torch.bool).scatter_(
+            1, chosen, value=True
+        )
+        logits = states.float() @ output.float().T
+        return logits.masked_fill(~is_read[:, self._leaf_of], -torch.inf).argmax(-1)
+
+    def tree(self) -> OutputTree:
+        """The tree as it is compiled."""
+        return OutputTree(self.nodes.detach().float().numpy(), self._leaves.numpy(), self.read)
+
+
+class _Routed(Trainee):
+    """Judges with a tree, and lets nothing else learn."""
+
+    router: Router
+    choose: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    """Draft ids by states and output matrix, where hits are measured; None: what the tree says."""
+
+    def route(self, target_output: torch.Tensor, depth: int, read: int) -> None:
+        """Freeze the drafter and begin a tree over rows that are like in the target's output matrix ``[W, H]``."""
+        leaves = balanced_leaves(target_output.detach().float().cpu().numpy(), depth)
+        self.requires_grad_(False)
+        self.router = Router(torch.from_numpy(leaves), target_output.shape[1], read)
+
+    def judge(
+        self, states: torch.Tensor, output: torch.Tensor, batch: Batch, rows: Rows, depth: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Trainee.judge`; hits are known where they are measured, not while training."""
+        inside = rows.position >= depth
+        sequence, position = rows.sequence[inside], rows.position[inside]
+        read, teacher = states[sequence, position - depth], rows.teacher.rows(inside)
+        table = torch.zeros_like(batch.learned)
+        if not self.training:
+            choose = self.choose or self.router.likeliest
+            table[sequence, position] = choose(read, output) == teacher.labels
+        return self.router(read, teacher), table
+
+
+class RoutedEagle3(_Routed, Eagle3Trainee):
+    """EAGLE-3 from a checkpoint."""
+
+    def __init__(self, given: Ingredients, checkpoint: Path) -> None:
+        training, found = given.training, eagle3.load_checkpoint(checkpoint)
+        layers = layers_read(training, given.target.num_layers)
+        if list(found.config.target_layers or ()) != outputs_of(layers):
+            raise CheckpointError(f"{checkpoint} reads other layers of its target than training.layers names")
+        beginning = FusedBeginning(
+            target=given.target,
+            layers=layers,
+            kept=given.kept,
+            examples=given.source.states(given.samples[:_EXAMPLES]),
+            depth=training.depth,
+            decay=1.0,
+            soft=training.labels == "soft",
+        )
+        Eagle3Trainee.__init__(self, beginning, unroll=training.unroll)
+        self.model = Eagle3.from_checkpoint(found)
+        self._feature_scale.fill_(1.0)
+
+
+class RoutedMlpSpeculator(_Routed, MlpSpeculatorTrainee):
+    """An MLP speculator from a checkpoint."""
+
+    def __init__(self, given: Ingredients, checkpoint: Path) -> None:
+        training, found = given.training, mlp_speculator.load_checkpoint(checkpoint)
+        depth = min(training.depth, found.config.n_predict)
+        MlpSpeculatorTrainee.__init__(
+            self, given.target, given.kept, depth=depth, soft=training.labels == "soft"
+        )
+        kept = given.kept.numpy()
+        tensors = {
+            name: values[kept] if name.startswith(("emb.", "head.")) else values
+            for name, values in found.tensors.items()
+        }
+        config = found.config.changed(vocab_size=len(kept))
+        self.model = MlpSpeculator.from_checkpoint(Checkpoint(config, tensors))
+
+
+ROUTED: Mapping[str, Callable[[Ingredients, Path], RoutedEagle3 | RoutedMlpSpeculator]] = {
+    "eagle3": RoutedEagle3,
+    "mlp_speculator": RoutedMlpSpeculator,
+}
+
+
+def drafted_by(method: str, checkpoint: Path, vocab_size: int) -> torch.Tensor:
+    """The draft vocabulary of a checkpoint, target ids, ascending.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if method == "eagle3":
+        return torch.from_numpy(eagle3.target_ids(eagle3.load_checkpoint(checkpoint)))
+    kept = read_draft_vocabulary(checkpoint, vocab_size)
+    return torch.arange(vocab_size) if kept is None else torch.from_numpy(kept)
