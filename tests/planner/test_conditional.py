@@ -158,19 +158,19 @@ def test_a_tree_learns_where_the_target_goes() -> None:
     torch.manual_seed(0)
     output = torch.randn(32, 16)
     leaves = torch.from_numpy(balanced_leaves(output.numpy(), 3))
-    router, states, labels = Router(leaves, 16, 1), output + 0.1 * torch.randn(32, 16), torch.arange(32)
+    router, states, labels = Router(leaves, 16), output + 0.1 * torch.randn(32, 16), torch.arange(32)
     hard = Teacher(None, labels, torch.ones(32))
     soft = Teacher(torch.eye(32, dtype=torch.bfloat16), labels, torch.ones(32))
     assert torch.allclose(router.log_probs(states).exp().sum(-1), torch.ones(32), atol=1e-5)
     dense = (states @ output.T).argmax(-1)
-    before = int((router.likeliest(states, output) == dense).sum())
+    before = int((router.likeliest(states, output, 1) == dense).sum())
     optimizer = torch.optim.Adam(router.parameters(), lr=0.05)
     for _ in range(80):
         loss = router(states, hard)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert before < 12 and int((router.likeliest(states, output) == dense).sum()) > 24
+    assert before < 12 and int((router.likeliest(states, output, 1) == dense).sum()) > 24
     assert float(router(states, soft).detach()) == pytest.approx(
         float(router(states, hard).detach()), abs=1e-5
     )
@@ -229,10 +229,10 @@ def test_acceptance_with_all_leaves_read_is_the_dense_layers(
 ) -> None:
     experiment = make_experiment(method)
     experiment.train(2)
-    dense, every = experiment.accepted(rows=192).length, experiment.accepted(read=8).length
-    assert every == dense
+    lengths = {name: found.length for name, found in experiment.accepted([192, 8], [1, 8]).items()}
+    assert lengths["8 of 8 leaves"] == lengths["192 rows"]
     if method == "eagle3":  # what the other one drafts is hardly ever right here
-        assert max(experiment.accepted(rows=8).length, experiment.accepted(read=1).length) < dense
+        assert max(lengths["1 of 8 leaves"], lengths["8 rows"]) < lengths["192 rows"]
 
 
 def test_training_is_taken_up_where_it_was_stopped(make_experiment: MakeExperiment, monkeypatch: Any) -> None:

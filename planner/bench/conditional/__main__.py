@@ -32,7 +32,6 @@ from planner.bench.conditional.trainees import ROUTED, RoutedEagle3, RoutedMlpSp
 from planner.bench.conditional.tree import OutputTree
 from planner.bench.measure import BenchResult, Subject, alternate
 from planner.bench.trainers.judge import interval
-from speculators.data.samples import Sample
 from speculators.training.acceptance import Acceptance
 from speculators.training.families import Ingredients, layers_read
 from speculators.training.features import CachedFeatures, collate
@@ -95,7 +94,7 @@ class Experiment:
         given = Ingredients(target, kept, self.learned, self._source, training)
         set_seed(training.seed)
         self._routed = ROUTED[section.method](given, section.checkpoint)
-        self._routed.route(target.lm_head[kept], depth, READ[0])
+        self._routed.route(target.lm_head[kept], depth)
         counts = token_counts(learned, target.vocab_size)[kept]
         self.by_use = torch.sort(counts, descending=True, stable=True).indices
         """Rows of the output matrix, those of the tokens that the target writes most in front."""
@@ -120,25 +119,24 @@ class Experiment:
         self._routed = trained
         return trained.router.tree()
 
-    def accepted(self, *, rows: int | None = None, read: int | None = None) -> Accepted:
-        """With so many rows of the output matrix, or so many leaves of the tree."""
-        self._routed.eval()
-        if read is not None:
-            self._routed.router.read, self._routed.choose = read, None
-        else:
-            self._routed.choose = partial(_likeliest_of, self.by_use[:rows])
-        counts = [self._counts(sample) for sample in self.held_out]
-        counts = [(tokens, steps) for tokens, steps in counts if steps]
-        tokens, steps = (sum(part) for part in zip(*counts, strict=True))
-        return Accepted(tokens / steps, interval(counts))
-
-    @torch.no_grad()
-    def _counts(self, sample: Sample) -> tuple[int, int]:
-        _, hits = self._routed(collate([sample], self._source, everything=False))
-        own = Acceptance(self._routed.depth)
-        for start, end in sample.written:
-            own.add(hits[:, 0], start, end)
-        return own.tokens, own.steps
+    def accepted(self, sizes: Sequence[int], read: Sequence[int]) -> dict[str, Accepted]:
+        """By arm: with so many rows of the output matrix, and with so many leaves of the tree."""
+        routed, tree = self._routed.eval(), self._routed.router.tree()
+        rows = {all_rows(size): partial(_likeliest_of, self.by_use[:size]) for size in sizes}
+        routed.choices = rows | {
+            leaves(count, tree): partial(routed.router.likeliest, read=count) for count in read
+        }
+        counts: dict[str, list[tuple[int, int]]] = {name: [] for name in routed.choices}
+        for sample in self.held_out:
+            routed.hits.clear()
+            with torch.no_grad():
+                routed(collate([sample], self._source, everything=False))
+            for name, hits in routed.hits.items():
+                own = Acceptance(routed.depth)
+                for start, end in sample.written:
+                    own.add(torch.stack(hits)[:, 0], start, end)
+                counts[name].append((own.tokens, own.steps))
+        return {name: _accepted(found) for name, found in counts.items()}
 
 
 def measure(
@@ -157,6 +155,12 @@ def measure(
 def _tell(record: Started | TrainingStep | Evaluation) -> None:
     if isinstance(record, TrainingStep) and record.step % _TOLD_EVERY == 0:
         print(f"step {record.step} of {record.steps}, loss {record.loss:.3f}", flush=True)
+
+
+def _accepted(counts: Sequence[tuple[int, int]]) -> Accepted:
+    counts = [(tokens, steps) for tokens, steps in counts if steps]
+    tokens, steps = (sum(part) for part in zip(*counts, strict=True))
+    return Accepted(tokens / steps, interval(counts))
 
 
 def _likeliest_of(chosen: torch.Tensor, states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
@@ -215,10 +219,7 @@ def main() -> None:
     tree = experiment.train(given.epochs)
     np.savez(directory / "tree.npz", nodes=tree.nodes, leaves=tree.leaves)
     whole = len(experiment.by_use)
-    accepted = {
-        all_rows(size): experiment.accepted(rows=size) for size in (whole, *_smaller(experiment.by_use))
-    }
-    accepted |= {leaves(read, tree): experiment.accepted(read=read) for read in _fewer(tree)}
+    accepted = experiment.accepted((whole, *_smaller(experiment.by_use)), _fewer(tree))
     result = measure(spec, experiment.by_use, tree, given.rounds, directory)
     for line in _table(result, accepted, all_rows(whole)):
         print(line)

@@ -27,6 +27,8 @@ from speculators.training.families import Ingredients, layers_read
 from speculators.training.features import Batch
 from speculators.training.trainee import Rows, Trainee
 
+Choice = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
 _EXAMPLES = 4  # what a drafter would begin from is not needed
 
 
@@ -36,16 +38,14 @@ class Router(nn.Module):
     Args:
         leaves: int64 ``[2^d, L]``, rows of the output matrix in each leaf.
         width: of the states, H.
-        read: leaves that are computed at inference.
     """
 
     _leaves: torch.Tensor
     _leaf_of: torch.Tensor
     _signs: torch.Tensor
 
-    def __init__(self, leaves: torch.Tensor, width: int, read: int) -> None:
+    def __init__(self, leaves: torch.Tensor, width: int) -> None:
         super().__init__()
-        self.read = read
         leaf_of = torch.empty(leaves.numel(), dtype=torch.int64)
         leaf_of[leaves] = torch.arange(len(leaves))[:, None]
         self.register_buffer("_leaves", leaves, persistent=False)
@@ -70,9 +70,9 @@ class Router(nn.Module):
         second = nn.functional.logsigmoid(scores)
         return second @ self._signs.clamp(min=0).T + (second - scores) @ self._signs.clamp(max=0).abs().T
 
-    def likeliest(self, states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """The row of the output matrix ``[W, H]`` with the greatest logit within the leaves that are read."""
-        chosen = self.log_probs(states).topk(self.read, dim=-1).indices
+    def likeliest(self, states: torch.Tensor, output: torch.Tensor, read: int) -> torch.Tensor:
+        """The row of the output matrix ``[W, H]`` with the greatest logit within so many leaves."""
+        chosen = self.log_probs(states).topk(read, dim=-1).indices
         is_read = torch.zeros(len(states), len(self._leaves), dtype=torch.bool).scatter_(
             1, chosen, value=True
         )
@@ -80,35 +80,42 @@ class Router(nn.Module):
         return logits.masked_fill(~is_read[:, self._leaf_of], -torch.inf).argmax(-1)
 
     def tree(self) -> OutputTree:
-        """The tree as it is compiled."""
-        return OutputTree(self.nodes.detach().float().numpy(), self._leaves.numpy(), self.read)
+        """The tree as it is compiled, with one leaf read."""
+        return OutputTree(self.nodes.detach().float().numpy(), self._leaves.numpy(), 1)
 
 
 class _Routed(Trainee):
-    """Judges with a tree, and lets nothing else learn."""
+    """Judges with a tree, and lets nothing else learn.
+
+    Attributes:
+        router: the tree.
+        choices: where hits are measured, ways to choose draft ids by states and output matrix.
+        hits: of each of them, for the batch that was judged last: bool ``[B, T]`` by depth.
+    """
 
     router: Router
-    choose: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
-    """Draft ids by states and output matrix, where hits are measured; None: what the tree says."""
+    choices: Mapping[str, Choice]
+    hits: dict[str, list[torch.Tensor]]
 
-    def route(self, target_output: torch.Tensor, depth: int, read: int) -> None:
+    def route(self, target_output: torch.Tensor, depth: int) -> None:
         """Freeze the drafter and begin a tree over rows that are like in the target's output matrix ``[W, H]``."""
         leaves = balanced_leaves(target_output.detach().float().cpu().numpy(), depth)
         self.requires_grad_(False)
-        self.router = Router(torch.from_numpy(leaves), target_output.shape[1], read)
+        self.router = Router(torch.from_numpy(leaves), target_output.shape[1])
+        self.choices, self.hits = {}, {}
 
     def judge(
         self, states: torch.Tensor, output: torch.Tensor, batch: Batch, rows: Rows, depth: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Trainee.judge`; hits are known where they are measured, not while training."""
+        """See `Trainee.judge`; hits are in `hits` instead."""
         inside = rows.position >= depth
         sequence, position = rows.sequence[inside], rows.position[inside]
         read, teacher = states[sequence, position - depth], rows.teacher.rows(inside)
-        table = torch.zeros_like(batch.learned)
-        if not self.training:
-            choose = self.choose or self.router.likeliest
+        for name, choose in self.choices.items():
+            table = torch.zeros_like(batch.learned)
             table[sequence, position] = choose(read, output) == teacher.labels
-        return self.router(read, teacher), table
+            self.hits.setdefault(name, []).append(table)
+        return self.router(read, teacher), torch.zeros_like(batch.learned)
 
 
 class RoutedEagle3(_Routed, Eagle3Trainee):
