@@ -103,7 +103,7 @@ class TrainingSpec(Section):
     )
     seed: int = Field(0, ge=0, description="Of prompts, order and starting weights.")
     device: Literal["auto", "cpu"] = Field("auto", description="auto takes a GPU if there is one.")
-    mixed_precision: bool = Field(True, description="Matrix products in bfloat16.")
+    mixed_precision: bool = Field(True, description="Matrix products in bfloat16, where the device has it.")
     tensorboard: bool = Field(False, description="Write the records for TensorBoard as well.")
 
     @field_validator("epochs", mode="before")

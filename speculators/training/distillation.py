@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from speculators.training.arithmetic import product_type
+
 _CHUNK = 1024
 
 
@@ -51,13 +53,12 @@ def teach(final: torch.Tensor, output: torch.Tensor, labels: torch.Tensor, *, so
     weights = (labels >= 0).float()
     if not soft:
         return Teacher(None, labels, weights)
-    matrix = output.to(torch.bfloat16)
+    kind = product_type(final.device)
+    matrix = output.to(kind)
     probabilities = torch.empty(len(final), len(matrix), dtype=torch.bfloat16, device=final.device)
     for start in range(0, len(final), _CHUNK):
         part = slice(start, start + _CHUNK)
-        probabilities[part] = torch.softmax(
-            final[part].to(torch.bfloat16) @ matrix.T, -1, dtype=torch.float32
-        )
+        probabilities[part] = torch.softmax(final[part].to(kind) @ matrix.T, -1, dtype=torch.float32)
     return Teacher(probabilities, labels, weights)
 
 
@@ -84,15 +85,16 @@ class _Distillation(torch.autograd.Function):
         context: Any, states: torch.Tensor, output: torch.Tensor, teacher: Teacher
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wants_states, wants_output, _ = context.needs_input_grad
-        matrix = output.to(torch.bfloat16)
+        kind = product_type(states.device)
+        matrix = output.to(kind)
         share = teacher.weights / teacher.weights.sum().clamp(min=1.0)
         loss = states.new_zeros((), dtype=torch.float32)
         hits = torch.empty(len(states), dtype=torch.bool, device=states.device)
-        state_grad = torch.empty_like(states, dtype=torch.bfloat16) if wants_states else None
+        state_grad = torch.empty_like(states, dtype=kind) if wants_states else None
         output_grad = torch.zeros_like(output, dtype=torch.float32) if wants_output else None
         for start in range(0, len(states), _CHUNK):
             part = slice(start, start + _CHUNK)
-            inputs = states[part].to(torch.bfloat16)
+            inputs = states[part].to(kind)
             logits = (inputs @ matrix.T).float()
             labels = teacher.labels[part]
             top, best = logits.max(-1, keepdim=True)
@@ -112,7 +114,7 @@ class _Distillation(torch.autograd.Function):
                 logits.scatter_add_(1, labels.clamp(min=0)[:, None], logits.new_full((len(labels), 1), -1.0))
             else:
                 logits.sub_(soft)
-            slope = logits.mul_(share[part, None]).to(torch.bfloat16)
+            slope = logits.mul_(share[part, None]).to(kind)
             if state_grad is not None:
                 torch.matmul(slope, matrix, out=state_grad[part])
             if output_grad is not None:

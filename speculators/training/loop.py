@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 
 from speculators.data.samples import Sample
 from speculators.training.acceptance import Acceptance, mean_chain
+from speculators.training.arithmetic import product_type
 from speculators.training.errors import TrainingError
 from speculators.training.features import Batch, FeatureSource, collate
 from speculators.training.identity import latest_state
@@ -51,7 +52,7 @@ class LoopSettings:
         everything: learn all tokens of the data, not only those that the target wrote.
         save_every, evaluate_every: steps between saves, and between evaluations.
         evaluate_first: evaluate what the run begins with.
-        mixed_precision: matrix products in bfloat16.
+        mixed_precision: matrix products in bfloat16 where the device has it.
         tensorboard: write the records for TensorBoard, too.
     """
 
@@ -200,8 +201,9 @@ class TrainingRun:
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss, and which tokens each depth got right ``[depth, batch, length]``."""
-        device = self._accelerator.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self._settings.mixed_precision):
+        device = self._accelerator.device
+        mixed = self._settings.mixed_precision and product_type(device) == torch.bfloat16
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             loss, hits = self._module(batch)
         return loss, hits
 

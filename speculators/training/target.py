@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from speculators.training.arithmetic import product_type
 from speculators.training.errors import TrainingError
 
 FINAL = -1
@@ -77,10 +78,11 @@ class FrozenTarget:
             wanted: which states.
 
         Returns:
-            bfloat16 ``[B, T, len(wanted), H]``. Matrix products are done in bfloat16, sums of the residual stream in
-            float32.
+            bfloat16 ``[B, T, len(wanted), H]``. Matrix products are done in bfloat16 where the device has it, sums of
+            the residual stream in float32.
         """
-        with torch.autocast(self.device.type, torch.bfloat16):
+        kind = product_type(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=kind == torch.bfloat16):
             output = self._model.get_decoder()(
                 input_ids=tokens.to(self.device), output_hidden_states=True, use_cache=False
             )
