@@ -7,6 +7,7 @@ scatters as that of the rounds does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,8 +28,9 @@ def moments(profile: Profile, samples: int, random: np.random.Generator) -> Floa
     freedom = sum(len(each) - 1 for each in deviations)
     if freedom < 1:
         return np.ones(1 + samples)
-    scale = np.sqrt(sum(float(each @ each) for each in deviations) / freedom)
-    return np.exp(np.concatenate([[0.0], scale * random.standard_t(freedom, samples)]))
+    scale = math.sqrt(sum(float(each @ each) for each in deviations) / freedom)
+    drawn = np.exp(scale * random.standard_t(freedom, samples))
+    return np.concatenate([np.ones(1), drawn])
 
 
 def _deviations(profile: Profile) -> Iterator[Floats]:

@@ -114,8 +114,8 @@ def test_the_interval_is_one_of_another_round_and_not_of_the_mean_of_them() -> N
     # Without a service, of what the steps of a round have in common: every point is a fifth slower in one of two.
     uneven = [{**row, "ms": [10.0, 12.0]} for row in alone.cost["verify"]]
     rest = {kind: [{**row, "ms": row["ms"][:2]} for row in alone.cost[kind]] for kind in ("draft", "read")}
-    found = Predictor(replace(alone, cost={"verify": uneven, **rest})).predict(plain, traffic)
-    assert np.ptp(np.quantile(np.log(found.step_ms[1:] / found.step_ms[0]), [0.05, 0.95])) > np.log(12 / 10)
+    steps = Predictor(replace(alone, cost={"verify": uneven, **rest})).predict(plain, traffic).step_ms
+    assert np.ptp(np.quantile(np.log(steps[1:] / steps[0]), [0.05, 0.95])) > np.log(12 / 10)
     # Of a machine whose rounds scatter by a tenth, nine of ten further ones lie inside, however many there were.
     random = np.random.default_rng(3)
     for count in (4, 40):
