@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "engine": {"speculators", "deployments"},
     "model_repo": {"engine", "drafthouse"},
     "planner": {"speculators", "engine", "deployments"},
-    "build": {"speculators", "engine", "planner", "deployments"},
+    "build": {"speculators", "engine", "planner", "deployments", "drafthouse"},
     "loadtest": {"client", "deployments"},
 }
 ANYTHING = {"cli", "tests"}
