@@ -82,10 +82,11 @@ def test_hashes_refuse_what_the_prompts_refuse(held_out: HeldOut, tmp_path: Path
 
 
 def test_spec_bench_is_refused_without_its_prompts_being_here() -> None:
-    path = Path("../shared/data/spec_bench_dev.jsonl")
-    if not path.is_file():
-        pytest.skip("Spec-Bench is not here")
     shipped = HeldOut([])
-    turns = [turn for line in path.read_text().splitlines() for turn in json.loads(line)["turns"]]
-    assert len(turns) >= 240
-    assert all(shipped.overlap(turn) for turn in turns)
+    # Its first question, which is MT-bench's first.
+    question = (
+        "Compose an engaging travel blog post about a recent trip to Hawaii, highlighting cultural experiences and "
+        "must-see attractions."
+    )
+    assert shipped.overlap(question) and shipped.overlap(f"Please. {question} Thank you.")
+    assert shipped.overlap("Compose a travel blog post about a trip to Hawaii.") is None
