@@ -17,11 +17,6 @@ from build.graph.heads import build_mlp_stage  # noqa: E402
 from deployments.spec import DeploymentSpec, SpecError  # noqa: E402
 from deployments.training import TrainingSpec  # noqa: E402
 from engine.openvino_graphs import PlainGraph, settings  # noqa: E402
-from planner.bench.conditional.__main__ import Experiment  # noqa: E402
-from planner.bench.conditional.arms import ROWS, build_arms, timed  # noqa: E402
-from planner.bench.conditional.graph import with_tree  # noqa: E402
-from planner.bench.conditional.trainees import Router  # noqa: E402
-from planner.bench.conditional.tree import OutputTree, balanced_leaves, path_signs  # noqa: E402
 from speculators.formats.checkpoint import Checkpoint  # noqa: E402
 from speculators.mlp_speculator.checkpoint import MlpSpeculatorCheckpoint  # noqa: E402
 from speculators.mlp_speculator.config import MlpSpeculatorConfig  # noqa: E402
@@ -30,6 +25,11 @@ from speculators.training.distillation import Teacher  # noqa: E402
 from speculators.training.loop import TrainingRun  # noqa: E402
 from speculators.training.run import Job, train  # noqa: E402
 from speculators.training.target import FrozenTarget  # noqa: E402
+from tests.conditional.__main__ import Experiment  # noqa: E402
+from tests.conditional.arms import ROWS, build_arms, timed  # noqa: E402
+from tests.conditional.graph import with_tree  # noqa: E402
+from tests.conditional.trainees import Router  # noqa: E402
+from tests.conditional.tree import OutputTree, balanced_leaves, path_signs  # noqa: E402
 from tests.planted import randomise  # noqa: E402
 from tests.speculators.training.samples import ignore, write_directory, written_by  # noqa: E402
 from tests.tiny import TinyTargets  # noqa: E402
@@ -251,7 +251,7 @@ def test_training_is_taken_up_where_it_was_stopped(make_experiment: MakeExperime
             return super()._step(step)
 
     with monkeypatch.context() as patch:
-        patch.setattr("planner.bench.conditional.__main__.TrainingRun", StoppingRun)
+        patch.setattr("tests.conditional.__main__.TrainingRun", StoppingRun)
         with pytest.raises(Stopped):
             stopped.train(1)
     resumed = make_experiment("mlp_speculator", "stopped").train(1)

@@ -249,9 +249,10 @@ def test_a_real_target_says_what_its_blocks_get(tiny_targets: TinyTargets) -> No
         assert weights.sum() == pytest.approx(3 * config.num_heads * config.num_layers, rel=1e-3)
 
 
-def test_what_a_draft_leaves_behind_is_given_to_nobody(tiny_targets: TinyTargets) -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_a_draft_leaves_behind_is_given_to_nobody(kernel: KernelName, tiny_targets: TinyTargets) -> None:
     """Rows that others take over are those of the verified text, whatever was drafted last."""
-    runner = tiny_targets.runner("llama", "int8")
+    runner = tiny_targets.runner("llama", "int8", kernel)
     engine = make_engine(runner, WindowedSpeculator(draft_length=7, window=32, min_context=1, adaptive=False))
     first = GenerationRequest(prompt_of(90), 60)
     written = submit(engine, first)
@@ -259,7 +260,8 @@ def test_what_a_draft_leaves_behind_is_given_to_nobody(tiny_targets: TinyTargets
         pass
     longer = GenerationRequest((*first.prompt, *written.tokens, 5), 40)
     (outcome,) = run(engine, [longer])
-    assert outcome.last.metrics.kv_reused_blocks == 4
+    # On OpenVINO's kernel an answer's rows are of another kind than a prompt's.
+    assert outcome.last.metrics.kv_reused_blocks == (4 if runner.one_kind_of_rows else 2)
     assert outcome.tokens == generate(runner, longer).tokens
 
 

@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from build.graph.nodes import GraphBuilder
 from deployments.engines import Precision
-from planner.bench.conditional.tree import OutputTree, path_signs
+from tests.conditional.tree import OutputTree, path_signs
 
 _REPLACED = ("candidates", "log_probs")
 _STATE = "state_of_the_tree"

@@ -22,13 +22,13 @@ from engine.attention_kernels import ANY_ATTENTION, open_kernel
 from engine.block_graph import BlockGraph
 from engine.openvino_graphs import PagedGraph, PlainGraph, settings
 from engine.runner import BLOCK_SIZE
-from planner.bench.conditional.graph import with_tree
-from planner.bench.conditional.tree import OutputTree
 from planner.bench.measure import CONTEXT, Subject, repeated
 from speculators.eagle3 import checkpoint as eagle3
 from speculators.formats.checkpoint import Checkpoint
 from speculators.graphs import CachedInput
 from speculators.mlp_speculator import checkpoint as mlp_speculator
+from tests.conditional.graph import with_tree
+from tests.conditional.tree import OutputTree
 
 ROWS = (1, 8)
 """Requests that get one more token in a call."""
@@ -125,7 +125,7 @@ class _MlpSpeculator:
     name = "head"
 
     def __init__(self, spec: DeploymentSpec) -> None:
-        from planner.bench.conditional.trainees import drafted_by  # which needs PyTorch
+        from tests.conditional.trainees import drafted_by  # which needs PyTorch
 
         assert isinstance(spec.speculation, MlpSpeculator)
         self._found = mlp_speculator.load_checkpoint(spec.speculation.checkpoint)

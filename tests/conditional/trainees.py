@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from planner.bench.conditional.tree import OutputTree, balanced_leaves, path_signs
 from speculators.eagle3 import checkpoint as eagle3
 from speculators.eagle3.model import Eagle3
 from speculators.eagle3.training import Eagle3Trainee, FusedBeginning, outputs_of
@@ -26,6 +25,7 @@ from speculators.training.distillation import Teacher
 from speculators.training.families import Ingredients, layers_read
 from speculators.training.features import Batch
 from speculators.training.trainee import Rows, Trainee
+from tests.conditional.tree import OutputTree, balanced_leaves, path_signs
 
 Choice = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -6,7 +6,7 @@ tokens written most), and a few leaves of the tree: acceptance length of greedy 
 bootstrap interval, and the time of a drafted token, compiled as it is served, in alternating rounds. Two more arms say
 what a conditional layer could gain at most: next to no output rows, and next to no feed-forward layer.
 
-    python -m planner.bench.conditional deployments/smollm2-eagle3.yaml
+    python -m tests.conditional deployments/smollm2-eagle3.yaml
 
 Training takes up where it was stopped. States, records and the result as JSON go to `runs/bench/conditional/NAME`.
 """
@@ -27,9 +27,6 @@ from accelerate.utils import set_seed
 from deployments.files.writing import write_json
 from deployments.spec import DeploymentSpec, SpecError, load_spec
 from deployments.speculation import Eagle3, MlpSpeculator
-from planner.bench.conditional.arms import ROWS, all_rows, build_arms, leaves, timed
-from planner.bench.conditional.trainees import ROUTED, RoutedEagle3, RoutedMlpSpeculator, drafted_by
-from planner.bench.conditional.tree import OutputTree
 from planner.bench.measure import BenchResult, Subject, alternate
 from planner.bench.trainers.judge import interval
 from speculators.training.acceptance import Acceptance
@@ -41,6 +38,9 @@ from speculators.training.records import Evaluation, Started, TrainingStep
 from speculators.training.run import usable_samples
 from speculators.training.target import FrozenTarget
 from speculators.training.vocabulary import token_counts
+from tests.conditional.arms import ROWS, all_rows, build_arms, leaves, timed
+from tests.conditional.trainees import ROUTED, RoutedEagle3, RoutedMlpSpeculator, drafted_by
+from tests.conditional.tree import OutputTree
 
 SIZES = (4096, 2048, 1024, 512)
 READ = (1, 2, 4, 8, 16)
