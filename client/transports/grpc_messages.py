@@ -84,8 +84,9 @@ class StreamCall(CallState):
 
     def _send(self) -> Any:
         """The stream of messages that answer."""
+        self._check_cancelled()
         self._rpc = self._stream(write_request(self._request), timeout=self._deadline.remaining())
-        if self._cancelled:
+        if self._cancelled:  # by another thread, meanwhile
             self._rpc.cancel()
         return self._rpc
 

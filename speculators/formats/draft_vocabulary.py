@@ -44,6 +44,16 @@ def read_draft_vocabulary(directory: Path, vocab_size: int) -> Array | None:
     return kept
 
 
+def drafted_ids(directory: Path, vocab_size: int) -> Array:
+    """Target ids that can be drafted, int64, ascending: those of the file, else all.
+
+    Raises:
+        CheckpointError: as `read_draft_vocabulary`.
+    """
+    kept = read_draft_vocabulary(directory, vocab_size)
+    return np.arange(vocab_size, dtype=np.int64) if kept is None else kept
+
+
 def write_draft_vocabulary(directory: Path, kept: Array, output: Array | None = None) -> None:
     """Write the file into an existing directory; `output` is the target's output matrix in the rows that are kept.
 

@@ -18,6 +18,12 @@ def product_type(device: torch.device | str) -> torch.dtype:
     return torch.bfloat16
 
 
+def in_mixed_precision(device: torch.device, *, wanted: bool = True) -> torch.autocast:
+    """A context whose matrix products are done in bfloat16, if that is wanted and the device has it."""
+    has = product_type(device) == torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and has)
+
+
 @cache
 def _processor_has_bfloat16() -> bool:
     # What PyTorch's own compiler asks; oneDNN knows it of each processor.

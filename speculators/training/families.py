@@ -67,18 +67,19 @@ def layers_read(training: TrainingSpec, num_layers: int) -> tuple[int, ...]:
 
 
 def _eagle3(given: Ingredients) -> Trainee:
-    return Eagle3Trainee(_fused(given), unroll=given.training.unroll)
+    return Eagle3Trainee(fused_beginning(given), unroll=given.training.unroll)
 
 
 def _peagle(given: Ingredients) -> Trainee:
     return PEagleTrainee(
-        _fused(given),
+        fused_beginning(given),
         decoders=given.training.drafter_layers,
         mask_token=rarest_token(given.samples, given.target.vocab_size),
     )
 
 
-def _fused(given: Ingredients) -> FusedBeginning:
+def fused_beginning(given: Ingredients) -> FusedBeginning:
+    """What EAGLE-3 and P-EAGLE begin from."""
     training = given.training
     return FusedBeginning(
         target=given.target,

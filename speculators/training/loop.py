@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from speculators.data.samples import Sample
 from speculators.training.acceptance import Acceptance, mean_chain
-from speculators.training.arithmetic import product_type
+from speculators.training.arithmetic import in_mixed_precision
 from speculators.training.errors import TrainingError
 from speculators.training.features import Batch, FeatureSource, collate
 from speculators.training.identity import latest_state
@@ -201,9 +201,7 @@ class TrainingRun:
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss, and which tokens each depth got right ``[depth, batch, length]``."""
-        device = self._accelerator.device
-        mixed = self._settings.mixed_precision and product_type(device) == torch.bfloat16
-        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+        with in_mixed_precision(self._accelerator.device, wanted=self._settings.mixed_precision):
             loss, hits = self._module(batch)
         return loss, hits
 

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from deployments.files.reading import read_json_object
 from deployments.training import TrainingSpec
 from speculators.eagle import checkpoint as eagle
 from speculators.eagle3 import checkpoint as eagle3
 from speculators.formats.checkpoint import Checkpoint
 from speculators.formats.config import PublishedConfig
-from speculators.formats.draft_vocabulary import read_draft_vocabulary
+from speculators.formats.draft_vocabulary import drafted_ids
 from speculators.formats.errors import CheckpointError
 from speculators.formats.tensors import Array
 from speculators.medusa import checkpoint as medusa
@@ -136,7 +134,7 @@ def _mlp_speculator(directory: Path, target: Sizes) -> Start:
     checkpoint = mlp_speculator.load_checkpoint(directory)
     config = checkpoint.config
     _check_sizes(directory, target, {"emb_dim": config.emb_dim}, config.vocab_size)
-    kept = _drafted(directory, target)
+    kept = drafted_ids(directory, target.vocab_size)
     fixed = {"depth": config.n_predict, **_settings(directory, "inputs")}
     return _start(directory, kept, fixed, mlp_speculator.in_rows(checkpoint, kept))
 
@@ -151,23 +149,18 @@ def _medusa(directory: Path, target: Sizes) -> Start:
         medusa.vocab_size(checkpoint),
     )
     fixed = {"depth": config.medusa_num_heads, "medusa_blocks": config.medusa_num_layers}
-    return _start(directory, _drafted(directory, target), fixed, checkpoint)
+    return _start(directory, drafted_ids(directory, target.vocab_size), fixed, checkpoint)
 
 
 def _draft_model(directory: Path, target: Sizes) -> Start:
     config = PublishedConfig.read(directory).content()
     _check_sizes(directory, target, {}, config.get("vocab_size"))
     fixed = {"keep_layers": None, **_settings(directory, "keep_layers")}
-    return _start(directory, _drafted(directory, target), fixed, None)
+    return _start(directory, drafted_ids(directory, target.vocab_size), fixed, None)
 
 
 def _start(directory: Path, kept: Array, fixed: Mapping[str, Any], weights: Any) -> Start:
     return Start(directory, kept, {"draft_vocab_size": len(kept), **fixed}, weights)
-
-
-def _drafted(directory: Path, target: Sizes) -> Array:
-    kept = read_draft_vocabulary(directory, target.vocab_size)
-    return np.arange(target.vocab_size, dtype=np.int64) if kept is None else kept
 
 
 def _settings(directory: Path, *keys: str) -> dict[str, Any]:

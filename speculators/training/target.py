@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from speculators.training.arithmetic import product_type
+from speculators.training.arithmetic import in_mixed_precision
 from speculators.training.errors import TrainingError
 
 FINAL = -1
@@ -81,8 +81,7 @@ class FrozenTarget:
             bfloat16 ``[B, T, len(wanted), H]``. Matrix products are done in bfloat16 where the device has it, sums of
             the residual stream in float32.
         """
-        kind = product_type(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=kind == torch.bfloat16):
+        with in_mixed_precision(self.device):
             output = self._model.get_decoder()(
                 input_ids=tokens.to(self.device), output_hidden_states=True, use_cache=False
             )

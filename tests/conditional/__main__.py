@@ -36,10 +36,11 @@ from speculators.training.loop import LoopSettings, TrainingData, TrainingRun
 from speculators.training.provenance import target_hash
 from speculators.training.records import Evaluation, Started, TrainingStep
 from speculators.training.run import usable_samples
+from speculators.training.starts import open_start
 from speculators.training.target import FrozenTarget
 from speculators.training.vocabulary import token_counts
 from tests.conditional.arms import ROWS, all_rows, build_arms, leaves, timed
-from tests.conditional.trainees import ROUTED, RoutedEagle3, RoutedMlpSpeculator, drafted_by
+from tests.conditional.trainees import ROUTED, RoutedEagle3, RoutedMlpSpeculator
 from tests.conditional.tree import OutputTree
 
 SIZES = (4096, 2048, 1024, 512)
@@ -69,18 +70,21 @@ class Experiment:
         Raises:
             SpecError: the method has no such experiment.
             DataError: there are no samples.
+            CheckpointError, TrainingError: the drafter is damaged, or not as the training section says.
         """
-        section, training = spec.speculation, spec.training
+        section = spec.speculation
         if not isinstance(section, Eagle3 | MlpSpeculator):
             raise SpecError(
                 f"{spec.name} drafts by {section.method}; {' and '.join(ROUTED)} have output matrices here"
             )
         self.spec, self._directory = spec, directory
-        usable = usable_samples(training)
+        usable = usable_samples(spec.training)
         learned = [sample for sample in usable if sample.id % held_out_every]
         self.learned = learned[:samples]
         self.held_out = [sample for sample in usable if sample.id % held_out_every == 0 and sample.greedy]
         target = FrozenTarget(spec.target.model, torch.device("cpu"))
+        begins = spec.training.model_copy(update={"from_pretrained": section.checkpoint})
+        start, training = open_start(section.method, begins, target)
         layers = layers_read(training, target.num_layers)
         self._source = CachedFeatures(
             directory / "features", layers, target.hidden_size, target_hash(target.directory)
@@ -90,10 +94,10 @@ class Experiment:
             every, target, lambda done, all_: print(f"hidden states {done}/{all_}", flush=True)
         )
         self._source.open(every)
-        kept = drafted_by(section.method, section.checkpoint, target.vocab_size)
-        given = Ingredients(target, kept, self.learned, self._source, training)
+        kept = torch.from_numpy(start.kept)
+        given = Ingredients(target, kept, self.learned, self._source, training, start)
         set_seed(training.seed)
-        self._routed = ROUTED[section.method](given, section.checkpoint)
+        self._routed = ROUTED[section.method](given)
         self._routed.route(target.lm_head[kept], depth)
         counts = token_counts(learned, target.vocab_size)[kept]
         self.by_use = torch.sort(counts, descending=True, stable=True).indices

@@ -25,6 +25,7 @@ from engine.runner import BLOCK_SIZE
 from planner.bench.measure import CONTEXT, Subject, repeated
 from speculators.eagle3 import checkpoint as eagle3
 from speculators.formats.checkpoint import Checkpoint
+from speculators.formats.draft_vocabulary import drafted_ids
 from speculators.graphs import CachedInput
 from speculators.mlp_speculator import checkpoint as mlp_speculator
 from tests.conditional.graph import with_tree
@@ -125,13 +126,11 @@ class _MlpSpeculator:
     name = "head"
 
     def __init__(self, spec: DeploymentSpec) -> None:
-        from tests.conditional.trainees import drafted_by  # which needs PyTorch
-
         assert isinstance(spec.speculation, MlpSpeculator)
         self._found = mlp_speculator.load_checkpoint(spec.speculation.checkpoint)
         config = self._found.config
         self._stage, self._engine = min(1, config.n_predict - 1), spec.embedded
-        self.ids = drafted_by("mlp_speculator", spec.speculation.checkpoint, config.vocab_size).numpy()
+        self.ids = drafted_ids(spec.speculation.checkpoint, config.vocab_size)
         head = mlp_speculator.stored_name(config, f"head.{self._stage}.weight")
         self.output = self._found.tensors[head][self.ids].astype(np.float32)
 

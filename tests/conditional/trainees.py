@@ -7,29 +7,19 @@ distribution lies in each leaf (cross-entropy). The choice of leaves is hard whe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from speculators.eagle3 import checkpoint as eagle3
-from speculators.eagle3.model import Eagle3
-from speculators.eagle3.training import Eagle3Trainee, FusedBeginning, outputs_of
-from speculators.formats.checkpoint import Checkpoint
-from speculators.formats.draft_vocabulary import read_draft_vocabulary
-from speculators.formats.errors import CheckpointError
-from speculators.mlp_speculator import checkpoint as mlp_speculator
-from speculators.mlp_speculator.model import MlpSpeculator
+from speculators.eagle3.training import Eagle3Trainee
 from speculators.mlp_speculator.training import MlpSpeculatorTrainee
 from speculators.training.distillation import Teacher
-from speculators.training.families import Ingredients, layers_read
+from speculators.training.families import Ingredients, fused_beginning
 from speculators.training.features import Batch
 from speculators.training.trainee import Rows, Trainee
 from tests.conditional.tree import OutputTree, balanced_leaves, path_signs
 
 Choice = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-_EXAMPLES = 4  # what a drafter would begin from is not needed
 
 
 class Router(nn.Module):
@@ -119,58 +109,30 @@ class _Routed(Trainee):
 
 
 class RoutedEagle3(_Routed, Eagle3Trainee):
-    """EAGLE-3 from a checkpoint."""
-
-    def __init__(self, given: Ingredients, checkpoint: Path) -> None:
-        training, found = given.training, eagle3.load_checkpoint(checkpoint)
-        layers = layers_read(training, given.target.num_layers)
-        if list(found.config.target_layers or ()) != outputs_of(layers):
-            raise CheckpointError(f"{checkpoint} reads other layers of its target than training.layers names")
-        beginning = FusedBeginning(
-            target=given.target,
-            layers=layers,
-            kept=given.kept,
-            examples=given.source.states(given.samples[:_EXAMPLES]),
-            depth=training.depth,
-            decay=1.0,
-            soft=training.labels == "soft",
-        )
-        Eagle3Trainee.__init__(self, beginning, unroll=training.unroll)
-        self.model = Eagle3.from_checkpoint(found)
-        self._feature_scale.fill_(1.0)
+    """EAGLE-3."""
 
 
 class RoutedMlpSpeculator(_Routed, MlpSpeculatorTrainee):
-    """An MLP speculator from a checkpoint."""
-
-    def __init__(self, given: Ingredients, checkpoint: Path) -> None:
-        training, found = given.training, mlp_speculator.load_checkpoint(checkpoint)
-        depth = min(training.depth, found.config.n_predict)
-        MlpSpeculatorTrainee.__init__(
-            self, given.target, given.kept, depth=depth, soft=training.labels == "soft"
-        )
-        kept = given.kept.numpy()
-        tensors = {
-            name: values[kept] if name.startswith(("emb.", "head.")) else values
-            for name, values in found.tensors.items()
-        }
-        config = found.config.changed(vocab_size=len(kept))
-        self.model = MlpSpeculator.from_checkpoint(Checkpoint(config, tensors))
+    """An MLP speculator."""
 
 
-ROUTED: Mapping[str, Callable[[Ingredients, Path], RoutedEagle3 | RoutedMlpSpeculator]] = {
-    "eagle3": RoutedEagle3,
-    "mlp_speculator": RoutedMlpSpeculator,
+def _eagle3(given: Ingredients) -> RoutedEagle3:
+    return RoutedEagle3(fused_beginning(given), unroll=given.training.unroll)
+
+
+def _mlp_speculator(given: Ingredients) -> RoutedMlpSpeculator:
+    training = given.training
+    return RoutedMlpSpeculator(
+        given.target,
+        given.kept,
+        depth=training.depth,
+        soft=training.labels == "soft",
+        start=given.weights,
+    )
+
+
+ROUTED: Mapping[str, Callable[[Ingredients], RoutedEagle3 | RoutedMlpSpeculator]] = {
+    "eagle3": _eagle3,
+    "mlp_speculator": _mlp_speculator,
 }
-
-
-def drafted_by(method: str, checkpoint: Path, vocab_size: int) -> torch.Tensor:
-    """The draft vocabulary of a checkpoint, target ids, ascending.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    if method == "eagle3":
-        return torch.from_numpy(eagle3.target_ids(eagle3.load_checkpoint(checkpoint)))
-    kept = read_draft_vocabulary(checkpoint, vocab_size)
-    return torch.arange(vocab_size) if kept is None else torch.from_numpy(kept)
+"""By method, the drafter of the checkpoint that training begins from."""

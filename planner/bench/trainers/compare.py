@@ -30,6 +30,7 @@ from planner.bench.peers.processes import run
 from planner.bench.trainers.judge import Judgement, judge
 from speculators.data.samples import Sample
 from speculators.formats.config import CONFIG_FILE
+from speculators.training.arithmetic import product_type
 from speculators.training.families import FAMILIES, Ingredients, layers_read
 from speculators.training.features import OnlineFeatures
 from speculators.training.loop import LoopSettings, TrainingData, TrainingRun
@@ -121,7 +122,8 @@ class Comparison:
             "clip": self.settings.clip,
             "weight_decay": self.settings.weight_decay,
             "seed": self.settings.seed,
-            "mixed_precision": self.settings.mixed_precision,
+            # As ours does, which knows where bfloat16 is slower than float32.
+            "mixed_precision": self.settings.mixed_precision and product_type("cpu") == torch.bfloat16,
             "threads": torch.get_num_threads(),
             "checkpoint": str(checkpoint.resolve()),
             "records": str(records.resolve()),
