@@ -96,10 +96,10 @@ class DraftTrainee(Trainee):
 
     def _take_over(self, start: Path, target: FrozenTarget, kept: torch.Tensor) -> None:
         with TemporaryDirectory() as directory:
-            whole = whole_model(start, target.directory, Path(directory) / start.name)
+            whole = whole_model(start, target.directory, Path(directory) / "draft")
             draft = FrozenTarget(whole, torch.device("cpu"))
         self.model = draft.model.requires_grad_(True)
-        self.model.config.name_or_path = start.name  # and not where it was completed
+        self.model.config.name_or_path = start.resolve().name  # and not where it was completed
         self._freeze()
         theirs = (target.embedding.cpu(), target.lm_head.cpu())
         if all(map(torch.equal, (draft.embedding, draft.lm_head), theirs)):

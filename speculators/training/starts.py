@@ -54,7 +54,7 @@ class Start:
 
     def identity(self) -> dict[str, str]:
         """Its name, and a hash of what is in it."""
-        return {"name": self.directory.name, "sha256": checkpoint_hash(self.directory)}
+        return {"name": self.directory.resolve().name, "sha256": checkpoint_hash(self.directory)}
 
 
 def check_start(training: TrainingSpec, checkpoint: Path) -> None:
