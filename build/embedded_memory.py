@@ -1,13 +1,14 @@
 """Whether this machine can hold what the embedded engine puts into it: an estimate, with its arithmetic.
 
     weights   = numbers x bytes (int8: 1 and 4 for each row; fp32: 4) x copies
-    copies    = 1 as read, 1 packed for steps of any size, 1 packed for each size of `engine.buckets`
+    copies    = 1 as read, 1 packed for steps of any size, 1 packed for each size of `engine.buckets` where OpenVINO
+                multiplies (fp32, int8 with VNNI)
     KV cache  = 2 x layers x KV heads x (head size x bytes, and 4 for the scale in int8) x tokens of all requests
     the rest  = Triton and four Python processes
 
 Weights and copies were compared with the resident memory of a process that had opened SmolLM2-135M on OpenVINO: int8
-130 MiB x 8 + 0.3 GiB = 1.3 GiB, found 1.33; fp32 514 MiB x 5 + 0.3 GiB = 2.8 GiB, found 2.72. Pages of the cache are
-taken when requests first use them.
+130 MiB x 8 + 0.3 GiB = 1.3 GiB, found 1.33, and without VNNI 130 MiB x 2 + 0.3 GiB = 0.55, found 0.55; fp32
+514 MiB x 5 + 0.3 GiB = 2.8 GiB, found 2.72. Pages of the cache are taken when requests first use them.
 """
 
 import math
@@ -25,6 +26,7 @@ from deployments.speculation import LowBit
 from engine.attention_kernels import Attention, chosen_precision
 from engine.buckets import buckets_for
 from engine.grouped_weights import GROUP, can_be_grouped
+from engine.linear_layers import packed_once
 from engine.native.library import row_bytes
 from engine.planned import drafting
 
@@ -40,7 +42,8 @@ def memory_findings(spec: DeploymentSpec, target: Architecture) -> Iterator[Find
     if engine.backend != "openvino":
         return
     weights = compiled_bytes(target, engine.precision)
-    copies = 2 + len(buckets_for(weights))
+    attention = Attention(engine.attention_kernel, engine.kv_cache_precision)
+    copies = 2 + (0 if packed_once(engine.precision, attention) else len(buckets_for(weights)))
     slots, length = engine.max_batch_size, engine.max_sequence_length
     token = _cache_bytes(target, engine)
     drafter = _drafter_bytes(spec, target) * copies

@@ -19,7 +19,7 @@ from cli.machine import (
 from deploy.triton import python_library
 from engine.attention_kernels import WHY_NOT
 from engine.fingerprint import processor
-from engine.native.library import instructions
+from engine.native.library import has_vnni, instructions
 
 _PACKAGES = ("openvino", "nvidia-pytriton", "tritonclient", "locust", "torch")
 
@@ -42,6 +42,7 @@ def _parts() -> Table:
     table.add_row("shared libpython", str(python_library() or "missing"))
     kernel = instructions()
     table.add_row("attention kernel", f"native, {kernel}" if kernel else f"openvino: {WHY_NOT}")
+    table.add_row("linear layers", _linear_layers())
     for package in _PACKAGES:
         table.add_row(package, package_version(package))
     table.add_row("tensorrt-llm", tensorrt_llm_release())
@@ -52,6 +53,14 @@ def _parts() -> Table:
     make = output("make", "--version")
     table.add_row("make", make[0] if make else "not found")
     return table
+
+
+def _linear_layers() -> str:
+    if instructions() is None:
+        return "openvino"
+    if has_vnni():
+        return "native for int4, openvino for int8 (VNNI) and fp32"
+    return "native for int4 and int8 (no VNNI), openvino for fp32"
 
 
 def _verdict(journey: Journey) -> None:

@@ -6,8 +6,9 @@ The lengths of drafts change all the time. A graph whose shape is fixed has noth
 that may vary cost a node in every step: 5.8 ms. So short steps are padded to the next bucket, as engines on CUDA
 graphs do.
 
-Each bucket keeps a packed copy of the weights. What it saves grows with the number of nodes, what it holds with their
-size, so large models have few buckets, or none: there a change of shape is a small share of a step.
+Each bucket keeps a packed copy of those weights that OpenVINO multiplies. What it saves grows with the number of nodes,
+what it holds with their size, so large models have few buckets, or none: there a change of shape is a small share of a
+step.
 """
 
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ _MOST_BYTES = 2 << 30
 
 
 def buckets_for(num_bytes: int) -> list[int]:
-    """Numbers of tokens, rising, for a network with weights of `num_bytes` bytes."""
+    """Numbers of tokens, rising, for a network of which each keeps a copy of `num_bytes` bytes."""
     return sorted(_BY_USE[: _MOST_BYTES // max(1, num_bytes)])
 
 

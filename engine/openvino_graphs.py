@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from openvino.frontend.onnx import ConversionExtension
 
 from engine.attention import AttentionKernel, KernelStep
-from engine.attention_kernels import ANY_ATTENTION, Attention, open_kernel
+from engine.attention_kernels import ANY_ATTENTION, Attention, chosen_kernel, open_kernel
 from engine.backend import PagedNetwork
 from engine.buckets import bucket_of, buckets_for
 from engine.linear_layers import LinearLayers
@@ -57,7 +57,8 @@ class OpenVinoBackend:
 
     def plain(self, path: Path, manifest: CompiledManifest) -> "PlainGraph":
         """See `engine.backend.Backend.plain`."""
-        return PlainGraph(path, self._settings(manifest))
+        layers = LinearLayers(native=chosen_kernel(self._attention) == "native")
+        return PlainGraph(path, self._settings(manifest), layers)
 
     def paged(
         self,
@@ -116,13 +117,16 @@ def settings(*, precision: str, widths: Sequence[int], threads: int) -> Settings
 class PlainGraph:
     """A network without state; see `speculators.graphs.Graph`."""
 
-    def __init__(self, path: Path, how: Settings) -> None:
+    def __init__(self, path: Path, how: Settings, layers: LinearLayers) -> None:
         """Load an ONNX file.
 
         Raises:
             EngineError: it is damaged.
         """
-        self._compiled = _Compiled(_read(ov.Core(), path), how)
+        model = _read(ov.Core(), path)
+        layers.take_over(model)
+        self._layers = layers
+        self._compiled = _Compiled(model, how)
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs by name; valid until the next call."""
@@ -151,14 +155,14 @@ class PagedGraph:
     ) -> None:
         how = {**how, "KV_CACHE_PRECISION": "f32" if kernel.precision == "fp32" else "f16"}
         self._layers = LinearLayers(native=kernel.name == "native")
-        model = _paged(path, outputs, [kernel.extension(padding=True), self._layers.extension()])
+        model = _paged(path, outputs, kernel.extension(padding=True), self._layers)
         self.kernel = kernel
         self.one_kind_of_rows = kernel.name == "native"
         self.most_weighed = kernel.most_weighed
         self._for_any = _Compiled(model, how)
-        sizes = buckets_for(sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")))
+        sizes = buckets_for(0 if self._layers.packed_once else _file_bytes(path))
         if sizes and kernel.spares_padding(self._for_any.threads, sizes[0]):
-            model = _paged(path, outputs, [kernel.extension(padding=False), self._layers.extension()])
+            model = _paged(path, outputs, kernel.extension(padding=False), self._layers)
         self._buckets = {size: _Compiled(_of_tokens(model, size), how) for size in sizes}
         kernel.bind([self._for_any, *self._buckets.values()])
         self._runs: list[_Run] = []
@@ -322,6 +326,11 @@ class _Compiled:
         return values
 
 
+def _file_bytes(path: Path) -> int:
+    """Of a graph and the weights beside it."""
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+
+
 def _read(core: ov.Core, path: Path) -> ov.Model:
     try:
         return core.read_model(path)
@@ -329,11 +338,15 @@ def _read(core: ov.Core, path: Path) -> ov.Model:
         raise EngineError(f"{path} is damaged ({error}); run `drafthouse build` again") from error
 
 
-def _paged(path: Path, outputs: Sequence[str], extensions: Sequence[ConversionExtension]) -> ov.Model:
+def _paged(
+    path: Path, outputs: Sequence[str], attention: ConversionExtension, layers: LinearLayers
+) -> ov.Model:
     core = ov.Core()
-    for extension in extensions:
+    for extension in (attention, layers.extension()):
         core.add_extension(extension)
-    return _with_free_caches(_with_outputs(_read(core, path), outputs))
+    model = _with_free_caches(_with_outputs(_read(core, path), outputs))
+    layers.take_over(model)
+    return model
 
 
 def _with_outputs(model: ov.Model, names: Sequence[str]) -> ov.Model:

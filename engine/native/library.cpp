@@ -27,6 +27,14 @@ bool converts_halves() {  // f16c, which clang's __builtin_cpu_supports does not
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 
+// Products of bytes in one instruction, AVX-512's or AVX's, which is what OpenVINO multiplies int8 with.
+bool multiplies_bytes() {
+  unsigned a, b, c, d;
+  bool known = __get_cpuid_count(7, 0, &a, &b, &c, &d);
+  if (known && (c & bit_AVX512VNNI)) return true;
+  return known && a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVXVNNI);
+}
+
 Kernels choose() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
@@ -55,6 +63,19 @@ Parallel own_threads(int threads) {
           }};
 }
 
+// What is wrong with these sizes, or nothing.
+std::string refused_sizes(int inputs, int outputs) {
+  if (inputs >= kGroup && inputs % kGroup == 0 && outputs >= kTileOutputs && outputs % kTileOutputs == 0) return "";
+  return "weights of " + std::to_string(outputs) + " outputs and " + std::to_string(inputs) +
+         " inputs are not supported: multiples of 16 and 32";
+}
+
+const char* keep(std::shared_ptr<const PackedWeights> packed, int64_t* number) {
+  std::lock_guard lock(guard);
+  weights[*number = next_number++] = std::move(packed);
+  return nullptr;
+}
+
 }  // namespace
 
 OpenCache* find_cache(int64_t number) {
@@ -79,6 +100,8 @@ extern "C" {
 
 // The instruction set that runs; empty if this processor has none of those that the library was made for.
 const char* drafthouse_instructions() { return kernels().name; }
+
+int drafthouse_has_vnni() { return multiplies_bytes(); }
 
 // For tests: run another instruction set from now on; 0 if this processor does not have it.
 int drafthouse_use_instructions(const char* name) {
@@ -166,15 +189,16 @@ const char* drafthouse_attend(int64_t number, int layer, int heads, float scale,
 }
 
 // Packs the weights of a layer (see linear.hpp) and gives them a number.
-const char* drafthouse_weights_open(int inputs, int outputs, const uint8_t* codes, const uint16_t* scales,
-                                    const uint16_t* least, int64_t* number) {
-  if (inputs < kGroup || inputs % kGroup || outputs < kTileOutputs || outputs % kTileOutputs)
-    return say("weights of " + std::to_string(outputs) + " outputs and " + std::to_string(inputs) +
-               " inputs are not supported: multiples of 16 and 32");
-  std::shared_ptr<const PackedWeights> packed = pack_weights(inputs, outputs, codes, scales, least);
-  std::lock_guard lock(guard);
-  weights[*number = next_number++] = std::move(packed);
-  return nullptr;
+const char* drafthouse_pack_four_bits(int inputs, int outputs, const uint8_t* codes, const uint16_t* scales,
+                                      const uint16_t* least, int64_t* number) {
+  if (auto wrong = refused_sizes(inputs, outputs); !wrong.empty()) return say(wrong);
+  return keep(pack_four_bits(inputs, outputs, codes, scales, least), number);
+}
+
+const char* drafthouse_pack_eight_bits(int inputs, int outputs, const int8_t* values, const float* scales,
+                                       int64_t* number) {
+  if (auto wrong = refused_sizes(inputs, outputs); !wrong.empty()) return say(wrong);
+  return keep(pack_eight_bits(inputs, outputs, values, scales), number);
 }
 
 void drafthouse_weights_close(int64_t number) {

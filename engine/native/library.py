@@ -79,7 +79,8 @@ def load_library() -> ctypes.CDLL | None:
         "block_weights",
         "move_rows",
         "attend",
-        "weights_open",
+        "pack_four_bits",
+        "pack_eight_bits",
         "multiply",
     )
     for name in said:
@@ -93,6 +94,11 @@ def instructions() -> str | None:
     """The instruction set that the kernel runs on, or None where it does not."""
     library = load_library()
     return library.drafthouse_instructions().decode() if library else None
+
+
+def has_vnni() -> bool:
+    """Whether the processor multiplies bytes in one instruction (AVX-512 VNNI or AVX-VNNI)."""
+    return bool(loaded_library().drafthouse_has_vnni())
 
 
 def new_number() -> int:

@@ -1,7 +1,8 @@
-"""Linear layers with four-bit weights on the kit's own kernel; see `linear.hpp`."""
+"""Linear layers with weights of four or eight bits on the kit's own kernel; see `linear.hpp`."""
 
 import ctypes
 import weakref
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,33 +11,52 @@ from engine.native.library import check, loaded_library, pointer
 
 
 class NativeWeights:
-    """The weights of a layer, packed for the kernel until this object is gone.
-
-    Args:
-        codes: uint8 [outputs, inputs / 2], input 2i in the low half of byte i.
-        scales: fp16 [outputs, groups of 32 inputs].
-        least: fp16 [outputs, groups], what code 0 stands for.
+    """The weights of a layer, packed for the kernel until this object is gone; from `four_bits` or `eight_bits`.
 
     Attributes:
+        inputs, outputs: sizes of a row.
         number: by which the operator finds them.
-
-    Raises:
-        NativeError: the sizes are not multiples of 16 outputs and 32 inputs.
     """
 
-    def __init__(
-        self, codes: NDArray[np.uint8], scales: NDArray[np.float16], least: NDArray[np.float16]
-    ) -> None:
-        self.outputs, self.inputs = len(codes), 2 * codes.shape[1]
+    def __init__(self, kind: str, inputs: int, *arrays: NDArray[Any]) -> None:
+        self.outputs, self.inputs = len(arrays[0]), inputs
         self._library, number = loaded_library(), ctypes.c_int64()
-        arrays = [np.ascontiguousarray(codes, np.uint8)]
-        arrays += [np.ascontiguousarray(each, np.float16) for each in (scales, least)]
-        pointers = [pointer(each) for each in arrays]
-        check(
-            self._library.drafthouse_weights_open(self.inputs, self.outputs, *pointers, ctypes.byref(number))
-        )
+        pack = getattr(self._library, f"drafthouse_pack_{kind}")
+        check(pack(self.inputs, self.outputs, *map(pointer, arrays), ctypes.byref(number)))
         self.number = number.value
         weakref.finalize(self, self._library.drafthouse_weights_close, number)
+
+    @classmethod
+    def four_bits(
+        cls, codes: NDArray[np.uint8], scales: NDArray[np.float16], least: NDArray[np.float16]
+    ) -> "NativeWeights":
+        """Weights in groups of 32 inputs.
+
+        Args:
+            codes: uint8 [outputs, inputs / 2], input 2i in the low half of byte i.
+            scales: fp16 [outputs, groups].
+            least: fp16 [outputs, groups], what code 0 stands for.
+
+        Raises:
+            NativeError: the sizes are not multiples of 16 outputs and 32 inputs.
+        """
+        arrays = [np.ascontiguousarray(codes, np.uint8)]
+        arrays += [np.ascontiguousarray(each, np.float16) for each in (scales, least)]
+        return cls("four_bits", 2 * codes.shape[1], *arrays)
+
+    @classmethod
+    def eight_bits(cls, values: NDArray[np.int8], scales: NDArray[np.float32]) -> "NativeWeights":
+        """Weights with a scale an output.
+
+        Args:
+            values: int8 [outputs, inputs].
+            scales: fp32 [outputs].
+
+        Raises:
+            NativeError: the sizes are not multiples of 16 outputs and 32 inputs.
+        """
+        arrays = np.ascontiguousarray(values, np.int8), np.ascontiguousarray(scales, np.float32)
+        return cls("eight_bits", values.shape[1], *arrays)
 
     def multiply(self, inputs: NDArray[np.float32], threads: int = 1) -> NDArray[np.float32]:
         """[rows, inputs] to [rows, outputs] without a graph; for tests and measurements."""

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 // Before a loop over registers: without it, compilers keep arrays of registers in memory.
 #if defined(__clang__)
@@ -18,6 +19,12 @@
 #endif
 
 namespace drafthouse::SIMD_NAMESPACE {
+
+// Has a sum here and now: compilers join sums of integers as they like, and then keep all products in memory until the end.
+template <class Register>
+inline void settle(Register& value) {
+  asm("" : "+x"(value));
+}
 
 constexpr int kLanes = 16;
 
@@ -77,10 +84,35 @@ inline Integers all(int32_t value) { return _mm512_set1_epi32(value); }
 inline Integers add_products(Integers sums, Integers plain, Integers with_sign) {
   return _mm512_dpbusd_epi32(sums.raw(), plain.raw(), with_sign.raw());
 }
-// The same where bytes of `plain` are 15 at most.
-inline Integers add_small_products(Integers sums, Integers plain, Integers with_sign) {
+// Bytes of lanes, and fours of bytes that all lanes share, as `add_shared` takes them. On AVX2 bytes of even and of odd
+// places are apart in 16 bits, since the products of two bytes need more than 16 there.
+struct Unsigned {
+  Integers bytes;
+};
+struct Signed {
+  Integers bytes;
+};
+inline Unsigned as_unsigned(Integers bytes) { return {bytes}; }
+inline Signed as_signed(Integers bytes) { return {bytes}; }
+constexpr int kSharedWords = 1;  // for four bytes
+// Sixteen bytes.
+inline void store_shared(int32_t* to, const int8_t* bytes) { std::memcpy(to, bytes, 16); }
+inline void store_shared(int32_t* to, const uint8_t* bytes) { std::memcpy(to, bytes, 16); }
+// sums[i] + the four products of lane i and shared bytes of the other kind.
+inline Integers add_shared(Integers sums, Unsigned lanes, const int32_t* shared) {
+  return add_products(sums, lanes.bytes, all(*shared));
+}
+inline Integers add_shared(Integers sums, Signed lanes, const int32_t* shared) {
+  return add_products(sums, all(*shared), lanes.bytes);
+}
+
+// Sums of at most 16 products of each byte of two lanes, where those without sign are 15 at most.
+using SmallSums = Integers;
+inline SmallSums no_sums() { return all(0); }
+inline SmallSums add_small(SmallSums sums, Integers plain, Integers with_sign) {
   return add_products(sums, plain, with_sign);
 }
+inline Integers widened(SmallSums sums) { return sums; }
 inline Integers operator+(Integers a, Integers b) { return _mm512_add_epi32(a.raw(), b.raw()); }
 // The low and the high four bits of each byte.
 inline Integers low_halves(Integers a) { return _mm512_and_si512(a.raw(), _mm512_set1_epi8(15)); }
@@ -88,6 +120,7 @@ inline Integers high_halves(Integers a) {
   return _mm512_and_si512(_mm512_srli_epi16(a.raw(), 4), _mm512_set1_epi8(15));
 }
 inline Integers rounded(Floats a) { return _mm512_cvtps_epi32(a.v); }
+inline int total(Integers a) { return _mm512_reduce_add_epi32(a.raw()); }
 inline Floats floats(Integers a) { return {_mm512_cvtepi32_ps(a.raw())}; }
 // The low byte of each lane.
 inline void store_bytes(void* to, Integers a) {
@@ -173,11 +206,58 @@ inline Integers add_products(Integers sums, Integers plain, Integers with_sign) 
   };
   return {eight(sums.low, plain.low, with_sign.low), eight(sums.high, plain.high, with_sign.high)};
 }
-inline Integers add_small_products(Integers sums, Integers plain, Integers with_sign) {
-  auto eight = [](__m256i sum, __m256i a, __m256i b) {  // two products of 15 and 128 have room in 16 bits
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
+struct Split {
+  Integers even, odd;
+};
+inline Split as_unsigned(Integers bytes) {
+  auto even = [](__m256i a) { return _mm256_and_si256(a, _mm256_set1_epi16(0xff)); };
+  auto odd = [](__m256i a) { return _mm256_srli_epi16(a, 8); };
+  return {{even(bytes.low), even(bytes.high)}, {odd(bytes.low), odd(bytes.high)}};
+}
+inline Split as_signed(Integers bytes) {
+  auto even = [](__m256i a) { return _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8); };
+  auto odd = [](__m256i a) { return _mm256_srai_epi16(a, 8); };
+  return {{even(bytes.low), even(bytes.high)}, {odd(bytes.low), odd(bytes.high)}};
+}
+constexpr int kSharedWords = 2;
+inline void store_split(int32_t* to, __m128i even, __m128i odd) {
+  auto* at = reinterpret_cast<__m128i*>(to);
+  _mm_storeu_si128(at, _mm_unpacklo_epi32(even, odd));
+  _mm_storeu_si128(at + 1, _mm_unpackhi_epi32(even, odd));
+}
+inline void store_shared(int32_t* to, const int8_t* bytes) {
+  __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+  store_split(to, _mm_srai_epi16(_mm_slli_epi16(sixteen, 8), 8), _mm_srai_epi16(sixteen, 8));
+}
+inline void store_shared(int32_t* to, const uint8_t* bytes) {
+  __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+  store_split(to, _mm_and_si128(sixteen, _mm_set1_epi16(0xff)), _mm_srli_epi16(sixteen, 8));
+}
+inline Integers add_shared(Integers sums, const Split& lanes, const int32_t* shared) {
+  __m256i even = _mm256_set1_epi32(shared[0]), odd = _mm256_set1_epi32(shared[1]);
+  auto eight = [=](__m256i sum, __m256i a, __m256i b) {
+    return _mm256_add_epi32(_mm256_add_epi32(sum, _mm256_madd_epi16(a, even)), _mm256_madd_epi16(b, odd));
   };
-  return {eight(sums.low, plain.low, with_sign.low), eight(sums.high, plain.high, with_sign.high)};
+  Integers found{eight(sums.low, lanes.even.low, lanes.odd.low), eight(sums.high, lanes.even.high, lanes.odd.high)};
+  settle(found.low);
+  settle(found.high);
+  return found;
+}
+
+struct SmallSums {
+  __m256i low, high;  // 16 bits each, for which 16 products of 15 and 127 are not too many
+};
+inline SmallSums no_sums() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline SmallSums add_small(SmallSums sums, Integers plain, Integers with_sign) {
+  sums = {_mm256_add_epi16(sums.low, _mm256_maddubs_epi16(plain.low, with_sign.low)),
+          _mm256_add_epi16(sums.high, _mm256_maddubs_epi16(plain.high, with_sign.high))};
+  settle(sums.low);
+  settle(sums.high);
+  return sums;
+}
+inline Integers widened(SmallSums sums) {
+  const __m256i one = _mm256_set1_epi16(1);
+  return {_mm256_madd_epi16(sums.low, one), _mm256_madd_epi16(sums.high, one)};
 }
 inline Integers operator+(Integers a, Integers b) {
   return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
@@ -190,6 +270,12 @@ inline Integers high_halves(Integers a) {
   return {eight(a.low), eight(a.high)};
 }
 inline Integers rounded(Floats a) { return {_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high)}; }
+inline int total(Integers a) {
+  __m256i eight = _mm256_add_epi32(a.low, a.high);
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+}
 inline Floats floats(Integers a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
 inline void store_bytes(void* to, Integers a) {
   const __m256i low_bytes = _mm256_set1_epi64x(0x0c080400), lanes = _mm256_setr_epi32(0, 4, 1, 1, 1, 1, 1, 1);
@@ -205,20 +291,26 @@ inline void store_bytes(void* to, Integers a) {
 inline void prefetch(const std::byte* address) { _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0); }
 
 // Lanes are joined in pairs of eight, four, two, one apart, on every instruction set.
+template <class Join>
+float joined(Floats a, const Join& join) {
+#if defined(__AVX512F__)
+  __m256 low = _mm512_castps512_ps256(a.v), high = _mm512_extractf32x8_ps(a.v, 1);
+#else
+  __m256 low = a.low, high = a.high;
+#endif
+  __m128 first = join(_mm256_castps256_ps128(low), _mm256_castps256_ps128(high));
+  __m128 second = join(_mm256_extractf128_ps(low, 1), _mm256_extractf128_ps(high, 1));
+  __m128 four = join(first, second);
+  __m128 two = join(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(join(two, _mm_movehdup_ps(two)));
+}
+
 inline float sum(Floats a) {
-  float lane[kLanes];
-  store(lane, a);
-  for (int half = kLanes / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  return lane[0];
+  return joined(a, [](__m128 left, __m128 right) { return _mm_add_ps(left, right); });
 }
 
 inline float largest(Floats a) {
-  float lane[kLanes];
-  store(lane, a);
-  for (int half = kLanes / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-  return lane[0];
+  return joined(a, [](__m128 left, __m128 right) { return _mm_max_ps(left, right); });
 }
 
 // e^x for x <= 0, to about one unit in the last place; exactly 1 for 0. Below -87 it stays e^-87: callers mask what does

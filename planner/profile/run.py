@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from deployments.spec import DeploymentSpec
+from engine.attention_kernels import Attention
 from engine.buckets import buckets_for
 from engine.compiled_runner import CompiledRunner
 from engine.deployment import open_engine
 from engine.engine import Engine
 from engine.fingerprint import Fingerprint, drafter_identity
+from engine.linear_layers import packed_once
 from engine.manifest import MODEL_NAME
 from engine.outputs import RequestOutput
 from engine.planned import speculator_directories
@@ -153,6 +155,9 @@ def _buckets(spec: DeploymentSpec) -> list[int]:
     """Numbers of tokens for which the target has a graph of its own."""
     if spec.embedded.backend != "openvino":
         return []
+    engine = spec.embedded
+    if packed_once(engine.precision, Attention(engine.attention_kernel, engine.kv_cache_precision)):
+        return buckets_for(0)
     return buckets_for(sum(file.stat().st_size for file in spec.engine_directory.glob(f"{MODEL_NAME}*")))
 
 

@@ -18,8 +18,9 @@ from build.graph.heads import build_mlp_stage
 from build.targets.weights import load_weights
 from deployments.spec import DeploymentSpec
 from deployments.speculation import Eagle3, MlpSpeculator
-from engine.attention_kernels import ANY_ATTENTION, open_kernel
+from engine.attention_kernels import ANY_ATTENTION, chosen_kernel, open_kernel
 from engine.block_graph import BlockGraph
+from engine.linear_layers import LinearLayers
 from engine.openvino_graphs import PagedGraph, PlainGraph, settings
 from engine.runner import BLOCK_SIZE
 from planner.bench.measure import CONTEXT, Subject, repeated
@@ -161,7 +162,8 @@ def _paged(
 
 
 def _plain(path: Path, width: int, how: Mapping[str, object]) -> Callable[[int], object]:
-    graph, states, tokens = PlainGraph(path, how), _states(max(ROWS), width), np.arange(max(ROWS))
+    layers = LinearLayers(native=chosen_kernel(ANY_ATTENTION) == "native")
+    graph, states, tokens = PlainGraph(path, how, layers), _states(max(ROWS), width), np.arange(max(ROWS))
     return lambda rows: graph({"state": states[:rows], "tokens": tokens[:rows]})
 
 

@@ -16,6 +16,8 @@ pytest.importorskip("accelerate")
 from build.graph.heads import build_mlp_stage  # noqa: E402
 from deployments.spec import DeploymentSpec, SpecError  # noqa: E402
 from deployments.training import TrainingSpec  # noqa: E402
+from engine.linear_layers import LinearLayers  # noqa: E402
+from engine.native.library import instructions  # noqa: E402
 from engine.openvino_graphs import PlainGraph, settings  # noqa: E402
 from speculators.formats.checkpoint import Checkpoint  # noqa: E402
 from speculators.mlp_speculator.checkpoint import MlpSpeculatorCheckpoint  # noqa: E402
@@ -64,7 +66,8 @@ def drafted(
         model = with_tree(model, head, KEPT, tree, name="head", precision=precision, count=COUNT)
         assert not any(tensor.name.startswith("head") for tensor in model.graph.initializer)
     onnx.save(model, str(path / "stage.onnx"))
-    compiled = PlainGraph(path / "stage.onnx", settings(precision=precision, widths=(WIDTH,), threads=2))
+    how = settings(precision=precision, widths=(WIDTH,), threads=2)
+    compiled = PlainGraph(path / "stage.onnx", how, LinearLayers(native=instructions() is not None))
     states = np.random.default_rng(6).standard_normal((rows, WIDTH)).astype(np.float32)
     found = compiled({"state": states, "tokens": np.arange(rows)})
     return {name: np.array(values) for name, values in found.items()}

@@ -15,6 +15,7 @@ from build.graph.eagle import build_eagle, build_eagle3, build_eagle3_fusion
 from build.graph.heads import build_medusa, build_mlp_stage
 from engine.attention_kernels import ANY_ATTENTION, open_kernel
 from engine.block_graph import BlockGraph
+from engine.linear_layers import LinearLayers
 from engine.openvino_graphs import PagedGraph, PlainGraph, settings
 from speculators.eagle.config import EagleConfig
 from speculators.eagle.model import Eagle
@@ -36,6 +37,7 @@ pytestmark = pytest.mark.torch
 TOLERANCE = 1e-4
 WIDTH, VOCABULARY, ROWS = 64, 90, 7
 HOW = settings(precision="fp32", widths=(WIDTH,), threads=2)
+LAYERS = LinearLayers(native=False)
 _LLAMA: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
@@ -92,7 +94,7 @@ def test_mlp_speculator(inner: int, tied: bool, scaled: bool, tmp_path: Path) ->
     expected = model.first_state(torch.from_numpy(state))
     for stage in range(3):
         graph = build_mlp_stage(model.to_checkpoint(), stage, None, precision="fp32", count=VOCABULARY)
-        compiled = PlainGraph(saved(graph, tmp_path / f"{stage}.onnx"), HOW)
+        compiled = PlainGraph(saved(graph, tmp_path / f"{stage}.onnx"), HOW, LAYERS)
         found = compiled({"state": state, "tokens": tokens[stage]})
         with torch.no_grad():
             expected, logits = model.step(stage, expected, torch.from_numpy(tokens[stage]))
@@ -109,7 +111,7 @@ def test_medusa(blocks: int, own_outputs: bool, tmp_path: Path) -> None:
     randomise(model)
     lm_head = None if own_outputs else normal(VOCABULARY, WIDTH, seed=3) / 8
     graph = build_medusa(model.to_checkpoint(), lm_head, None, precision="fp32", count=VOCABULARY)
-    found = PlainGraph(saved(graph, tmp_path / "heads.onnx"), HOW)({"state": normal(ROWS, WIDTH)})
+    found = PlainGraph(saved(graph, tmp_path / "heads.onnx"), HOW, LAYERS)({"state": normal(ROWS, WIDTH)})
     logits = model(
         torch.from_numpy(normal(ROWS, WIDTH)), None if lm_head is None else torch.from_numpy(lm_head)
     )
@@ -132,8 +134,8 @@ def test_heads_with_a_draft_vocabulary_guess_in_it_alone(tmp_path: Path) -> None
     stage = build_mlp_stage(speculator.to_checkpoint(), 0, kept, precision="fp32", count=30)
     medusa = build_medusa(heads.to_checkpoint(), None, kept, precision="fp32", count=30)
     found = (
-        PlainGraph(saved(stage, tmp_path / "stage.onnx"), HOW)({"state": state, "tokens": tokens}),
-        PlainGraph(saved(medusa, tmp_path / "heads.onnx"), HOW)({"state": state}),
+        PlainGraph(saved(stage, tmp_path / "stage.onnx"), HOW, LAYERS)({"state": state, "tokens": tokens}),
+        PlainGraph(saved(medusa, tmp_path / "heads.onnx"), HOW, LAYERS)({"state": state}),
     )
     for part, expected in zip(found, (logits, outputs), strict=True):
         assert set(part["candidates"].ravel()) == set(kept)
@@ -298,7 +300,7 @@ def test_fused_features_of_eagle3(switch: str, tmp_path: Path) -> None:
     randomise(model)
     graph = build_eagle3_fusion(model.to_checkpoint())
     features = normal(ROWS, 3 * WIDTH)
-    found = PlainGraph(saved(graph, tmp_path / "fusion.onnx"), HOW)({"features": features})
+    found = PlainGraph(saved(graph, tmp_path / "fusion.onnx"), HOW, LAYERS)({"features": features})
     expected = model.fuse(torch.from_numpy(features)).detach().numpy()
     np.testing.assert_allclose(found["hidden"], expected, atol=TOLERANCE)
 
@@ -306,7 +308,9 @@ def test_fused_features_of_eagle3(switch: str, tmp_path: Path) -> None:
 def test_fused_features_of_peagle_end_with_those_of_its_mask(tmp_path: Path) -> None:
     model = PEagle(PEagleConfig.parse({**_LLAMA, "mask_token_id": 3, "fc_norm": True}, "config"))
     randomise(model)
-    fusion = PlainGraph(saved(build_eagle3_fusion(model.to_checkpoint()), tmp_path / "fusion.onnx"), HOW)
+    fusion = PlainGraph(
+        saved(build_eagle3_fusion(model.to_checkpoint()), tmp_path / "fusion.onnx"), HOW, LAYERS
+    )
     features = normal(ROWS, 3 * WIDTH)
     with torch.no_grad():
         expected = model.fuse(torch.cat([torch.from_numpy(features), model.mask_hidden[0]])).numpy()

@@ -58,9 +58,14 @@ def main() -> None:
         random = np.random.default_rng(1)
         for outputs, inputs in ((16, 32), (48, 96), (576, 1536)):
             groups = random.standard_normal((2, outputs, inputs // 32)).astype(np.float16)
-            weights = NativeWeights(random.integers(0, 256, (outputs, inputs // 2), np.uint8), *groups)
-            for rows in (1, 2, 3, 7, 8, 19):
-                weights.multiply(random.standard_normal((rows, inputs), np.float32), threads=3)
+            codes = random.integers(0, 256, (outputs, inputs // 2), np.uint8)
+            values = random.integers(-127, 128, (outputs, inputs), np.int8)
+            for weights in (
+                NativeWeights.four_bits(codes, *groups),
+                NativeWeights.eight_bits(values, np.ones(outputs, np.float32)),
+            ):
+                for rows in (1, 2, 3, 7, 8, 19):
+                    weights.multiply(random.standard_normal((rows, inputs), np.float32), threads=3)
         print(f"{name}: {len(PRECISIONS) * len(SHAPES)} caches")
 
 

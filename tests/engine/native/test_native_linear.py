@@ -1,20 +1,21 @@
-"""Four-bit linear layers: what the kernel computes, and that nothing but a row's own inputs decides it."""
+"""Linear layers of four and eight bits: what is computed, and that nothing but a row's own inputs decides it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine.grouped_weights import GROUP, grouped, ungrouped
-from engine.native.library import NativeError, instructions, load_library
+from engine.grouped_weights import GROUP, grouped, quantize_rows, ungrouped
+from engine.native.library import NativeError, has_vnni, instructions, load_library
 from engine.native.linear import NativeWeights
 
 pytestmark = pytest.mark.skipif(instructions() is None, reason="the kit's kernel does not run here")
-SIZES = [(16, 32), (48, 96), (576, 1536), (3072, 576)]
+SIZES = [(bits, *size) for bits in (4, 8) for size in ((16, 32), (48, 96), (576, 1536), (3072, 576))]
 
 
 @pytest.fixture(params=["avx512", "avx2"])
@@ -27,15 +28,22 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     library.drafthouse_use_instructions(best.encode())
 
 
-def layer(outputs: int, inputs: int) -> tuple[NativeWeights, NDArray[np.float32], NDArray[np.float32]]:
+def layer(
+    bits: int, outputs: int, inputs: int
+) -> tuple[NativeWeights, NDArray[np.float32], NDArray[np.float32]]:
     """Packed weights, what they stand for, and 19 rows with outliers, zeros and a row of zeros."""
     random = np.random.default_rng([outputs, inputs])
-    parts = grouped(random.standard_normal((outputs, inputs), np.float32) * np.float32(0.05))
+    weight = random.standard_normal((outputs, inputs), np.float32) * np.float32(0.05)
     rows = random.standard_normal((19, inputs), np.float32)
     rows[3, ::7] *= 100
     rows[5, :GROUP] = 0
     rows[6] = 0
-    return NativeWeights(*parts), ungrouped(*parts), rows
+    if bits == 4:
+        parts = grouped(weight)
+        return NativeWeights.four_bits(*parts), ungrouped(*parts), rows
+    weight[:, 0] *= 20  # so that values of all sizes are there, the largest with both signs
+    values, scales = quantize_rows(weight)
+    return NativeWeights.eight_bits(values, scales), values * scales[:, None], rows
 
 
 def rounded(rows: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -47,9 +55,11 @@ def rounded(rows: NDArray[np.float32]) -> NDArray[np.float64]:
     return nearest.reshape(rows.shape)
 
 
-@pytest.mark.parametrize(("outputs", "inputs"), SIZES)
-def test_products_are_those_of_the_rounded_inputs(outputs: int, inputs: int, instruction_set: str) -> None:
-    weights, values, rows = layer(outputs, inputs)
+@pytest.mark.parametrize(("bits", "outputs", "inputs"), SIZES)
+def test_products_are_those_of_the_rounded_inputs(
+    bits: int, outputs: int, inputs: int, instruction_set: str
+) -> None:
+    weights, values, rows = layer(bits, outputs, inputs)
     found = weights.multiply(rows)
     exact = rounded(rows) @ values.astype(np.float64).T
     # A value halfway between two codes may go either way in fp32: one step of one input, at most some a row.
@@ -60,11 +70,11 @@ def test_products_are_those_of_the_rounded_inputs(outputs: int, inputs: int, ins
     assert not found[6].any()
 
 
-@pytest.mark.parametrize(("outputs", "inputs"), SIZES)
+@pytest.mark.parametrize(("bits", "outputs", "inputs"), SIZES)
 def test_a_row_is_the_same_alone_in_company_and_on_threads(
-    outputs: int, inputs: int, instruction_set: str
+    bits: int, outputs: int, inputs: int, instruction_set: str
 ) -> None:
-    weights, _, rows = layer(outputs, inputs)
+    weights, _, rows = layer(bits, outputs, inputs)
     together = weights.multiply(rows)
     for count in (1, 2, 3, 4, 8, 9, 15):
         np.testing.assert_array_equal(weights.multiply(rows[4 : 4 + count]), together[4 : 4 + count])
@@ -72,13 +82,13 @@ def test_a_row_is_the_same_alone_in_company_and_on_threads(
         np.testing.assert_array_equal(weights.multiply(rows, threads), together)
 
 
-@pytest.mark.parametrize(("outputs", "inputs"), SIZES)
-def test_both_instruction_sets_give_the_same_bits(outputs: int, inputs: int) -> None:
+@pytest.mark.parametrize(("bits", "outputs", "inputs"), SIZES)
+def test_both_instruction_sets_give_the_same_bits(bits: int, outputs: int, inputs: int) -> None:
     library, best = load_library(), instructions()
     assert library is not None and best is not None
     if best != "avx512":
         pytest.skip("this processor has one of them")
-    weights, _, rows = layer(outputs, inputs)
+    weights, _, rows = layer(bits, outputs, inputs)
     found = weights.multiply(rows)
     library.drafthouse_use_instructions(b"avx2")
     try:
@@ -87,9 +97,10 @@ def test_both_instruction_sets_give_the_same_bits(outputs: int, inputs: int) -> 
         library.drafthouse_use_instructions(b"avx512")
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf])
-def test_what_is_not_a_number_stays_in_its_row(strange: float, instruction_set: str) -> None:
-    weights, _, rows = layer(48, 96)
+def test_what_is_not_a_number_stays_in_its_row(strange: float, bits: int, instruction_set: str) -> None:
+    weights, _, rows = layer(bits, 48, 96)
     clean = weights.multiply(rows)
     rows[2, 40] = strange
     found = weights.multiply(rows)
@@ -101,7 +112,26 @@ def test_what_is_not_a_number_stays_in_its_row(strange: float, instruction_set: 
 def test_sizes_that_do_not_fit_are_refused(outputs: int, inputs: int) -> None:
     groups = np.zeros((outputs, max(1, inputs // GROUP)), np.float16)
     with pytest.raises(NativeError, match="multiples of 16 and 32"):
-        NativeWeights(np.zeros((outputs, inputs // 2), np.uint8), groups, groups)
+        NativeWeights.four_bits(np.zeros((outputs, inputs // 2), np.uint8), groups, groups)
+    with pytest.raises(NativeError, match="multiples of 16 and 32"):
+        NativeWeights.eight_bits(np.zeros((outputs, inputs), np.int8), np.ones(outputs, np.float32))
+
+
+def test_the_largest_products_have_room(instruction_set: str) -> None:
+    """Everything at its bound, of both signs: sums that are kept in 16 bits, or saturate there, would show it."""
+    rows = np.tile(np.float32([[127], [-127]]), (1, 1536))
+    for sign in (1, -1):
+        values = np.full((16, 1536), 127 * sign, np.int8)
+        found = NativeWeights.eight_bits(values, np.ones(16, np.float32)).multiply(rows)
+        np.testing.assert_array_equal(found, np.float32([[sign], [-sign]]) * np.ones(16) * 127 * 127 * 1536)
+    codes, ones = np.full((16, 768), 0xFF, np.uint8), np.ones((16, 48), np.float16)
+    found = NativeWeights.four_bits(codes, ones, np.zeros_like(ones)).multiply(rows)
+    np.testing.assert_array_equal(found, np.float32([[1], [-1]]) * np.ones(16) * 15 * 127 * 1536)
+
+
+def test_vnni_is_what_the_kernel_of_the_system_says() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    assert has_vnni() == bool(flags & {"avx512_vnni", "avx_vnni"})
 
 
 def test_a_q4_1_file_keeps_its_values() -> None:
