@@ -303,8 +303,8 @@ class PlannedSpeculation(Section):
     plan: Path = Field(description="The plan, `runs/plan/NAME/plan.json`.")
     calibrate: bool = Field(
         False,
-        description="Measure what steps cost when the engine starts, in less than ten seconds, instead of going by the "
-        "plan's costs: serves plans of other machines.",
+        description="Measure what steps and drafts cost when the engine starts, in less than ten seconds, instead of "
+        "going by the plan's costs: serves plans of other machines.",
     )
 
     def longest_draft(self, batch_size: int) -> None:

@@ -12,11 +12,12 @@ from deployments.spec import DeploymentSpec
 from deployments.speculation import NoSpeculation
 from engine.backend import Backend
 from engine.compiled_runner import CompiledRunner
-from engine.control.calibration import calibrate, with_costs
+from engine.control.calibration import Drafts, calibrate, with_costs
 from engine.control.controller import Controller
 from engine.drafters import prepare
 from engine.engine import Engine
 from engine.manifest import EngineError, check_fits, load_manifest
+from engine.methods import runs_network
 from engine.plan import Plan
 from engine.planned import calibrates, drafting, named_apart, plan_of
 from engine.policy import DraftPolicy, ScheduledPolicy
@@ -170,7 +171,17 @@ def _policy(
         )
     slots = spec.embedded.max_batch_size
     if calibrates(spec):
-        found = calibrate(runner, plan.verify_costs, slots=slots, most=spec.embedded.max_sequence_length)
+        found = calibrate(
+            runner,
+            plan.verify_costs,
+            slots=slots,
+            most=spec.embedded.max_sequence_length,
+            drafts=[
+                Drafts(name, plan.deployments[name].draft_costs, group[-1], runner.manifest.hidden_size)
+                for name, group in opened.items()
+                if name in plan.served and runs_network(group[-1])
+            ],
+        )
         tell(str(found))
         plan = with_costs(plan, found)
     planned = {name: group for name, group in opened.items() if name in plan.served}

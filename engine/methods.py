@@ -218,6 +218,11 @@ EMBEDDED_SETTINGS: Mapping[str, tuple[str, ...]] = {
 """Methods that the embedded engine runs, and the keys of their sections that it reads."""
 
 
+def runs_network(speculator: Speculator) -> bool:
+    """Whether drafting takes calls of a network: the others look things up, which costs next to nothing."""
+    return speculator.name not in METHODS or speculator.requirements.drafts_with_target
+
+
 def tree_shape(speculation: Trained, top_k: Sequence[int] | None) -> TreeShape:
     """Which guesses are made.
 

@@ -55,7 +55,7 @@ class Speculator(ABC):
         max_draft_length: most nodes that it drafts for one request in one step; 0 means that it never proposes.
         requirements: what it needs.
         ends_drafts: whether it ends a draft where it is unsure; if not, policies shorten drafts by what was accepted
-            lately.
+            lately. One that does is told not to by setting it, between two calls: so whole drafts are measured.
         in_turns: whether it takes turns with the drafters that it stands beside, each going on (`extend`) where the
             others end; if not, it is used in place of theirs.
     """

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -55,6 +55,9 @@ class TreeShape(Protocol):
     def least(self) -> float:
         """Score below which a node does not go on."""
 
+    def to_the_end(self) -> TreeShape:
+        """The same one, whose nodes go on whatever their score."""
+
 
 @dataclass(frozen=True)
 class Likeliest:
@@ -87,6 +90,10 @@ class Likeliest:
     def ranks(self, path: tuple[int, ...]) -> Sequence[int]:
         """All of the level's."""
         return range(self.children[len(path)]) if len(path) < self.depth else ()
+
+    def to_the_end(self) -> Likeliest:
+        """With no score that is too low."""
+        return self if self.least == -math.inf else replace(self, least=-math.inf)
 
 
 class Choices:
@@ -122,6 +129,10 @@ class Choices:
     def ranks(self, path: tuple[int, ...]) -> Sequence[int]:
         """Those of the published tree."""
         return self._ranks.get(path, ())
+
+    def to_the_end(self) -> Choices:
+        """It always goes on."""
+        return self
 
 
 def max_branches(shape: TreeShape) -> int:

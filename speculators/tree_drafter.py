@@ -32,8 +32,12 @@ class TreeDrafter(Speculator, Generic[State]):
         self.name, self.max_draft_length = name, shape.total
         self.requirements = self.required(shape, hidden_layers)
         self.ends_drafts = shape.least > -math.inf
-        self._shape = shape
+        self._chosen = shape
         self._states: Requests[State] = Requests(name)
+
+    @property
+    def _shape(self) -> TreeShape:
+        return self._chosen if self.ends_drafts else self._chosen.to_the_end()
 
     @classmethod
     def required(cls, shape: TreeShape, hidden_layers: tuple[int, ...]) -> Requirements:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from engine.compiled_runner import CompiledRunner
+from engine.control.drafts import MeasuredDrafts
 from planner.bench.measure import MOST_TOKENS, PromptChunk, VerificationStep, fill_cache, repeated
-from planner.profile.target import MeasuredTarget
 from speculators.base import Speculator
-from speculators.graphs import DrafterRows
-from speculators.outcome import StepOutcome
 
 _REPEATS = 4  # drafts of one subject in one round
 
@@ -26,78 +21,23 @@ def longest_request(tokens: int, context: int) -> int:
     return context + max(tokens + 2 * _REPEATS, MOST_TOKENS)
 
 
-class Drafting:
-    """Requests of a batch that have read their contexts, and what a draft for all of them costs.
-
-    Args:
-        runner: the target, whose cache holds the contexts; lent to a speculator that drafts with it.
-        speculator: what drafts.
-        blocks: cache blocks of each request.
-        batch: requests.
-        context: tokens of each.
-    """
-
-    def __init__(
-        self, runner: CompiledRunner, speculator: Speculator, blocks: int, batch: int, context: int
-    ) -> None:
-        self._speculator, self._batch, self._blocks = speculator, batch, blocks
-        self._context = context
-        self._random = np.random.default_rng(0)
-        self._width = runner.manifest.hidden_size
-        self._rows: dict[int, int] = {}
-        if speculator.requirements.drafts_with_target:
-            speculator.bind(MeasuredTarget(runner, blocks, self._rows))
-
-    def start(self) -> None:
-        """Begin the requests and read their prompts."""
-        self._begin(read=0)
-        self._propose(1)
-
-    def _begin(self, read: int) -> None:
-        """Start each request with the first `read` rows of its prompt in place, and give the states of the others."""
-        for request in range(self._batch):
-            rows = DrafterRows(range(request * self._blocks, (request + 1) * self._blocks), read)
-            self._rows[request] = self._context
-            self._speculator.start(request, [7 + row % 50 for row in range(self._context)], rows)
-            self._speculator.observe(request, self._outcome([7], self._context - read))
-        while any(self._speculator.catch_up(range(self._batch), self._context)):
-            pass
-
-    def finish(self) -> None:
-        """End them."""
-        for request in range(self._batch):
-            self._speculator.finish(request)
-
-    def milliseconds(self, nodes: int) -> float:
-        """Median of a draft of `nodes` nodes for each request, behind its prompt."""
-        self.finish()
-        self._begin(read=self._context - 1)
-        return repeated(lambda: self._propose(nodes), _REPEATS)
-
-    def _propose(self, nodes: int) -> float:
-        started = time.perf_counter()
-        trees = self._speculator.propose(range(self._batch), [nodes] * self._batch)
-        elapsed = (time.perf_counter() - started) * 1e3
-        for request, tree in enumerate(trees):
-            emitted = [*tree.tokens[:1], 9]  # one accepted token and the target's own
-            self._rows[request] += len(emitted)
-            self._speculator.observe(request, self._outcome(emitted, len(emitted)))
-        return elapsed
-
-    def _outcome(self, emitted: Sequence[int], rows: int) -> StepOutcome:
-        layers, shape = self._speculator.requirements.hidden_layers, (rows, self._width)
-        hidden = {layer: self._random.standard_normal(shape, np.float32) for layer in layers}
-        return StepOutcome(emitted, kept=range(rows), hidden=hidden)
-
-
 @contextmanager
 def _drafting(
     runner: CompiledRunner, speculator: Speculator, blocks: int, batch: int, context: int
-) -> Iterator[Drafting]:
-    requests = Drafting(runner, speculator, blocks, batch, context)
-    requests.start()
+) -> Iterator[Callable[[int], float]]:
+    """Requests that have read their prompts; gives the median of a draft of so many nodes for each, behind these."""
+    width = runner.manifest.hidden_size
+    requests = MeasuredDrafts(runner, speculator, width=width, blocks=blocks, batch=batch, context=context)
+
+    def milliseconds(nodes: int) -> float:
+        requests.finish()
+        requests.begin(read=context - 1)
+        return repeated(lambda: requests.draft(nodes)[0], _REPEATS)
+
+    requests.begin(read=0)
+    requests.draft(1)
     try:
-        yield requests
+        yield milliseconds
     finally:
         requests.finish()
 
@@ -173,10 +113,8 @@ def measure_costs(
                     ("verify", context, batch, count): verify[context, batch, count]() for count in tokens
                 }
                 if drafts:
-                    with _drafting(runner, speculator, blocks, batch, context) as requests:
-                        found |= {
-                            ("draft", context, batch, count): requests.milliseconds(count) for count in drafts
-                        }
+                    with _drafting(runner, speculator, blocks, batch, context) as milliseconds:
+                        found |= {("draft", context, batch, count): milliseconds(count) for count in drafts}
                 done += batch
         for key, value in found.items() if number else ():
             figures[key].append(round(value, 4))

@@ -78,7 +78,7 @@ class DraftModelDrafter(Speculator):
         ]
         going = self._begin([chain for chain in chains if chain.length])
         while going := [
-            chain for chain in going if len(chain.tokens) < chain.length and chain.scores[-1] >= self._least
+            chain for chain in going if len(chain.tokens) < chain.length and self._likely(chain.scores)
         ]:
             self._extend(going)
         return [TokenTree.chain(chain.tokens, scores=chain.scores) for chain in chains]
@@ -90,8 +90,7 @@ class DraftModelDrafter(Speculator):
         going = [
             (state, draft)
             for state, draft in zip(states, drafts, strict=True)
-            if len(draft) < self.max_draft_length
-            and (draft.scores[-1] if draft.scores else 0.0) >= self._least
+            if len(draft) < self.max_draft_length and self._likely(draft.scores)
         ]
         able = self._follow(going)
         return [
@@ -112,6 +111,10 @@ class DraftModelDrafter(Speculator):
 
     def finish(self, request_id: int) -> None:
         self._states.finish(request_id)
+
+    def _likely(self, scores: Sequence[float] | None) -> bool:
+        """Whether a chain with these log-probabilities goes on."""
+        return not self.ends_drafts or (scores[-1] if scores else 0.0) >= self._least
 
     def _begin(self, chains: Sequence[_Chain]) -> list[_Chain]:
         """Read what was emitted; those that have read all of it have their first token, and are returned."""
