@@ -147,7 +147,7 @@ class Controller:
         most = max(each.max_draft_length for each in group)
         longest = max((point.ms for point in planned.draft_costs if point.batch == 1), default=0.0)
         dear = longest > _CHEAP * self.costs.planned(0, 1, 1)
-        costs = LiveCosts(planned.draft_costs) if dear else None
+        costs = LiveCosts(planned.draft_costs, of_drafts=True) if dear else None
         return Way(name, group, SurvivalEstimate(planned.survival, most), costs, draft_in_turns(group))
 
     def _longest(self, item: RunningRequest) -> int:

@@ -36,11 +36,14 @@ class LiveCosts:
     Args:
         points: of the plan.
         buckets: numbers of tokens that steps are padded to.
+        of_drafts: see `CostTable`.
     """
 
-    def __init__(self, points: Sequence[CostPoint], buckets: Sequence[int] = ()) -> None:
+    def __init__(
+        self, points: Sequence[CostPoint], buckets: Sequence[int] = (), *, of_drafts: bool = False
+    ) -> None:
         rows = [{**point.model_dump(), "ms": [max(point.ms, 1e-6)]} for point in points]
-        self._table = CostTable(rows, np.zeros((1, 1), np.int64), buckets)
+        self._table = CostTable(rows, np.zeros((1, 1), np.int64), buckets, of_drafts=of_drafts)
         sizes, batches = self._table.sizes, self._table.batches
         self._sizes = np.arange(math.floor(math.log2(max(sizes))) + 2, dtype=np.float64)
         levels = np.arange(math.ceil(math.log2(max(batches))) + 1)

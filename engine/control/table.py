@@ -4,8 +4,10 @@ Points are milliseconds by context, batch and size (tokens or nodes of each requ
 the medians of the rounds, and once more of the rounds resampled: all subjects of a round were measured one after the
 other, so a round is drawn as a whole, and what the machine did in it stays in ratios.
 
-More context, more requests or more rows in all never make a step cheaper. Where the medians say otherwise, each point
-takes the mean of the greatest figure below it and of the least above it, which changes nothing where the order holds.
+More context, more requests or more rows in all never make a step cheaper; of drafts, which are made level by level, it
+is more nodes of each request, since a long draft for one may well take longer than a short one for many. Where the
+medians say otherwise, each point takes the mean of the greatest figure below it and of the least above it, which
+changes nothing where the order holds.
 
 A question outside what was measured has no answer.
 """
@@ -31,6 +33,7 @@ class CostTable:
         points: `context`, `batch`, `tokens` and `ms` of each, every combination once and `ms` of equal length.
         samples: int ``[samples, rounds]``, the rounds whose median each sample takes.
         buckets: numbers of tokens of a step, rising, that shorter steps are padded to.
+        of_drafts: whether sizes are nodes, not tokens that are run together.
 
     Raises:
         ProfileError: there are no points, or combinations are missing.
@@ -41,6 +44,8 @@ class CostTable:
         points: Sequence[Mapping[str, Any]],
         samples: NDArray[np.integer[Any]],
         buckets: Sequence[int] = (),
+        *,
+        of_drafts: bool = False,
     ) -> None:
         measured = {(row["context"], row["batch"], row["tokens"]): row["ms"] for row in points}
         self.contexts, self.batches, self.sizes = (
@@ -48,7 +53,7 @@ class CostTable:
         )
         if not measured or len(measured) != len(self.contexts) * len(self.batches) * len(self.sizes):
             raise ProfileError("its costs are not those of every context, batch and size")
-        self._buckets = tuple(buckets)
+        self._buckets, self._of_drafts = tuple(buckets), of_drafts
         pooled: dict[tuple[int, int, float], list[list[float]]] = {}
         for (context, batch, size), ms in measured.items():
             pooled.setdefault((context, batch, self._rows(batch, size)), []).append(ms)
@@ -77,7 +82,9 @@ class CostTable:
         return np.asarray(total)
 
     def _rows(self, batch: float, size: float) -> float:
-        """Of the graph that runs `size` tokens of each request."""
+        """Of the graph that runs `size` tokens of each request; of drafts, nodes of one."""
+        if self._of_drafts:
+            return size
         rows = round(batch * size, 6)
         return bucket_of(int(np.ceil(rows)), self._buckets) or rows
 

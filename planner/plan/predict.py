@@ -98,7 +98,9 @@ class Predictor:
         drawn = self._random.integers(0, max(rounds, 1), (samples, rounds))
         self._drawn = np.concatenate([np.arange(rounds)[None], drawn])
         self.verify = CostTable(profile.cost["verify"], self._drawn, profile.buckets)
-        self.draft = CostTable(profile.cost["draft"], self._drawn) if profile.cost["draft"] else None
+        self.draft = (
+            CostTable(profile.cost["draft"], self._drawn, of_drafts=True) if profile.cost["draft"] else None
+        )
         self._read = {
             size: CostTable([row for row in profile.cost["read"] if row["tokens"] == size], self._drawn)
             for size in {row["tokens"] for row in profile.cost["read"]}

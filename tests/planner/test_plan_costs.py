@@ -47,6 +47,17 @@ def test_steps_cost_what_the_graph_costs_that_they_are_padded_to() -> None:
     assert table.milliseconds(32, 8, [2, 3])[0].tolist() == [16, 24]
 
 
+def test_a_long_draft_for_one_request_may_take_longer_than_a_short_one_for_many() -> None:
+    def levels(context: int, batch: int, size: int) -> float:
+        return 2.0 * size
+
+    table = CostTable(points(levels), ALL, of_drafts=True)
+    for batch in (1, 3, 8):
+        assert table.milliseconds(32, batch, [1, 3, 8])[0].tolist() == [2, 6, 16]
+    as_rows = CostTable(points(levels), ALL)
+    assert as_rows.milliseconds(32, 8, [1])[0, 0] > 2 and as_rows.milliseconds(32, 1, [8])[0, 0] < 16
+
+
 @settings(max_examples=40)
 @given(
     st.lists(
