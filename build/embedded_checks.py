@@ -9,10 +9,10 @@ from deployments.speculation import LowBit, PlannedSpeculation, WindowedSelfDraf
 from engine.attention_kernels import WHY_NOT, Attention, chosen_kernel
 from engine.manifest import EngineError
 from engine.methods import EMBEDDED_SETTINGS
-from engine.planned import drafting
+from engine.planned import drafting, measures
 from speculators.model_free import MODEL_FREE
 
-_POLICIES = ("adaptive", "max_concurrency", "draft_length_schedule")
+_POLICIES = ("adaptive", "max_concurrency", "draft_length_schedule", "draft_policy")
 
 
 def embedded_findings(spec: DeploymentSpec) -> Iterator[Finding]:
@@ -43,6 +43,14 @@ def embedded_findings(spec: DeploymentSpec) -> Iterator[Finding]:
         return
     has = {"method", "drafted_by", *EMBEDDED_SETTINGS[speculation.method], *_POLICIES}
     yield from _without_effect(spec, has, "on the embedded engine")
+    if measures(spec) and spec.embedded.backend != "openvino":
+        yield Finding(
+            "policy-without-costs",
+            "error",
+            "speculation.draft_policy: measured times steps when the engine starts, which says nothing on "
+            f"engine.backend: {spec.embedded.backend}, where a step of another size is prepared when it first comes",
+            "engine.backend: openvino, or draft_policy: scheduled",
+        )
     if isinstance(speculation, WindowedSelfDrafting):
         yield from _windowed_findings(spec, speculation)
     if isinstance(speculation, LowBit):

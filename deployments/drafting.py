@@ -38,6 +38,13 @@ class Speculation(Section):
         description="Draft length by batch size: each key is the largest batch its length is used for; "
         "beyond the last key nothing is drafted.",
     )
+    draft_policy: Literal["scheduled", "measured"] = Field(
+        "scheduled",
+        description="Embedded engine: what decides how much is drafted. scheduled: max_concurrency or "
+        "draft_length_schedule, and adaptive. measured: in every step what is worth its time, nothing included, by "
+        "costs that are measured when the engine starts, in less than ten seconds, and by what was accepted; needs no "
+        "plan.",
+    )
     acceptance_gate: AcceptanceGate | None = Field(None, description="When to give speculation up.")
     adaptive: bool = Field(
         True,
@@ -54,6 +61,11 @@ class Speculation(Section):
     def _one_policy(self) -> "Speculation":
         if self.max_concurrency is not None and self.draft_length_schedule is not None:
             raise ValueError("give max_concurrency or draft_length_schedule, not both")
+        if self.draft_policy == "measured" and (self.max_concurrency or self.draft_length_schedule):
+            raise ValueError(
+                "draft_policy: measured decides itself how much is drafted; leave out max_concurrency and "
+                "draft_length_schedule, or draft_policy"
+            )
         schedule = self.draft_length_schedule
         key, longest = "draft_length", getattr(self, "draft_length", None)
         if self.chain_length is not None:

@@ -44,6 +44,10 @@ class Unsupported:
 PLANNED = Unsupported(
     "does not serve plans", "engine.kind: embedded, or the section that `drafthouse plan` prints for it"
 )
+MEASURED = Unsupported(
+    "does not weigh drafts against their time",
+    "engine.kind: embedded, or draft_policy: scheduled with a draft_length_schedule",
+)
 
 
 class UnsupportedDeployment(SpecError):

@@ -3,8 +3,9 @@
 Which method runs on which engine is decided where the engine is built; here stands what a method can be told.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
@@ -24,6 +25,10 @@ Choices = tuple[tuple[Annotated[int, Field(ge=0)], ...], ...]
 
 class NoSpeculation(Section):
     """Token by token."""
+
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {
+        "draft_policy": "without a method nothing is drafted, so there is nothing to decide; give a method"
+    }
 
     method: Literal["none"] = "none"
 
@@ -298,6 +303,10 @@ class MlpSpeculator(Speculation):
 
 class PlannedSpeculation(Section):
     """Embedded engine: as a plan says that `drafthouse plan` wrote, with the methods of the deployments it names."""
+
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {
+        "draft_policy": "the plan decides how much is drafted; give plan, or a method with draft_policy"
+    }
 
     method: Literal["plan"] = "plan"
     plan: Path = Field(description="The plan, `runs/plan/NAME/plan.json`.")

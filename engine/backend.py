@@ -23,9 +23,11 @@ class PagedNetwork(Protocol):
 
     Attributes:
         attention: what runs it: `kernel`, `instructions`, `kv_cache_precision`.
+        buckets: rising numbers of rows that it is compiled for; steps are padded to them.
         most_weighed, one_kind_of_rows, gives_best: see `engine.runner.Runner`.
     """
 
+    buckets: Sequence[int]
     most_weighed: int
     one_kind_of_rows: bool
     gives_best: bool

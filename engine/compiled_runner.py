@@ -49,6 +49,7 @@ class CompiledRunner:
             num_blocks=num_blocks,
             branch_blocks=branch_blocks,
         )
+        self.buckets = self.graph.buckets
         self.most_weighed = self.graph.most_weighed
         self.one_kind_of_rows = self.graph.one_kind_of_rows
         self.gives_best = self.graph.gives_best

@@ -4,7 +4,7 @@ import bisect
 import itertools
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from deployments.engines import EmbeddedEngine
@@ -12,14 +12,20 @@ from deployments.spec import DeploymentSpec
 from deployments.speculation import NoSpeculation
 from engine.backend import Backend
 from engine.compiled_runner import CompiledRunner
-from engine.control.calibration import Drafts, calibrate, with_costs
+from engine.control.beginning import (
+    MeasuredBeginning,
+    MeasuredDrafting,
+    guessed_drafts,
+    guessed_steps,
+)
+from engine.control.calibration import Calibration, Drafts, calibrate, with_costs
 from engine.control.controller import Controller
 from engine.drafters import prepare
 from engine.engine import Engine
 from engine.manifest import EngineError, check_fits, load_manifest
 from engine.methods import runs_network
-from engine.plan import Plan
-from engine.planned import calibrates, drafting, named_apart, plan_of
+from engine.plan import CostPoint, Plan
+from engine.planned import calibrates, drafting, measures, named_apart, plan_of
 from engine.policy import DraftPolicy, ScheduledPolicy
 from engine.runner import BLOCK_SIZE
 from engine.scheduler import EngineConfig
@@ -95,7 +101,7 @@ def open_engine(
         speculators: the compiled speculator of each deployment that drafts (`engine.planned.drafting`), where its
             method has one.
         watch: puts something around the policy that sees its drafts and what becomes of them.
-        tell: gets a line where costs were measured.
+        tell: gets a line where costs are measured at start.
 
     Raises:
         EngineError: a directory is missing, damaged, or does not fit the spec or the other.
@@ -161,28 +167,50 @@ def _policy(
     runner: CompiledRunner,
     tell: Callable[[str], None],
 ) -> DraftPolicy:
-    """What drafts when: the plan's choice, or the one group of speculators that there is."""
-    if plan is None:
-        (group,) = opened.values()
-        return ScheduledPolicy(
-            group,
-            longest_draft=spec.speculation.longest_draft,
-            adaptive=getattr(spec.speculation, "adaptive", True),
-        )
+    """What drafts when: the plan's choice, what is worth it by measured costs, or the spec's schedule."""
     slots = spec.embedded.max_batch_size
-    if calibrates(spec):
-        found = calibrate(
-            runner,
-            plan.verify_costs,
-            slots=slots,
-            most=spec.embedded.max_sequence_length,
-            drafts=[
-                Drafts(name, plan.deployments[name].draft_costs, group[-1], runner.manifest.hidden_size)
-                for name, group in opened.items()
-                if name in plan.served and runs_network(group[-1])
-            ],
+    if plan is not None:
+        served = {name: group for name, group in opened.items() if name in plan.served}
+        if calibrates(spec):
+            costs = {name: plan.deployments[name].draft_costs for name in served}
+            found = _calibrated(spec, runner, plan.verify_costs, served, costs)
+            tell(f"{found}: {found.beside_plan}")
+            plan = with_costs(plan, found)
+        return Controller(plan, named_apart(served), slots)
+    if measures(spec):
+        longest = max(each.max_draft_length for group in opened.values() for each in group)
+        size = slots, spec.embedded.max_sequence_length, longest
+        found = _calibrated(
+            spec, runner, guessed_steps(*size), opened, dict.fromkeys(opened, guessed_drafts(*size))
         )
-        tell(str(found))
-        plan = with_costs(plan, found)
-    planned = {name: group for name, group in opened.items() if name in plan.served}
-    return Controller(plan, named_apart(planned), slots)
+        tell(f"{found}: {found.least}")
+        drafts = {name: MeasuredDrafting(found.draft_costs.get(name, ())) for name in opened}
+        return Controller(MeasuredBeginning(found.costs, runner.buckets, drafts), opened, slots)
+    (group,) = opened.values()
+    return ScheduledPolicy(
+        group,
+        longest_draft=spec.speculation.longest_draft,
+        adaptive=getattr(spec.speculation, "adaptive", True),
+    )
+
+
+def _calibrated(
+    spec: DeploymentSpec,
+    runner: CompiledRunner,
+    steps: Sequence[CostPoint],
+    opened: Mapping[str, list[Speculator]],
+    drafts: Mapping[str, Sequence[CostPoint]],
+) -> Calibration:
+    """Costs of steps and drafts as they are here, where all that is known is another machine's, or a guess."""
+    return calibrate(
+        runner,
+        steps,
+        slots=spec.embedded.max_batch_size,
+        most=spec.embedded.max_sequence_length,
+        drafts=[
+            # a lookup before it costs nothing
+            Drafts(name, drafts[name], group[-1], runner.manifest.hidden_size)
+            for name, group in opened.items()
+            if runs_network(group[-1])
+        ],
+    )

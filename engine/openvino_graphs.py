@@ -160,11 +160,12 @@ class PagedGraph:
         self.one_kind_of_rows = kernel.name == "native"
         self.most_weighed = kernel.most_weighed
         self._for_any = _Compiled(model, how)
-        sizes = buckets_for(0 if self._layers.packed_once else _file_bytes(path))
+        self.buckets: Sequence[int] = buckets_for(0 if self._layers.packed_once else _file_bytes(path))
+        sizes = self.buckets
         if sizes and kernel.spares_padding(self._for_any.threads, sizes[0]):
             model = _paged(path, outputs, kernel.extension(padding=False), self._layers)
-        self._buckets = {size: _Compiled(_of_tokens(model, size), how) for size in sizes}
-        kernel.bind([self._for_any, *self._buckets.values()])
+        self._of_size = {size: _Compiled(_of_tokens(model, size), how) for size in sizes}
+        kernel.bind([self._for_any, *self._of_size.values()])
         self._runs: list[_Run] = []
         self._places: dict[int, tuple[_Run, int]] = {}
         self._warm_up(longest)
@@ -232,21 +233,21 @@ class PagedGraph:
         wanted = sum(len(item.tokens) - item.logits_from for item in batch)
         # Padding has logits, too: so they are of none or of several.
         rows = max(_FEWEST_ROWS, rows + (wanted == 1))
-        bucket = bucket_of(rows, self._buckets)
+        bucket = bucket_of(rows, self._of_size)
         step = self.kernel.step(batch, bucket or rows, private)
         if hidden is not None:
             step.inputs["hidden"] = np.concatenate(
                 [hidden, np.zeros((step.padding, hidden.shape[1]), np.float32)]
             )
-        compiled = self._buckets[bucket] if bucket else self._for_any
+        compiled = self._of_size[bucket] if bucket else self._for_any
         compiled.infer(step.inputs)
         step.ran()
         return _Run(step, compiled)
 
     def _warm_up(self, longest: int) -> None:
         """Run everything once; the first run of a graph takes ten times as long as the next."""
-        largest = max(self._buckets, default=_FEWEST_ROWS - 1)
-        for rows in (*self._buckets, largest + 1):  # the last one in the graph for any number
+        largest = max(self._of_size, default=_FEWEST_ROWS - 1)
+        for rows in (*self._of_size, largest + 1):  # the last one in the graph for any number
             self._of_nothing(self.kernel.warm_up(rows, longest))
 
     def _first_row(self, rows: int) -> NDArray[np.float32]:

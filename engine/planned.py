@@ -95,6 +95,12 @@ def calibrates(spec: DeploymentSpec) -> bool:
     return isinstance(spec.speculation, PlannedSpeculation) and spec.speculation.calibrate
 
 
+def measures(spec: DeploymentSpec) -> bool:
+    """Whether what is drafted follows from costs that are measured when the engine starts, without a plan."""
+    speculation = spec.speculation
+    return isinstance(speculation, Speculation) and speculation.draft_policy == "measured"
+
+
 def named_apart(deployments: Mapping[str, Sequence[Speculator]]) -> Mapping[str, Sequence[Speculator]]:
     """Speculators of several deployments, each named by its deployment and method: methods may be the same."""
     for name, group in deployments.items():

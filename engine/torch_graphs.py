@@ -76,6 +76,7 @@ class TorchPagedGraph:
     rows lie where `engine.in_place` says.
     """
 
+    buckets: Sequence[int] = ()
     one_kind_of_rows = False
     gives_best = True
     most_weighed = 0

@@ -31,6 +31,7 @@ from speculators.base import Speculator
 SECONDS = 8.0  # so that with what comes before and after it stays below ten
 _ROUNDS = 3
 _REPEATS = 3  # in a row: the first step of another shape has to prepare its graph
+_SHARE = 0.3  # of the time that one point may take, if it is not the first: the dearest are hardly ever worth drafting
 _DRAFTS = 12  # points of a drafter's table that are run: its calls cost about as much more for each level and request
 Key = tuple[int, int, int]
 """Context, batch, and tokens or nodes of a request."""
@@ -43,7 +44,7 @@ class Drafts:
 
     Attributes:
         deployment: whose it is.
-        planned: costs of its drafts, of another machine.
+        planned: costs of its drafts, of another machine or guessed.
         speculator: none of its requests is running; it is left bound to what was measured.
         width: of the target's hidden states.
     """
@@ -59,7 +60,7 @@ class Calibration:
     """Costs, and how they were come by.
 
     Attributes:
-        costs: every point of the plan's table.
+        costs: every point of the table of steps.
         measured: how many of them were run.
         seconds: that it took.
         ratio: median of measured over planned milliseconds.
@@ -75,13 +76,24 @@ class Calibration:
     draft_ratios: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        drafts = "".join(
-            f"; drafts of {name}: {ratio:.2f} times" for name, ratio in self.draft_ratios.items()
-        )
         return (
-            f"costs of {self.measured} of {len(self.costs)} kinds of steps measured in {self.seconds:.1f} s: "
-            f"{self.ratio:.2f} times the plan's{drafts}"
+            f"costs of {self.measured} of {len(self.costs)} kinds of steps measured in {self.seconds:.1f} s"
         )
+
+    @property
+    def beside_plan(self) -> str:
+        """How they compare with the plan's."""
+        drafts = [f"; drafts of {name}: {ratio:.2f} times" for name, ratio in self.draft_ratios.items()]
+        return f"{self.ratio:.2f} times the plan's{''.join(drafts)}"
+
+    @property
+    def least(self) -> str:
+        """What the least step and the least drafts take."""
+        drafts = [
+            f", a draft of {name} {min(point.ms for point in points):.1f} ms"
+            for name, points in self.draft_costs.items()
+        ]
+        return f"a step takes {min(point.ms for point in self.costs):.1f} ms{''.join(drafts)}"
 
 
 def calibrate(
@@ -94,11 +106,11 @@ def calibrate(
     seconds: float = SECONDS,
     clock: Clock = time.perf_counter,
 ) -> Calibration:
-    """Measure what a plan's steps and drafts cost with a runner whose cache nobody uses yet.
+    """Measure what steps and drafts cost with a runner whose cache nobody uses yet.
 
     Args:
         runner: the target.
-        planned: costs of verification, of another machine.
+        planned: costs of verification, of another machine or guessed.
         slots: requests at once.
         most: tokens of a request.
         drafts: drafters to measure, too.
@@ -163,9 +175,7 @@ class _Table:
         self.planned, self._like = planned, like
         self.known = {(point.context, point.batch, point.tokens): max(point.ms, 1e-6) for point in planned}
         self._times: dict[Key, list[float]] = {}
-        self._overhead = (
-            1.0  # of what another shape prepares, and requests that are begun, as far as it is known
-        )
+        self._overhead = 1.0  # of what steps of another shape prepare, as far as it is known
 
     @property
     def found(self) -> dict[Key, float]:
@@ -179,15 +189,15 @@ class _Table:
         return statistics.median(ratios) if ratios else self._like.ratio if self._like else 1.0
 
     def measure(self, subject: _Subject, end: float, clock: Clock) -> None:
-        """Run a point, unless it is not expected to end in time."""
+        """Run a point, unless it is not expected to end in time, or to take more of it than a point is worth."""
         key, begun = subject.key, clock()
-        expected = self._times[key][-1] if key in self._times else self._here(key)
-        if begun >= end or begun + self._overhead * _REPEATS * expected / 1e3 > end:
+        known = self._times[key][-1] if key in self._times else self._here(key)
+        expected = self._overhead * _REPEATS * known / 1e3
+        if begun >= end or begun + expected > end or (self._times and expected > _SHARE * SECONDS):
             return
         if times := subject.run(end):
             self._times.setdefault(key, []).append(statistics.median(times))
-            took = (clock() - begun) * 1e3
-            self._overhead = max(self._overhead, took / (len(times) * self._times[key][-1]))
+            self._overhead = max(self._overhead, sum(times) / (len(times) * self._times[key][-1]))
 
     def costs(self) -> list[CostPoint]:
         """Every point as it is here."""

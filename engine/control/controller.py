@@ -20,11 +20,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.control.beginning import Beginning, Drafting, guessed_survival
 from engine.control.costs import LiveCosts
 from engine.control.decisions import NONE, Decisions
 from engine.control.state import Proposed, RequestState, Step, Way, Worth
 from engine.control.survival import Fate, History, SurvivalEstimate
-from engine.plan import Plan, PlannedDeployment
 from engine.policy import Assignment, Choice, Proposal, StepCost, draft_in_turns
 from engine.running import RunningRequest
 from speculators.base import Speculator
@@ -38,6 +38,7 @@ _CHEAP = 0.03  # of a step: drafting that takes less is not weighed
 _DOUBT = 0.15  # standard deviation of the logarithm of a cost above which it is tried again
 _BETWEEN_TRIALS = 16  # steps of a batch
 _BETWEEN_DRAFTER_TRIALS = 128
+_BETWEEN_FIRST_TRIALS = 4  # of a drafter of which is only guessed what it is worth
 _TRIAL = 8  # steps that a drafter which has fallen behind gets to come back for a trial
 _ASLEEP, _AWAKE_EVERY = 64, 8  # lookups whose drafts are never worth it are asked in every eighth step
 _KEPT_UP = 256  # tokens that a drafter may fall behind of a request before it is made to read them
@@ -47,18 +48,18 @@ class Controller:
     """The methods are those of `engine.policy.DraftPolicy`.
 
     Args:
-        plan: what was measured.
-        deployments: the speculators of each deployment of the plan that is served, the one to be asked first in front.
+        known: a plan, or what was measured at start.
+        deployments: the speculators of each of its deployments that is served, the one to be asked first in front.
         most_requests: at once.
     """
 
     def __init__(
-        self, plan: Plan, deployments: Mapping[str, Sequence[Speculator]], most_requests: int
+        self, known: Beginning, deployments: Mapping[str, Sequence[Speculator]], most_requests: int
     ) -> None:
         self.speculators: Sequence[Speculator] = [each for group in deployments.values() for each in group]
-        self.costs = LiveCosts(plan.verify_costs, plan.buckets)
+        self.costs = LiveCosts(known.verify_costs, known.buckets)
         self.ways = {
-            name: self._way(name, group, plan.deployments[name]) for name, group in deployments.items()
+            name: self._way(name, group, known.deployments[name]) for name, group in deployments.items()
         }
         self.decisions = Decisions(list(self.ways), most_requests)
         self._of = {each.name: way for way in self.ways.values() for each in way.speculators}
@@ -143,12 +144,14 @@ class Controller:
     def end(self, item: RunningRequest) -> None:
         self._requests.pop(item.id, None)
 
-    def _way(self, name: str, group: Sequence[Speculator], planned: PlannedDeployment) -> Way:
+    def _way(self, name: str, group: Sequence[Speculator], known: Drafting) -> Way:
         most = max(each.max_draft_length for each in group)
-        longest = max((point.ms for point in planned.draft_costs if point.batch == 1), default=0.0)
+        longest = max((point.ms for point in known.draft_costs if point.batch == 1), default=0.0)
         dear = longest > _CHEAP * self.costs.planned(0, 1, 1)
-        costs = LiveCosts(planned.draft_costs, of_drafts=True) if dear else None
-        return Way(name, group, SurvivalEstimate(planned.survival, most), costs, draft_in_turns(group))
+        costs = LiveCosts(known.draft_costs, of_drafts=True) if dear else None
+        guessed = not known.survival
+        survival = SurvivalEstimate(known.survival or guessed_survival(group), most, guessed=guessed)
+        return Way(name, group, survival, costs, draft_in_turns(group), guessed=guessed)
 
     def _longest(self, item: RunningRequest) -> int:
         """Nodes that a draft for a request may have now."""
@@ -249,14 +252,27 @@ class Controller:
         return idle >= _ASLEEP and idle % _AWAKE_EVERY != 0
 
     def _try(self, way: Way, able: Sequence[RunningRequest], chosen: dict[int, tuple[Way, int]]) -> None:
-        """Let a drafter that has not been used for long draft for one request."""
-        if any(found is way for found, _ in chosen.values()):
+        """Let a drafter of which little is known, or that has not been used for long, draft for one request."""
+        if not able:
             return
-        if able and way.unused >= _BETWEEN_DRAFTER_TRIALS:
-            item = min(able, key=lambda item: item.cached - self._requests[item.id].read.get(way.name, 0))
-            chosen[item.id] = way, way.most
+        if way.unseen:
+            way.waited += 1
+            if way.waited >= _BETWEEN_FIRST_TRIALS:
+                chosen[self._best_to_try(way, able).id] = way, way.most
+                way.waited, way.trials = 0, way.trials + 1
+        elif way.unused >= _BETWEEN_DRAFTER_TRIALS and all(found is not way for found, _ in chosen.values()):
+            chosen[self._best_to_try(way, able).id] = way, way.most
             if way.unused >= _BETWEEN_DRAFTER_TRIALS + _TRIAL:
                 way.unused = 0
+
+    def _best_to_try(self, way: Way, able: Sequence[RunningRequest]) -> RunningRequest:
+        """A request of whose last draft the fate is known, and for which little has to be read."""
+
+        def waits(item: RunningRequest) -> tuple[bool, int]:
+            request = self._requests[item.id]
+            return way.name in request.fates, item.cached - request.read.get(way.name, 0)
+
+        return min(able, key=waits)
 
     def _assignment(self, item: RunningRequest, chosen: tuple[Way, int] | None) -> Assignment:
         kept_up = self._kept_up(item, chosen[0] if chosen else None)

@@ -15,6 +15,7 @@ from speculators.match import Repetition
 from speculators.tree import TokenTree
 
 Floats = NDArray[np.float64]
+_FIRST_TRIALS = 50  # drafts after which what was seen decides
 _MEMORY = 0.98  # of the average worth of a step, with each further one
 
 
@@ -28,6 +29,8 @@ class Way:
         survival: of its drafts.
         costs: of drafting, by requests and nodes; None where it costs next to nothing.
         in_turns: whether its speculators draft in turns.
+        guessed: whether it began without anything known of what is accepted.
+        trials, waited: drafts that were made whole to learn that, and steps since the last of them.
         unused: steps since it last drafted.
     """
 
@@ -36,12 +39,20 @@ class Way:
     survival: SurvivalEstimate
     costs: LiveCosts | None
     in_turns: bool = False
+    guessed: bool = False
+    trials: int = 0
+    waited: int = 0
     unused: int = 0
 
     @property
     def most(self) -> int:
         """Nodes of its longest draft."""
         return max(each.max_draft_length for each in self.speculators)
+
+    @property
+    def unseen(self) -> bool:
+        """Whether what is accepted of its drafts is still mostly guessed."""
+        return self.guessed and self.trials < _FIRST_TRIALS
 
 
 @dataclass(slots=True)

@@ -1,12 +1,12 @@
 """How likely the nodes of a draft are accepted: what was profiled, corrected by what becomes of drafts.
 
 Of a draft's i-th node it is the probability that it lies on the accepted path, so the tokens that the first k nodes
-bring are the sum of the first k figures. It starts from the plan's counts by match length and node. What is seen live
-moves it: for each node a small logistic regression, on top of that, on two statistics: how the request's earlier
-drafts fared in relation to what was expected of them, and the drafter's own log-probability of the path, where it has
-one. The regression by position is that of vLLM's pull request 52228, which has the guards too: nothing before there
-are enough observations, no negative slope, labels of whole drafts. Labels are whole here since what is emitted later
-says what would have become of the nodes that were not verified (`Fate`).
+bring are the sum of the first k figures. It starts from counts by match length and node: the plan's, or guessed ones,
+to which is added what is seen live. For each node there is a small logistic regression on top of that, on two
+statistics: how the request's earlier drafts fared in relation to what was expected of them, and the drafter's own
+log-probability of the path, where it has one. The regression by position is that of vLLM's pull request 52228, which
+has the guards too: nothing before there are enough observations, no negative slope, labels of whole drafts. Labels are
+whole here since what is emitted later says what would have become of the nodes that were not verified (`Fate`).
 """
 
 from __future__ import annotations
@@ -95,23 +95,23 @@ class _Observed:
 
     def __init__(self, most: int) -> None:
         self.count = 0
-        self.offset = np.zeros((_MOST, most))
+        self.match = np.zeros(_MOST, np.int64)
         self.history = np.zeros((_MOST, 1))
         self.confidence = np.zeros((_MOST, most))
+        self.scored = np.zeros((_MOST, 1), bool)
         self.label = np.zeros((_MOST, most))
         self.weight = np.zeros((_MOST, most))
 
     def add(
-        self, offsets: Floats, history: float, confidence: Floats | None, accepted: Sequence[bool]
+        self, match: int, history: float, scores: Sequence[float] | None, accepted: Sequence[bool]
     ) -> None:
         """One draft, in the place of the oldest."""
         row, nodes = self.count % _MOST, len(accepted)
         self.count += 1
-        self.offset[row] = offsets
-        self.history[row] = history
+        self.match[row], self.history[row], self.scored[row] = match, history, scores is not None
         self.confidence[row] = 0.0
-        if confidence is not None:
-            self.confidence[row, :nodes] = confidence
+        if scores is not None:
+            self.confidence[row, :nodes] = [_log_odds_of(score) for score in scores[:nodes]]
         self.label[row, :nodes] = accepted
         self.weight[row] = 0.0
         self.weight[row, :nodes] = 1.0
@@ -121,13 +121,15 @@ class SurvivalEstimate:
     """Of the drafts of one deployment.
 
     Args:
-        counts: what was profiled.
+        counts: what was profiled, or guessed.
         most: nodes of its longest draft.
+        guessed: whether what is seen is to replace them, by match length, too.
     """
 
-    def __init__(self, counts: Sequence[planned.Survival], most: int) -> None:
-        self._most, self._table = most, _offsets(counts, most)
-        self._offsets: list[list[float]] = self._table.tolist()
+    def __init__(self, counts: Sequence[planned.Survival], most: int, *, guessed: bool = False) -> None:
+        self._most, self._guessed = most, guessed
+        self._tried, self._accepted = _counted(counts, most)
+        self._offsets: list[list[float]] = _offsets(self._tried, self._accepted).tolist()
         self._weights = [list(_PRIOR) for _ in range(most)]
         self._observed = _Observed(most)
         self.fits = 0
@@ -146,32 +148,34 @@ class SurvivalEstimate:
         return found
 
     def expected(self, match: int, count: int) -> float:
-        """Tokens that the plan leads to expect of the first `count` nodes."""
+        """Tokens that the counts lead to expect of the first `count` nodes."""
         return sum(map(_odds, self._offsets[min(match, LONGEST)][:count]))
 
     def learn(
         self, match: int, history: float, scores: Sequence[float] | None, accepted: Sequence[bool]
     ) -> None:
         """Take in which nodes of a draft were on the accepted path."""
-        labels = accepted[: self._most]
-        offsets = self._table[min(match, LONGEST)]
-        confidence = None
-        if scores is not None:
-            confidence = np.asarray([_log_odds_of(score) for score in scores[: len(labels)]])
-            confidence -= offsets[: len(labels)]
-        self._observed.add(offsets, history, confidence, labels)
+        labels, row = accepted[: self._most], min(match, LONGEST)
+        if self._guessed:
+            self._tried[row, : len(labels)] += 1
+            self._accepted[row, : len(labels)] += labels
+        self._observed.add(row, history, scores, labels)
         if self._observed.count % _EVERY == 0:
             self._fit()
 
     def _fit(self) -> None:
-        """One Newton step for each node of which enough was seen."""
+        """Count anew, and one Newton step for each node of which enough was seen."""
         self.fits += 1
+        table = _offsets(self._tried, self._accepted)
+        self._offsets = table.tolist()
         seen = self._observed
         kept = min(seen.count, _MOST)
         weight, weights = seen.weight[:kept], np.asarray(self._weights)
         history = np.broadcast_to(seen.history[:kept], weight.shape)
-        features = np.stack([np.ones_like(weight), history, seen.confidence[:kept]], axis=-1)
-        chances = 1 / (1 + np.exp(-(seen.offset[:kept] + (features * weights).sum(axis=-1))))
+        offset = table[seen.match[:kept]]
+        confidence = np.where(seen.scored[:kept], seen.confidence[:kept] - offset, 0.0)
+        features = np.stack([np.ones_like(weight), history, confidence], axis=-1)
+        chances = 1 / (1 + np.exp(-(offset + (features * weights).sum(axis=-1))))
         slope = np.einsum("dn,dnf->nf", weight * (seen.label[:kept] - chances), features)
         curvature = np.einsum("dn,dnf,dng->nfg", weight * chances * (1 - chances), features, features)
         slope -= _RIDGE * (weights - _PRIOR)
@@ -186,14 +190,19 @@ def _log_odds_of(score: float) -> float:
     return log_odds(math.exp(min(0.0, score)))
 
 
-def _offsets(counts: Sequence[planned.Survival], most: int) -> Floats:
-    """Log-odds by match length and node, never rising; few observations are drawn to those of all match lengths."""
+def _counted(counts: Sequence[planned.Survival], most: int) -> tuple[Floats, Floats]:
+    """Drafts that were tried and accepted, by match length and node."""
     tried, accepted = np.zeros((LONGEST + 1, most)), np.zeros((LONGEST + 1, most))
     for row in counts:
         nodes = min(most, len(row.tried), len(row.accepted))
         tried[min(row.match, LONGEST), :nodes] += row.tried[:nodes]
         accepted[min(row.match, LONGEST), :nodes] += row.accepted[:nodes]
-    unknown = 0.5 ** np.arange(1, most + 1)
+    return tried, accepted
+
+
+def _offsets(tried: Floats, accepted: Floats) -> Floats:
+    """Log-odds by match length and node, never rising; few observations are drawn to those of all match lengths."""
+    unknown = 0.5 ** np.arange(1, tried.shape[1] + 1)
     everywhere = (accepted.sum(axis=0) + unknown) / (tried.sum(axis=0) + 1)
     chances = (accepted + _SHRUNK * everywhere) / (tried + _SHRUNK)
     falling = np.minimum.accumulate(chances, axis=1)

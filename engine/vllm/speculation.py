@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from deployments.drafting import Speculation
-from deployments.findings import Finding, Unsupported, require_none
+from deployments.findings import MEASURED, Finding, Unsupported, require_none
 from deployments.speculation import AnySpeculation
 from engine.vllm.methods import VllmMethod, vllm_method
 from engine.vllm.releases import RELEASE
@@ -63,6 +63,8 @@ def speculation_findings(speculation: AnySpeculation) -> Iterator[Finding]:
     if speculation.acceptance_gate is not None:
         never = Unsupported("never gives speculation up", "draft_length_schedule, by batch size")
         yield _finding("acceptance_gate", never)
+    if speculation.draft_policy == "measured":
+        yield _finding("draft_policy measured", MEASURED)
     if speculation.drafted_by == "bls":
         yield _finding("drafted_by bls", Unsupported("takes no drafts from outside", "drafted_by: engine"))
     if not method.follows_batch_size and _is_scheduled(speculation):

@@ -152,6 +152,8 @@ def _candidate(cell: Measured, sections: Mapping[str, AnySpeculation | None]) ->
     section = sections[name]
     if section is None:
         raise ProfileError(f"{name}: what was profiled is no section of this release")
+    if getattr(section, "draft_policy", None) == "measured":
+        raise ProfileError(f"{name}: decides anew in every step (draft_policy: measured)")
     longest = section.longest_draft(cell.traffic.concurrency)
     lengths = [
         length

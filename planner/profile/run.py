@@ -14,14 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from deployments.spec import DeploymentSpec
-from engine.attention_kernels import Attention
-from engine.buckets import buckets_for
 from engine.compiled_runner import CompiledRunner
 from engine.deployment import open_engine
 from engine.engine import Engine
 from engine.fingerprint import Fingerprint, drafter_identity
-from engine.linear_layers import packed_once
-from engine.manifest import MODEL_NAME
 from engine.outputs import RequestOutput
 from engine.planned import speculator_directories
 from engine.policy import DraftPolicy
@@ -132,7 +128,7 @@ def run_profile(
         "settings": asdict(settings),
         "fingerprint": Fingerprint.of(spec).model_dump(),
         "drafter": drafter_identity(spec.speculation),
-        "buckets": _buckets(spec),
+        "buckets": list(runner.buckets),
         "chunks": [spec.embedded.prefill_chunk, spec.embedded.idle_prefill_chunk],
         "acceptance": acceptance,
         "cost": measured,
@@ -141,7 +137,12 @@ def run_profile(
 
 def _at_full_length(spec: DeploymentSpec) -> DeploymentSpec:
     """The deployment without whatever shortens drafts, and without reuse of what other prompts left in the cache."""
-    changes = {"adaptive": False, "max_concurrency": None, "draft_length_schedule": None}
+    changes = {
+        "adaptive": False,
+        "max_concurrency": None,
+        "draft_length_schedule": None,
+        "draft_policy": "scheduled",
+    }
     known = {key: value for key, value in changes.items() if key in type(spec.speculation).model_fields}
     return spec.model_copy(
         update={
@@ -149,16 +150,6 @@ def _at_full_length(spec: DeploymentSpec) -> DeploymentSpec:
             "engine": spec.embedded.model_copy(update={"kv_cache_reuse": False}),
         }
     )
-
-
-def _buckets(spec: DeploymentSpec) -> list[int]:
-    """Numbers of tokens for which the target has a graph of its own."""
-    if spec.embedded.backend != "openvino":
-        return []
-    engine = spec.embedded
-    if packed_once(engine.precision, Attention(engine.attention_kernel, engine.kv_cache_precision)):
-        return buckets_for(0)
-    return buckets_for(sum(file.stat().st_size for file in spec.engine_directory.glob(f"{MODEL_NAME}*")))
 
 
 def _generate(

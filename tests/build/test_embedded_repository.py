@@ -143,6 +143,18 @@ def test_ngrams_in_the_bls_have_the_settings_of_the_spec(tmp_path: Path) -> None
             "only the kit's own attention kernel tells, but engine.backend is torch",
         ),
         (
+            {"method": "anpd", "draft_policy": "measured"},
+            {"backend": "torch"},
+            "policy-without-costs",
+            "times steps when the engine starts, which says nothing on engine.backend: torch",
+        ),
+        (
+            {"method": "anpd", "draft_policy": "measured", "drafted_by": "bls"},
+            {},
+            "setting-without-effect",
+            "speculation.draft_policy has no effect with drafted_by: bls",
+        ),
+        (
             {"method": "low_bit"},
             {"precision": "fp32", "backend": "torch"},
             "copy-without-cache",

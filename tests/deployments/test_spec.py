@@ -62,6 +62,21 @@ def test_kind_chooses_the_engine(tmp_path: Path) -> None:
             {"speculation": {"method": "anpd", "max_concurrency": 4, "draft_length_schedule": {4: 7}}},
             "not both",
         ),
+        *(
+            (
+                {"speculation": {"method": "anpd", "draft_policy": "measured", **limit}},
+                "measured decides itself how much is drafted; leave out max_concurrency and draft_length_schedule",
+            )
+            for limit in ({"max_concurrency": 4}, {"draft_length_schedule": {4: 7}})
+        ),
+        (
+            {"speculation": {"draft_policy": "measured"}},
+            "speculation.draft_policy: unknown key; without a method nothing is drafted",
+        ),
+        (
+            {"speculation": {"plan": "p", "draft_policy": "measured"}},
+            "speculation.draft_policy: unknown key; the plan decides",
+        ),
         ({"speculation": {"method": "anpd", "draft_length_schedule": {4: 5}}}, "draft_length 7"),
         ({"speculation": {"method": "anpd", "draft_length_schedule": {}}}, "at least 1 item"),
         ({"speculation": {"method": "lookahead", "ngram": 1}}, "speculation.ngram: .*2"),

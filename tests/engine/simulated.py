@@ -38,7 +38,9 @@ Cost = Callable[[float, int, int], float]
 LENGTH, SLOTS = 128, 16
 
 
-class _TimedRunner(TableRunner):
+class TimedRunner(TableRunner):
+    """Moves the clock of its world by what a step costs."""
+
     def __init__(self, world: World) -> None:
         super().__init__(num_blocks=SLOTS * LENGTH // 8, hidden_layers=world.hidden_layers)
         self._world = world
@@ -67,7 +69,7 @@ class Guesser(Speculator):
         self.name, self.max_draft_length = name, draft_length
         self._world, self._wrong, self._call_ms, self._token_ms = world, wrong, call_ms, token_ms
         self._texts: dict[int, list[int]] = {}
-        self.calls = 0
+        self.calls, self.costs = 0, call_ms + token_ms > 0
 
     def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
         self._texts[request_id] = list(prompt)
@@ -124,7 +126,7 @@ class World:
     def engine(self, policy: DraftPolicy | None = None) -> Engine:
         limits = EngineConfig(max_batch_size=SLOTS, max_sequence_length=LENGTH, kv_cache_reuse=False)
         policy = policy or StaticPolicy([NoSpeculator()])
-        return Engine(_TimedRunner(self), policy, limits, lambda: self.now / 1e3)
+        return Engine(TimedRunner(self), policy, limits, lambda: self.now / 1e3)
 
     def serve(
         self, engine: Engine, concurrency: int, steps: int, *, max_tokens: int = 80, **request: Any

@@ -211,7 +211,7 @@ def test_drafts_that_are_planned_wrong_by_a_factor_of_their_own_are_measured(fac
     assert found.seconds < 9
     assert off(found.draft_costs["mine"]) < 1.35
     assert found.draft_ratios["mine"] == pytest.approx(1 / factor, rel=0.1)
-    assert str(found).endswith(f"; drafts of mine: {found.draft_ratios['mine']:.2f} times")
+    assert found.beside_plan.endswith(f"; drafts of mine: {found.draft_ratios['mine']:.2f} times")
     assert worst(found, of_this_machine) < 0.35, "steps are measured beside them as they are without"
     assert chain.ends_drafts and not chain._texts, "it is as it was"
 

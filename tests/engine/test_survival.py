@@ -89,3 +89,14 @@ def test_what_is_emitted_tells_what_became_of_a_chain(emitted: list[list[int]], 
     fate = Fate((7, 8, 9), 1, 0.0, None)
     found = [fate.follow(tokens) for tokens in emitted]
     assert (fate.at, found[-1]) == (at, known) and not any(found[:-1])
+
+
+@pytest.mark.parametrize("guessed", [False, True])
+def test_what_a_match_tells_is_learned_where_it_was_only_guessed(guessed: bool) -> None:
+    estimate = SurvivalEstimate([], 1, guessed=guessed)
+    random = np.random.default_rng(0)
+    for _ in range(400):
+        match = int(random.integers(1, 3))
+        estimate.learn(match, 0.0, None, [bool(random.random() < (0.1 if match == 1 else 0.8))])
+    apart = estimate(2, 0.0, None, 1)[0] - estimate(1, 0.0, None, 1)[0]
+    assert (apart > 0.5) == guessed and (apart == 0) != guessed

@@ -161,6 +161,7 @@ def test_lengths_by_batch_size_say_what_becomes_of_every_batch(
         ({"method": "suffix_automaton", "texts": "t.jsonl"}, "empty pool"),
         ({"method": "anpd", "drafted_by": "bls"}, "drafted_by: engine"),
         ({"method": "anpd", "acceptance_gate": {"window": 9, "min_rate": 0.2}}, "never gives speculation up"),
+        ({"method": "anpd", "draft_policy": "measured"}, "does not weigh drafts against their time"),
     ],
 )
 def test_what_the_release_does_not_do_is_refused_with_what_comes_nearest(

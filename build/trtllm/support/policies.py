@@ -22,7 +22,7 @@ from build.trtllm.installed import LLM_ARGUMENTS, installed_release
 from build.trtllm.methods.table import method_of
 from build.trtllm.releases import line_of_version, not_in_line, release_and_candidate, version_in
 from build.trtllm.resolved import Resolved, Supported
-from deployments.findings import Finding
+from deployments.findings import MEASURED, Finding
 
 POLICIES = ("max_concurrency", "draft_length_schedule", "acceptance_gate")
 # The first candidate of 1.3.0 whose class has the rate (its class page); one from before may have it or not.
@@ -84,6 +84,10 @@ def _order(version: str) -> tuple[tuple[int, int, int], float]:
 
 def policy_findings(resolved: Resolved) -> Iterator[Finding]:
     """A finding for each policy that the release would pass over or cannot read."""
+    if getattr(resolved.speculation, "draft_policy", None) == "measured":
+        yield not_in_line(
+            f"TensorRT-LLM {MEASURED.reason} (speculation.draft_policy: measured)", MEASURED.remedy
+        )
     given = given_policies(resolved)
     if not given:
         return

@@ -109,6 +109,7 @@ def as_chain(speculation: AnySpeculation, length: int) -> AnySpeculation:
         "adaptive": False,
         "max_concurrency": None,
         "draft_length_schedule": None,
+        "draft_policy": "scheduled",
         "acceptance_gate": None,
         "draft_length": length,
         "dynamic_tree": None,

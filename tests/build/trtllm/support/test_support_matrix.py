@@ -168,6 +168,10 @@ SCHEDULE = {"draft_length_schedule": {4: 5, 8: 2}}
             "mtp", "A", None, {}, {"llm_args": {"speculative_config": {"draft_len_schedule": {1: 2}}}}, "no effect",
             "no draft_length_schedule",
         ),
+        *(
+            (method, line, None, {"draft_policy": "measured"}, {}, "does not weigh drafts", "engine.kind: embedded")
+            for method, line in (("medusa", "A"), ("anpd", "A"), ("eagle3", "B"))
+        ),
         ("prompt_lookup", "B", None, {"draft_length_schedule": {4: 5}}, {}, "smallest ones", "suffix_automaton"),
         ("prompt_lookup", "B", None, GATE_B, {}, "no effect", "suffix_automaton"),
         ("suffix_automaton", "B", None, {"texts": "t.jsonl"}, {}, "the embedded engine's", "no texts"),
