@@ -54,7 +54,7 @@ def embedded_findings(spec: DeploymentSpec) -> Iterator[Finding]:
     if isinstance(speculation, WindowedSelfDrafting):
         yield from _windowed_findings(spec, speculation)
     if isinstance(speculation, LowBit):
-        yield from _low_bit_findings(spec)
+        yield from _low_bit_findings(spec, speculation)
     lookup: SelfLookupEnhancer | None = getattr(speculation, "suffix_automaton", None)
     if lookup is not None and lookup.global_pool:
         yield Finding(
@@ -87,7 +87,7 @@ def _windowed_findings(spec: DeploymentSpec, section: WindowedSelfDrafting) -> I
         )
 
 
-def _low_bit_findings(spec: DeploymentSpec) -> Iterator[Finding]:
+def _low_bit_findings(spec: DeploymentSpec, section: LowBit) -> Iterator[Finding]:
     """Targets that have no more than what would draft for them, and machines on which four bits are no gain."""
     precision, backend = spec.embedded.precision, spec.embedded.backend
     if backend != "openvino":
@@ -117,12 +117,12 @@ def _low_bit_findings(spec: DeploymentSpec) -> Iterator[Finding]:
                 f"speculation.method: low_bit would draft as slowly as the target decodes: {unpacked}",
                 "the kit's kernel, engine.precision: fp32, or another method",
             )
-        else:
+        elif (section.bits_per_weight or 0) < 8:
             yield Finding(
                 "copy-in-eight-bits",
                 "warning",
                 f"speculation.method: low_bit: {unpacked}",
-                "the kit's kernel",
+                "the kit's kernel, or bits_per_weight: 8, which loses less and then takes no more",
             )
 
 

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from build.graph.mixed_bits import LayerBits, matrix_shapes
 from build.targets.architecture import Architecture
 from deployments.engines import EmbeddedEngine, Precision
 from deployments.findings import Finding
@@ -25,7 +26,7 @@ from deployments.spec import DeploymentSpec
 from deployments.speculation import LowBit
 from engine.attention_kernels import Attention, chosen_precision
 from engine.buckets import buckets_for
-from engine.grouped_weights import GROUP, can_be_grouped
+from engine.grouped_weights import can_be_grouped, eight_bit_bytes, four_bit_bytes
 from engine.linear_layers import packed_once
 from engine.native.library import row_bytes
 from engine.planned import drafting
@@ -46,7 +47,7 @@ def memory_findings(spec: DeploymentSpec, target: Architecture) -> Iterator[Find
     copies = 2 + (0 if packed_once(engine.precision, attention) else len(buckets_for(weights)))
     slots, length = engine.max_batch_size, engine.max_sequence_length
     token = _cache_bytes(target, engine)
-    drafter = _drafter_bytes(spec, target) * copies
+    drafter = drafter_bytes(spec, target) * copies
     held = weights * copies + drafter + _REST_GIB * GIB
     total, here = held + token * slots * length, machine_bytes()
     lines = [
@@ -71,7 +72,7 @@ def disk_findings(spec: DeploymentSpec, target: Architecture) -> Iterator[Findin
     directory = spec.engine_directory
     if directory.exists():
         return
-    needed = compiled_bytes(target, spec.embedded.precision) + _drafter_bytes(spec, target)
+    needed = compiled_bytes(target, spec.embedded.precision) + drafter_bytes(spec, target)
     place = next(path for path in directory.absolute().parents if path.is_dir())
     free = shutil.disk_usage(place).free
     if free < needed:
@@ -93,8 +94,8 @@ def _matrix_bytes(name: str, shape: tuple[int, ...], precision: Precision) -> in
     if precision == "fp32" or len(shape) == 1:
         return 4 * math.prod(shape)
     if precision == "int4" and name.startswith("model.layers.") and can_be_grouped(shape):
-        return math.prod(shape) * (GROUP // 2 + 4) // GROUP  # a scale and a least value of 16 bits each
-    return math.prod(shape) + 4 * shape[0]
+        return four_bit_bytes(shape)
+    return eight_bit_bytes(shape)
 
 
 def machine_bytes() -> int:
@@ -117,14 +118,14 @@ def _cache_bytes(architecture: Architecture, engine: EmbeddedEngine) -> int:
     return 2 * architecture.num_layers * architecture.num_kv_heads * row
 
 
-def _drafter_bytes(spec: DeploymentSpec, target: Architecture) -> int:
+def drafter_bytes(spec: DeploymentSpec, target: Architecture) -> int:
     """About those of the compiled drafters: half of what is stored, in 16 bit, for int8."""
     return sum(_stored_bytes(each, target) for each in drafting(spec))
 
 
 def _stored_bytes(spec: DeploymentSpec, target: Architecture) -> int:
     if isinstance(spec.speculation, LowBit):
-        return compiled_bytes(target, spec.speculator_precision) + _correction_bytes(spec.speculation, target)
+        return compiled_bytes(target, spec.speculator_precision) + _beyond_four_bits(spec.speculation, target)
     source = drafter_source(spec.speculation)
     if source is None or not source.is_dir():
         return 0
@@ -133,10 +134,16 @@ def _stored_bytes(spec: DeploymentSpec, target: Architecture) -> int:
     return stored * 2 if spec.speculator_precision == "fp32" else stored // 2
 
 
-def _correction_bytes(section: LowBit, target: Architecture) -> int:
-    """Of both factors of each layer's correction, in eight bits."""
-    shapes = (shape for name, shape in target.parameter_shapes().items() if name.startswith("model.layers."))
-    return section.rank * sum(sum(shape) for shape in shapes if len(shape) == 2)
+def _beyond_four_bits(section: LowBit, target: Architecture) -> int:
+    """Of matrices in eight bits, or of both factors of each layer's correction."""
+    if section.bits_per_weight is not None:
+        bits = LayerBits.of(target)
+        return math.ceil((section.bits_per_weight * bits.weights - bits.least) / 8)
+    rank = section.rank
+    return sum(
+        eight_bit_bytes((out, rank)) + eight_bit_bytes((rank, inputs))
+        for out, inputs in (matrix_shapes(target).values() if rank else ())
+    )
 
 
 def _gib(size: float) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from build.draft_graphs import plan_graphs, read_drafter, trained_section
 from build.drafters import check_draft, completed_draft
 from build.embedded_memory import disk_findings, memory_findings
-from build.low_bit import check_rank
+from build.low_bit import check_bits, check_rank
 from build.model_paths import suggestion
 from build.own_texts import check_texts
 from build.targets.architecture import Architecture
@@ -90,6 +90,9 @@ def _drafter(spec: DeploymentSpec, target: Architecture | None) -> Iterator[Find
     speculation, source = spec.speculation, drafter_source(spec.speculation)
     if isinstance(speculation, LowBit) and target is not None:
         yield from _refused("rank-too-great", "speculation.rank", lambda: check_rank(speculation, target))
+        yield from _refused(
+            "bits-out-of-range", "speculation.bits_per_weight", lambda: check_bits(speculation, target)
+        )
     if source is None:
         return
     if isinstance(speculation, SuffixAutomaton):

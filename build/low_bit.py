@@ -1,8 +1,12 @@
 """The target in four bits, which low-bit self-drafting drafts with on the target's own cache."""
 
+import math
 from pathlib import Path
 
+import onnx
+
 from build.draft_graphs import DraftGraphs
+from build.graph.mixed_bits import LayerBits, in_eight_bits
 from build.graph.target import build_target_graph
 from build.targets.architecture import Architecture
 from build.targets.weights import load_weights
@@ -19,21 +23,27 @@ def plan_copy(
 
     Raises:
         TargetError: the target cannot be read.
-        EngineError: the section's rank is beyond that of its matrices.
+        EngineError: the section's rank is beyond that of its matrices, or its bits are none that they can have.
     """
-    architecture = Architecture.from_directory(target)
+    architecture, budget = Architecture.from_directory(target), speculation.bits_per_weight
     check_rank(speculation, architecture)
+    check_bits(speculation, architecture)
+
+    def build() -> dict[str, onnx.ModelProto]:
+        weights = load_weights(target)
+        graph = build_target_graph(
+            architecture,
+            weights,
+            precision=precision,
+            max_positions=max_sequence_length,
+            block_size=BLOCK_SIZE,
+            rank=speculation.rank,
+            eight_bits=frozenset() if budget is None else in_eight_bits(architecture, weights, budget),
+        )
+        return {MODEL_NAME: graph}
+
     return DraftGraphs(
-        lambda: {
-            MODEL_NAME: build_target_graph(
-                architecture,
-                load_weights(target),
-                precision=precision,
-                max_positions=max_sequence_length,
-                block_size=BLOCK_SIZE,
-                rank=speculation.rank,
-            )
-        },
+        build,
         (MODEL_NAME,),
         {
             "candidates": 1,
@@ -54,4 +64,19 @@ def check_rank(speculation: LowBit, target: Architecture) -> None:
     if speculation.rank > most:
         raise EngineError(
             f"rank {speculation.rank} is more than the {most} that the target's matrices have; usual are 16 to 64"
+        )
+
+
+def check_bits(speculation: LowBit, target: Architecture) -> None:
+    """Refuse a budget below what the layers have in four bits, or above what they have in eight.
+
+    Raises:
+        EngineError: it is one.
+    """
+    budget, bits = speculation.bits_per_weight, LayerBits.of(target)
+    if budget is not None and not bits.least <= budget * bits.weights <= bits.most:
+        least, most = math.ceil(100 * bits.least / bits.weights), math.floor(100 * bits.most / bits.weights)
+        raise EngineError(
+            f"bits_per_weight must be from {least / 100:.2f} (all matrices of the target's layers in four bits, with "
+            f"their scales and least values) to {most / 100:.2f} (all in eight), not {budget:g}"
         )

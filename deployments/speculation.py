@@ -254,6 +254,18 @@ class LowBit(Speculation):
         le=1024,
         description="Rank of the matrices that give back what four bits lose of each layer (LQ-LoRA); 0: none.",
     )
+    bits_per_weight: float | None = Field(
+        None,
+        gt=0,
+        description="Bits that a weight of the layers may take on average, scales and least values counted: matrices "
+        "that lose most in four bits (5 with these) are kept in eight instead, as many as that allows; none: 5.",
+    )
+
+    @model_validator(mode="after")
+    def _bits_are_spent_once(self) -> "LowBit":
+        if self.rank and self.bits_per_weight is not None:
+            raise ValueError("rank and bits_per_weight both give back what four bits lose; give one of them")
+        return self
 
 
 class Mtp(Speculation):

@@ -22,6 +22,16 @@ def can_be_grouped(shape: tuple[int, ...]) -> bool:
     return shape[0] % _OUTPUTS == 0 and shape[1] % GROUP == 0
 
 
+def eight_bit_bytes(shape: tuple[int, ...]) -> int:
+    """What `quantize_rows` makes of weights [out, in]."""
+    return shape[0] * (shape[1] + 4)
+
+
+def four_bit_bytes(shape: tuple[int, ...]) -> int:
+    """What `grouped` makes of weights [out, in]."""
+    return shape[0] * shape[1] // GROUP * (GROUP // 2 + 4)  # a scale and a least value of 16 bits each
+
+
 def grouped(
     weight: NDArray[np.float32],
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16]]:

@@ -212,7 +212,7 @@ EMBEDDED_SETTINGS: Mapping[str, tuple[str, ...]] = {
     **{method: settings_of(method) for method in METHODS},
     SUFFIX: (*settings_of(SUFFIX), "texts"),
     DRAFT_MODEL: ("model", "draft_length", "precision", "suffix_automaton"),
-    LOW_BIT: ("draft_length", "rank"),
+    LOW_BIT: ("draft_length", "rank", "bits_per_weight"),
     **{name: method.settings for name, method in TRAINED.items()},
 }
 """Methods that the embedded engine runs, and the keys of their sections that it reads."""

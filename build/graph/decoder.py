@@ -18,7 +18,19 @@ from build.targets.rope import Rope
 from engine.paged_attention import DOMAIN
 
 Weights = Mapping[str, NDArray[np.float32]]
+_HEADS, _GATED = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 _BATCH_INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
+
+
+def projections_of(layer: int) -> tuple[tuple[str, ...], ...]:
+    """For each matrix of a target's layer the projections that are side by side in it."""
+    attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
+    return (
+        tuple(attention + name for name in _HEADS),
+        (f"{attention}o_proj",),
+        tuple(mlp + name for name in _GATED),
+        (f"{mlp}down_proj",),
+    )
 
 
 class DecoderParts:
@@ -64,7 +76,7 @@ class DecoderParts:
     def feed_forward(self, value: str, prefix: str) -> str:
         """`down(activation(gate) * up)`, of the tensors that begin with `prefix`."""
         graph, inner = self._graph, self._arch.intermediate_size
-        both = self.linear(value, f"{prefix}gate_proj", f"{prefix}up_proj")
+        both = self.linear(value, *(prefix + name for name in _GATED))
         gate, up = graph.node("Split", [both, graph.integers(inner, inner)], 2, axis=1)
         activation = {"silu": graph.silu, "gelu_tanh": graph.gelu_tanh}[self._arch.activation]
         return self.linear(graph.node("Mul", [activation(gate), up])[0], f"{prefix}down_proj")
@@ -73,7 +85,7 @@ class DecoderParts:
         """Heads [tokens, heads * head size] before the output projection, of the tensors that begin with `prefix`."""
         graph, arch = self._graph, self._arch
         query_width, kv_width = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
-        projected = self.linear(value, f"{prefix}q_proj", f"{prefix}k_proj", f"{prefix}v_proj")
+        projected = self.linear(value, *(prefix + name for name in _HEADS))
         sizes = graph.integers(query_width + kv_width, kv_width)
         heads, values = graph.node("Split", [projected, sizes], 2, axis=1)
         if arch.qk_norm:

@@ -4,7 +4,7 @@ Every activation is two-dimensional, [tokens, features]: the requests of a step 
 padding, which is also the layout that paged attention takes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,11 @@ class GraphBuilder:
     Args:
         precision: of its matrices: fp32, int8, or int4 for those of layers and int8 for the others.
         rank: of what is added to matrices in int4 for what they lose; 0: nothing.
+        eight_bits: names of matrices of layers that are int8 where the others are int4.
     """
 
-    def __init__(self, precision: Precision, rank: int = 0) -> None:
-        self._precision, self._rank = precision, rank
+    def __init__(self, precision: Precision, rank: int = 0, eight_bits: Set[str] = frozenset()) -> None:
+        self._precision, self._rank, self._eight_bits = precision, rank, eight_bits
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -84,7 +85,7 @@ class GraphBuilder:
         self, value: str, weight: NDArray[np.float32], name: str, bias: NDArray[np.float32] | None = None
     ) -> str:
         """As `linear`, of a matrix that may have four bits."""
-        if self._precision != "int4" or not can_be_grouped(weight.shape):
+        if self._precision != "int4" or name in self._eight_bits or not can_be_grouped(weight.shape):
             return self.linear(value, weight, name, bias)
         found = corrected(weight, self._rank)
         codes, scales, least = found.four_bits

@@ -11,6 +11,8 @@ into each layer, and last the state after the final norm. A runner asks for thos
 model gives its likeliest token instead, of those that it may draft: `candidates` and `log_probs` [rows, 1].
 """
 
+from collections.abc import Set
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -35,6 +37,7 @@ def build_target_graph(
     drafted: NDArray[np.int64] | None = None,
     vocab_size: int | None = None,
     rank: int = 0,
+    eight_bits: Set[str] = frozenset(),
 ) -> onnx.ModelProto:
     """Build the graph.
 
@@ -48,8 +51,9 @@ def build_target_graph(
         vocab_size: tokens that are read and scored, where a draft model's target is padded otherwise than the model:
             those that it lacks are rows of zeros and are never chosen.
         rank: of what is added to layers in int4 for what they lose (`build.graph.low_rank`); 0: nothing.
+        eight_bits: matrices of layers that are int8 where the others are int4 (`build.graph.mixed_bits`).
     """
-    builder = GraphBuilder(precision, rank)
+    builder = GraphBuilder(precision, rank, eight_bits)
     graph = _TargetGraph(architecture, weights, builder, vocab_size or architecture.vocab_size)
     return graph.build(max_positions, block_size, drafted)
 

@@ -228,6 +228,15 @@ CASES = [
         },
         "speculation.rank: rank 65 is more than the 64 that the target's matrices have",
     ),
+    Case(
+        "bits-out-of-range",
+        nothing,
+        {
+            "speculation": {"method": "low_bit", "bits_per_weight": 4.6},
+            "engine": {"precision": "fp32", "max_sequence_length": 128},
+        },
+        "speculation.bits_per_weight: bits_per_weight must be from 5.00 (all matrices",
+    ),
     Case("texts-unusable", nothing, TEXTS, "speculation.texts: texts.jsonl is no file"),
     Case("texts-unusable", lambda: os.mkfifo("texts.jsonl"), TEXTS, "texts.jsonl is no file"),
     Case("texts-unusable", lambda: write_texts('{"text": 3}'), TEXTS, "texts.jsonl:1: expected an object"),
@@ -280,16 +289,35 @@ def test_a_drafter_that_fits_is_checked_and_built(write: Callable[[], None], sec
         assert result.exit_code == 0, result.output
 
 
-def test_a_target_that_drafts_in_four_bits_is_checked_and_built_with_its_copy() -> None:
+@pytest.mark.parametrize(("key", "value"), [("rank", 8), ("bits_per_weight", 6.5)])
+def test_a_target_that_drafts_in_four_bits_is_checked_and_built_with_its_copy(key: str, value: float) -> None:
     sections: Content = {
-        "speculation": {"method": "low_bit", "rank": 8},
+        "speculation": {"method": "low_bit", key: value},
         "engine": {"precision": "fp32", "max_sequence_length": 128},
     }
     checked = run("--check", **sections)
     assert checked.exit_code == 0 and "drafter: about" in checked.stderr, checked.output
     assert run(**sections).exit_code == 0
     (copy,) = Path("runs/engines").glob("tiny-low_bit-int4-*/speculator.json")
-    assert load_speculator_manifest(copy.parent).settings["rank"] == 8
+    assert load_speculator_manifest(copy.parent).settings[key] == value
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"rank": 32}, {"bits_per_weight": 6.5}, {"bits_per_weight": 8.1}], ids=str
+)
+def test_the_estimate_of_a_copy_is_what_it_takes(settings: Content) -> None:
+    shutil.rmtree(TARGET)
+    write_model(TARGET, hidden_size=256, intermediate_size=512)
+    sections: Content = {
+        "speculation": {"method": "low_bit", **settings},
+        "engine": {"precision": "fp32", "max_sequence_length": 128},
+    }
+    assert run(**sections).exit_code == 0
+    (weights,) = Path("runs/engines").glob("tiny-low_bit-int4-*/model.onnx.data")
+    spec = DeploymentSpec.model_validate(content(**sections))
+    estimate = embedded_memory.drafter_bytes(spec, Architecture.from_directory(TARGET))
+    rotary = 2 * 128 * 32 * 4  # cosines and sines of 128 positions
+    assert weights.stat().st_size - rotary == pytest.approx(estimate, rel=0.03)
 
 
 def test_all_findings_come_at_once() -> None:

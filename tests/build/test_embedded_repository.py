@@ -174,7 +174,7 @@ def test_ngrams_in_the_bls_have_the_settings_of_the_spec(tmp_path: Path) -> None
             "not run, and engine.attention_kernel is openvino",
         ),
         (
-            {"method": "low_bit"},
+            {"method": "low_bit", "bits_per_weight": 7.9},
             {"precision": "fp32", "attention_kernel": "openvino"},
             "copy-in-eight-bits",
             "and engine.attention_kernel is openvino",

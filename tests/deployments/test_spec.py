@@ -80,6 +80,7 @@ def test_kind_chooses_the_engine(tmp_path: Path) -> None:
         ({"speculation": {"method": "anpd", "draft_length_schedule": {4: 5}}}, "draft_length 7"),
         ({"speculation": {"method": "anpd", "draft_length_schedule": {}}}, "at least 1 item"),
         ({"speculation": {"method": "lookahead", "ngram": 1}}, "speculation.ngram: .*2"),
+        ({"speculation": {"method": "low_bit", "rank": 8, "bits_per_weight": 6}}, "give one of them"),
         ({"speculation": {"method": "suffix_automaton", "ngram": 0}}, "1 to 64"),
         ({"speculation": {"method": "suffix_automaton", "global_pool_size": 9}}, "global_pool: true"),
         *(
