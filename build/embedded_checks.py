@@ -106,6 +106,14 @@ def _low_bit_findings(spec: DeploymentSpec, section: LowBit) -> Iterator[Finding
             "itself",
             "engine.precision: fp32 or int8, whose output it then has, or another method",
         )
+    elif precision == "int8" and (section.bits_per_weight or 0) >= 8:
+        yield Finding(
+            "copy-without-gain",
+            "error",
+            f"speculation.bits_per_weight: {section.bits_per_weight:g} drafts with what a target of engine.precision: "
+            "int8 is itself",
+            "fewer bits, engine.precision: fp32, or another method",
+        )
     elif reason := _not_native(spec):
         unpacked = (
             f"four-bit weights are unpacked to eight bits where the kit's kernel does not run, and {reason}"

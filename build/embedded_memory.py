@@ -138,7 +138,7 @@ def _beyond_four_bits(section: LowBit, target: Architecture) -> int:
     """Of matrices in eight bits, or of both factors of each layer's correction."""
     if section.bits_per_weight is not None:
         bits = LayerBits.of(target)
-        return math.ceil((section.bits_per_weight * bits.weights - bits.least) / 8)
+        return math.ceil((min(section.bits_per_weight * bits.weights, bits.most) - bits.least) / 8)
     rank = section.rank
     return sum(
         eight_bit_bytes((out, rank)) + eight_bit_bytes((rank, inputs))

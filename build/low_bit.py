@@ -74,9 +74,9 @@ def check_bits(speculation: LowBit, target: Architecture) -> None:
         EngineError: it is one.
     """
     budget, bits = speculation.bits_per_weight, LayerBits.of(target)
-    if budget is not None and not bits.least <= budget * bits.weights <= bits.most:
-        least, most = math.ceil(100 * bits.least / bits.weights), math.floor(100 * bits.most / bits.weights)
+    least, most = (math.ceil(100 * of_all / bits.weights) / 100 for of_all in (bits.least, bits.most))
+    if budget is not None and not least <= budget <= most:
         raise EngineError(
-            f"bits_per_weight must be from {least / 100:.2f} (all matrices of the target's layers in four bits, with "
-            f"their scales and least values) to {most / 100:.2f} (all in eight), not {budget:g}"
+            f"bits_per_weight must be from {least:.2f} (all matrices of the target's layers in four bits, with their "
+            f"scales and least values) to {most:.2f} (all in eight), not {budget:g}"
         )

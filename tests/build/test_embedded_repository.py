@@ -174,6 +174,12 @@ def test_ngrams_in_the_bls_have_the_settings_of_the_spec(tmp_path: Path) -> None
             "not run, and engine.attention_kernel is openvino",
         ),
         (
+            {"method": "low_bit", "bits_per_weight": 8.05},
+            {"precision": "int8"},
+            "copy-without-gain",
+            "bits_per_weight: 8.05 drafts with what a target of engine.precision: int8 is itself",
+        ),
+        (
             {"method": "low_bit", "bits_per_weight": 7.9},
             {"precision": "fp32", "attention_kernel": "openvino"},
             "copy-in-eight-bits",
@@ -188,6 +194,11 @@ def test_what_cannot_be_is_found_before_building(
     assert finding.name == name
     assert what in finding.reason
     assert finding.remedy
+
+
+def test_a_copy_in_eight_bits_of_a_target_in_fp32_needs_no_kernel() -> None:
+    speculation = {"method": "low_bit", "bits_per_weight": 8.0}
+    assert not list(embedded_findings(spec_of(speculation, precision="fp32", attention_kernel="openvino")))
 
 
 def test_a_directory_that_is_no_repository_is_not_replaced(tmp_path: Path) -> None:

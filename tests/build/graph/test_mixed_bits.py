@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,9 +26,11 @@ from engine.attention_kernels import KernelName
 from engine.grouped_weights import GROUP, LINEAR, grouped, quantize_rows, ungrouped
 from engine.manifest import EngineError, load_speculator_manifest
 from engine.openvino_graphs import OpenVinoBackend
+from engine.request import GenerationRequest
 from engine.runner import SequenceInput
 from engine.target_copy import CompiledCopy
-from tests.engine.driving import prompt_of
+from speculators.low_bit import LowBitSpeculator
+from tests.engine.driving import generate, make_engine, prompt_of, run
 from tests.tiny import KERNELS, MAX_LENGTH, THREADS, VARIANTS, TinyTargets
 
 VARIANT = "llama biases"
@@ -155,9 +158,12 @@ def test_no_other_choice_under_the_budget_loses_less(
 
 
 def test_all_in_eight_bits_are_those_of_an_engine_in_eight(tiny_targets: TinyTargets, tmp_path: Path) -> None:
+    """The greatest budget that a refusal names."""
     architecture = tiny_targets.weights(VARIANT).architecture
-    bits = LayerBits.of(architecture)
-    compiled(tiny_targets, tmp_path / "copy", bits.most / bits.weights)
+    with pytest.raises(EngineError) as refused:
+        compiled(tiny_targets, tmp_path / "copy", 99)
+    (most,) = re.findall(r"to (\d\.\d\d) \(all in eight\)", str(refused.value))
+    compiled(tiny_targets, tmp_path / "copy", float(most))
     compile_engine(
         tiny_targets.source(VARIANT), tmp_path / "int8", precision="int8", max_sequence_length=MAX_LENGTH
     )
@@ -171,15 +177,21 @@ def test_all_in_eight_bits_are_those_of_an_engine_in_eight(tiny_targets: TinyTar
 def test_the_more_bits_the_closer_is_a_copy_to_its_target(
     kernel: KernelName, tiny_targets: TinyTargets, tmp_path: Path
 ) -> None:
+    """And whatever it has, what is generated is the target's."""
+    requests = [GenerationRequest(prompt_of(length), 40) for length in (3, 40, 100)]
     item = SequenceInput(prompt_of(60), 0, range(2), is_prompt=True)
     runner = tiny_targets.runner(VARIANT, "fp32", kernel)
     expected, errors = runner.forward([item]).copy(), []
+    outputs = [generate(runner, each).tokens for each in requests]
     for bits_per_weight in (None, 7.5, 8.2):
         directory = tmp_path / str(bits_per_weight)
         compiled(tiny_targets, directory, bits_per_weight)
         manifest = load_speculator_manifest(directory)
         copy = CompiledCopy(directory / manifest.graphs[0], manifest, OpenVinoBackend(THREADS), runner)
         errors.append(float(np.linalg.norm(copy.forward([item]) - expected) / np.linalg.norm(expected)))
+        engine = make_engine(runner, LowBitSpeculator(copy, 5), max_batch_size=4)
+        assert [each.tokens for each in run(engine, requests)] == outputs
+        assert engine.statistics.accepted_tokens > 0
     assert errors[1] < 0.9 * errors[0] and errors[2] < 0.5 * errors[0], errors
 
 
