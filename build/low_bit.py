@@ -8,6 +8,7 @@ import onnx
 from build.draft_graphs import DraftGraphs
 from build.graph.mixed_bits import LayerBits, in_eight_bits
 from build.graph.target import build_target_graph
+from build.input_squares import input_squares
 from build.targets.architecture import Architecture
 from build.targets.weights import load_weights
 from deployments.engines import Precision
@@ -30,7 +31,9 @@ def plan_copy(
     check_bits(speculation, architecture)
 
     def build() -> dict[str, onnx.ModelProto]:
-        weights = load_weights(target)
+        weights, eight_bits = load_weights(target), frozenset[str]()
+        if budget is not None:
+            eight_bits = in_eight_bits(architecture, weights, input_squares(target, weights), budget)
         graph = build_target_graph(
             architecture,
             weights,
@@ -38,7 +41,7 @@ def plan_copy(
             max_positions=max_sequence_length,
             block_size=BLOCK_SIZE,
             rank=speculation.rank,
-            eight_bits=frozenset() if budget is None else in_eight_bits(architecture, weights, budget),
+            eight_bits=eight_bits,
         )
         return {MODEL_NAME: graph}
 

@@ -258,7 +258,8 @@ class LowBit(Speculation):
         None,
         gt=0,
         description="Bits that a weight of the layers may take on average, scales and least values counted: matrices "
-        "that lose most in four bits (5 with these) are kept in eight instead, as many as that allows; none: 5.",
+        "whose outputs lose most in four bits (5 with these) are kept in eight instead, as many as that allows; "
+        "none: 5.",
     )
 
     @model_validator(mode="after")

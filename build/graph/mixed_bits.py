@@ -2,15 +2,16 @@
 
 Mixed bits a matrix are LQ-LoRA's (arXiv 2311.12023, section 3.2): with x = 1 for a matrix in eight bits::
 
-    minimise   sum of ||W - Q4(W)||_F^2 (1 - x) + ||W - Q8(W)||_F^2 x
+    minimise   sum of ||(W - Q4(W)) D||_F^2 (1 - x) + ||(W - Q8(W)) D||_F^2 x
     such that  sum of bits4 (1 - x) + bits8 x <= bits_per_weight times the number of weights
 
+D^2 is diagonal, the mean squares of the inputs (`build.input_squares`), so an error is what it comes to in the output.
 Bits are all that is stored: four, and 16 each for a scale and a least value of 32 weights, which makes 5 a weight; or
 eight, and 32 for the scale of an output. Two choices a matrix make it a knapsack, which is solved exactly.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,8 @@ from engine.grouped_weights import (
     quantize_rows,
     ungrouped,
 )
+
+Squares = NDArray[np.float64]
 
 _GAP = 1e-6  # what the solver may leave of the gain that can be had
 
@@ -69,13 +72,23 @@ def matrix_shapes(architecture: Architecture) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def in_eight_bits(architecture: Architecture, weights: Weights, bits_per_weight: float) -> frozenset[str]:
-    """Names of the matrices that have eight bits where the budget is that many bits a weight of all layers."""
+def in_eight_bits(
+    architecture: Architecture, weights: Weights, squares: Mapping[str, Squares], bits_per_weight: float
+) -> frozenset[str]:
+    """Names of the matrices that have eight bits.
+
+    Args:
+        architecture: of the target.
+        weights: its tensors.
+        squares: for each matrix the mean squares [in] of its inputs.
+        bits_per_weight: the budget, over the weights of all layers.
+    """
     names, gains, costs = [], [], []
     for name, shape in matrix_shapes(architecture).items():
         if can_be_grouped(shape):
             names.append(name)
-            gains.append(_gain(np.concatenate([weights[f"{part}.weight"] for part in name.split("+")])))
+            weight = np.concatenate([weights[f"{part}.weight"] for part in name.split("+")])
+            gains.append(_gain(weight, squares[name]))
             costs.append(8 * (eight_bit_bytes(shape) - four_bit_bytes(shape)))
     bits = LayerBits.of(architecture)
     chosen = knapsack(gains, costs, bits_per_weight * bits.weights - bits.least)
@@ -99,8 +112,8 @@ def knapsack(gains: Sequence[float], costs: Sequence[int], room: float) -> list[
     return [index in taken for index in range(len(gains))]
 
 
-def _gain(weight: NDArray[np.float32]) -> float:
+def _gain(weight: NDArray[np.float32], squares: Squares) -> float:
     """How much less eight bits lose than four."""
     values, scale = quantize_rows(weight)
     four, eight = weight - ungrouped(*grouped(weight)), weight - values * scale[:, None]
-    return float(np.square(four).sum(dtype=np.float64) - np.square(eight).sum(dtype=np.float64))
+    return float((np.square(four).sum(axis=0) - np.square(eight).sum(axis=0)) @ squares)

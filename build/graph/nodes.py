@@ -33,6 +33,8 @@ class GraphBuilder:
 
     def __init__(self, precision: Precision, rank: int = 0, eight_bits: Set[str] = frozenset()) -> None:
         self._precision, self._rank, self._eight_bits = precision, rank, eight_bits
+        self.inputs_of_layers: dict[str, str] = {}
+        """What each matrix of layers is multiplied with."""
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -85,6 +87,7 @@ class GraphBuilder:
         self, value: str, weight: NDArray[np.float32], name: str, bias: NDArray[np.float32] | None = None
     ) -> str:
         """As `linear`, of a matrix that may have four bits."""
+        self.inputs_of_layers[name] = value
         if self._precision != "int4" or name in self._eight_bits or not can_be_grouped(weight.shape):
             return self.linear(value, weight, name, bias)
         found = corrected(weight, self._rank)

@@ -24,6 +24,7 @@ from build.targets.architecture import Architecture
 from build.vocabulary import fitted
 from deployments.engines import Precision
 
+INPUT = "input."
 _LACKING = -1e9
 
 
@@ -38,6 +39,7 @@ def build_target_graph(
     vocab_size: int | None = None,
     rank: int = 0,
     eight_bits: Set[str] = frozenset(),
+    shows_inputs: bool = False,
 ) -> onnx.ModelProto:
     """Build the graph.
 
@@ -52,10 +54,12 @@ def build_target_graph(
             those that it lacks are rows of zeros and are never chosen.
         rank: of what is added to layers in int4 for what they lose (`build.graph.low_rank`); 0: nothing.
         eight_bits: matrices of layers that are int8 where the others are int4 (`build.graph.mixed_bits`).
+        shows_inputs: whether there are outputs [tokens, in] of what each matrix of layers is multiplied with, named
+            `INPUT` and the matrix.
     """
     builder = GraphBuilder(precision, rank, eight_bits)
     graph = _TargetGraph(architecture, weights, builder, vocab_size or architecture.vocab_size)
-    return graph.build(max_positions, block_size, drafted)
+    return graph.build(max_positions, block_size, drafted, shows_inputs=shows_inputs)
 
 
 class _TargetGraph:
@@ -68,7 +72,7 @@ class _TargetGraph:
         self._graph = graph
 
     def build(
-        self, max_positions: int, block_size: int, drafted: NDArray[np.int64] | None
+        self, max_positions: int, block_size: int, drafted: NDArray[np.int64] | None, *, shows_inputs: bool
     ) -> onnx.ModelProto:
         graph, arch = self._graph, self._arch
         self._parts = DecoderParts(
@@ -89,6 +93,8 @@ class _TargetGraph:
         name = "model.embed_tokens.weight" if arch.tie_word_embeddings else "lm_head.weight"
         logits = graph.linear(hidden, fitted(self._weights[name], self._vocab_size), name)
         outputs = {f"hidden.{index}": state for index, state in enumerate(states)}
+        if shows_inputs:
+            outputs |= {INPUT + name: value for name, value in graph.inputs_of_layers.items()}
         outputs["logits"] = self._without_lacking(graph.multiply(logits, 1.0 / arch.logits_divisor))
         proposed = outputs["logits"]
         if drafted is not None:

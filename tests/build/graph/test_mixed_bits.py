@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,8 @@ from build.drafters import compile_speculator
 from build.graph.decoder import Weights
 from build.graph.mixed_bits import LayerBits, in_eight_bits, knapsack, matrix_shapes
 from build.graph.target import build_target_graph
+from build.input_squares import calibration_texts, input_squares
+from build.targets.architecture import Architecture
 from deployments.speculation import LowBit
 from engine.attention_kernels import KernelName
 from engine.grouped_weights import GROUP, LINEAR, grouped, quantize_rows, ungrouped
@@ -60,15 +62,20 @@ def weight_of(weights: Weights, name: str) -> NDArray[np.float32]:
     return np.concatenate([weights[f"{part}.weight"] for part in name.split("+")])
 
 
-def lost(weights: Weights, in_eight: Sequence[str]) -> float:
-    """What all layers lose, squared."""
+def lost(weights: Weights, squares: Mapping[str, NDArray[np.float64]], in_eight: Sequence[str]) -> float:
+    """What the outputs of all layers lose, squared."""
     total = 0.0
     for name in matrix_shapes(weights.architecture):  # type: ignore[attr-defined]
         weight = weight_of(weights, name)
         values, scale = quantize_rows(weight)
         rounded = values * scale[:, None] if name in in_eight else ungrouped(*grouped(weight))
-        total += float(np.square(weight - rounded).sum())
+        total += float((np.square(weight - rounded) * squares[name]).sum())
     return total
+
+
+def alike_of(architecture: Architecture) -> dict[str, NDArray[np.float64]]:
+    """Squares of inputs that are all as large."""
+    return {name: np.ones(inputs) for name, (_, inputs) in matrix_shapes(architecture).items()}
 
 
 def bits_of(shapes: dict[str, tuple[int, int]], in_eight: Sequence[str]) -> int:
@@ -150,8 +157,9 @@ def test_no_other_choice_under_the_budget_loses_less(
         for choice in itertools.combinations(shapes, count)
         if bits_of(shapes, choice) <= budget
     ]
-    losses = [lost(weights, choice) for choice in others]
-    assert lost(weights, chosen) == pytest.approx(min(losses))
+    squares = input_squares(tiny_targets.source(VARIANT), weights)
+    losses = [lost(weights, squares, choice) for choice in others]
+    assert lost(weights, squares, chosen) == pytest.approx(min(losses))
     fullest = max(bits_of(shapes, choice) for choice in others)
     alike = [loss for loss, choice in zip(losses, others, strict=True) if bits_of(shapes, choice) == fullest]
     assert max(alike) > 1.02 * min(losses), "it matters which are chosen"
@@ -204,11 +212,36 @@ def test_what_four_bits_hold_stays_in_four(tiny_targets: TinyTargets) -> None:
         for name in weights
     }
     bits = LayerBits.of(architecture)
-    most = bits.most / bits.weights
-    assert in_eight_bits(architecture, held, most) == frozenset()
+    most, alike = bits.most / bits.weights, alike_of(architecture)
+    assert in_eight_bits(architecture, held, alike, most) == frozenset()
     one = "model.layers.1.self_attn.o_proj"
     mixed = {**weights, f"{one}.weight": held[f"{one}.weight"]}
-    assert in_eight_bits(architecture, mixed, most) == frozenset(matrix_shapes(architecture)) - {one}
+    assert in_eight_bits(architecture, mixed, alike, most) == frozenset(matrix_shapes(architecture)) - {one}
+
+
+def test_matrices_with_large_inputs_come_first(tiny_targets: TinyTargets) -> None:
+    """Where they lose as much as others do."""
+    weights = tiny_targets.weights(VARIANT)
+    architecture = weights.architecture
+    large = "model.layers.1.mlp.down_proj"
+    alike = alike_of(architecture)
+    assert large not in in_eight_bits(architecture, weights, {**alike, large: 0.01 * alike[large]}, 6.0)
+    assert large in in_eight_bits(architecture, weights, {**alike, large: 100 * alike[large]}, 6.0)
+
+
+def test_squares_are_those_of_what_the_target_reads(tiny_targets: TinyTargets) -> None:
+    """Of the first matrix they can be told from the embedding alone."""
+    source, weights = tiny_targets.source(VARIANT), tiny_targets.weights(VARIANT)
+    texts = list(calibration_texts(source))
+    rows = weights["model.embed_tokens.weight"][np.concatenate(texts)].astype(np.float64)
+    root = np.sqrt(np.square(rows).mean(axis=1, keepdims=True) + weights.architecture.rms_norm_eps)
+    normed = rows / root * weights["model.layers.0.input_layernorm.weight"]
+    found = input_squares(source, weights)
+    np.testing.assert_allclose(found[next(iter(found))], np.square(normed).mean(axis=0), rtol=0.02)
+    assert {name: len(each) for name, each in found.items()} == {
+        name: inputs for name, (_, inputs) in matrix_shapes(weights.architecture).items()
+    }
+    assert all((each >= 0).all() and each.any() for each in found.values())
 
 
 def test_another_budget_is_another_copy(tiny_targets: TinyTargets, tmp_path: Path) -> None:
