@@ -61,7 +61,8 @@ class Fingerprint(BaseModel):
             attention=_attention(engine),
             threads=engine.threads or len(os.sched_getaffinity(0)),
             processor=processor(),
-            kit=f"drafthouse {_version('drafthouse')}, engine format {ENGINE_FORMAT}, openvino {_version('openvino')}",
+            kit=f"drafthouse {_version('drafthouse')}, engine format {ENGINE_FORMAT}, openvino {_version('openvino')}, "
+            f"kernel {_kernel()}",
         )
 
     def elsewhere(self, here: Fingerprint) -> Fingerprint:
@@ -114,6 +115,15 @@ def _attention(engine: EmbeddedEngine) -> str:
 
     kernel = chosen_kernel(Attention(engine.attention_kernel, engine.kv_cache_precision))
     return f"{kernel}, cache {engine.kv_cache_precision or 'as the weights'}"
+
+
+def _kernel() -> str:
+    """Of what sources the kernel is that runs here."""
+    # OpenVINO takes half a second to import.
+    from engine.native.build import library_path
+    from engine.native.library import instructions
+
+    return library_path().stem.rpartition("-")[2] if instructions() else "none"
 
 
 def _told(name: str, value: object) -> str:

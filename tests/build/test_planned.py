@@ -125,6 +125,16 @@ def test_the_repository_keeps_the_plan_that_it_was_built_from(place: Path) -> No
     assert drafted.last.metrics.total_draft_tokens and not plain.last.metrics.total_draft_tokens
 
 
+def test_costs_of_another_kernel_are_those_of_another_kit(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Path("libdrafthouse-0123456789abcdef.so")
+    monkeypatch.setattr("engine.native.build.library_path", lambda: other)
+    monkeypatch.setattr("engine.native.library.instructions", lambda: "avx2")
+    status, output = drafthouse("build", "--check", "spec.yaml")
+    assert status == 2, output
+    assert "kit was drafthouse" in output
+    assert "kernel 0123456789abcdef" in output
+
+
 def test_it_is_checked_before_anything_is_built() -> None:
     status, output = drafthouse("build", "--check", "spec.yaml")
     assert status == 0, output
