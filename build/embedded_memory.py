@@ -1,8 +1,8 @@
 """Whether this machine can hold what the embedded engine puts into it: an estimate, with its arithmetic.
 
     weights   = numbers x bytes (int8: 1 and 4 for each row; fp32: 4) x copies
-    copies    = 1 as read, 1 packed for steps of any size, 1 packed for each size of `engine.buckets` where OpenVINO
-                multiplies (fp32, int8 with VNNI)
+    copies    = 1 as read, 1 packed for steps of any size, and of what OpenVINO multiplies (fp32, int8 with VNNI) 1
+                packed for each size of `engine.buckets`
     KV cache  = 2 x layers x KV heads x (head size x bytes, and 4 for the scale in int8) x tokens of all requests
     the rest  = Triton and four Python processes
 
@@ -27,7 +27,7 @@ from deployments.speculation import LowBit
 from engine.attention_kernels import Attention, chosen_precision
 from engine.buckets import buckets_for
 from engine.grouped_weights import can_be_grouped, eight_bit_bytes, four_bit_bytes
-from engine.linear_layers import packed_once
+from engine.linear_layers import on_the_kernel
 from engine.native.library import row_bytes
 from engine.planned import drafting
 
@@ -43,15 +43,16 @@ def memory_findings(spec: DeploymentSpec, target: Architecture) -> Iterator[Find
     if engine.backend != "openvino":
         return
     weights = compiled_bytes(target, engine.precision)
-    attention = Attention(engine.attention_kernel, engine.kv_cache_precision)
-    copies = 2 + (0 if packed_once(engine.precision, attention) else len(buckets_for(weights)))
+    copied = _copied_bytes(target, engine)
+    buckets = len(buckets_for(copied))
+    packed = 2 * weights + buckets * copied
     slots, length = engine.max_batch_size, engine.max_sequence_length
     token = _cache_bytes(target, engine)
-    drafter = drafter_bytes(spec, target) * copies
-    held = weights * copies + drafter + _REST_GIB * GIB
+    drafter = drafter_bytes(spec, target) * (2 + len(buckets_for(weights)))
+    held = packed + drafter + _REST_GIB * GIB
     total, here = held + token * slots * length, machine_bytes()
     lines = [
-        f"weights: {_gib(weights)} x {copies} copies = {_gib(weights * copies)}",
+        f"weights: {_gib(weights)} x 2 copies, {_gib(copied)} x {buckets} more = {_gib(packed)}",
         *([f"drafter: about {_gib(drafter)}"] if drafter else []),
         f"KV cache: {token} B a token x {length} tokens x {slots} requests = {_gib(token * slots * length)}",
         f"Triton and its processes: about {_gib(_REST_GIB * GIB)}",
@@ -91,11 +92,30 @@ def compiled_bytes(architecture: Architecture, precision: Precision) -> int:
 
 
 def _matrix_bytes(name: str, shape: tuple[int, ...], precision: Precision) -> int:
-    if precision == "fp32" or len(shape) == 1:
+    bits = _bits(name, shape, precision)
+    if bits == 32:
         return 4 * math.prod(shape)
-    if precision == "int4" and name.startswith("model.layers.") and can_be_grouped(shape):
-        return four_bit_bytes(shape)
-    return eight_bit_bytes(shape)
+    return four_bit_bytes(shape) if bits == 4 else eight_bit_bytes(shape)
+
+
+def _bits(name: str, shape: tuple[int, ...], precision: Precision) -> int:
+    if precision == "fp32" or len(shape) == 1:
+        return 32
+    in_layers = name.startswith("model.layers.") and can_be_grouped(shape)
+    return 4 if precision == "int4" and in_layers else 8
+
+
+def _copied_bytes(architecture: Architecture, engine: EmbeddedEngine) -> int:
+    """Of the weights that are packed for each size of a step: those that the kit's kernel does not multiply."""
+    native = on_the_kernel(_attention(engine))
+    looked_up = set() if architecture.tie_word_embeddings else {"model.embed_tokens.weight"}
+    return sum(
+        _matrix_bytes(name, shape, engine.precision)
+        for name, shape in architecture.parameter_shapes().items()
+        if name in looked_up
+        or _bits(name, shape, engine.precision) not in native
+        or not can_be_grouped(shape)
+    )
 
 
 def machine_bytes() -> int:
@@ -113,9 +133,12 @@ def _read(path: Path) -> str:
 
 def _cache_bytes(architecture: Architecture, engine: EmbeddedEngine) -> int:
     """Of one token's keys and values."""
-    attention = Attention(engine.attention_kernel, engine.kv_cache_precision)
-    row = row_bytes(architecture.head_dim, chosen_precision(attention, engine.precision))
+    row = row_bytes(architecture.head_dim, chosen_precision(_attention(engine), engine.precision))
     return 2 * architecture.num_layers * architecture.num_kv_heads * row
+
+
+def _attention(engine: EmbeddedEngine) -> Attention:
+    return Attention(engine.attention_kernel, engine.kv_cache_precision)
 
 
 def drafter_bytes(spec: DeploymentSpec, target: Architecture) -> int:

@@ -8,6 +8,7 @@ Eight-bit layers: without VNNI, OpenVINO multiplies them as fp32, in an order th
 the kit's kernel takes them over: a step of 8 or 16 rows of SmolLM2-135M takes 0.53 to 0.75 of the time on a Zen 3.
 """
 
+from collections.abc import Set
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,6 @@ from openvino.frontend import NodeContext
 from openvino.frontend.onnx import ConversionExtension
 from openvino.utils.node_factory import NodeFactory
 
-from deployments.engines import Precision
 from engine.attention_kernels import Attention, chosen_kernel
 from engine.grouped_weights import LINEAR, can_be_grouped, quantize_rows, ungrouped
 from engine.native.build import library_path
@@ -27,13 +27,15 @@ from engine.native.linear import NativeWeights
 from engine.paged_attention import DOMAIN
 
 
-def packed_once(weights: Precision, how: Attention) -> bool:
-    """Whether networks of these weights are on the kit's kernel, with one copy of them for steps of every size.
+def on_the_kernel(how: Attention) -> Set[int]:
+    """Of how many bits the weights are that the kit's kernel multiplies.
 
     Raises:
         EngineError: see `chosen_kernel`.
     """
-    return chosen_kernel(how) == "native" and (weights == "int4" or (weights == "int8" and not has_vnni()))
+    if chosen_kernel(how) == "openvino":
+        return frozenset()
+    return frozenset({4} if has_vnni() else {4, 8})
 
 
 class LinearLayers:
@@ -53,9 +55,9 @@ class LinearLayers:
             self._factory.add_extension(str(library_path()))
 
     @property
-    def packed_once(self) -> bool:
-        """Whether the kernel has taken over layers of the graphs that were read."""
-        return bool(self._four_bits or self._by_name)
+    def num_bytes(self) -> int:
+        """Of the weights that the kernel has taken over from the graphs that were read."""
+        return sum(each.num_bytes for each in (*self._four_bits, *self._by_name.values()))
 
     def extension(self) -> ConversionExtension:
         """For an `ov.Core`, before it reads the graph: its four-bit layers."""

@@ -160,8 +160,8 @@ class PagedGraph:
         self.one_kind_of_rows = kernel.name == "native"
         self.most_weighed = kernel.most_weighed
         self._for_any = _Compiled(model, how)
-        self.buckets: Sequence[int] = buckets_for(0 if self._layers.packed_once else _file_bytes(path))
-        sizes = self.buckets
+        sizes = buckets_for(_file_bytes(path) - self._layers.num_bytes)
+        self.buckets: Sequence[int] = sizes
         if sizes and kernel.spares_padding(self._for_any.threads, sizes[0]):
             model = _paged(path, outputs, kernel.extension(padding=False), self._layers)
         self._of_size = {size: _Compiled(_of_tokens(model, size), how) for size in sizes}

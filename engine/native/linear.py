@@ -15,11 +15,13 @@ class NativeWeights:
 
     Attributes:
         inputs, outputs: sizes of a row.
+        num_bytes: of what it was made from.
         number: by which the operator finds them.
     """
 
     def __init__(self, kind: str, inputs: int, *arrays: NDArray[Any]) -> None:
         self.outputs, self.inputs = len(arrays[0]), inputs
+        self.num_bytes = sum(each.nbytes for each in arrays)
         self._library, number = loaded_library(), ctypes.c_int64()
         pack = getattr(self._library, f"drafthouse_pack_{kind}")
         check(pack(self.inputs, self.outputs, *map(pointer, arrays), ctypes.byref(number)))
