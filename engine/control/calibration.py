@@ -127,7 +127,7 @@ def calibrate(
         turns.append([(table, subject) for subject in _drafts(runner, table, each, slots, most, clock)])
     for _ in range(_ROUNDS):
         for table, subject in filter(None, itertools.chain.from_iterable(itertools.zip_longest(*turns))):
-            table.measure(subject, end, clock)
+            table.measure(subject, end, _SHARE * seconds, clock)
     return Calibration(
         steps.costs(),
         len(steps.found),
@@ -188,12 +188,12 @@ class _Table:
         ratios = [ms / self.known[key] for key, ms in self.found.items()]
         return statistics.median(ratios) if ratios else self._like.ratio if self._like else 1.0
 
-    def measure(self, subject: _Subject, end: float, clock: Clock) -> None:
-        """Run a point, unless it is not expected to end in time, or to take more of it than a point is worth."""
+    def measure(self, subject: _Subject, end: float, longest: float, clock: Clock) -> None:
+        """Run a point, unless it is not expected to end in time, or to take longer than a further point is worth."""
         key, begun = subject.key, clock()
         known = self._times[key][-1] if key in self._times else self._here(key)
         expected = self._overhead * _REPEATS * known / 1e3
-        if begun >= end or begun + expected > end or (self._times and expected > _SHARE * SECONDS):
+        if begun >= end or begun + expected > end or (self._times and expected > longest):
             return
         if times := subject.run(end):
             self._times.setdefault(key, []).append(statistics.median(times))
