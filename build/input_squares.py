@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from build.graph.mixed_bits import matrix_shapes
 from build.graph.target import INPUT, build_target_graph
 from build.targets.errors import TargetError
+from build.targets.files import writing_errors
 from build.targets.weights import Weights
 from deployments.engines import Precision
 from deployments.places import KIT_PROMPTS
@@ -33,7 +34,8 @@ def input_squares(target: Path, weights: Weights) -> dict[str, NDArray[np.float6
     """Mean squares [in] by the name of the matrix.
 
     Raises:
-        TargetError: the target has no tokenizer.
+        TargetError: the target has no tokenizer, or there is no room for a copy of it in eight bits where temporary
+            files are.
     """
     architecture, blocks = weights.architecture, range(_LONGEST // BLOCK_SIZE)
     shapes, texts = matrix_shapes(architecture), list(calibration_texts(target))
@@ -48,7 +50,8 @@ def input_squares(target: Path, weights: Weights) -> dict[str, NDArray[np.float6
     totals = {name: np.zeros(inputs) for name, (_, inputs) in shapes.items()}
     with tempfile.TemporaryDirectory(prefix="drafthouse-") as scratch:
         path = Path(scratch) / MODEL_NAME
-        onnx.save_model(graph, str(path), save_as_external_data=True, location=f"{MODEL_NAME}.data")
+        with writing_errors(path.parent):
+            onnx.save_model(graph, str(path), save_as_external_data=True, location=f"{MODEL_NAME}.data")
         del graph
         network = PagedGraph(
             path,

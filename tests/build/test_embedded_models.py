@@ -21,10 +21,8 @@ from build import embedded_memory
 from build.embedded_models import model_findings
 from build.targets.architecture import Architecture
 from cli.main import app
-from deployments.engines import Precision
 from deployments.spec import DeploymentSpec
 from engine.manifest import load_speculator_manifest
-from engine.native.library import instructions
 from speculators.draft_model.checkpoint import EMBEDDING, save_draft
 from speculators.eagle import checkpoint as eagle
 from speculators.eagle.config import EagleConfig
@@ -32,7 +30,6 @@ from speculators.formats.checkpoint import Checkpoint
 from speculators.formats.tensors import Array, read_tensors
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
 from tests.ports import free_ports
-from tests.runners import openvino_runner
 
 Content = dict[str, Any]
 TARGET = Path("models/tiny")
@@ -321,42 +318,6 @@ def test_the_estimate_of_a_copy_is_what_it_takes(settings: Content) -> None:
     estimate = embedded_memory.drafter_bytes(spec, Architecture.from_directory(TARGET))
     rotary = 2 * 128 * 32 * 4  # cosines and sines of 128 positions
     assert weights.stat().st_size - rotary == pytest.approx(estimate, rel=0.03)
-
-
-@pytest.mark.skipif(instructions() is None, reason="the kit's kernel does not run here")
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("vnni", [True, False])
-@pytest.mark.parametrize("precision", ["int4", "int8", "fp32"])
-def test_the_estimate_of_what_each_size_copies_is_what_the_kernel_leaves(
-    precision: Precision, vnni: bool, tied: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[int] = []
-
-    def buckets(num_bytes: int) -> list[int]:
-        asked.append(num_bytes)
-        return []
-
-    monkeypatch.setattr("engine.openvino_graphs.buckets_for", buckets)
-    monkeypatch.setattr(embedded_memory, "buckets_for", buckets)
-    monkeypatch.setattr("engine.linear_layers.has_vnni", lambda: vnni)
-    shutil.rmtree(TARGET)
-    write_model(TARGET, hidden_size=256, intermediate_size=512, vocab_size=4096, tie_word_embeddings=tied)
-    sections: Content = {
-        "speculation": {"method": "anpd"},
-        "engine": {"precision": precision, "max_sequence_length": 128},
-    }
-    assert run(**sections).exit_code == 0
-    spec = DeploymentSpec.model_validate(content(**sections))
-    asked.clear()
-    list(embedded_memory.memory_findings(spec, Architecture.from_directory(TARGET)))
-    estimate, *_ = asked
-    asked.clear()
-    openvino_runner(spec.engine_directory, num_blocks=8, threads=1)
-    (found,) = asked
-    graph = (spec.engine_directory / "model.onnx").stat().st_size
-    assert found == pytest.approx(estimate, rel=0.03, abs=graph + 2 * 128 * 32 * 4)
-    everything = embedded_memory.compiled_bytes(Architecture.from_directory(TARGET), precision)
-    assert (estimate < everything) == (precision == "int4" or (precision == "int8" and not vnni))
 
 
 def test_all_findings_come_at_once() -> None:

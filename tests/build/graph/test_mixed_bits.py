@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import re
@@ -23,6 +24,7 @@ from build.graph.mixed_bits import LayerBits, in_eight_bits, knapsack, matrix_sh
 from build.graph.target import build_target_graph
 from build.input_squares import calibration_texts, input_squares
 from build.targets.architecture import Architecture
+from build.targets.errors import TargetError
 from deployments.speculation import LowBit
 from engine.attention_kernels import KernelName
 from engine.grouped_weights import GROUP, LINEAR, grouped, quantize_rows, ungrouped
@@ -256,3 +258,20 @@ def test_a_budget_that_no_choice_has_is_refused(
 ) -> None:
     with pytest.raises(EngineError, match=rf"must be from 5\.00 .* to 8\.\d\d .*, not {bits_per_weight:g}"):
         compiled(tiny_targets, tmp_path / "copy", bits_per_weight)
+
+
+def test_temporary_files_without_room_are_named(
+    tiny_targets: TinyTargets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk of the engine has been asked for its room; where temporary files are may be another."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    monkeypatch.setattr("build.input_squares.onnx.save_model", full)
+    with pytest.raises(TargetError, match=re.escape(str(scratch)) + ".*: the disk is full"):
+        compiled(tiny_targets, tmp_path / "copy", 6.0)
+    assert not (tmp_path / "copy").exists() and not any(scratch.iterdir())
