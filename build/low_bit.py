@@ -32,8 +32,10 @@ def plan_copy(
 
     def build() -> dict[str, onnx.ModelProto]:
         weights, eight_bits = load_weights(target), frozenset[str]()
+        weighed = speculation.rank or budget is not None
+        squares = input_squares(target, weights) if weighed else {}
         if budget is not None:
-            eight_bits = in_eight_bits(architecture, weights, input_squares(target, weights), budget)
+            eight_bits = in_eight_bits(architecture, weights, squares, budget)
         graph = build_target_graph(
             architecture,
             weights,
@@ -41,6 +43,7 @@ def plan_copy(
             max_positions=max_sequence_length,
             block_size=BLOCK_SIZE,
             rank=speculation.rank,
+            squares=squares,
             eight_bits=eight_bits,
         )
         return {MODEL_NAME: graph}

@@ -4,7 +4,8 @@ Every activation is two-dimensional, [tokens, features]: the requests of a step 
 padding, which is also the layout that paged attention takes.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,20 @@ class GraphBuilder:
     Args:
         precision: of its matrices: fp32, int8, or int4 for those of layers and int8 for the others.
         rank: of what is added to matrices in int4 for what they lose; 0: nothing.
+        squares: mean squares [in] of the inputs of matrices of layers, by which that is weighed; without, all count
+            alike.
         eight_bits: names of matrices of layers that are int8 where the others are int4.
     """
 
-    def __init__(self, precision: Precision, rank: int = 0, eight_bits: Set[str] = frozenset()) -> None:
-        self._precision, self._rank, self._eight_bits = precision, rank, eight_bits
+    def __init__(
+        self,
+        precision: Precision,
+        rank: int = 0,
+        squares: Mapping[str, NDArray[np.float64]] = MappingProxyType({}),
+        eight_bits: Set[str] = frozenset(),
+    ) -> None:
+        self._precision, self._rank, self._squares = precision, rank, squares
+        self._eight_bits = eight_bits
         self.inputs_of_layers: dict[str, str] = {}
         """What each matrix of layers is multiplied with."""
         self._nodes: list[onnx.NodeProto] = []
@@ -90,7 +100,7 @@ class GraphBuilder:
         self.inputs_of_layers[name] = value
         if self._precision != "int4" or name in self._eight_bits or not can_be_grouped(weight.shape):
             return self.linear(value, weight, name, bias)
-        found = corrected(weight, self._rank)
+        found = corrected(weight, self._rank, self._squares.get(name))
         codes, scales, least = found.four_bits
         constants = [
             self.constant(codes, f"{name}.codes"),

@@ -11,7 +11,8 @@ into each layer, and last the state after the final norm. A runner asks for thos
 model gives its likeliest token instead, of those that it may draft: `candidates` and `log_probs` [rows, 1].
 """
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -38,6 +39,7 @@ def build_target_graph(
     drafted: NDArray[np.int64] | None = None,
     vocab_size: int | None = None,
     rank: int = 0,
+    squares: Mapping[str, NDArray[np.float64]] = MappingProxyType({}),
     eight_bits: Set[str] = frozenset(),
     shows_inputs: bool = False,
 ) -> onnx.ModelProto:
@@ -53,11 +55,12 @@ def build_target_graph(
         vocab_size: tokens that are read and scored, where a draft model's target is padded otherwise than the model:
             those that it lacks are rows of zeros and are never chosen.
         rank: of what is added to layers in int4 for what they lose (`build.graph.low_rank`); 0: nothing.
+        squares: mean squares of the inputs of matrices of layers, by which that is weighed (`build.input_squares`).
         eight_bits: matrices of layers that are int8 where the others are int4 (`build.graph.mixed_bits`).
         shows_inputs: whether there are outputs [tokens, in] of what each matrix of layers is multiplied with, named
             `INPUT` and the matrix.
     """
-    builder = GraphBuilder(precision, rank, eight_bits)
+    builder = GraphBuilder(precision, rank, squares, eight_bits)
     graph = _TargetGraph(architecture, weights, builder, vocab_size or architecture.vocab_size)
     return graph.build(max_positions, block_size, drafted, shows_inputs=shows_inputs)
 

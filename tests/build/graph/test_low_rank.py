@@ -58,6 +58,29 @@ def test_taking_turns_loses_less_than_the_best_correction_of_plain_rounding(weig
     assert lost(weight, 16) < 0.99 * once < lost(weight, 0)
 
 
+def test_what_matters_is_what_comes_to_the_output() -> None:
+    """Inputs of different sizes: less of the output is lost than where all errors count alike, more of the weights."""
+    weight, squares = heavy(), np.exp(2 * np.random.default_rng(5).standard_normal(160))
+
+    def losses(found: Corrected) -> tuple[float, float]:
+        error = weight - stands_for(found)
+        return float(np.linalg.norm(error * np.sqrt(squares))), float(np.linalg.norm(error))
+
+    weighed, alike = losses(corrected(weight, 16, squares)), losses(corrected(weight, 16))
+    assert weighed[0] < 0.8 * alike[0] and weighed[1] > alike[1], (weighed, alike)
+
+
+def test_inputs_that_never_came_are_no_infinite_weights() -> None:
+    squares = np.ones(160)
+    squares[:40] = 0
+    found = corrected(heavy(), 16, squares)
+    assert found.right is not None and np.isfinite(found.right).all()
+    error = {
+        alike: heavy() - stands_for(each) for alike, each in ((False, found), (True, corrected(heavy(), 16)))
+    }
+    assert np.linalg.norm(error[False][:, 40:]) < np.linalg.norm(error[True][:, 40:])
+
+
 def test_without_a_rank_weights_are_rounded_as_in_four_bit_engines() -> None:
     weight = heavy()
     found = corrected(weight, 0)
