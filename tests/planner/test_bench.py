@@ -2,15 +2,22 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from rich.console import Console
 
 from build.compile import compile_engine
 from build.targets.architecture import Architecture
 from deployments.engines import EmbeddedEngine
-from planner.bench.measure import BATCHES, TOKENS, BenchResult, run_bench
+from engine.compiled_runner import CompiledRunner
+from engine.deployment import open_runner
+from engine.runner import SequenceInput
+from planner.bench.measure import BATCHES, TOKENS, BenchResult, VerificationStep, fill_cache, run_bench
 from planner.bench.table import step_table, throughput_table
 from tests.build.targets.tiny_models import random_weights, tiny_config, write_huggingface
 from tests.tiny import refuse_openvino
@@ -42,6 +49,30 @@ def test_every_subject_is_measured_in_every_round(result: BenchResult) -> None:
     assert set(result.rounds) == expected
     for figures in result.rounds.values():
         assert len(figures) == 2 and all(figure > 0 for figure in figures)
+
+
+def test_steps_look_at_memory_that_was_written(engine_directory: Path) -> None:
+    """Each page of every block that they read, without reading a prompt; a page holds eight rows and more."""
+    runner = open_runner(EmbeddedEngine(), engine_directory, num_blocks=64)
+    written: set[tuple[int, int]] = set()
+    rows = 0
+
+    class Watched:
+        block_size, vocab_size = runner.block_size, runner.vocab_size
+
+        def forward(self, batch: Sequence[SequenceInput]) -> NDArray[np.float32]:
+            nonlocal rows
+            rows += sum(len(sequence.tokens) for sequence in batch)
+            written.update((sequence.blocks[0], sequence.past // 8) for sequence in batch)
+            return runner.forward(batch)
+
+    context, watched = 300, cast(CompiledRunner, Watched())
+    fill_cache(watched, range(3), context)
+    step = VerificationStep(watched, 3, 4, context, context)
+    read = {block for sequence in step.batch for block in sequence.blocks}
+    assert {(block, page) for block in read for page in range(runner.block_size // 8)} <= written
+    assert rows < 3 * context / 4
+    assert step() > 0
 
 
 def test_the_first_round_warms_up(result: BenchResult) -> None:
