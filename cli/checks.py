@@ -13,6 +13,7 @@ from rich.table import Table
 from cli.common import console, for_programs, say
 from loadtest.measures import MeasuredCell, cells_of, measured_requests, pooled_rate
 from loadtest.plan import load_points
+from loadtest.records import RequestRecord
 from loadtest.run_directory import RunDirectory, RunDirectoryError
 from planner.plan.check import NEAR, Checked, Measured, check, verdict
 from planner.plan.choose import Option
@@ -61,10 +62,13 @@ def tell_checked(profiles: Sequence[Profile], known: Sequence[Option], measured:
         f"{found.cells} cells: median error {found.median_error:.1%}, {found.near:.0%} within {NEAR:.0%}, "
         f"{found.inside:.0%} inside their interval"
     )
-    for load in dict.fromkeys(cell.measured.load for cell in cells if cell.reason):
-        say(f"{load}: no choice to judge, since not every arm has a prediction")
+    if found.gain_error is not None:
+        say(f"gains over none at the same load: median error {found.gain_error:.1%}")
     for load, share in found.choices.items():
-        say(f"{load}: what was predicted to be best gave {share:.2f} of the best that was measured")
+        arms = [cell for cell in cells if cell.measured.load == load]
+        told = sum(cell.predicted is not None for cell in arms)
+        of = f", of {told} of its {len(arms)} arms" if told < len(arms) else ""
+        say(f"{load}: what was predicted to be best gave {share:.2f} of the best that was measured{of}")
     for_programs(json.dumps(_document(cells) | {"verdict": asdict(found)}))
 
 
@@ -109,11 +113,19 @@ def _document(cells: Sequence[Checked]) -> dict[str, Any]:
 def traffic_of(users: float, cells: Sequence[MeasuredCell]) -> Traffic | None:
     """Means over the measured requests that were answered; None where the server did not count tokens."""
     known = [
-        (record.input_tokens, record.output_tokens)
+        (record.input_tokens, record.output_tokens, _cached(record))
         for record in measured_requests(cells)
         if record.completed and record.input_tokens and record.output_tokens
     ]
     if not known:
         return None
-    prompt, output = np.mean(known, axis=0)
-    return Traffic(int(users), float(prompt), float(output))
+    prompt, output, cached = np.mean(known, axis=0)
+    return Traffic(int(users), float(prompt), float(output), float(cached))
+
+
+def _cached(record: RequestRecord) -> float:
+    """Tokens of the prompt that the server had, as far as it tells: its blocks hold prompt and answer."""
+    if not record.blocks or not record.reused_blocks:
+        return 0.0
+    whole = (record.input_tokens or 0) + (record.output_tokens or 0)
+    return record.reused_blocks / record.blocks * whole

@@ -51,6 +51,14 @@ def plan(
         int | None,
         typer.Option(min=1, help="Tokens of a prompt, on average; by default those of the profile's."),
     ] = None,
+    cached_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Of a prompt's tokens, those that the service finds in its KV cache: of a document, a chat's history, "
+            "a system prompt that came before.",
+        ),
+    ] = 0,
     output_tokens: Annotated[
         int | None, typer.Option(min=2, help="Tokens of an answer, instead of loadtest.max_tokens.")
     ] = None,
@@ -86,7 +94,8 @@ def plan(
         spec = read_spec(spec_path)
         refuse_plan(spec, "plan")
         elsewhere = [read_spec(path) for path in into or ()]
-        if check is not None and any((concurrency, prompt_tokens, output_tokens, prompts, into, ttft, tpot)):
+        described = concurrency, prompt_tokens, cached_tokens, output_tokens, prompts, into, ttft, tpot
+        if check is not None and any(described):
             raise SpecError(
                 "--check takes the load from the load test: nothing goes with it but --temperature"
             )
@@ -108,7 +117,7 @@ def plan(
             served = replace(mine, speculation=spec.speculation.model_dump())
             tell_checked([served, *compared[1:]], known, measured)
             return
-        given = _load(spec, mine, concurrency, prompt_tokens, output_tokens, prompts)
+        given = _load(spec, mine, concurrency, prompt_tokens, cached_tokens, output_tokens, prompts)
         with progress() as show:
             show("replaying what was profiled", None)
             try:
@@ -190,6 +199,7 @@ def _load(
     profile: Profile,
     concurrency: str | None,
     prompt_tokens: int | None,
+    cached_tokens: int,
     output_tokens: int | None,
     prompts: Path | None,
 ) -> _Load:
@@ -200,8 +210,13 @@ def _load(
     if prompts is not None:
         found = tokenized_prompts(spec, prompts, EVERY, output)
         length = sum(map(len, found.values())) / len(found)
+    if cached_tokens >= length:
+        raise SpecError(
+            f"--cached-tokens {cached_tokens} leaves nothing to read of prompts of {length:.0f} tokens; an answer "
+            "begins with at least one that is read"
+        )
     levels = _levels(concurrency) if concurrency else sorted({row["batch"] for row in profile.cost["verify"]})
-    loads = [Traffic(level, length, output) for level in levels]
+    loads = [Traffic(level, length, output, cached_tokens) for level in levels]
     return _Load(loads, loads[0].context)
 
 

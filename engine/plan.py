@@ -9,6 +9,7 @@ Written by `drafthouse plan`, and readable without it. Example::
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,8 @@ from pydantic import (
 
 from engine.fingerprint import Fingerprint
 from engine.manifest import EngineError
+
+_DISPENSABLE = 0.01  # of what a load gets: a deployment that brings no more is not served
 
 
 class _Part(BaseModel):
@@ -89,6 +92,7 @@ class Cell(_Part):
 
     Attributes:
         context: tokens before a decoding step, on average.
+        cached_tokens: of a prompt, those that the service has read before.
         candidates: all of them, plain decoding first.
     """
 
@@ -96,6 +100,7 @@ class Cell(_Part):
     prompt_tokens: float
     output_tokens: float
     context: float
+    cached_tokens: float = 0.0
     best: Outlook
     candidates: list[Outlook]
 
@@ -215,9 +220,28 @@ class Plan(_Part):
 
     @property
     def served(self) -> list[str]:
-        """Deployments that are best for some load; the others need not be loaded."""
+        """Deployments without which some load would get a hundredth less than it could; the others are not loaded.
+
+        A drafter takes memory, and reads prompts along wherever it may be wanted.
+        """
         best = {cell.best.candidate.deployment for cell in self.cells}
-        return [name for name in self.deployments if name in best]
+        kept = [name for name in self.deployments if name in best]
+        while kept:
+            lost = {name: self._lost(each for each in kept if each != name) for name in kept}
+            least = min(kept, key=lambda name: lost[name])
+            if lost[least] > _DISPENSABLE:
+                break
+            kept.remove(least)
+        return kept
+
+    def _lost(self, deployments: Iterable[str]) -> float:
+        """What the load that loses most would lose with these deployments alone, as a share."""
+        names = {None, *deployments}
+        shares = [0.0]
+        for cell in self.cells:
+            left = max(each.worth for each in cell.candidates if each.candidate.deployment in names)
+            shares.append((cell.best.worth - left) / abs(cell.best.worth) if cell.best.worth else 0.0)
+        return max(shares)
 
     def choice(self, concurrency: int, context: float) -> Candidate:
         """What the plan says for a load: what it says for the next larger concurrency, at the nearest context."""

@@ -6,7 +6,7 @@ cells the same predictor is asked, with the cell's own users, prompts and answer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,14 +74,17 @@ class Verdict:
         cells: how many.
         median_error, near, inside: median of the errors' sizes; share of cells within `NEAR`; share of cells whose
             interval holds what was measured.
-        choices: by load what the arm that was predicted to be best has given, in relation to the best of all; only of
-            loads with a prediction for every arm.
+        gain_error: median of the sizes of errors of gains over none at the same load, from which a machine that has
+            become slower or faster as a whole is gone; None: no load has both.
+        choices: by load what the arm that was predicted to be best has given, in relation to the best of those with a
+            prediction; only of loads with several.
     """
 
     cells: int
     median_error: float
     near: float
     inside: float
+    gain_error: float | None
     choices: Mapping[str, float]
 
 
@@ -91,10 +94,11 @@ def check(
     """Predict every cell."""
     sections = {profile.name: _section(profile) for profile in profiles}
     options = {option.candidate: option for option in known}
+    whole = {each.deployment: each.draft_length for each in options}  # the longest comes last
     found = []
     for cell in measured:
         try:
-            candidate = _candidate(cell, sections)
+            candidate = _candidate(cell, sections, whole)
             option = options.get(candidate)
             if option is None:
                 raise ProfileError(_unknown(candidate))
@@ -119,20 +123,28 @@ def verdict(cells: Sequence[Checked]) -> Verdict:
         float(np.median(errors)),
         float(np.mean(errors <= NEAR)),
         float(np.mean([cell.inside for cell in told])),
-        dict(_choices(cells)),
+        _gain_error(told),
+        dict(_choices(told)),
     )
 
 
-def _choices(cells: Sequence[Checked]) -> list[tuple[str, float]]:
-    found = []
-    for load in dict.fromkeys(cell.measured.load for cell in cells):
-        arms = [cell for cell in cells if cell.measured.load == load]
-        if len(arms) < 2 or any(cell.predicted is None for cell in arms):
-            continue
-        chosen = max(arms, key=lambda cell: cell.predicted.value if cell.predicted else 0.0)
-        best = max(cell.measured.tokens_per_second for cell in arms)
-        found.append((load, chosen.measured.tokens_per_second / best))
-    return found
+def _gain_error(told: Sequence[Checked]) -> float | None:
+    plain = {cell.measured.load: cell.error for cell in told if cell.candidate == NONE}
+    gains = [
+        (1 + cell.error) / (1 + plain[cell.measured.load]) - 1
+        for cell in told
+        if cell.candidate != NONE and cell.measured.load in plain
+    ]
+    return float(np.median(np.abs(gains))) if gains else None
+
+
+def _choices(told: Sequence[Checked]) -> Iterator[tuple[str, float]]:
+    for load in dict.fromkeys(cell.measured.load for cell in told):
+        arms = [cell for cell in told if cell.measured.load == load]
+        if len(arms) > 1:
+            chosen = max(arms, key=lambda cell: cell.predicted.value if cell.predicted else 0.0)
+            best = max(cell.measured.tokens_per_second for cell in arms)
+            yield load, chosen.measured.tokens_per_second / best
 
 
 def _section(profile: Profile) -> AnySpeculation | None:
@@ -142,8 +154,10 @@ def _section(profile: Profile) -> AnySpeculation | None:
         return None
 
 
-def _candidate(cell: Measured, sections: Mapping[str, AnySpeculation | None]) -> Candidate:
-    """How the cell's requests were drafted for."""
+def _candidate(
+    cell: Measured, sections: Mapping[str, AnySpeculation | None], whole: Mapping[str | None, int]
+) -> Candidate:
+    """How the cell's requests were drafted for; `whole` has the nodes of each deployment's full draft."""
     if cell.asked == 0:
         return NONE
     name = cell.deployment or "a server that does not say what it is"
@@ -155,11 +169,9 @@ def _candidate(cell: Measured, sections: Mapping[str, AnySpeculation | None]) ->
     if getattr(section, "draft_policy", None) == "measured":
         raise ProfileError(f"{name}: decides anew in every step (draft_policy: measured)")
     longest = section.longest_draft(cell.traffic.concurrency)
-    lengths = [
-        length
-        for length in (longest, cell.asked, getattr(section, "draft_length", None))
-        if length is not None
-    ]
+    chain = None if getattr(section, "dynamic_tree", None) else getattr(section, "draft_length", None)
+    most = whole.get(cell.deployment) if chain is None else chain
+    lengths = [length for length in (longest, cell.asked, most) if length is not None]
     if section.method == "none" or 0 in lengths:
         return NONE
     adaptive = bool(getattr(section, "adaptive", False))

@@ -113,6 +113,7 @@ def choose(known: Sequence[Option], traffic: Traffic, objective: Objective) -> C
         prompt_tokens=traffic.prompt_tokens,
         output_tokens=traffic.output_tokens,
         context=traffic.context,
+        cached_tokens=traffic.cached_tokens,
         best=best_of(outlooks),
         candidates=outlooks,
     )

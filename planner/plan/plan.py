@@ -57,12 +57,17 @@ def cells_at(plan: Plan, context: float) -> list[Cell]:
 
 
 def _elsewhere(loads: Sequence[Traffic], profile: Profile) -> list[Traffic]:
-    """The same concurrencies and answers at the measured contexts, where prompts and answers fit there."""
+    """The same concurrencies and answers at the measured contexts, where prompts and answers fit there.
+
+    Of prompts that are cached in part, as much is read there.
+    """
     measured = sorted({row["context"] for row in profile.cost["verify"]})
     found = []
     for context in measured:
         for load in loads:
             prompt = context - load.output_tokens / 2
             if prompt >= 1 and context != load.context:
-                found.append(Traffic(load.concurrency, prompt, load.output_tokens))
+                new = load.prompt_tokens - load.cached_tokens
+                cached = max(0.0, prompt - new) if load.cached_tokens else 0.0
+                found.append(Traffic(load.concurrency, prompt, load.output_tokens, cached))
     return found

@@ -42,11 +42,18 @@ _ITERATIONS = 40
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What is asked of a service: means."""
+    """What is asked of a service: means.
+
+    Attributes:
+        concurrency: users that wait for their answers.
+        prompt_tokens, output_tokens: of a request.
+        cached_tokens: of a prompt's, those that the service has read before, for another request.
+    """
 
     concurrency: int
     prompt_tokens: float
     output_tokens: float
+    cached_tokens: float = 0.0
 
     @property
     def context(self) -> float:
@@ -176,7 +183,7 @@ class Predictor:
     ) -> tuple[Floats, Floats]:
         """Requests that end in a millisecond, and milliseconds to a first token, of steps that take `curve`."""
         steps = (traffic.output_tokens - 1) / tau
-        pieces, reading = self._reading(traffic.prompt_tokens, self._chunks[traffic.concurrency == 1])
+        pieces, reading = self._reading(traffic, self._chunks[traffic.concurrency == 1])
         return _closed_network(traffic.concurrency, steps, batches, curve, pieces, reading)
 
     def _chunks_of(self, serving: Sequence[Mapping[str, Any]]) -> dict[int, Floats]:
@@ -233,10 +240,11 @@ class Predictor:
         nothing = np.zeros((len(asked), 1))
         return _curves([0.0, *sizes], np.concatenate([nothing, known], axis=1))(asked)
 
-    def _reading(self, tokens: float, chunk: int) -> tuple[int, Floats]:
+    def _reading(self, traffic: Traffic, chunk: int) -> tuple[int, Floats]:
         """Steps in which a prompt is read, and their milliseconds; the last chunk is as long as it has to be."""
         size = chunk if chunk in self._read else max(self._read)
-        table, begins = self._read[size], np.arange(0, tokens, size)
+        tokens, table = traffic.prompt_tokens, self._read[size]
+        begins = np.arange(min(traffic.cached_tokens, tokens - 1), tokens, size)
         total: Floats = np.zeros(len(self._drawn))
         check_covered("prompts", (tokens, tokens), (0, max(table.contexts) + size))
         for begin in begins:

@@ -23,7 +23,10 @@ def answer(cell: Cell, objective: Objective, deployments: Sequence[str]) -> str:
     """What a person asks first, about one load."""
     plain, best = cell.candidates[0], cell.best
     users = "1 user" if cell.concurrency == 1 else f"{cell.concurrency} users"
-    load = f"{users}, prompts of {cell.prompt_tokens:.0f} tokens and answers of {cell.output_tokens:.0f}"
+    known = f" ({cell.cached_tokens:.0f} of them cached)" if cell.cached_tokens else ""
+    load = (
+        f"{users}, prompts of {cell.prompt_tokens:.0f} tokens{known} and answers of {cell.output_tokens:.0f}"
+    )
     if objective.kind == "goodput" and best.worth <= 0:
         return f"{load}: nothing keeps {_limits(objective)}; without speculation a first token takes " + (
             f"{plain.ttft_ms.value:.0f} ms and each one after it {plain.tpot_ms.value:.1f} ms."

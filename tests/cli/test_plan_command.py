@@ -120,6 +120,19 @@ def test_traffic_can_be_a_file_of_prompts() -> None:
     assert f"1 user, prompts of {given:.0f} tokens" in output
 
 
+def test_what_is_cached_of_prompts_is_told_and_not_read() -> None:
+    load = ["--concurrency", "1", "--prompt-tokens", "60", "--output-tokens", "20"]
+    rates = []
+    for cached in ("0", "59"):
+        status, output = drafthouse("plan", "spec.yaml", *load, "--cached-tokens", cached)
+        assert status == 0, output
+        assert ("1 user, prompts of 60 tokens (59 of them cached) and" in output) == (cached == "59")
+        cells = json.loads(Path("runs/plan/x/plan.json").read_text())["cells"]
+        (asked,) = (cell for cell in cells if cell["prompt_tokens"] == 60)
+        rates.append(asked["candidates"][0]["ttft_ms"]["value"])
+    assert rates[1] < rates[0] / 10
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -147,6 +160,10 @@ def test_what_the_profile_does_not_cover_is_refused_with_what_to_run(options: li
     ("options", "told"),
     [
         (["--concurrency", "1,x"], "--concurrency is 1,x; it must be numbers of users"),
+        (
+            ["--prompt-tokens", "60", "--cached-tokens", "60"],
+            "leaves nothing to read of prompts of 60 tokens",
+        ),
         (["--ttft", "100"], "--ttft and --tpot are limits of --objective goodput"),
         (["--objective", "goodput"], "needs one of them or both"),
         (["--objective", "goodput", "--ttft", "nan"], "--ttft is nan; it must be a number of milliseconds"),

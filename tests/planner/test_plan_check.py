@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,29 @@ def test_a_shorter_length_that_was_asked_for_counts(mine: Profile, known: list[O
     cell = Measured("c1", "five", "mine", 5, LOADS[0], 50.0)
     (found,) = check([mine], known, [cell])
     assert found.candidate is not None and found.candidate.draft_length == 5
+
+
+@pytest.mark.parametrize(
+    ("section", "nodes"),
+    [
+        ({"draft_length": 4, "dynamic_tree": {"top_k": 4, "total": 15}}, 15),
+        ({"draft_length": 4}, 4),
+        ({"draft_length": 4, "dynamic_tree": {"top_k": 4, "total": 15}, "max_concurrency": 1}, 15),
+    ],
+)
+def test_of_a_tree_all_nodes_count_and_of_a_chain_its_length(
+    mine: Profile, known: list[Option], section: dict[str, Any], nodes: int
+) -> None:
+    eagle = replace(
+        mine, speculation={"method": "eagle3", "checkpoint": "weights", "adaptive": False, **section}
+    )
+    theirs = [
+        replace(option, candidate=option.candidate.model_copy(update={"method": "eagle3"}))
+        for option in known[1:]
+        if not option.candidate.adaptive
+    ]
+    found = check([eagle], [known[0], *theirs], [Measured("c1", "own", "mine", None, LOADS[0], 50.0)])
+    assert [cell.candidate and cell.candidate.draft_length for cell in found] == [nodes]
 
 
 def test_what_cannot_be_predicted_says_why(mine: Profile, known: list[Option]) -> None:

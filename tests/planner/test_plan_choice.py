@@ -91,6 +91,16 @@ def test_users_that_wait_for_prompts_are_counted_once() -> None:
     assert told.latency_ms[0] == pytest.approx(reading + 100)
 
 
+@pytest.mark.parametrize(("cached", "tokens"), [(0, 300), (256, 44), (200, 100), (300, 1)])
+def test_what_the_service_has_of_a_prompt_is_not_read(cached: int, tokens: int) -> None:
+    """Chunks of 128 from the end of what is cached on; the last token is always read, for the first of the answer."""
+    found = profile(records(0.6), lambda *_: 10.0, read_ms=50.0)
+    load = Traffic(1, 300, 11, cached_tokens=cached)
+    told = Predictor(found, samples=0).predict(replay(found.records, 0, adaptive=False), load)
+    assert told.ttft_ms[0] == pytest.approx(50 * tokens / 128)
+    assert told.tpot_ms[0] == pytest.approx(10)
+
+
 @pytest.mark.parametrize("rate", [0.05, 0.4, 0.8])
 def test_the_choice_is_the_best_of_all(rate: float) -> None:
     """Brute force: every length at every concurrency, valued by the formulas and not by the planner."""
@@ -175,6 +185,38 @@ def test_two_profiles_are_compared_by_what_each_gains_in_its_own_run() -> None:
     assert cell.best.gain == alone.best.gain
     ratio = cell.best.tokens_per_second.value / cell.candidates[0].tokens_per_second.value
     assert ratio == pytest.approx(cell.best.gain.value)
+
+
+@pytest.mark.parametrize(
+    ("worths", "served"),
+    [
+        ([{"a": 100.9, "b": 90}, {"a": 90, "b": 80}], []),
+        ([{"a": 101.2, "b": 90}, {"a": 90, "b": 80}], ["a"]),
+        ([{"a": 150, "b": 148.9}, {"a": 120, "b": 120.5}], ["a"]),
+        ([{"a": 150, "b": 149}, {"a": 120, "b": 122}], ["b"]),
+        ([{"a": 150, "b": 140}, {"a": 120, "b": 130}], ["a", "b"]),
+    ],
+    ids=["a hundredth", "more", "as good in one", "as good in the other", "each in one"],
+)
+def test_only_deployments_without_which_a_load_would_get_less_are_served(
+    worths: list[dict[str, float]], served: list[str]
+) -> None:
+    """Of two loads, in which none gives 100."""
+    found = [profile(records(0.7), steep, name=name) for name in "ab"]
+    loads = [Traffic(level, 100, 64) for level in (1, 2)]
+    plan = make_plan("a", found, options(found, 0.0), loads, THROUGHPUT, 0.0)
+    cells = []
+    for cell, worth in zip(plan.cells, worths, strict=False):
+        none = cell.candidates[0].model_copy(update={"worth": 100.0})
+        drafting = [
+            next(each for each in cell.candidates if each.candidate.deployment == name).model_copy(
+                update={"worth": value}
+            )
+            for name, value in worth.items()
+        ]
+        best = max([none, *drafting], key=lambda each: each.worth)
+        cells.append(cell.model_copy(update={"best": best, "candidates": [none, *drafting]}))
+    assert plan.model_copy(update={"cells": cells}).served == served
 
 
 def test_a_plan_is_written_read_and_asked(tmp_path: Path) -> None:

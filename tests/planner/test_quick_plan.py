@@ -61,7 +61,9 @@ def test_a_named_tree_is_profiled_planned_and_replaced(
     served = with_speculation(spec, {"plan": tmp_path / "quick" / PLAN})
     check_plan(served)
     # Whatever it costs on this machine, the drafter is to be loaded.
-    best = plan.cells[0].model_copy(update={"best": plan.cells[0].candidates[-1]})
+    cell = plan.cells[0]
+    last = cell.candidates[-1].model_copy(update={"worth": 2 * cell.best.worth})
+    best = cell.model_copy(update={"best": last, "candidates": [*cell.candidates[:-1], last]})
     (tmp_path / "quick" / PLAN).write_text(plan.model_copy(update={"cells": [best]}).model_dump_json())
     (drafts,) = drafting(served)
     assert [tuple(path) for path in drafts.speculation.model_dump()["choices"]] == trees.choices
