@@ -1,7 +1,7 @@
 """The drafting side of a step: who drafts is asked of the policy, and speculators are asked for their trees.
 
 Speculators of all methods stand side by side here, with those of drafts that come with requests; each is told every
-step of each request that it has begun, whoever drafted, so that the policy may turn to it at any time.
+step of each request that it may draft for, whoever drafted, so that the policy may turn to it at any time.
 """
 
 import time
@@ -67,8 +67,8 @@ class Drafting:
         """Say of a request that has just arrived who may draft for it."""
         if item.request.draft:
             item.speculators = (GIVEN,)
-        elif self._policy.begin(item):
-            item.speculators = tuple(each.name for each in self._policy.speculators)
+        else:
+            item.speculators = tuple(self._policy.begin(item))
 
     def start(self, item: RunningRequest) -> None:
         """A request has been admitted."""
@@ -124,7 +124,11 @@ class Drafting:
             for item in running
             if item.request.draft and not item.in_prefill
         ]
-        return [*zip(running, self._policy.assign(running), strict=True), *given]
+        ours = [
+            (item, [choice for choice in choices if choice.speculator in item.speculators])
+            for item, choices in zip(running, self._policy.assign(running), strict=True)
+        ]
+        return [*ours, *given]
 
     def _caught_up(
         self, assigned: Sequence[tuple[RunningRequest, Assignment]]

@@ -83,7 +83,13 @@ class Engine:
             rows_ahead=[each.rows_ahead for each in needs],
             one_kind_of_rows=runner.one_kind_of_rows,
         )
-        self._scheduler = Scheduler(config, self._cache, scratch, runner.most_weighed if weighs else 0)
+        self._scheduler = Scheduler(
+            config,
+            self._cache,
+            [each.name for each in policy.speculators],
+            scratch,
+            runner.most_weighed if weighs else 0,
+        )
         self._drafting = Drafting(
             policy,
             RunnerAccess(runner, self._scheduler.running),

@@ -96,14 +96,18 @@ class DraftPolicy(Protocol):
     @property
     def speculators(self) -> Sequence[Speculator]: ...
 
-    def begin(self, item: RunningRequest) -> bool:
-        """Whether drafts may ever be made for a request that has just arrived; if not, it is not heard of again."""
+    def begin(self, item: RunningRequest) -> Sequence[str]:
+        """Which of the speculators may ever draft for a request that has just arrived, by name, in their order.
+
+        The others are never told of it. If there are none, it is not heard of again.
+        """
 
     def assign(self, running: Sequence[RunningRequest]) -> list[Assignment]:
         """Who drafts in this step, for each of these requests; for one that is still in its prompt, who keeps up.
 
         Args:
-            running: all running requests; those for which drafts may never be made get an empty assignment.
+            running: all running requests; those for which drafts may never be made get an empty assignment. Choices of
+                speculators that may not draft for a request (`RunningRequest.speculators`) are passed over.
         """
 
     def select(self, proposals: Sequence[Proposal]) -> list[TokenTree]:
@@ -156,16 +160,16 @@ class StaticPolicy:
         self._first_shortened = last.ends_drafts and not self._in_turns
         self._lengths: dict[int, _Lengths] = {}
 
-    def begin(self, item: RunningRequest) -> bool:
+    def begin(self, item: RunningRequest) -> Sequence[str]:
         asked = item.request.draft_length
         most = self._most if asked is None else min(self._most, asked)
         if not most:
-            return False
+            return ()
         self._lengths[item.id] = _Lengths(
             DraftLength(most, adaptive=self._shortened),
             DraftLength(self._most, adaptive=self._first_shortened),
         )
-        return True
+        return [each.name for each in self.speculators]
 
     def assign(self, running: Sequence[RunningRequest]) -> list[Assignment]:
         limit = self._limit(sum(not item.in_prefill for item in running))

@@ -19,8 +19,9 @@ on that kernel:
 
 Drafters may keep rows of their own in the same blocks. Where one makes them from hidden states, nobody could make them
 again without running the target, so a request that is drafted for takes over only what has both: otherwise its drafter
-would know less of the text than if nothing had been reused, and fewer of its tokens would be accepted. Such a row may
-also depend on a few tokens after its own (`rows_ahead`), so these have to agree as well.
+would know less of the text than if nothing had been reused, and fewer of its tokens would be accepted. Where that would
+cost more than drafting brings, the target's rows are taken over and the drafter does without the request. Such a row
+may also depend on a few tokens after its own (`rows_ahead`), so these have to agree as well.
 
 Whole blocks are shared, read-only, among any number of requests. A continuation also takes over the last block,
 half full, of the sequence it continues, if nobody else holds it.
@@ -46,13 +47,15 @@ _Prompt = tuple[str, bytes]  # salt and tokens
 class Allocation:
     """Cache blocks of one request: the first `cached` rows are computed, in `reused` blocks of other requests.
 
-    The first `drafted[i]` of them hold rows of drafter i, too.
+    The first `drafted[i]` of them hold rows of drafter i, too; `able[i]` says whether it lacks none, so that it can
+    draft.
     """
 
     blocks: list[int]
     cached: int
     reused: int
     drafted: Sequence[int]
+    able: Sequence[bool]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +116,8 @@ class PrefixCache:
         prompt_length: int,
         rows: int,
         *,
-        drafts: bool = False,
+        drafts: Sequence[bool] = (),
+        most_again: int | None = None,
         salt: str = "",
     ) -> Allocation | None:
         """Blocks for `rows` rows of a request that begins with `tokens`, or None if too many are in use.
@@ -122,12 +126,20 @@ class PrefixCache:
             tokens: all tokens that are known, at least one; the last of them is never taken as computed.
             prompt_length: how many of them are its prompt; the others were decoded by earlier calls.
             rows: rows that it can ever need, `len(tokens)` or more.
-            drafts: whether the engine drafts for it.
+            drafts: of each drafter, whether it is to draft for it; none: nobody does.
+            most_again: most tokens that are read again, though the target has them, since such a drafter does not;
+                None: as many as there are.
             salt: it shares with requests of the same salt.
         """
         known = np.asarray(tokens, np.int32)
-        ahead: Sequence[int | None] = self._ahead if drafts else [None] * len(self._ahead)
+        nobody: list[int | None] = [None] * len(self._ahead)
+        pairs = zip(self._ahead, drafts, strict=True) if drafts else ()
+        ahead = [rows if wanted else None for rows, wanted in pairs] or nobody
         key, cached = self._longest(known, prompt_length, ahead, salt)
+        if most_again is not None and ahead != nobody:
+            other, more = self._longest(known, prompt_length, nobody, salt)
+            if more - cached > most_again:
+                key, cached = other, more
         taken = list(self._kept[key].blocks[: self._pool.blocks_for(cached)]) if cached else []
         drafted = self._drafted(key, known, cached) if cached else [0] * len(self._ahead)
         missing = self._pool.blocks_for(rows) - len(taken)
@@ -142,7 +154,8 @@ class PrefixCache:
             self._drop(next(iter(self._kept)))
         blocks = taken + (self._pool.allocate(rows - len(taken) * self._pool.block_size) or [])
         self._in_use.update(blocks)
-        return Allocation(blocks, cached, len(taken), drafted)
+        able = [rows is None or count >= cached for rows, count in zip(self._ahead, drafted, strict=True)]
+        return Allocation(blocks, cached, len(taken), drafted, able)
 
     def end(
         self,

@@ -37,9 +37,15 @@ _TIE = 0.002  # of a step's tokens: no reason to draft more
 _CHEAP = 0.03  # of a step: drafting that takes less is not weighed
 _DOUBT = 0.15  # standard deviation of the logarithm of a cost above which it is tried again
 _BETWEEN_TRIALS = 16  # steps of a batch
-_BETWEEN_DRAFTER_TRIALS = 128
+_BETWEEN_DRAFTER_TRIALS = 8, 128  # steps, the least and the most of them,
+_TRIALS = 0.01  # and between them as many as make trials of drafters that much of the time
 _BETWEEN_FIRST_TRIALS = 4  # of a drafter of which is only guessed what it is worth
+_READ_FOR_TRIALS = 8  # tokens of a prompt for each step between two requests that are followed for trials
 _TRIAL = 8  # steps that a drafter which has fallen behind gets to come back for a trial
+_WORTH_READING = (
+    0.03  # of a step's tokens: what a drafter has to bring so that it reads prompts along for that
+)
+_FOLLOWED = 128  # steps for which requests are still followed after drafting was last worth its time
 _ASLEEP, _AWAKE_EVERY = 64, 8  # lookups whose drafts are never worth it are asked in every eighth step
 _KEPT_UP = 256  # tokens that a drafter may fall behind of a request before it is made to read them
 
@@ -68,13 +74,15 @@ class Controller:
         self._step: Step | None = None
         self._proposed: dict[int, Proposed] = {}
 
-    def begin(self, item: RunningRequest) -> bool:
+    def begin(self, item: RunningRequest) -> Sequence[str]:
         asked = item.request.draft_length
-        if asked == 0 or not self.ways:
-            return False
-        histories = {name: History() for name in self.ways}
-        self._requests[item.id] = RequestState(Repetition(item.request.prompt), asked, histories)
-        return True
+        if asked == 0:
+            return ()
+        ways = [way for way in self.ways.values() if self._follows(way, item)]
+        if ways:
+            histories = {way.name: History() for way in ways}
+            self._requests[item.id] = RequestState(Repetition(item.request.prompt), asked, histories)
+        return [each.name for way in ways for each in way.speculators]
 
     def assign(self, running: Sequence[RunningRequest]) -> list[Assignment]:
         self._proposed = {}
@@ -143,6 +151,25 @@ class Controller:
 
     def end(self, item: RunningRequest) -> None:
         self._requests.pop(item.id, None)
+        for way in self.ways.values():
+            way.followed.discard(item.id)
+
+    def _follows(self, way: Way, item: RunningRequest) -> bool:
+        """Whether a way of drafting is kept at hand for a request that has just arrived.
+
+        A drafter has to read the whole prompt along. That is a tenth of what the target takes, and nothing comes of it
+        while drafting is not worth its time; so then it follows one request at a time, to see whether it still is not.
+        """
+        if way.costs is None:
+            return True
+        length = len(item.request.prompt)
+        due = max(_FOLLOWED, length // _READ_FOR_TRIALS)
+        if not way.unseen and way.idle >= _FOLLOWED:
+            if way.followed or way.scouted < due:
+                return False
+            way.scouted = 0
+        way.followed.add(item.id)
+        return True
 
     def _way(self, name: str, group: Sequence[Speculator], known: Drafting) -> Way:
         most = max(each.max_draft_length for each in group)
@@ -180,27 +207,50 @@ class Controller:
             if way is not None and not self._asleep(step):
                 chosen[item.id] = way, way.most
         best, drafter = self._value(step, lookups.values(), 0.0), None
+        without = best
         for way in dear:
-            way.unused += 1
-            rows = {item.id: self._before(item, way) for item in able}
+            way.unused, way.idle, way.scouted = way.unused + 1, way.idle + 1, way.scouted + 1
+            rows = {item.id: self._before(item, way) for item in able if item.id in way.followed}
             longest = max(map(len, rows.values()), default=0)
+            if (
+                way.idle % _AWAKE_EVERY == 0
+                and len(rows) < step.decoding
+                and self._wanted(way, step, without)
+            ):
+                way.idle = 0
             if not longest or way.costs is None:
                 continue
-            costs = way.costs.milliseconds(step.context, len(able), len(able) * longest)
+            costs = way.costs.milliseconds(step.context, len(rows), len(rows) * longest)
             for size in range(1, longest + 1):
-                milliseconds = float(costs[(size - 1) * len(able)])
-                mixed = [max(row[:size], lookups[identity], key=sum) for identity, row in rows.items()]
+                milliseconds = float(costs[(size - 1) * len(rows)])
+                mixed = [
+                    max(rows.get(identity, [])[:size], row, key=sum) for identity, row in lookups.items()
+                ]
                 value = self._value(step, mixed, milliseconds)
                 if value > best + _TIE * step.decoding:
                     best, drafter = value, (way, size, rows, milliseconds)
         if drafter is not None:
             way, size, rows, step.drafting_ms = drafter
+            if best > without + _WORTH_READING * step.decoding:
+                way.idle = 0
             for identity, row in rows.items():
                 if row and sum(row[:size]) >= sum(lookups[identity]):
                     chosen[identity] = way, size
         for way in dear:
-            self._try(way, able, chosen)
+            self._try(step, way, [item for item in able if item.id in way.followed], chosen)
         return chosen
+
+    def _wanted(self, way: Way, step: Step, without: float) -> bool:
+        """Whether drafting would be worth its time if it could be done for all: for requests like any others."""
+        row = way.survival(0, way.lately.value, None, way.most)
+        if way.costs is None or not row:
+            return False
+        costs = way.costs.milliseconds(step.context, step.decoding, step.decoding * len(row))
+        values = (
+            self._value(step, [row[:size]] * step.decoding, float(costs[(size - 1) * step.decoding]))
+            for size in range(1, len(row) + 1)
+        )
+        return max(values) > without + _WORTH_READING * step.decoding
 
     def _value(self, step: Step, rows: Iterable[Sequence[float]], milliseconds: float) -> float:
         """Tokens beyond one a request, less what the time that they take is worth."""
@@ -251,18 +301,24 @@ class Controller:
         idle = step.worth.idle
         return idle >= _ASLEEP and idle % _AWAKE_EVERY != 0
 
-    def _try(self, way: Way, able: Sequence[RunningRequest], chosen: dict[int, tuple[Way, int]]) -> None:
+    def _try(
+        self, step: Step, way: Way, able: Sequence[RunningRequest], chosen: dict[int, tuple[Way, int]]
+    ) -> None:
         """Let a drafter of which little is known, or that has not been used for long, draft for one request."""
-        if not able:
+        if not able or way.costs is None:
             return
         if way.unseen:
             way.waited += 1
             if way.waited >= _BETWEEN_FIRST_TRIALS:
                 chosen[self._best_to_try(way, able).id] = way, way.most
                 way.waited, way.trials = 0, way.trials + 1
-        elif way.unused >= _BETWEEN_DRAFTER_TRIALS and all(found is not way for found, _ in chosen.values()):
+            return
+        draft_ms = float(way.costs.milliseconds(step.context, 1, way.most)[-1])
+        shortest, longest = _BETWEEN_DRAFTER_TRIALS
+        between = min(max(draft_ms / (_TRIALS * float(step.verify[0])), shortest), longest)
+        if way.unused >= between and all(found is not way for found, _ in chosen.values()):
             chosen[self._best_to_try(way, able).id] = way, way.most
-            if way.unused >= _BETWEEN_DRAFTER_TRIALS + _TRIAL:
+            if way.unused >= between + _TRIAL:
                 way.unused = 0
 
     def _best_to_try(self, way: Way, able: Sequence[RunningRequest]) -> RunningRequest:
@@ -296,10 +352,9 @@ class Controller:
             return []
         found: list[Choice] = []
         for way in self.ways.values():
-            if way is but or way.costs is None:
+            if way is but or item.id not in way.followed:
                 continue
-            expected = item.in_prefill and way.unused < _BETWEEN_DRAFTER_TRIALS
-            if expected or item.cached - request.read.get(way.name, 0) >= _KEPT_UP:
+            if item.in_prefill or item.cached - request.read.get(way.name, 0) >= _KEPT_UP:
                 request.read[way.name] = item.cached
                 found += [Choice(each.name, 0) for each in way.speculators]
         return found
@@ -320,12 +375,16 @@ class Controller:
         elif outcome.tree.drafted:
             labels = [node in outcome.path for node in range(outcome.tree.drafted)]
             way.survival.learn(made.match, made.history, tree.scores, labels)
-            request.histories[way.name].add(sum(labels), way.survival.expected(made.match, len(labels)))
+            self._fared(way, request, sum(labels), made.match, len(labels))
 
     def _learn(self, way: Way, request: RequestState, fate: Fate) -> None:
         labels = [node < fate.at for node in range(len(fate.tokens))]
         way.survival.learn(fate.match, fate.history, fate.scores, labels)
-        request.histories[way.name].add(fate.at, way.survival.expected(fate.match, len(labels)))
+        self._fared(way, request, fate.at, fate.match, len(labels))
+
+    def _fared(self, way: Way, request: RequestState, accepted: int, match: int, nodes: int) -> None:
+        for history in (request.histories[way.name], way.lately):
+            history.add(accepted, way.survival.expected(match, nodes))
 
 
 def _first(tree: TokenTree, size: int) -> TokenTree:

@@ -32,6 +32,10 @@ class Way:
         guessed: whether it began without anything known of what is accepted.
         trials, waited: drafts that were made whole to learn that, and steps since the last of them.
         unused: steps since it last drafted.
+        idle: steps since drafting was last worth its time.
+        followed: requests that its drafter reads along with, where it costs something.
+        scouted: steps since a request was last followed for trials alone.
+        lately: how its latest drafts fared, whosever they were.
     """
 
     name: str
@@ -43,6 +47,10 @@ class Way:
     trials: int = 0
     waited: int = 0
     unused: int = 0
+    idle: int = 0
+    followed: set[int] = field(default_factory=set)
+    scouted: int = 0
+    lately: History = field(default_factory=History)
 
     @property
     def most(self) -> int:

@@ -68,7 +68,7 @@ class RecordingPolicy:
         self._policy = policy
         self._texts: dict[int, Repetition] = {}
 
-    def begin(self, item: RunningRequest) -> bool:
+    def begin(self, item: RunningRequest) -> Sequence[str]:
         self.drafts[item.id] = []
         self._texts[item.id] = Repetition(item.request.prompt)
         return self._policy.begin(item)

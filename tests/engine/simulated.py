@@ -69,10 +69,11 @@ class Guesser(Speculator):
         self.name, self.max_draft_length = name, draft_length
         self._world, self._wrong, self._call_ms, self._token_ms = world, wrong, call_ms, token_ms
         self._texts: dict[int, list[int]] = {}
-        self.calls, self.costs = 0, call_ms + token_ms > 0
+        self.calls, self.begun, self.costs = 0, 0, call_ms + token_ms > 0
 
     def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
         self._texts[request_id] = list(prompt)
+        self.begun += 1
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
         self.calls += 1
@@ -109,7 +110,7 @@ class World:
         self.cost, self.read_ms, self.now = cost, read_ms, 0.0
         self.hidden_layers = hidden_layers
         self.emitted = 0
-        self._requests = 0
+        self.requests = 0
         self._running: set[int] = set()
 
     def guesser(
@@ -138,8 +139,8 @@ class World:
             while len(running) > concurrency:
                 engine.cancel(next(iter(running)))
             while len(running) < concurrency:
-                self._requests += 1
-                prompt = tuple(mixed(self._requests, place) % VOCABULARY for place in range(6))
+                self.requests += 1
+                prompt = tuple(mixed(self.requests, place) % VOCABULARY for place in range(6))
                 asked = GenerationRequest(prompt, max_tokens, **request)
                 running.add(engine.submit(asked, self._count))
             engine.step()

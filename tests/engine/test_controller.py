@@ -189,6 +189,37 @@ def test_a_drafter_that_is_off_is_hardly_ever_asked_and_comes_back() -> None:
     assert guesser.calls - before > 30
 
 
+def test_a_drafter_that_is_off_reads_few_prompts_along_and_comes_back_for_all() -> None:
+    world, controller, guesser = dear_world(roofline, 24)
+    engine = world.engine(controller)
+
+    def begun(concurrency: int, steps: int) -> tuple[int, int]:
+        """Requests that came, and those of them that the drafter was told of."""
+        came, told = world.requests, guesser.begun
+        world.serve(engine, concurrency, steps, max_tokens=16)
+        return world.requests - came, guesser.begun - told
+
+    begun(16, 300)
+    came, told = begun(16, 400)
+    assert came > 300 and 1 <= told <= 400 / 128 + 1, "sixteen leave no room for drafts"
+    begun(1, 50)
+    came, told = begun(1, 100)
+    assert came == told >= 10
+
+
+def test_a_request_keeps_the_drafter_that_it_began_with() -> None:
+    world, controller, guesser = dear_world(flat, 0)
+    engine = world.engine(controller)
+    world.serve(engine, 4, 10, max_tokens=110)
+    world.cost = steep
+    world.serve(engine, 4, 8, max_tokens=110)
+    controller.ways["mine"].idle = 1000
+    world.cost = flat
+    before = guesser.calls
+    world.serve(engine, 4, 6, max_tokens=110)
+    assert guesser.calls > before and guesser.begun == 4
+
+
 def test_lookups_and_drafters_are_chosen_by_what_they_are_worth() -> None:
     def pair(world: World) -> tuple[Guesser, Guesser]:
         poor = world.guesser(9, wrong=48, name="lookup")

@@ -68,7 +68,7 @@ def test_lengths_stay_where_the_speculator_ends_its_drafts_or_nobody_wants_them_
 def test_a_request_may_ask_for_less_and_for_nothing() -> None:
     policy = StaticPolicy([AnpdSpeculator(draft_length=12)], adaptive=False)
     less, nothing = request_of(1, draft_length=2), request_of(2, draft_length=0)
-    assert (policy.begin(less), policy.begin(nothing)) == (True, False)
+    assert (list(policy.begin(less)), list(policy.begin(nothing))) == (["anpd"], [])
     assert budgets(policy, less, nothing) == [[2], []]
 
 

@@ -84,7 +84,7 @@ def start(
 ) -> Running | None:
     """Allocation blocks, see that the rows taken over are what computing them would give, and compute the rest."""
     rows = len(tokens) + more
-    allocation = cache.allocate(tokens, prompt_length, rows, drafts=drafts, salt=salt)
+    allocation = cache.allocate(tokens, prompt_length, rows, drafts=[True] if drafts else (), salt=salt)
     if allocation is None:
         return None
     request = Running(
@@ -321,10 +321,10 @@ def test_without_reuse_nothing_is_kept() -> None:
 @pytest.mark.parametrize(("ahead", "expected"), [(None, 8), (0, 8), (1, 4), (5, 0)])
 def test_tokens_that_a_drafter_reads_ahead_must_agree_too(ahead: int | None, expected: int) -> None:
     cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=[ahead])
-    allocation = cache.allocate(PROMPT, 10, 12, drafts=True)
+    allocation = cache.allocate(PROMPT, 10, 12, drafts=[True])
     assert allocation is not None
     cache.end(allocation.blocks, PROMPT, 10, [10 - (ahead or 0)])
-    found = cache.allocate([*PROMPT[:8], 90, 91, 92, 93], 12, 13, drafts=True)
+    found = cache.allocate([*PROMPT[:8], 90, 91, 92, 93], 12, 13, drafts=[True])
     assert found is not None and [found.cached] == found.drafted == [expected]
 
 
@@ -332,16 +332,38 @@ def test_whoever_is_drafted_for_takes_over_what_has_the_drafters_rows() -> None:
     cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=[1])
     after(cache, PROMPT, 10)
     for drafts, expected in ((True, 0), (False, 8)):
-        allocation = cache.allocate(PROMPT, 10, 11, drafts=drafts)
+        allocation = cache.allocate(PROMPT, 10, 11, drafts=[drafts])
         assert allocation is not None and (allocation.cached, allocation.drafted) == (expected, [0])
         cache.end(allocation.blocks, (), 10)
+
+
+@pytest.mark.parametrize(("most_again", "cached"), [(None, 0), (8, 0), (7, 8)])
+def test_a_drafter_does_without_a_request_where_too_much_would_be_read_again(
+    most_again: int | None, cached: int
+) -> None:
+    cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=[1, None])
+    after(cache, PROMPT, 10)
+    found = cache.allocate(PROMPT, 10, 11, drafts=[True, True], most_again=most_again)
+    assert found is not None and found.cached == cached
+    assert list(found.able) == [not cached, True], "one that keeps no rows lacks none"
+
+
+def test_of_several_drafters_those_that_draft_have_to_have_their_rows() -> None:
+    cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=[0, 0])
+    allocation = cache.allocate(PROMPT, 10, 12)
+    assert allocation is not None
+    cache.end(allocation.blocks, PROMPT, 10, [10, 0])
+    for drafts, expected in (([True, False], 8), ([False, True], 0), ([True, True], 0)):
+        found = cache.allocate(PROMPT, 10, 11, drafts=drafts)
+        assert found is not None and found.cached == expected
+        cache.end(found.blocks, (), 10)
 
 
 def test_a_drafters_rows_are_not_lost_to_a_text_without_them() -> None:
     cache = PrefixCache(BLOCKS, SIZE, reuse=True, rows_ahead=[1])
     for drafted, drafts in ((9, True), (0, False)):
-        allocation = cache.allocate(PROMPT, 10, 14, drafts=drafts)
+        allocation = cache.allocate(PROMPT, 10, 14, drafts=[drafts])
         assert allocation is not None
         cache.end(allocation.blocks, [*PROMPT, 20, 21], 10, [drafted] if drafted else allocation.drafted)
-    allocation = cache.allocate(PROMPT, 10, 11, drafts=True)
+    allocation = cache.allocate(PROMPT, 10, 11, drafts=[True])
     assert allocation is not None and allocation.cached == 4
