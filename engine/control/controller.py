@@ -38,9 +38,9 @@ _CHEAP = 0.03  # of a step: drafting that takes less is not weighed
 _DOUBT = 0.15  # standard deviation of the logarithm of a cost above which it is tried again
 _BETWEEN_TRIALS = 16  # steps of a batch
 _BETWEEN_DRAFTER_TRIALS = 8, 128  # steps, the least and the most of them,
-_TRIALS = 0.01  # and between them as many as make trials of drafters that much of the time
+_TRIALS = 0.005  # and between them as many as make trials of drafters that much of the time
 _BETWEEN_FIRST_TRIALS = 4  # of a drafter of which is only guessed what it is worth
-_READ_FOR_TRIALS = 8  # tokens of a prompt for each step between two requests that are followed for trials
+_FOR_READING = 2  # steps between two requests that are followed for trials, for each token of the second one's prompt
 _TRIAL = 8  # steps that a drafter which has fallen behind gets to come back for a trial
 _WORTH_READING = (
     0.03  # of a step's tokens: what a drafter has to bring so that it reads prompts along for that
@@ -163,7 +163,7 @@ class Controller:
         if way.costs is None:
             return True
         length = len(item.request.prompt)
-        due = max(_FOLLOWED, length // _READ_FOR_TRIALS)
+        due = max(_FOLLOWED, length * _FOR_READING)
         if not way.unseen and way.idle >= _FOLLOWED:
             if way.followed or way.scouted < due:
                 return False
