@@ -40,7 +40,9 @@ _BETWEEN_TRIALS = 16  # steps of a batch
 _BETWEEN_DRAFTER_TRIALS = 8, 128  # steps, the least and the most of them,
 _TRIALS = 0.005  # and between them as many as make trials of drafters that much of the time
 _BETWEEN_FIRST_TRIALS = 4  # of a drafter of which is only guessed what it is worth
-_FOR_READING = 2  # steps between two requests that are followed for trials, for each token of the second one's prompt
+_FOR_READING = (
+    2  # steps between two requests that are followed for trials, for each token of the second one's prompt
+)
 _TRIAL = 8  # steps that a drafter which has fallen behind gets to come back for a trial
 _WORTH_READING = (
     0.03  # of a step's tokens: what a drafter has to bring so that it reads prompts along for that
@@ -87,8 +89,10 @@ class Controller:
     def assign(self, running: Sequence[RunningRequest]) -> list[Assignment]:
         self._proposed = {}
         decoding = [item for item in running if not item.in_prefill]
-        if not decoding:
+        if not decoding or not self.ways:  # what a plan without drafts costs is what none costs
             self._step = None
+            if decoding:
+                self.decisions.at(len(decoding)).steps[NONE] += 1
             return [self._kept_up(item, None) for item in running]
         context = sum(item.cached for item in decoding) / len(decoding)
         self._step = step = Step(len(decoding), context, self._worths.setdefault(len(decoding), Worth()))

@@ -5,8 +5,9 @@ one, by rank alone; here by level, too, since Medusa's later heads are right les
 drawn, so a guess is as often right whether or not the others are verified beside it.
 
 Where the section names its tree, the same guesses are there in every step, and what was accepted of them is counted as
-it is. A tree of the likeliest nodes leaves guesses out where it is sure of others; there they count as wrong, so what
-is told of the lower ranks is too little rather than too much.
+it is; where a request is about to end, as many as there is room for, the first ones of each node. A tree of the
+likeliest nodes leaves guesses out where it is sure of others; there they count as wrong, so what is told of the lower
+ranks is too little rather than too much.
 """
 
 from __future__ import annotations
@@ -39,9 +40,7 @@ def rank_acceptance(records: Iterable[RequestRecord], speculation: Mapping[str, 
         speculation: its section.
     """
     named = Choices(speculation["choices"]) if speculation.get("choices") else None
-    drafts = [draft for record in records for draft in record.drafts]
-    if named is not None:  # a shorter one was cut for a request that ends
-        drafts = [draft for draft in drafts if draft.nodes == named.total]
+    drafts = [draft for record in records for draft in record.drafts if draft.children]
     if not drafts:
         return None
     levels = max(len(draft.children) for draft in drafts)
@@ -63,7 +62,7 @@ def _guesses(
     """At each node that was reached: ranks that were tried there, and the one that was accepted."""
     path: tuple[int, ...] = ()
     for level in range(len(draft.children)):
-        known = range(ranks) if named is None else named.ranks(path)
+        known = range(ranks) if named is None else named.ranks(path)[: draft.children[level]]
         hit = known[draft.ranks[level]] if level < len(draft.ranks) else None
         yield known, hit
         if hit is not None:

@@ -166,6 +166,21 @@ def test_acceptance_by_rank_and_level_is_what_drafts_were_made_with(paths: Seque
         assert found[len(path) - 1, path[-1]] == pytest.approx(RANKS[len(path) - 1, path[-1]], abs=0.03)
 
 
+@pytest.mark.parametrize("left", [0, 2000])
+def test_drafts_that_were_cut_for_a_request_that_ends_count_for_what_they_had(left: int) -> None:
+    """Answers that are shorter than the tree has nodes have no others."""
+    paths = sorted(WHOLE, key=lambda path: (len(path), path))
+    drafts = drafted(paths, RANKS, left)
+    for nodes in (2, 5, len(paths) - 1):
+        drafts += drafted(paths[:nodes], RANKS, 8_000, seed=nodes)
+    found = rank_acceptance(
+        [RequestRecord("1", "a", 0.0, 0, 0, drafts)], {"method": "medusa", "choices": paths}
+    )
+    assert found is not None
+    for path in paths[:-1]:
+        assert found[len(path) - 1, path[-1]] == pytest.approx(RANKS[len(path) - 1, path[-1]], abs=0.04)
+
+
 def test_guesses_that_were_left_out_of_a_tree_of_the_likeliest_count_as_wrong() -> None:
     sure = StepRecord(1, 1, (1,), (0,), (0,))
     unsure = StepRecord(2, 1, (2,), (1,), (1,))
@@ -173,7 +188,9 @@ def test_guesses_that_were_left_out_of_a_tree_of_the_likeliest_count_as_wrong() 
     found = rank_acceptance(records, {"method": "eagle"})
     assert found is not None and found[0] == pytest.approx([0.5, 0.5], abs=1e-6)
     named = rank_acceptance(records, {"method": "eagle", "choices": [(0,), (1,)]})
-    assert named is not None and named[0] == pytest.approx([0, 1], abs=1e-6)  # the others were cut short
+    assert named is not None and named[0] == pytest.approx(
+        [1 / 3, 2 / 3], abs=1e-6
+    )  # the others were cut short
     assert rank_acceptance([], {"method": "eagle"}) is None
 
 
