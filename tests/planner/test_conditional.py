@@ -144,7 +144,8 @@ def test_only_rows_of_the_leaves_that_are_read_matter(
         return drafted(Checkpoint(checkpoint.config, changed), TREE, tmp_path, rows=1)
 
     assert all(np.array_equal(values, before[name]) for name, values in without(unread).items())
-    assert np.isnan(without(before["candidates"][0, :1])["log_probs"]).any()
+    # Where such a value goes in the choice of the likeliest depends on how it is vectorised.
+    assert not np.isfinite(without(before["candidates"][0, :1])["log_probs"]).all()
 
 
 def test_leaves_hold_like_rows_and_every_row_once() -> None:
