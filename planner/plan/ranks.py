@@ -5,9 +5,9 @@ one, by rank alone; here by level, too, since Medusa's later heads are right les
 drawn, so a guess is as often right whether or not the others are verified beside it.
 
 Where the section names its tree, the same guesses are there in every step, and what was accepted of them is counted as
-it is; where a request is about to end, as many as there is room for, the first ones of each node. A tree of the
-likeliest nodes leaves guesses out where it is sure of others; there they count as wrong, so what is told of the lower
-ranks is too little rather than too much.
+it is. Where a request is about to end there is room for the likeliest ones alone, the first of each node; the others
+count as untried there. A tree of the likeliest nodes leaves guesses out where it is sure of others; there they count as
+wrong, so what is told of the lower ranks is too little rather than too much.
 """
 
 from __future__ import annotations
