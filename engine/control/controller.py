@@ -214,7 +214,7 @@ class Controller:
         without = best
         for way in dear:
             way.unused, way.idle, way.scouted = way.unused + 1, way.idle + 1, way.scouted + 1
-            rows = {item.id: self._before(item, way) for item in able if item.id in way.followed}
+            rows = {item.id: self._before(item, way) for item in able if way.may_draft(item)}
             longest = max(map(len, rows.values()), default=0)
             if (
                 way.idle % _AWAKE_EVERY == 0
@@ -241,7 +241,7 @@ class Controller:
                 if row and sum(row[:size]) >= sum(lookups[identity]):
                     chosen[identity] = way, size
         for way in dear:
-            self._try(step, way, [item for item in able if item.id in way.followed], chosen)
+            self._try(step, way, [item for item in able if way.may_draft(item)], chosen)
         return chosen
 
     def _wanted(self, way: Way, step: Step, without: float) -> bool:
@@ -356,7 +356,7 @@ class Controller:
             return []
         found: list[Choice] = []
         for way in self.ways.values():
-            if way is but or item.id not in way.followed:
+            if way is but or way.costs is None or not way.may_draft(item):
                 continue
             if item.in_prefill or item.cached - request.read.get(way.name, 0) >= _KEPT_UP:
                 request.read[way.name] = item.cached

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from engine.control.costs import LiveCosts
 from engine.control.survival import Fate, History, SurvivalEstimate
+from engine.running import RunningRequest
 from speculators.base import Speculator
 from speculators.match import Repetition
 from speculators.tree import TokenTree
@@ -51,6 +52,10 @@ class Way:
     followed: set[int] = field(default_factory=set)
     scouted: int = 0
     lately: History = field(default_factory=History)
+
+    def may_draft(self, item: RunningRequest) -> bool:
+        """Whether its drafter knows a request: it was told of it, and lacked nothing of what that took over."""
+        return self.speculators[-1].name in item.speculators
 
     @property
     def most(self) -> int:

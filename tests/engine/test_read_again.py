@@ -6,13 +6,17 @@ from collections.abc import Sequence
 
 import pytest
 
+from engine.control.controller import Controller
 from engine.request import GenerationRequest
 from speculators.base import Requirements, Speculator
 from speculators.graphs import DrafterRows
 from speculators.outcome import StepOutcome
+from speculators.prompt_lookup import PromptLookupSpeculator
 from speculators.tree import TokenTree
 from tests.engine.driving import make_engine, run, submit
+from tests.engine.simulated import plan_of
 from tests.engine.tables import VOCABULARY, TableRunner, following, mixed
+from tests.planner.synthetic_profile import profile, records
 
 
 class Reader(Speculator):
@@ -74,3 +78,34 @@ def test_a_prompt_is_read_again_where_that_is_less_than_what_drafts_bring(
     while engine.step():
         pass
     assert third.last.metrics.kv_reused_blocks > 0 and third.tokens == alone.tokens
+
+
+def test_who_does_without_the_drafter_is_drafted_for_by_others() -> None:
+    """A controller's best choice is a drafter that does not know the request; its lookup does."""
+    repeated = [1, 2]
+    while len(repeated) < 600:
+        repeated.append(following(*repeated[-2:]))
+    lookup = PromptLookupSpeculator(2, 5)
+    plan = plan_of(
+        [
+            profile(records(0.2, drafted=5), lambda context, batch, size: 20.0, name="lookup"),
+            profile(
+                records(0.9, drafted=3),
+                lambda context, batch, size: 20.0,
+                lambda context, batch, nodes: 1.0,
+                name="reader",
+            ),
+        ]
+    )
+    controller = Controller(plan, {"lookup": [lookup], "reader": [Reader()]}, 16)
+    engine = make_engine(TableRunner(num_blocks=400), policy=controller, max_sequence_length=1200)
+    submit(engine, GenerationRequest(tuple(repeated), 2, draft_length=0))
+    while engine.step():
+        pass
+    second = submit(engine, GenerationRequest(tuple(repeated), 40))
+    while engine.step():
+        pass
+    assert second.last.metrics.kv_reused_blocks > 0
+    steps = controller.decisions.at(1).steps
+    assert steps["reader"] == 0 and steps["lookup"] > 3
+    assert second.last.metrics.total_draft_tokens > 10
