@@ -136,7 +136,8 @@ class PrefixCache:
         pairs = zip(self._ahead, drafts, strict=True) if drafts else ()
         ahead = [rows if wanted else None for rows, wanted in pairs] or nobody
         key, cached = self._longest(known, prompt_length, ahead, salt)
-        if most_again is not None and ahead != nobody:
+        # The target has no more than all of them, which spares most requests a second search.
+        if most_again is not None and ahead != nobody and len(known) - cached > most_again:
             other, more = self._longest(known, prompt_length, nobody, salt)
             if more - cached > most_again:
                 key, cached = other, more
