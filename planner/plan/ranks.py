@@ -5,9 +5,10 @@ one, by rank alone; here by level, too, since Medusa's later heads are right les
 drawn, so a guess is as often right whether or not the others are verified beside it.
 
 Where the section names its tree, the same guesses are there in every step, and what was accepted of them is counted as
-it is. Where a request is about to end there is room for the likeliest ones alone, the first of each node; the others
-count as untried there. A tree of the likeliest nodes leaves guesses out where it is sure of others; there they count as
-wrong, so what is told of the lower ranks is too little rather than too much.
+it is. Where a request is about to end there is room for the likeliest ones alone, the first of each node; such drafts
+count only where answers are shorter than the tree, so that there are no whole ones. A tree of the likeliest nodes
+leaves guesses out where it is sure of others; there they count as wrong, so what is told of the lower ranks is too
+little rather than too much.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def rank_acceptance(records: Iterable[RequestRecord], speculation: Mapping[str, 
     """
     named = Choices(speculation["choices"]) if speculation.get("choices") else None
     drafts = [draft for record in records for draft in record.drafts if draft.children]
+    if named is not None:
+        drafts = [draft for draft in drafts if draft.nodes == named.total] or drafts
     if not drafts:
         return None
     levels = max(len(draft.children) for draft in drafts)
