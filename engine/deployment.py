@@ -170,7 +170,7 @@ def _policy(
     """What drafts when: the plan's choice, what is worth it by measured costs, or the spec's schedule."""
     slots = spec.embedded.max_batch_size
     if plan is not None:
-        served = {name: group for name, group in opened.items() if name in plan.served}
+        served = {name: opened[name] for name in plan.served}
         if calibrates(spec):
             costs = {name: plan.deployments[name].draft_costs for name in served}
             found = _calibrated(spec, runner, plan.verify_costs, served, costs)

@@ -76,8 +76,9 @@ def check_plan(spec: DeploymentSpec) -> None:
     measured_here = calibrates(spec)
     differences = (plan.fingerprint.elsewhere(here) if measured_here else plan.fingerprint).differences(here)
     machine_alone = bool(differences) and not plan.fingerprint.elsewhere(here).differences(here)
+    served = plan.served
     for each in drafting(spec):
-        if each.name in plan.served:
+        if each.name in served:
             now = drafter_identity(each.speculation)
             told = drafter_differences(plan.deployments[each.name].drafter, now)
             differences += [f"{line} ({each.name})" for line in told]
