@@ -50,8 +50,8 @@ class TrainingSpec(Section):
     )
     from_pretrained: Path | None = Field(
         None,
-        description="Checkpoint of the method that training begins from, instead of random weights; what it fixes "
-        "(vocabulary, layers, heads, stages) is taken from it.",
+        description="Checkpoint of the method that training begins from, instead of random weights (P-EAGLE: or of "
+        "EAGLE-3); what it fixes (vocabulary, layers, heads, stages) is taken from it.",
     )
     data: DataSpec = DataSpec()
     draft_vocab_size: PositiveInt = Field(8192, description="Tokens that can be drafted.")

@@ -86,8 +86,8 @@ class Attention(nn.Module):
             Float ``[B, T, H]``, and keys and values of all S + T rows.
         """
         angles = positions[..., None].float() * inverse_frequencies(self.config).to(positions.device)
-        queries, keys, contents = self.heads(values)
-        queries, present = rotate(queries, angles), (rotate(keys, angles), contents)
+        keys, contents = self.keys_and_values(values)
+        queries, present = rotate(self.queries(values), angles), (rotate(keys, angles), contents)
         if past is not None:
             present = (torch.cat([past[0], present[0]], dim=2), torch.cat([past[1], present[1]], dim=2))
         group = self.config.num_attention_heads // self.config.key_value_heads
@@ -97,12 +97,15 @@ class Attention(nn.Module):
         )
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), present
 
-    def heads(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values of rows ``[B, T, input width]``, not rotated: ``[B, heads, T, head width]`` each."""
-        queries, keys = self._split(self.q_proj(values)), self._split(self.k_proj(values))
-        if self.q_norm is not None and self.k_norm is not None:
-            queries, keys = self.q_norm(queries), self.k_norm(keys)
-        return queries, keys, self._split(self.v_proj(values))
+    def queries(self, values: torch.Tensor) -> torch.Tensor:
+        """Of rows ``[B, T, input width]``, not rotated: ``[B, heads, T, head width]``."""
+        queries = self._split(self.q_proj(values))
+        return queries if self.q_norm is None else torch.as_tensor(self.q_norm(queries))
+
+    def keys_and_values(self, values: torch.Tensor) -> KeyValues:
+        """Of rows ``[B, T, input width]``, not rotated: ``[B, key heads, T, head width]`` each."""
+        keys = self._split(self.k_proj(values))
+        return keys if self.k_norm is None else self.k_norm(keys), self._split(self.v_proj(values))
 
     def _split(self, values: torch.Tensor) -> torch.Tensor:
         batch, rows, _ = values.shape

@@ -12,7 +12,7 @@ that over when it is saved.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -31,7 +31,7 @@ from speculators.formats.torch_modules import load_arrays
 from speculators.training.features import Batch
 from speculators.training.target import FrozenTarget
 from speculators.training.trainee import Trainee
-from speculators.training.unrolled import UnrolledAttention
+from speculators.training.unrolled import Roots, UnrolledAttention
 
 _SPREAD = 0.02
 _RIDGE = 0.01
@@ -54,7 +54,8 @@ class FusedBeginning:
         depth: the number of depths that are measured.
         decay: weight of a depth's loss by that of the depth before.
         soft: learn the target's distribution, not only its token.
-        start: the checkpoint that training begins from, of the drafter's own kind; None: it is made anew.
+        start: the checkpoint that training begins from, of the drafter's own kind (P-EAGLE: or EAGLE-3's); None: it is
+            made anew.
     """
 
     target: FrozenTarget
@@ -120,10 +121,10 @@ class FusedTrainee(Trainee, Generic[Model]):
         with torch.no_grad():
             self.model.fc.weight.mul_(self._feature_scale.cpu())
 
-    def _initialize(self, target: FrozenTarget, examples: Sequence[torch.Tensor]) -> None:
-        model, final_norm = self.model, target.model.get_decoder().norm.weight
+    def _spread(self) -> None:
+        """Random weights, and layers that add nothing."""
         with torch.no_grad():
-            for parameter in model.parameters():
+            for parameter in self.model.parameters():
                 if parameter.dim() > 1:
                     nn.init.normal_(parameter, 0.0, _SPREAD)
                 else:
@@ -131,6 +132,11 @@ class FusedTrainee(Trainee, Generic[Model]):
             for layer in self._decoders():
                 nn.init.zeros_(layer.self_attn.o_proj.weight)
                 nn.init.zeros_(layer.mlp.down_proj.weight)
+
+    def _initialize(self, target: FrozenTarget, examples: Sequence[torch.Tensor]) -> None:
+        model, final_norm = self.model, target.model.get_decoder().norm.weight
+        self._spread()
+        with torch.no_grad():
             model.norm.weight.copy_(final_norm * _CONFIDENCE)
             model.lm_head.weight.copy_(target.lm_head[self._kept])
             model.fc.weight.copy_(self._regression(examples, final_norm.cpu()))
@@ -159,15 +165,20 @@ class Eagle3Trainee(FusedTrainee[Eagle3]):
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Trainee.forward`."""
         layer, rows = self.model.midlayer, self.rows(batch)
-        attention = UnrolledAttention(layer.self_attn)
+        depths = self._unroll if self.training else self.depth
+        roots = Roots.reaching(batch.learned, depths)
+        attention = UnrolledAttention(layer.self_attn, roots)
         hidden = self.fused(batch)
         embedded = layer.input_layernorm(self._embedding[batch.tokens].float())
         total, table = hidden.new_zeros(()), []
-        for depth in range(1, (self._unroll if self.training else self.depth) + 1):
+        for depth in range(1, depths + 1):
             ahead = torch.roll(embedded, -depth, dims=1)  # what wraps around lies behind every learned row
-            hidden = run_first(layer, attention, hidden, ahead)
+            if depth == 1:
+                hidden = run_first(layer, attention.read, hidden, ahead, roots)
+            else:
+                hidden = run_first(layer, attention.go_on, hidden, roots.of(ahead))
             normed = self.model.norm(hidden)
-            loss, hits = self.judge(normed, self.model.lm_head.weight, batch, rows, depth)
+            loss, hits = self.judge(normed, self.model.lm_head.weight, batch, rows, depth, roots)
             if self.model.config.norm_output:
                 hidden = normed
             total = total + loss
@@ -185,16 +196,24 @@ class Eagle3Trainee(FusedTrainee[Eagle3]):
 
 
 def run_first(
-    layer: Eagle3Layer, attention: UnrolledAttention, hidden: torch.Tensor, embedded: torch.Tensor
+    layer: Eagle3Layer,
+    attention: Callable[[torch.Tensor], torch.Tensor],
+    hidden: torch.Tensor,
+    embedded: torch.Tensor,
+    roots: Roots | None = None,
 ) -> torch.Tensor:
-    """The next depth through the layer that reads token embedding and hidden state, float ``[B, T, H]`` in and out.
+    """The next depth through the layer that reads token embedding and hidden state, float ``[B, rows, H]``.
 
-    `attention` is the layer's; `embedded` is normed.
+    Args:
+        layer: the layer.
+        attention: its own, of this depth.
+        hidden, embedded: what the rows read; the latter is normed.
+        roots: the rows that `attention` gives back, where those are not all.
     """
     normed = layer.hidden_norm(hidden)
-    values = (normed if layer.norm_before_residual else hidden) + attention(
-        torch.cat([embedded, normed], dim=-1)
-    )
+    attended = attention(torch.cat([embedded, normed], dim=-1))
+    residual = normed if layer.norm_before_residual else hidden
+    values = (residual if roots is None else roots.of(residual)) + attended
     return torch.as_tensor(values + layer.mlp(layer.post_attention_layernorm(values)))
 
 

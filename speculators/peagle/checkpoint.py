@@ -66,7 +66,7 @@ def load_checkpoint(directory: Path) -> PEagleCheckpoint:
     """
     config = PEagleConfig.read(directory)
     path = find_file(directory, WEIGHT_FILES)
-    named = {_current_name(name): values for name, values in read_tensors(path, is_drafters).items()}
+    named = {current_name(name): values for name, values in read_tensors(path, is_drafters).items()}
     tensors = {name: values for name, values in named.items() if not _UNUSED.match(name)}
     config = _as_stored(config, tensors)
     settle_map(str(path), config, tensors)
@@ -88,7 +88,8 @@ def save_checkpoint(checkpoint: PEagleCheckpoint, directory: Path) -> None:
     write(checkpoint, directory)
 
 
-def _current_name(name: str) -> str:
+def current_name(name: str) -> str:
+    """What a tensor of EAGLE-3's, or one by another name, is called here."""
     return re.sub(r"^midlayer\.", "layers.0.", common_name(name))
 
 

@@ -7,11 +7,13 @@ The speculators library and NeMo AutoModel name the mask `mask_token_id`; of fla
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import NonNegativeInt, model_validator
 
 from speculators.eagle3.config import MASK_KEYS, Eagle3Config
+from speculators.formats.config import PublishedConfig
 
 
 class PEagleConfig(Eagle3Config):
@@ -50,3 +52,21 @@ class PEagleConfig(Eagle3Config):
     def content(self) -> dict[str, Any]:
         """The JSON object, with the mask token by the names that its readers know."""
         return {**super().content(), "ptd_token_id": self.mask_token_id}
+
+
+def is_peagle(directory: Path) -> bool:
+    """Whether a checkpoint's config names a mask, or what it is by the library's name.
+
+    Raises:
+        CheckpointError: the config cannot be read.
+    """
+    content = PublishedConfig.read(directory).content()
+    named = content.get("speculators_model_type") == PEagleConfig.library_name
+    return named or any(content.get(key) is not None for key in MASK_KEYS)
+
+
+def widened(config: Eagle3Config, *, num_hidden_layers: int, mask_token_id: int) -> PEagleConfig:
+    """Of a drafter that begins as an EAGLE-3 one."""
+    made = {"num_hidden_layers": num_hidden_layers, "mask_token_id": mask_token_id}
+    content = {**config.content(), **made, "embed_requires_grad": config.embed_requires_grad}
+    return PEagleConfig.parse(content, "config")

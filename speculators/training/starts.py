@@ -19,6 +19,7 @@ from speculators.formats.tensors import Array
 from speculators.medusa import checkpoint as medusa
 from speculators.mlp_speculator import checkpoint as mlp_speculator
 from speculators.peagle import checkpoint as peagle
+from speculators.peagle.config import is_peagle
 from speculators.training.errors import TrainingError
 from speculators.training.provenance import PROVENANCE_FILE, checkpoint_hash
 
@@ -109,6 +110,8 @@ def _eagle3(directory: Path, target: Sizes) -> Start:
 
 
 def _peagle(directory: Path, target: Sizes) -> Start:
+    if not is_peagle(directory):  # an EAGLE-3 drafter, whose layer becomes the first of several
+        return _eagle3(directory, target)
     checkpoint = peagle.load_checkpoint(directory)
     return _fused(directory, checkpoint, target, {"drafter_layers": checkpoint.config.num_hidden_layers})
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from speculators.training.distillation import Teacher, distill, teach
 from speculators.training.features import Batch
+from speculators.training.unrolled import Roots
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +78,29 @@ class Trainee(nn.Module):
         return Rows(sequence, position, teach(final, self._target_output, labels, soft=self._soft))
 
     def judge(
-        self, states: torch.Tensor, output: torch.Tensor, batch: Batch, rows: Rows, depth: int
+        self,
+        states: torch.Tensor,
+        output: torch.Tensor,
+        batch: Batch,
+        rows: Rows,
+        depth: int,
+        roots: Roots | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Weighted loss and hits ``[B, T]`` of one depth.
 
         Args:
             states: float ``[B, T, H]``; at t what drafts the token t + depth + 1 (depth 0: a model that has read t).
+                With `roots` ``[B, R, H]``, of those alone.
             output: the output matrix, ``[W, H]``.
             batch: the batch.
             rows: from `rows`.
             depth: from 1; 0 for a draft model.
+            roots: the positions that drafted.
         """
         inside = rows.position >= depth
         sequence, position = rows.sequence[inside], rows.position[inside]
-        loss, hits = distill(states[sequence, position - depth], output, rows.teacher.rows(inside))
+        place = position - depth if roots is None else roots.place[sequence, position - depth]
+        loss, hits = distill(states[sequence, place], output, rows.teacher.rows(inside))
         table = torch.zeros_like(batch.learned)
         table[sequence, position] = hits
         return self._decay ** max(depth - 1, 0) * loss, table

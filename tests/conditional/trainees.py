@@ -17,6 +17,7 @@ from speculators.training.distillation import Teacher
 from speculators.training.families import Ingredients, fused_beginning
 from speculators.training.features import Batch
 from speculators.training.trainee import Rows, Trainee
+from speculators.training.unrolled import Roots
 from tests.conditional.tree import OutputTree, balanced_leaves, path_signs
 
 Choice = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -95,12 +96,19 @@ class _Routed(Trainee):
         self.choices, self.hits = {}, {}
 
     def judge(
-        self, states: torch.Tensor, output: torch.Tensor, batch: Batch, rows: Rows, depth: int
+        self,
+        states: torch.Tensor,
+        output: torch.Tensor,
+        batch: Batch,
+        rows: Rows,
+        depth: int,
+        roots: Roots | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Trainee.judge`; hits are in `hits` instead."""
         inside = rows.position >= depth
         sequence, position = rows.sequence[inside], rows.position[inside]
-        read, teacher = states[sequence, position - depth], rows.teacher.rows(inside)
+        place = position - depth if roots is None else roots.place[sequence, position - depth]
+        read, teacher = states[sequence, place], rows.teacher.rows(inside)
         for name, choose in self.choices.items():
             table = torch.zeros_like(batch.learned)
             table[sequence, position] = choose(read, output) == teacher.labels

@@ -18,7 +18,7 @@ from speculators.eagle3.model import Eagle3
 from speculators.training.acceptance import Acceptance
 from speculators.training.features import OnlineFeatures, collate
 from speculators.training.target import FrozenTarget
-from speculators.training.unrolled import UnrolledAttention
+from speculators.training.unrolled import Roots, UnrolledAttention
 
 _RESAMPLES = 2000
 
@@ -89,14 +89,16 @@ def _hits(
 ) -> torch.Tensor:
     """bool ``[depth, T]``: was the token after row t drafted right at this depth? (`speculators.training.trainee`)."""
     batch = collate([sample], source, everything=False)
-    layer, attention = model.midlayer, UnrolledAttention(model.midlayer.self_attn)
+    layer, length = model.midlayer, batch.tokens.shape[1]
+    everywhere = torch.arange(length)[None]
+    attention = UnrolledAttention(layer.self_attn, Roots(everywhere, everywhere))
     embedded = layer.input_layernorm(target.embedding[batch.tokens])
     hidden = model.fuse(batch.fused.flatten(2).float())
-    table = torch.zeros(depth, batch.tokens.shape[1], dtype=torch.bool)
-    length = batch.tokens.shape[1]
+    table = torch.zeros(depth, length, dtype=torch.bool)
     for level in range(1, depth + 1):
         ahead = torch.roll(embedded, -level, dims=1)  # what wraps around lies behind every row that counts
-        hidden = hidden + attention(torch.cat([ahead, layer.hidden_norm(hidden)], dim=-1))
+        read = attention.read if level == 1 else attention.go_on
+        hidden = hidden + read(torch.cat([ahead, layer.hidden_norm(hidden)], dim=-1))
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         drafted = ids[model.lm_head(model.norm(hidden)).argmax(-1)[0]]
         if length > level + 1:
