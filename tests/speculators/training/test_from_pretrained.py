@@ -41,13 +41,6 @@ def evaluations(records: list[Any]) -> list[Evaluation]:
     return [record for record in records if isinstance(record, Evaluation)]
 
 
-def acceptance(evaluation: Evaluation) -> tuple[float, float]:
-    """Acceptance length, and the share of drafts whose first token is accepted."""
-    length, (first, *_) = evaluation.length, evaluation.by_position
-    assert length is not None and first is not None
-    return length, first
-
-
 def weights(checkpoint: Path) -> dict[str, Any]:
     files = sorted(checkpoint.glob("*.safetensors"))
     return {name: values for file in files for name, values in load_file(file).items()}
@@ -80,25 +73,19 @@ def test_it_begins_with_what_the_checkpoint_drafts(make_job: Any, method: str) -
     assert not same(weights(moved.checkpoint), weights(first.checkpoint))
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-def test_peagle_begins_with_the_first_token_of_an_eagle3_drafter(make_job: Any, layers: int) -> None:
-    """Its layer is the first one, those behind it add nothing; what stands behind masks has to be learned."""
-    first = make_job("eagle3", epochs=2, learning_rate=3e-3)
-    trained = acceptance(evaluations(run(first))[-1])
-    how = {"from_pretrained": first.checkpoint, "drafter_layers": layers}
+def test_peagle_begins_with_an_eagle3_drafter(make_job: Any, checkpoint_of: CheckpointOf) -> None:
+    """Its layer is the first one; those behind it, and what stands behind masks, have to be learned."""
+    how = {"from_pretrained": checkpoint_of("eagle3"), "drafter_layers": 3}
     still = make_job("peagle", "still", **how, **SHORT, **STANDING_STILL)
-    began = acceptance(evaluations(run(still))[0])
-    assert began[1] == pytest.approx(trained[1], rel=0.02) and began[1] > 0.2
+    run(still)
     found = weights(still.checkpoint)
     shared = {
-        name.replace("midlayer.", "layers.0."): values for name, values in weights(first.checkpoint).items()
+        name.replace("midlayer.", "layers.0."): values
+        for name, values in weights(checkpoint_of("eagle3")).items()
     }
     assert same({name: found[name] for name in shared}, shared)
     config = json.loads((still.checkpoint / "config.json").read_text())
-    assert config["num_hidden_layers"] == layers and "mask_hidden" in found
-    learned = make_job("peagle", "learned", **how, epochs=4, learning_rate=3e-3)
-    ended = acceptance(evaluations(run(learned))[-1])
-    assert ended[0] > began[0]
+    assert config["num_hidden_layers"] == 3 and "mask_hidden" in found
 
 
 def test_what_the_checkpoint_fixes_need_not_be_said(make_job: Any) -> None:

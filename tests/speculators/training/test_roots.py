@@ -94,3 +94,18 @@ def test_loss_hits_and_gradients_are_those_of_chains_from_everywhere(
     assert torch.equal(hits, all_hits)
     for found, expected in zip(slopes, all_slopes, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_peagle_from_eagle3_drafts_its_first_tokens(
+    layers: int, checkpoint_of: Callable[[str], Path], tiny_target: FrozenTarget, tiny_samples: list[Sample]
+) -> None:
+    """Before it has learned anything: layers behind the first add nothing."""
+    start = checkpoint_of("eagle3")
+    chains, batch = begun("eagle3", start, tiny_target, tiny_samples)
+    blocks, _ = begun("peagle", start, tiny_target, tiny_samples, drafter_layers=layers)
+    with torch.no_grad():
+        chain, block = chains(batch)[1], blocks(batch)[1]
+    assert int(chain[0].sum()) > 0
+    assert torch.equal(chain[0], block[0])
+    assert not torch.equal(chain[1], block[1])
