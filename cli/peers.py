@@ -35,7 +35,7 @@ from planner.bench.peers.environments import REQUIREMENTS, Environment, Unavaila
 from planner.bench.peers.records import RECORDS, RESULT, PeerPrompt, check_records, read_records
 from planner.bench.peers.run import Started, default_threads, run_peers
 from planner.bench.peers.summary import ArmSummary, summarise
-from planner.bench.peers.table import category_table, peers_table, position_table
+from planner.bench.peers.table import acceptance_table, category_table, peers_table, position_table
 from planner.bench.peers.vllm_arms import VLLM, VllmModel, as_chain, cache_bytes, vllm_arms
 
 _OUTSIDE = {"openvino-genai": "openvino_genai", "llama.cpp": "llama_cpp", VLLM: "vllm"}
@@ -102,6 +102,7 @@ def peers(
         summaries = summarise(read_records(folder / RECORDS))
         console.print(peers_table(summaries))
         console.print(category_table(summaries))
+        console.print(acceptance_table(summaries))
         if chain is not None:
             console.print(position_table(summaries))
         for name, reason in {**missing, **started.missing}.items():

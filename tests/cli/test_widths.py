@@ -12,7 +12,7 @@ from cli.profile import cost_table, length_table
 from engine.plan import Candidate, Estimate
 from planner.bench.measure import BATCHES, TOKENS, BenchResult
 from planner.bench.peers.summary import ArmSummary
-from planner.bench.peers.table import category_table, peers_table, position_table
+from planner.bench.peers.table import acceptance_table, category_table, peers_table, position_table
 from planner.bench.table import step_table, throughput_table
 from planner.plan.check import Checked, Measured
 from planner.plan.predict import Traffic
@@ -39,21 +39,23 @@ def peers() -> list[ArmSummary]:
         decode_rate=1234.56,
         whole_rate=1000.0,
         speedup=1.0,
-        by_category=dict.fromkeys(CATEGORIES, 1.23),
+        by_category=dict.fromkeys(CATEGORIES, 12.34),
+        interval_by_category=dict.fromkeys(CATEGORIES, (1.23, 12.34)),
         interval=(1.23, 12.34),
         to_ours=0.82,
         acceptance_length=None,
+        acceptance_by_category=dict.fromkeys(CATEGORIES, 12.3),
         equal=120,
         compared=120,
         draft_ms=12.34,
         by_position=[Figure(0.123, 0.101, 0.145, 12345)] * 31,
     )
-    methods = ("none", "prompt lookup 10", "EAGLE-3 and lookup", "ngram-map-k4v", "ngram-simple")
+    methods = ("none", "prompt lookup 10", "EAGLE-3 and lookup", "ngram-map-k4v", "ngram-simple", "a", "b")
     return [
         replace(arm, engine=engine, method=method)
         for engine in ("drafthouse", "llama.cpp")
         for method in methods
-    ]
+    ] + [replace(arm, engine="llama.cpp", method="draft model 5")]
 
 
 def profile() -> dict[str, dict[str, object]]:
@@ -85,6 +87,7 @@ COSTS = [
         throughput_table(bench()),
         peers_table(peers()),
         category_table(peers()),
+        acceptance_table(peers()),
         position_table([replace(peers()[0], method="draft_model"), replace(peers()[-1], engine="vllm")]),
         length_table(profile()),
         cost_table(COSTS, "verifying N tokens"),

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from planner.bench.peers.records import PeerRecord, append_record, read_records
 from planner.bench.peers.summary import MIXED, SummaryError, best_of_each, summarise
-from planner.bench.peers.table import category_table, peers_table, position_table
+from planner.bench.peers.table import acceptance_table, category_table, peers_table, position_table
 
 
 def answer(
@@ -80,7 +80,9 @@ def test_a_request_without_a_token_has_begun_when_it_ends() -> None:
 def test_groups_of_several_categories_are_one() -> None:
     plain = together("none", (3.0, (1.0, 2.0, 3.0)), (3.0, (1.0, 2.0, 3.0)), category="qa")
     faster = together("anpd", (2.0, (1.0, 1.5, 2.0)), (2.0, (1.0, 1.5, 2.0)), category="qa")
-    assert summarise([*plain, *faster])[1].by_category == {MIXED: pytest.approx(2)}
+    mixed = summarise([*plain, *faster])[1]
+    assert mixed.by_category == {MIXED: pytest.approx(2)}
+    assert list(mixed.acceptance_by_category) == ["math", "qa"], "steps are a request's own"
     same = [replace(item, category="math") for item in (*plain, *faster)]
     assert list(summarise(same)[1].by_category) == ["math"]
 
@@ -176,6 +178,48 @@ def test_the_interval_covers_the_spread_over_prompts_and_shrinks_to_nothing_with
     _, spread = summarise(records((1.5, 2.0, 3.0, 3.0)))
     low, high = spread.interval or (0.0, 0.0)
     assert 1.0 <= low < spread.speedup < high <= 4.0
+
+
+def test_the_interval_of_a_category_is_of_its_prompts_alone() -> None:
+    """One spreads, one is always the same, and one has a single prompt, so that there is none of the whole."""
+
+    def records(prompts: dict[str, tuple[str, float]]) -> list[PeerRecord]:
+        return [
+            item
+            for prompt, (category, time) in prompts.items()
+            for item in (
+                answer("drafthouse", "none", prompt, category=category),
+                answer("drafthouse", "anpd", prompt, category=category, seconds=time),
+            )
+        ]
+
+    both = {"1": ("qa", 1.5), "2": ("qa", 3.0), "3": ("math", 2.0), "4": ("math", 2.0)}
+    _, found = summarise(records(both))
+    assert found.interval_by_category == {"math": pytest.approx((2, 2)), "qa": pytest.approx((1, 4))}
+    assert found.interval == pytest.approx((1.5, 3))
+    _, found = summarise(records({**both, "5": ("rag", 2.0)}))
+    assert found.interval_by_category["rag"] is None is found.interval
+    assert found.interval_by_category["math"] == pytest.approx((2, 2))
+
+
+def test_the_acceptance_length_of_a_category_is_of_its_answers_alone() -> None:
+    records = [
+        answer("drafthouse", "none"),
+        answer("drafthouse", "none", "2", category="rag"),
+        answer("drafthouse", "anpd", steps=4),
+        answer("drafthouse", "anpd", "2", category="rag", steps=1),
+        answer("peer", "none", steps=None),
+        answer("peer", "none", "2", category="rag", steps=None),
+        answer("peer", "lookup", steps=None),
+        answer("peer", "lookup", "2", category="rag", steps=None),
+    ]
+    summaries = summarise(records)
+    assert summaries[1].acceptance_by_category == {"math": pytest.approx(2.75), "rag": pytest.approx(11)}
+    assert summaries[3].acceptance_by_category == {"math": None, "rag": None}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(acceptance_table(summaries))
+    rows = [line.split() for line in console.export_text().splitlines()]
+    assert rows[1:] == [["length", "of", "arm", "2", "4"], ["math", "2.75"], ["rag", "11.0"]]
 
 
 def test_acceptance_length_is_tokens_a_step_and_unknown_where_one_answer_does_not_tell() -> None:

@@ -43,9 +43,11 @@ class ArmSummary:
         whole_rate: tokens a second, the prompts' time included.
         speedup: decode rate over that of the engine's plain decoding.
         by_category: the speed-up of each category, whose mean the other one is.
-        interval: of the speed-up, 95 %; None where a category has a single prompt, or group of prompts.
+        interval_by_category: of each of them, 95 %; None where the category has a single prompt, or group of prompts.
+        interval: of the speed-up; None where one of a category is.
         to_ours: decode rate over that of our engine's plain decoding.
         acceptance_length: tokens a target step; None if the engine does not tell, or there was no step.
+        acceptance_by_category: the same of each category, also where prompts of several were asked at once.
         by_position: of the drafts that reached a depth, the share that was accepted so deep, from depth 1; empty if the
             engine does not tell, or drafts nothing.
         draft_ms: milliseconds of drafting for each drafted token; None if the engine does not tell, or drafted nothing.
@@ -58,9 +60,11 @@ class ArmSummary:
     whole_rate: float
     speedup: float
     by_category: Mapping[str, float]
+    interval_by_category: Mapping[str, tuple[float, float] | None]
     interval: tuple[float, float] | None
     to_ours: float
     acceptance_length: float | None
+    acceptance_by_category: Mapping[str, float | None]
     by_position: Sequence[Figure]
     draft_ms: float | None
     equal: int
@@ -119,7 +123,8 @@ def _arm(
 ) -> ArmSummary:
     plain = {(item.prompt, item.round): item.tokens for item in base_records}
     pairs = [(item.tokens, plain[item.prompt, item.round]) for item in records]
-    by_category = _by_category(here, base)
+    by_category, resampled = _by_category(here, base), _resampled(here, base, random)
+    intervals = {name: _interval(ratios, len(here[name])) for name, ratios in resampled.items()}
     return ArmSummary(
         engine=arm[0],
         method=arm[1],
@@ -127,9 +132,16 @@ def _arm(
         whole_rate=_mean_rate(here, _WHOLE),
         speedup=float(np.mean(list(by_category.values()))),
         by_category=by_category,
-        interval=_interval(here, base, random),
+        interval_by_category=intervals,
+        interval=_interval(
+            np.mean(list(resampled.values()), axis=0), min(len(groups) for groups in here.values())
+        ),
         to_ours=float(np.mean(list(_by_category(here, ours).values()))) if ours else float("nan"),
         acceptance_length=_acceptance_length(records),
+        acceptance_by_category={
+            name: _acceptance_length([record for record in records if record.category == name])
+            for name in sorted({record.category for record in records})
+        },
         by_position=_by_position(records),
         draft_ms=_draft_ms(records),
         equal=sum(tokens == expected for tokens, expected in pairs),
@@ -189,18 +201,23 @@ def _ratio(here: Totals, base: Totals) -> Any:
     return (tokens / seconds) / (tokens_0 / seconds_0)
 
 
-def _interval(
+def _resampled(
     here: dict[str, Totals], base: dict[str, Totals], random: np.random.Generator
-) -> tuple[float, float] | None:
-    if min(len(groups) for groups in here.values()) < 2:
-        return None
-    ratios = []
+) -> dict[str, NDArray[np.float64]]:
+    """Of each category, the speed-ups over groups that were drawn from it, as many as it has."""
+    ratios = {}
     for name, groups in here.items():
         drawn = random.integers(len(groups), size=(_RESAMPLES, len(groups)))
         with np.errstate(divide="ignore", invalid="ignore"):  # nothing but answers of no tokens was drawn
-            ratios.append(_ratio(groups[drawn], base[name][drawn]))
-    means = np.mean(ratios, axis=0)
-    low, high = np.quantile(means[np.isfinite(means)], (0.025, 0.975))
+            ratios[name] = _ratio(groups[drawn], base[name][drawn])
+    return ratios
+
+
+def _interval(ratios: NDArray[np.float64], fewest: int) -> tuple[float, float] | None:
+    """Of speed-ups over drawn groups, of which a category has `fewest`."""
+    if fewest < 2:
+        return None
+    low, high = np.quantile(ratios[np.isfinite(ratios)], (0.025, 0.975))
     return float(low), float(high)
 
 

@@ -1,6 +1,6 @@
 """The comparison for the terminal, no wider than 80 columns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.table import Table
 
@@ -43,13 +43,29 @@ def peers_table(summaries: Sequence[ArmSummary]) -> Table:
 
 def category_table(summaries: Sequence[ArmSummary]) -> Table:
     """One row a category: the speed-up of each way of speculating over its engine's plain decoding, by number."""
-    arms = [(number, item) for number, item in enumerate(summaries, 1) if item.method != BASE]
-    table = Table("speed-up of arm", header_style="bold", box=None, padding=(0, 1, 0, 0))
-    for number, _ in arms:
+    return _by_category("speed-up\nof arm", summaries, lambda item: item.by_category)
+
+
+def acceptance_table(summaries: Sequence[ArmSummary]) -> Table:
+    """One row a category: the acceptance length of each way of speculating, by number; empty where it is not told."""
+    return _by_category("acceptance\nlength of arm", summaries, lambda item: item.acceptance_by_category)
+
+
+def _by_category(
+    title: str, summaries: Sequence[ArmSummary], figures: Callable[[ArmSummary], Mapping[str, float | None]]
+) -> Table:
+    arms = {number: figures(item) for number, item in enumerate(summaries, 1) if item.method != BASE}
+    table = Table(title, header_style="bold", box=None, padding=(0, 1, 0, 0))
+    for number in arms:
         table.add_column(str(number), justify="right", no_wrap=True)
-    for category in sorted({name for _, item in arms for name in item.by_category}):
-        table.add_row(category, *(f"{item.by_category[category]:.2f}" for _, item in arms))
+    for category in sorted({name for found in arms.values() for name in found}):
+        table.add_row(category, *(_in_four(found[category]) for found in arms.values()))
     return table
+
+
+def _in_four(figure: float | None) -> str:
+    """Of no more than four characters up to 99.9, so that 13 arms find room."""
+    return "" if figure is None else f"{figure:.2f}" if figure < 9.995 else f"{figure:.1f}"
 
 
 def position_table(summaries: Sequence[ArmSummary]) -> Table:
