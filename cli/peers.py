@@ -17,6 +17,7 @@ from deployments.findings import UnsupportedDeployment
 from deployments.spec import DeploymentSpec, SpecError, with_loadtest
 from deployments.speculation import NoSpeculation
 from engine.manifest import load_manifest
+from engine.request import SamplingParams
 from engine.serving.text import TextCodec
 from engine.vllm.speculation import speculative_config
 from loadtest import prompts as prompt_files
@@ -54,6 +55,9 @@ def peers(
         int | None, typer.Option(help="Tokens of an answer, instead of the spec's.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each arm gets each prompt.")] = 1,
+    temperature: Annotated[
+        float, typer.Option(help="Of the answers, 0 is greedy; else with --no-others only.")
+    ] = 0.0,
     others: Annotated[bool, typer.Option(help="Measure the other engines, too.")] = True,
     draft: Annotated[Path | None, typer.Option(help="GGUF file of a draft model, for llama.cpp.")] = None,
     chain: Annotated[
@@ -71,6 +75,7 @@ def peers(
     A deployment that does not speculate compares the engines without speculation alone.
     """
     with told() as stop:
+        _check_temperature(temperature, others=others, chain=chain)
         spec = with_loadtest(read_spec(spec_path), {"prompts": prompts, "max_tokens": max_tokens})
         if chain is not None:
             spec = _as_chains(spec, chain)
@@ -91,7 +96,7 @@ def peers(
         model, vllm = peer_model(spec, draft, batch), _vllm_model(spec, batch, checks=chain is not None)
         wanted = {VLLM: _OUTSIDE[VLLM]} if chain is not None else _OUTSIDE
         environments, missing = _environments(wanted if others else {})
-        ours = embedded_arms(spec, model.threads, others_of_ours, batch)
+        ours = embedded_arms(spec, model.threads, others_of_ours, batch, temperature)
         arms = [arm for arm in _arms(ours, spec, model, vllm, chain) if arm.engine in environments]
         stop.kept = f"records of what was asked are in {folder}; the same command begins again"
         with progress() as show:
@@ -107,7 +112,7 @@ def peers(
             console.print(position_table(summaries))
         for name, reason in {**missing, **started.missing}.items():
             say(f"measured without {name}: {reason}")
-        document = _document(spec, model, vllm, batch, summaries, started, missing)
+        document = _document(spec, model, vllm, batch, temperature, summaries, started, missing)
         write_text(folder / RESULT, document + "\n")
         say(f"records and result: {folder}")
         for_programs(document)
@@ -143,6 +148,23 @@ def gguf_file(spec: DeploymentSpec) -> Path:
             "that it is given"
         )
     return found
+
+
+def _check_temperature(temperature: float, *, others: bool, chain: int | None) -> None:
+    """Refuse what is no temperature, and one for engines that are measured greedily.
+
+    Raises:
+        RequestError, SpecError: says what to do.
+    """
+    SamplingParams(temperature=temperature)
+    if temperature > 0 and chain is not None:
+        raise SpecError(
+            f"--temperature {temperature:g}: --chain checks greedy answers; leave it out, and add --no-others"
+        )
+    if temperature > 0 and others:
+        raise SpecError(
+            f"--temperature {temperature:g}: the other engines are asked greedily; add --no-others"
+        )
 
 
 def _check_draft(draft: Path | None) -> None:
@@ -250,6 +272,7 @@ def _document(
     model: PeerModel,
     vllm: VllmModel,
     batch: int,
+    temperature: float,
     summaries: list[ArmSummary],
     started: Started,
     missing: dict[str, str],
@@ -266,6 +289,7 @@ def _document(
             "threads": model.threads,
             "batch": batch,
             "max_tokens": spec.loadtest.max_tokens,
+            "temperature": temperature,
             "arms": [item.as_dict() for item in summaries],
             "settings": {
                 process.arm.name: {

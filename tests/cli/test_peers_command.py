@@ -82,6 +82,50 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ("--temperature 0.8", "--temperature 0.8: the other engines are asked greedily; add --no-others"),
+        ("--temperature 0.8 --chain 3 --no-others", "--chain checks greedy answers; leave it out, and add"),
+        (
+            "--temperature -1 --no-others",
+            "temperature is -1.0; it must be a finite number, 0 (greedy) or more",
+        ),
+        ("--temperature nan", "temperature is nan; it must be a finite number, 0 (greedy) or more"),
+    ],
+)
+def test_answers_that_cannot_be_sampled_are_refused(
+    options: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = str(DEPLOYMENTS / "smollm2-anpd.yaml")
+    result = CliRunner().invoke(app, ["peers", spec, *options.split()])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_sampled_answers_are_those_of_plain_decoding_and_the_result_says_how_they_were_drawn(
+    tiny: dict[str, Any],
+) -> None:
+    Path("spec.yaml").write_text(yaml.safe_dump(tiny | {"speculation": {"method": "suffix_automaton"}}))
+
+    def measured(*options: str) -> tuple[dict[str, Any], list[tuple[int, ...]]]:
+        result = CliRunner().invoke(app, ["peers", "spec.yaml", "--no-others", *options])
+        assert result.exit_code == 0, result.output
+        folder = Path("runs/peers/tiny")
+        records = read_records(folder / "records.jsonl")
+        return json.loads((folder / "result.json").read_text()), [item.tokens for item in records]
+
+    document, sampled = measured("--temperature", "1.5", "--max-tokens", "12")
+    assert document["temperature"] == 1.5
+    assert [(arm["equal"], arm["compared"]) for arm in document["arms"]] == [(1, 1)] * 3
+    assert set(document["arms"][2]["acceptance_by_category"]) == {"qa"}
+    document, greedy = measured("--max-tokens", "12")
+    assert document["temperature"] == 0
+    assert len(set(sampled)) == len(set(greedy)) == 1 and sampled != greedy
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ("--prompts missing.jsonl", "missing.jsonl: cannot read prompts: No such file"),
         ("--prompts empty.jsonl", "empty.jsonl: holds no prompts"),
         ("--prompts broken.jsonl", "broken.jsonl:2: not JSON"),

@@ -94,6 +94,30 @@ def test_requests_at_once_are_answered_as_they_are_alone(
     assert second.first_token_seconds < first.seconds
 
 
+def test_answers_are_drawn_with_a_seed_of_each_prompt_and_round(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for all arms, in batches as alone, and again when all is asked again; and not the greedy ones."""
+
+    def asked(name: str, temperature: float, batch: int = 1) -> dict[tuple[str, str, int], tuple[int, ...]]:
+        arms = embedded_arms(tiny_spec(), threads=1, batch=batch, temperature=temperature)
+        run_peers(arms, {OURS: HERE}, prompts, tmp_path / name, max_tokens=TOKENS, rounds=2, batch=batch)
+        records = read_records(tmp_path / name / "records.jsonl")
+        return {(item.method, item.prompt, item.round): item.tokens for item in records}
+
+    monkeypatch.chdir(place)
+    prompts = [*PROMPTS, replace(PROMPTS[0], id="c")]
+    sampled, greedy = asked("sampled", 0.8), asked("greedy", 0.0)
+    assert len(sampled) == len(greedy) == 2 * 3 * 2
+    for (_, prompt, number), tokens in sampled.items():
+        assert tokens == sampled["none", prompt, number]
+    assert len({tokens for (_, prompt, _), tokens in sampled.items() if prompt != "b"}) == 4, "seeds differ"
+    assert len({tokens for (_, prompt, _), tokens in greedy.items() if prompt != "b"}) == 1
+    assert not any(sampled[key] == greedy[key] for key in sampled)
+    assert asked("again", 0.8) == sampled == asked("together", 0.8, batch=2)
+    assert asked("hotter", 1.2) != sampled
+
+
 def test_requests_that_an_engine_lets_wait_are_not_side_by_side(arms: list[Arm], tmp_path: Path) -> None:
     """The negative control of the one before: these arms run one request at a time."""
     prompts = [PeerPrompt(str(number), "qa", (5, 6, 7) * (number + 3)) for number in range(2)]

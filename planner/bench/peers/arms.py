@@ -76,7 +76,11 @@ class PeerModel:
 
 
 def embedded_arms(
-    spec: DeploymentSpec, threads: int, beside: Sequence[DeploymentSpec] = (), batch: int = 1
+    spec: DeploymentSpec,
+    threads: int,
+    beside: Sequence[DeploymentSpec] = (),
+    batch: int = 1,
+    temperature: float = 0.0,
 ) -> list[Arm]:
     """The kit's own engine: no speculation, and what the deployments speculate with; ANPD beside a single one.
 
@@ -87,6 +91,7 @@ def embedded_arms(
         threads: of the engine.
         beside: others of the same target and engine (`planner.bench.peers.beside`).
         batch: requests at once.
+        temperature: of the answers; 0 is greedy.
     """
     own = spec.embedded
     engine = own.model_copy(
@@ -100,7 +105,8 @@ def embedded_arms(
     arms = []
     for name, each in named_deployments(spec, beside).items():
         changed = each.model_copy(update={"engine": engine})
-        settings = {"spec": changed.model_dump(mode="json", exclude_defaults=True)}
+        dumped = changed.model_dump(mode="json", exclude_defaults=True)
+        settings = {"spec": dumped, "temperature": temperature}
         arms.append(Arm(OURS, name, f"{_ENGINES}.embedded", settings))
     return arms
 

@@ -60,14 +60,14 @@ class PeerProcess:
         versions: dict[str, str] = self._read(LOAD_SECONDS)
         return versions
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Answer]:
-        """Greedy answers to prompts that are asked at once.
+    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int, *, seed: int = 0) -> list[Answer]:
+        """Answers to prompts that are asked at once, the first of which has the seed, and each further one the next.
 
         Raises:
             PeerError: it ended, or takes too long.
         """
         assert self._process.stdin is not None
-        line = json.dumps({"prompts": prompts, "max_tokens": max_tokens}) + "\n"
+        line = json.dumps({"prompts": prompts, "max_tokens": max_tokens, "seed": seed}) + "\n"
         try:
             self._process.stdin.write(line.encode())
         except BrokenPipeError:

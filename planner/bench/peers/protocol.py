@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One greedy answer. Times begin when the prompts that are asked at once are handed in.
+    """One answer. Times begin when the prompts that are asked at once are handed in.
 
     Attributes:
         tokens: emitted token ids, without the end token.
@@ -43,8 +43,11 @@ class Answer:
     draft_seconds: float | None = None
 
 
-Generate = Callable[[list[list[int]], int], list[Answer]]
-"""Tokens of prompts that are asked at once, and the most tokens to emit for each, to their answers."""
+Generate = Callable[[list[list[int]], int, int], list[Answer]]
+"""Tokens of prompts that are asked at once, the most tokens to emit for each, and a seed, to their answers.
+
+The seed is the first prompt's; each other one's is one more than that before it. Greedy answers need none.
+"""
 
 
 def serve(load: Callable[[Mapping[str, Any]], tuple[Mapping[str, str], Generate]]) -> None:
@@ -60,7 +63,7 @@ def serve(load: Callable[[Mapping[str, Any]], tuple[Mapping[str, str], Generate]
     print(json.dumps(dict(versions)), file=lines, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        answers = generate(request["prompts"], request["max_tokens"])
+        answers = generate(request["prompts"], request["max_tokens"], request["seed"])
         print(json.dumps([asdict(answer) for answer in answers]), file=lines, flush=True)
 
 

@@ -4,6 +4,8 @@ All programs are loaded first and idle while another works. For each group of pr
 with another one each time, so that what drifts on the machine hits all of them alike. An arm that cannot be started, or
 does not answer its first batch, is left out and named; one that fails later ends the run, and the records up to there
 stay.
+
+The seed of a prompt follows from its place and the round, so all arms draw with the same one, in batches as alone.
 """
 
 import os
@@ -70,7 +72,8 @@ def run_peers(
                 which = f"prompt {position + 1}" if batch == 1 else f"{batch} prompts, group {position + 1}"
                 for process in _rotated(started.running, number + position):
                     report(f"{process.arm.name}: {which} of {len(groups)}", done / all_)
-                    for record in _asked(process, group, number, max_tokens):
+                    seed = number * len(prompts) + position * batch
+                    for record in _asked(process, group, number, max_tokens, seed):
                         append_record(records, record)
                     done += 1
     return started
@@ -110,9 +113,9 @@ def _rotated(running: Sequence[PeerProcess], by: int) -> list[PeerProcess]:
 
 
 def _asked(
-    process: PeerProcess, group: Sequence[PeerPrompt], number: int, max_tokens: int
+    process: PeerProcess, group: Sequence[PeerPrompt], number: int, max_tokens: int, seed: int
 ) -> list[PeerRecord]:
-    answers = process.generate([prompt.tokens for prompt in group], max_tokens)
+    answers = process.generate([prompt.tokens for prompt in group], max_tokens, seed=seed)
     return [
         PeerRecord(
             engine=process.arm.engine,

@@ -51,7 +51,8 @@ class ArmSummary:
         by_position: of the drafts that reached a depth, the share that was accepted so deep, from depth 1; empty if the
             engine does not tell, or drafts nothing.
         draft_ms: milliseconds of drafting for each drafted token; None if the engine does not tell, or drafted nothing.
-        equal, compared: prompts whose answer is that of the engine's plain decoding, and those that were compared.
+        equal, compared: prompts whose answer is that of the engine's plain decoding, token for token (sampled: with the
+            same seed), and those that were compared.
     """
 
     engine: str

@@ -15,13 +15,13 @@ from engine.manifest import load_manifest
 from engine.outputs import RequestOutput
 from engine.planned import speculator_directories
 from engine.policy import DraftPolicy
-from engine.request import GenerationRequest
+from engine.request import GenerationRequest, SamplingParams
 from planner.bench.peers.protocol import Answer, Emission, Generate, by_depth, serve
 from planner.profile.records import RecordingPolicy
 
 
 def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
-    """Open the engine of the deployment that `settings["spec"]` holds."""
+    """Open the engine of the deployment that `settings["spec"]` holds; it answers at `settings["temperature"]`."""
     spec = DeploymentSpec.model_validate(settings["spec"])
     watched: list[RecordingPolicy] = []
 
@@ -32,11 +32,14 @@ def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
     engine, _ = open_engine(spec, spec.engine_directory, speculator_directories(spec), watch=watch)
     manifest = load_manifest(spec.engine_directory)
 
-    def generate(prompts: list[list[int]], max_tokens: int) -> list[Answer]:
+    def generate(prompts: list[list[int]], max_tokens: int, seed: int) -> list[Answer]:
         started = time.perf_counter()
         replies = [_Reply(started) for _ in prompts]
-        for prompt, reply in zip(prompts, replies, strict=True):
-            request = GenerationRequest(tuple(prompt), max_tokens, end_ids=frozenset(manifest.end_ids))
+        for number, (prompt, reply) in enumerate(zip(prompts, replies, strict=True), seed):
+            sampling = SamplingParams(settings["temperature"], seed=number)
+            request = GenerationRequest(
+                tuple(prompt), max_tokens, sampling, end_ids=frozenset(manifest.end_ids)
+            )
             engine.submit(request, reply.take)
         seconds, drafted = 0.0, None
         while engine.step():

@@ -23,7 +23,7 @@ def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
     """Start a server on `settings["model"]`; see `planner.bench.peers.arms` for the keys."""
     server = xllamacpp.Server(_parameters(settings))
 
-    def generate(prompts: list[list[int]], max_tokens: int) -> list[Answer]:
+    def generate(prompts: list[list[int]], max_tokens: int, _seed: int) -> list[Answer]:
         url = f"{server.listening_address}/completion"  # the server lives as long as this function
         started = time.perf_counter()
 

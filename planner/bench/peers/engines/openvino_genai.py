@@ -26,7 +26,7 @@ def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
     pipeline = openvino_genai.ContinuousBatchingPipeline(settings["model"], scheduler, "CPU", options)
     config, count = _configuration(settings), itertools.count()
 
-    def generate(prompts: list[list[int]], max_tokens: int) -> list[Answer]:
+    def generate(prompts: list[list[int]], max_tokens: int, _seed: int) -> list[Answer]:
         config.max_new_tokens = max_tokens
         inputs = [openvino.Tensor(np.array([prompt], np.int64)) for prompt in prompts]
         started = time.perf_counter()

@@ -34,7 +34,7 @@ def load(settings: Mapping[str, Any]) -> tuple[Mapping[str, str], Generate]:
     )
     engine, count = llm.llm_engine, itertools.count()
 
-    def generate(prompts: list[list[int]], max_tokens: int) -> list[Answer]:
+    def generate(prompts: list[list[int]], max_tokens: int, _seed: int) -> list[Answer]:
         sampling = SamplingParams(temperature=0, max_tokens=max_tokens, stop_token_ids=settings["end_ids"])
         started = time.perf_counter()
         emissions = {str(next(count)): Emission(started) for _ in prompts}
