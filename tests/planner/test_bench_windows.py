@@ -310,3 +310,41 @@ def test_the_table_fits_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
     Console(file=out, width=100).print(window_table(cells))
     assert "…" not in out.getvalue() and "0.42, 2.67" in out.getvalue()
     assert max(map(len, out.getvalue().splitlines())) <= 100
+
+
+@native
+def test_batches_are_timed_beside_plain_decoding(
+    tmp_path: Path,
+    tiny_targets: TinyTargets,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A window that holds everything drafts what the target says; behind 32 rows of 100 less of it is accepted."""
+    monkeypatch.chdir(tmp_path)
+    bench = Bench(tmp_path, tiny_targets, speculation={**SECTION, "adaptive": False}).build()
+    options = {"context": [100], "window": (32, MAX_LENGTH), "choice": ["window"], "lookup": (0, 2)}
+    assert bench.run(**options, batch=(1, 2), rounds=[2]) == 0
+    speeds = json.loads((bench.output / RESULT).read_text())["speeds"]
+    assert [(each["batch"], each["arm"]) for each in speeds] == [
+        (batch, arm)
+        for batch in (1, 2)
+        for arm in (
+            "plain",
+            *(f"window of {window}{lookup}" for window in (32, MAX_LENGTH) for lookup in ("", ", lookup 2")),
+        )
+    ]
+    assert all(each["equal"] and len(each["rates"]) == len(each["ratios"]) == 2 for each in speeds)
+    for plain, part, part_looked_up, whole, whole_looked_up in (speeds[:5], speeds[5:]):
+        assert plain["tokens_a_step"] == 1 and plain["ratios"] == [1, 1]
+        # 23 tokens behind the first one, in steps of four, and the last three in one.
+        assert whole["tokens_a_step"] == whole_looked_up["tokens_a_step"] == pytest.approx(23 / 6)
+        assert part["tokens_a_step"] == part_looked_up["tokens_a_step"] < whole["tokens_a_step"]
+    assert "100 tokens of context, timed in turns" in capsys.readouterr().out
+
+
+def test_more_at_once_than_there_are_documents_are_refused(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.run(context=[100], batch=[3]) == 2
+    assert "--batch 3 needs as many documents of 100 tokens (--count); there are 2" in capsys.readouterr().err
+    assert not bench.output.exists()

@@ -24,7 +24,8 @@ from engine.serving.text import TextCodec
 from planner.bench.windows.documents import chosen, read_documents
 from planner.bench.windows.measure import Grid, measure_windows, section_of
 from planner.bench.windows.records import RESULT, Records
-from planner.bench.windows.table import Cell, cells_of, heading, legend, window_table
+from planner.bench.windows.speed import Batches, Speed, check_batches, time_windows
+from planner.bench.windows.table import Cell, cells_of, heading, legend, speed_table, window_table
 from speculators.windowed import Choice
 
 _CONTEXTS, _WINDOWS = (2000, 4000, 8000), (128, 256, 512, 1024, 2048)
@@ -66,6 +67,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--count", type=_positive, default=8, metavar="N", help="documents of each context")
     parser.add_argument("--max-tokens", type=_positive, default=64, metavar="N", help="of each answer")
+    parser.add_argument(
+        "--batch", type=_positive, action="append", metavar="N", help="time so many at once, too; repeatable"
+    )
+    parser.add_argument(
+        "--lookup",
+        type=int,
+        action="append",
+        metavar="N",
+        help="timed with so many guessed tokens; repeatable",
+    )
+    parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="of each that is timed")
     parser.add_argument("--output", type=Path, metavar="DIR", help="records and result")
     return parser
 
@@ -77,6 +89,13 @@ def _positive(word: str) -> int:
     return number
 
 
+def _whole(word: str) -> int:
+    number = int(word)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return number
+
+
 def _run(spec: DeploymentSpec, given: argparse.Namespace, directory: Path, words: Sequence[str]) -> int:
     choices: list[Choice] = list(dict.fromkeys(given.choice or get_args(Choice)))
     contexts = sorted(set(given.context or _CONTEXTS))
@@ -84,12 +103,18 @@ def _run(spec: DeploymentSpec, given: argparse.Namespace, directory: Path, words
     section = section_of(spec, grid)
     documents = read_documents(given.documents, TextCodec(spec.target.model).encode)
     by_context = chosen(documents, contexts, given.count)
+    batches = Batches(sorted(set(given.batch or ())), sorted(set(given.lookup or (0,))), given.rounds)
+    check_batches(by_context, batches)
     fingerprint = Fingerprint.of(spec)
     records = Records(directory, _settings(spec, section, grid, fingerprint, given.documents))
     keys = list(grid.keys(by_context))
     if wanted := {key for key in keys if key not in records.found}:
         with _progress() as show:
             measure_windows(spec, by_context, grid, wanted, records.add, show)
+    speeds: list[Speed] = []
+    if batches.sizes:
+        with _progress() as show:
+            speeds = time_windows(spec, by_context, grid, batches, show)
     cells = cells_of([records.found[key] for key in keys], section.draft_length)
     result: dict[str, Any] = {
         "deployment": spec.name,
@@ -99,12 +124,14 @@ def _run(spec: DeploymentSpec, given: argparse.Namespace, directory: Path, words
         "fingerprint": fingerprint.model_dump(),
         "host": platform.platform(),
         "cells": [cell.as_dict() for cell in cells],
+        "speeds": [speed.as_dict() for speed in speeds],
     }
     write_json(directory / RESULT, result, indent=1)
-    _show(cells, directory)
+    _show(cells, speeds, directory)
     if not sys.stdout.isatty():
         print(json.dumps(result), flush=True)
-    return 0 if all(cell.equal == cell.documents for cell in cells) else 1
+    right = [cell.equal == cell.documents for cell in cells] + [speed.equal for speed in speeds]
+    return 0 if all(right) else 1
 
 
 def _settings(
@@ -121,13 +148,16 @@ def _settings(
     }
 
 
-def _show(cells: Sequence[Cell], directory: Path) -> None:
+def _show(cells: Sequence[Cell], speeds: Sequence[Speed], directory: Path) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     for context in dict.fromkeys(cell.context for cell in cells):
         behind = [cell for cell in cells if cell.context == context]
         console.print(heading(behind))
         console.print(window_table(behind))
     console.print(legend(cells), markup=False)
+    for context in dict.fromkeys(speed.context for speed in speeds):
+        console.print(f"{context} tokens of context, timed in turns")
+        console.print(speed_table([speed for speed in speeds if speed.context == context]))
     console.print(f"records and figures: {directory}", markup=False, soft_wrap=True)
 
 

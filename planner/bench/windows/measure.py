@@ -24,7 +24,7 @@ from engine.manifest import EngineError
 from engine.outputs import RequestOutput
 from engine.policy import StaticPolicy
 from engine.request import GenerationRequest
-from engine.runner import BLOCK_SIZE
+from engine.runner import BLOCK_SIZE, Runner
 from engine.running import RunningRequest
 from engine.scheduler import EngineConfig
 from planner.bench.windows.documents import Document, contexts_of
@@ -55,6 +55,20 @@ class Grid:
         for window in self.windows:
             for choice in self.choices:
                 yield document.id, context, window, choice
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How drafts are made: on how many rows, which, and how many tokens a lookup guesses ahead."""
+
+    window: int
+    choice: Choice
+    lookup: int = 0
+
+    @property
+    def name(self) -> str:
+        """In tables."""
+        return f"{self.choice} of {self.window}" + (f", lookup {self.lookup}" if self.lookup else "")
 
 
 def section_of(spec: DeploymentSpec, grid: Grid) -> WindowedSelfDrafting:
@@ -132,7 +146,7 @@ def measure_windows(
                 done += 1
 
 
-class _OneAtATime(StaticPolicy):
+class OneAtATime(StaticPolicy):
     """Lets the speculator `chosen` draft for each request that comes."""
 
     chosen = ""
@@ -153,13 +167,13 @@ class _Bench:
         runner = open_runner(
             spec.embedded, spec.engine_directory, num_blocks=2 * math.ceil(length / BLOCK_SIZE)
         )
-        if not runner.most_weighed and (by_weight := [each for each in grid.choices if each != "window"]):
-            raise EngineError(
-                f"--choice {by_weight[0]} goes by the attention that blocks of the cache get, which this engine's "
-                "attention does not tell; --choice window needs nothing, engine.attention_kernel: native tells"
-            )
-        self._policy = _OneAtATime(
-            [_speculator(section, window, choice) for window in grid.windows for choice in grid.choices],
+        check_weights(runner, grid.choices)
+        self._policy = OneAtATime(
+            [
+                speculator(section, Way(window, choice), adaptive=False)
+                for window in grid.windows
+                for choice in grid.choices
+            ],
             adaptive=False,
         )
         self._watched = RecordingPolicy(self._policy)
@@ -177,7 +191,7 @@ class _Bench:
     def drafted(self, key: Key, prompt: tuple[int, ...], plain: Sequence[int]) -> WindowRecord:
         """What one combination makes of it."""
         document, context, window, choice = key
-        self._policy.chosen = _name(window, choice)
+        self._policy.chosen = Way(window, choice).name
         started = time.monotonic()
         tokens, last = self._answer(prompt, draft_length=None)
         drafts = self._watched.drafts.pop(last.request_id)
@@ -212,13 +226,29 @@ def _answered(max_tokens: int, draft_length: int) -> int:
     return max_tokens + draft_length + 1
 
 
-def _name(window: int, choice: str) -> str:
-    return f"{choice} of {window}"
+def check_weights(runner: Runner, choices: Sequence[Choice]) -> None:
+    """Find out whether the runner tells what choices go by.
+
+    Raises:
+        EngineError: it does not.
+    """
+    if not runner.most_weighed and (by_weight := [each for each in choices if each != "window"]):
+        raise EngineError(
+            f"--choice {by_weight[0]} goes by the attention that blocks of the cache get, which this engine's "
+            "attention does not tell; --choice window needs nothing, engine.attention_kernel: native tells"
+        )
 
 
-def _speculator(section: WindowedSelfDrafting, window: int, choice: Choice) -> WindowedSpeculator:
+def speculator(section: WindowedSelfDrafting, way: Way, *, adaptive: bool) -> WindowedSpeculator:
+    """One that drafts in this way behind any context, as long as the section says."""
     made = WindowedSpeculator(
-        section.draft_length, window, section.sink_tokens, choice, min_context=1, adaptive=False
+        section.draft_length,
+        way.window,
+        section.sink_tokens,
+        way.choice,
+        min_context=1,
+        lookup=way.lookup,
+        adaptive=adaptive,
     )
-    made.name = _name(window, choice)
+    made.name = way.name
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from planner.bench.windows.records import WindowRecord
+from planner.bench.windows.speed import PLAIN, Speed
 from planner.profile.acceptance import Figure, ratio
 
 
@@ -93,6 +95,27 @@ def _told(cell: Cell) -> str:
     interval = "" if share.low is None else f"{share.low:.2f} to {share.high:.2f}, "
     differing = "" if cell.equal == cell.documents else f"\n{cell.documents - cell.equal} answers differ"
     return f"{share.value:.2f}, {length.value:.2f}\n{interval}{cell.drafts} steps{differing}"
+
+
+def speed_table(speeds: Sequence[Speed]) -> Table:
+    """The arms of one context: tokens a second by requests at once, to plain decoding, and tokens of a step."""
+    table = Table("drafts", header_style="bold", show_lines=True)
+    sizes = list(dict.fromkeys(speed.batch for speed in speeds))
+    for size in sizes:
+        table.add_column(f"{size} at once", justify="right", no_wrap=True)
+    by = {(speed.arm, speed.batch): speed for speed in speeds}
+    for arm in dict.fromkeys(speed.arm for speed in speeds):
+        table.add_row(arm, *(_timed(by[arm, size]) for size in sizes))
+    return table
+
+
+def _timed(speed: Speed) -> str:
+    rate = f"{statistics.median(speed.rates):.1f}/s"
+    if speed.arm == PLAIN:
+        return rate
+    differing = "" if speed.equal else ", answers differ"
+    scatter = f"{min(speed.ratios):.2f} to {max(speed.ratios):.2f}"
+    return f"{speed.ratio:.2f} ({scatter})\n{rate}, {speed.tokens_a_step:.2f} a step{differing}"
 
 
 def legend(cells: Sequence[Cell]) -> str:
