@@ -7,15 +7,19 @@ output matrices, norms and biases stay with AdamW, as in both sources.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from speculators.training.arithmetic import product_type
 from speculators.training.trainee import Trainee
 
 # Of the learning rate, for matrices; output matrices start as the target's and want small steps.
 _MATRIX_RATE = 2.5
+_RMS_OF_ADAMW = 0.2
 
 
 def adamw(
@@ -34,8 +38,55 @@ def muon(
     chosen = {id(item) for item in inner}
     rest = [item for item in learned if id(item) not in chosen]
     faster = [{"params": inner, "rate": _MATRIX_RATE}]
-    matrices = torch.optim.Muon(faster, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    matrices = Muon(faster, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
     return [matrices, torch.optim.AdamW(_groups(rest, decay), lr=rate, betas=betas)]
+
+
+class Muon(torch.optim.Muon):
+    """PyTorch's, which multiplies in bfloat16 whatever the device has: here in what it has.
+
+    One step of SmolLM2's EAGLE-3 so takes 1 s instead of 20 on a processor without bfloat16 (AMD Zen 3, two threads).
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """See `torch.optim.Muon.step`."""
+        learned = [item for group in self.param_groups for item in group["params"] if item.grad is not None]
+        if all(product_type(item.device) == torch.bfloat16 for item in learned):
+            return super().step(closure)
+        for group in self.param_groups:
+            for item in group["params"]:
+                if item.grad is not None:
+                    self._learn(item, group)
+        return None
+
+    def _learn(self, item: torch.Tensor, group: Mapping[str, Any]) -> None:
+        momentum = self.state[item].setdefault("momentum_buffer", torch.zeros_like(item.grad))
+        momentum.lerp_(item.grad, 1 - group["momentum"])
+        turned = orthogonal(
+            item.grad.lerp(momentum, group["momentum"]),
+            group["ns_coefficients"],
+            group["ns_steps"],
+            group["eps"],
+        )
+        item.mul_(1 - group["lr"] * group["weight_decay"])
+        item.add_(turned, alpha=-group["lr"] * _RMS_OF_ADAMW * math.sqrt(max(item.shape)))
+
+
+def orthogonal(
+    matrix: torch.Tensor, coefficients: tuple[float, float, float], steps: int, epsilon: float
+) -> torch.Tensor:
+    """Nearly the orthogonal matrix next to a matrix, by Jordan's Newton-Schulz iteration, in the matrix's own type."""
+    first, second, third = coefficients
+    tall = matrix.shape[0] > matrix.shape[1]
+    turned = matrix.T if tall else matrix
+    turned = turned / turned.norm().clamp(min=epsilon)  # no singular value above 1
+    for _ in range(steps):
+        gram = turned @ turned.T
+        turned = torch.addmm(
+            turned, torch.addmm(gram, gram, gram, beta=second, alpha=third), turned, beta=first
+        )
+    return turned.T if tall else turned
 
 
 def _learned(trainee: Trainee) -> list[nn.Parameter]:

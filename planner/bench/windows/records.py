@@ -10,10 +10,11 @@ from typing import Any
 
 from deployments.files.directories import ForeignDirectoryError
 from deployments.files.writing import write_text
+from speculators.windowed import Choice
 
 RECORDS, RESULT = "records.jsonl", "result.json"
 
-Key = tuple[str, int, int, str]
+Key = tuple[str, int, int, Choice]
 """Document, context, window, choice."""
 
 
@@ -37,7 +38,7 @@ class WindowRecord:
     prompt_tokens: int
     read_tokens: int
     window: int
-    choice: str
+    choice: Choice
     accepted: tuple[int, ...]
     equal: bool
     seconds: float
