@@ -53,18 +53,18 @@ class Muon(torch.optim.Muon):
         """See `torch.optim.Muon.step`."""
         learned = [item for group in self.param_groups for item in group["params"] if item.grad is not None]
         if all(product_type(item.device) == torch.bfloat16 for item in learned):
-            return super().step(closure)
+            return super().step(closure)  # type: ignore[no-untyped-call]
         for group in self.param_groups:
             for item in group["params"]:
                 if item.grad is not None:
-                    self._learn(item, group)
+                    self._learn(item, item.grad, group)
         return None
 
-    def _learn(self, item: torch.Tensor, group: Mapping[str, Any]) -> None:
-        momentum = self.state[item].setdefault("momentum_buffer", torch.zeros_like(item.grad))
-        momentum.lerp_(item.grad, 1 - group["momentum"])
+    def _learn(self, item: torch.Tensor, slope: torch.Tensor, group: Mapping[str, Any]) -> None:
+        momentum = self.state[item].setdefault("momentum_buffer", torch.zeros_like(slope))
+        momentum.lerp_(slope, 1 - group["momentum"])
         turned = orthogonal(
-            item.grad.lerp(momentum, group["momentum"]),
+            slope.lerp(momentum, group["momentum"]),
             group["ns_coefficients"],
             group["ns_steps"],
             group["eps"],
