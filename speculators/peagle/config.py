@@ -15,6 +15,8 @@ from pydantic import NonNegativeInt, model_validator
 from speculators.eagle3.config import MASK_KEYS, Eagle3Config
 from speculators.formats.config import PublishedConfig
 
+_OF_EAGLE3 = ("layer_types", "speculators_model_type")  # in some configs: of its one layer, and its name
+
 
 class PEagleConfig(Eagle3Config):
     """P-EAGLE.
@@ -68,5 +70,6 @@ def is_peagle(directory: Path) -> bool:
 def widened(config: Eagle3Config, *, num_hidden_layers: int, mask_token_id: int) -> PEagleConfig:
     """Of a drafter that begins as an EAGLE-3 one."""
     made = {"num_hidden_layers": num_hidden_layers, "mask_token_id": mask_token_id}
-    content = {**config.content(), **made, "embed_requires_grad": config.embed_requires_grad}
+    kept = {key: value for key, value in config.content().items() if key not in _OF_EAGLE3}
+    content = {**kept, **made, "embed_requires_grad": config.embed_requires_grad}
     return PEagleConfig.parse(content, "config")

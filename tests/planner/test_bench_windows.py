@@ -22,7 +22,7 @@ from planner.bench.windows import measure
 from planner.bench.windows.__main__ import main
 from planner.bench.windows.documents import Document, DocumentsError, chosen, read_documents
 from planner.bench.windows.measure import cut
-from planner.bench.windows.records import RECORDS, RESULT, WindowRecord
+from planner.bench.windows.records import RECORDS, RESULT, TIMINGS, WindowRecord
 from planner.bench.windows.table import cells_of, window_table
 from planner.profile.records import RecordingPolicy
 from speculators.windowed import Choice, WindowedSpeculator
@@ -322,7 +322,13 @@ def test_batches_are_timed_beside_plain_decoding(
     """A window that holds everything drafts what the target says; behind 32 rows of 100 less of it is accepted."""
     monkeypatch.chdir(tmp_path)
     bench = Bench(tmp_path, tiny_targets, speculation={**SECTION, "adaptive": False}).build()
-    options = {"context": [100], "window": (32, MAX_LENGTH), "choice": ["window"], "lookup": (0, 2)}
+    options = {
+        "context": [100],
+        "window": (32, MAX_LENGTH),
+        "choice": ["window"],
+        "lookup": (0, 2),
+        "count": [3],
+    }
     assert bench.run(**options, batch=(1, 2), rounds=[2]) == 0
     speeds = json.loads((bench.output / RESULT).read_text())["speeds"]
     assert [(each["batch"], each["arm"]) for each in speeds] == [
@@ -334,12 +340,48 @@ def test_batches_are_timed_beside_plain_decoding(
         )
     ]
     assert all(each["equal"] and len(each["rates"]) == len(each["ratios"]) == 2 for each in speeds)
+    assert [each["documents"] for each in speeds] == [3] * 5 + [
+        2
+    ] * 5  # two at once: the third has nobody beside it
     for plain, part, part_looked_up, whole, whole_looked_up in (speeds[:5], speeds[5:]):
         assert plain["tokens_a_step"] == 1 and plain["ratios"] == [1, 1]
         # 23 tokens behind the first one, in steps of four, and the last three in one.
         assert whole["tokens_a_step"] == whole_looked_up["tokens_a_step"] == pytest.approx(23 / 6)
         assert part["tokens_a_step"] == part_looked_up["tokens_a_step"] < whole["tokens_a_step"]
     assert "100 tokens of context, timed in turns" in capsys.readouterr().out
+
+
+@native
+def test_a_batch_is_timed_while_it_is_whole(bench: Bench) -> None:
+    """Where one request ends, the clock stops: what others still emit has a smaller batch."""
+    options = {"context": [100], "window": [32], "choice": ["window"], "rounds": [1]}
+    assert bench.run(**options, batch=[2]) == 0
+    timings = [json.loads(line) for line in (bench.output / TIMINGS).read_text().splitlines()]
+    plain, drafted = (
+        next(each for each in timings if each["arm"] == arm) for arm in ("plain", "window of 32")
+    )
+    assert 2 * (MAX_TOKENS - 4) <= plain["tokens"] == plain["steps"] <= 2 * (MAX_TOKENS - 1)
+    assert drafted["answers"] == plain["answers"]
+    assert drafted["steps"] % 2 == 0 and drafted["tokens"] <= 2 * (MAX_TOKENS - 1)
+    assert bench.run(**options, batch=[1]) == 0
+    assert all(
+        len(json.loads(line)["documents"]) == 1 for line in (bench.output / TIMINGS).read_text().splitlines()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": [1], "max-tokens": [8]}, "--batch needs --max-tokens 16 or more"),
+        ({"lookup": [2]}, "--lookup is timed: say with --batch how many at once"),
+    ],
+)
+def test_timing_that_cannot_be_is_refused(
+    bench: Bench, capsys: pytest.CaptureFixture[str], options: dict[str, Any], message: str
+) -> None:
+    assert bench.run(context=[100], **options) == 2
+    assert message in capsys.readouterr().err
+    assert not bench.output.exists()
 
 
 def test_more_at_once_than_there_are_documents_are_refused(

@@ -17,13 +17,13 @@ from rich.console import Console
 from deployments.errors import DrafthouseError
 from deployments.files.hashes import file_sha256
 from deployments.files.writing import write_json
-from deployments.spec import DeploymentSpec, load_spec
+from deployments.spec import DeploymentSpec, SpecError, load_spec
 from deployments.speculation import WindowedSelfDrafting
 from engine.fingerprint import Fingerprint
 from engine.serving.text import TextCodec
 from planner.bench.windows.documents import chosen, read_documents
 from planner.bench.windows.measure import Grid, measure_windows, section_of
-from planner.bench.windows.records import RESULT, Records
+from planner.bench.windows.records import RESULT, Records, Timings
 from planner.bench.windows.speed import Batches, Speed, check_batches, time_windows
 from planner.bench.windows.table import Cell, cells_of, heading, legend, speed_table, window_table
 from speculators.windowed import Choice
@@ -46,7 +46,8 @@ def main(words: Sequence[str]) -> int:
         print(f"planner.bench.windows: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stopped: {directory} keeps what is measured; the same command goes on", file=sys.stderr)
+        kept = f": {directory} keeps what was accepted, and the same command goes on; times are taken anew"
+        print(f"stopped{kept if directory else ''}", file=sys.stderr)
         return 130
 
 
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--lookup",
-        type=int,
+        type=_whole,
         action="append",
         metavar="N",
         help="timed with so many guessed tokens; repeatable",
@@ -104,7 +105,9 @@ def _run(spec: DeploymentSpec, given: argparse.Namespace, directory: Path, words
     documents = read_documents(given.documents, TextCodec(spec.target.model).encode)
     by_context = chosen(documents, contexts, given.count)
     batches = Batches(sorted(set(given.batch or ())), sorted(set(given.lookup or (0,))), given.rounds)
-    check_batches(by_context, batches)
+    check_batches(by_context, grid, batches)
+    if given.lookup and not batches.sizes:
+        raise SpecError("--lookup is timed: say with --batch how many at once")
     fingerprint = Fingerprint.of(spec)
     records = Records(directory, _settings(spec, section, grid, fingerprint, given.documents))
     keys = list(grid.keys(by_context))
@@ -114,7 +117,7 @@ def _run(spec: DeploymentSpec, given: argparse.Namespace, directory: Path, words
     speeds: list[Speed] = []
     if batches.sizes:
         with _progress() as show:
-            speeds = time_windows(spec, by_context, grid, batches, show)
+            speeds = time_windows(spec, by_context, grid, batches, Timings(directory).add, show)
     cells = cells_of([records.found[key] for key in keys], section.draft_length)
     result: dict[str, Any] = {
         "deployment": spec.name,

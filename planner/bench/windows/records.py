@@ -12,7 +12,7 @@ from deployments.files.directories import ForeignDirectoryError
 from deployments.files.writing import write_text
 from speculators.windowed import Choice
 
-RECORDS, RESULT = "records.jsonl", "result.json"
+RECORDS, TIMINGS, RESULT = "records.jsonl", "timings.jsonl", "result.json"
 
 Key = tuple[str, int, int, Choice]
 """Document, context, window, choice."""
@@ -100,3 +100,16 @@ class Records:
         if whole != text:
             write_text(self._path, whole)
         self.found = {record.key: record for record in records}
+
+
+class Timings:
+    """The file of what one run timed: begun anew, since times of another hour cannot stand beside these."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / TIMINGS
+        write_text(self._path, "")
+
+    def add(self, timing: Mapping[str, Any]) -> None:
+        """Write the figures of a group."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(timing) + "\n")

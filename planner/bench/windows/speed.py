@@ -1,8 +1,9 @@
 """What drafts bring in time: several requests behind long contexts, each way of drafting in turns with plain decoding.
 
 Each request has a document of its own, since requests that share rows would read them from the processor's cache. All
-documents are read once and stay. Answers go on to their last token whatever they say, so a batch stays as large as it
-is, and an arm's time is the one in which all its requests are decoded.
+documents are read once and stay, and all are asked, in groups of as many as are decoded at once. Answers go on to their
+last token whatever they say; of a group what counts is from where each request has its first token to where the first
+one ends, so that the batch is whole all the time, however differently drafts are accepted.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from planner.bench.windows.documents import Document
 from planner.bench.windows.measure import Grid, OneAtATime, Way, check_weights, section_of, speculator
 
 PLAIN = "plain"
-_CLOSED = (
-    2  # blocks of a request that are its own: the one in which its document ends, and the one of its last row
-)
+_FEWEST_TOKENS = 16  # of an answer
+# Blocks of a request that are its own besides those of its answer: where its document ends, and where its last row is.
+_ENDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Speed:
 
     Attributes:
         arm: `PLAIN`, or how drafts are made.
+        documents: how many were asked.
         rates: tokens a second of all requests, round by round.
         ratios: to plain decoding in the same round.
         tokens_a_step: emitted by a request.
@@ -60,6 +62,7 @@ class Speed:
     context: int
     batch: int
     arm: str
+    documents: int
     rates: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
     tokens_a_step: float = 1.0
@@ -75,12 +78,29 @@ class Speed:
         return asdict(self)
 
 
-def check_batches(by_context: Mapping[int, Sequence[Document]], batches: Batches) -> None:
-    """Find out whether there are documents enough.
+@dataclass(slots=True)
+class _Timing:
+    """Tokens, the seconds in which they came, and the steps of all requests meanwhile."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    steps: int = 0
+
+    def add(self, other: _Timing) -> None:
+        """Sum up."""
+        self.tokens += other.tokens
+        self.seconds += other.seconds
+        self.steps += other.steps
+
+
+def check_batches(by_context: Mapping[int, Sequence[Document]], grid: Grid, batches: Batches) -> None:
+    """Find out whether there are documents enough, and tokens.
 
     Raises:
         SpecError: there are not.
     """
+    if batches.sizes and grid.max_tokens < _FEWEST_TOKENS:
+        raise SpecError(f"--batch needs --max-tokens {_FEWEST_TOKENS} or more, to have something to time")
     for context, documents in by_context.items():
         if (most := max(batches.sizes, default=0)) > len(documents):
             raise SpecError(
@@ -93,9 +113,18 @@ def time_windows(
     by_context: Mapping[int, Sequence[Document]],
     grid: Grid,
     batches: Batches,
-    report: Callable[[str, float | None], None] = lambda line, share: None,
+    record: Callable[[Mapping[str, Any]], None],
+    report: Callable[[str, float | None], None],
 ) -> list[Speed]:
     """Time every combination of window, choice and lookup beside plain decoding, with drafts as the spec says.
+
+    Args:
+        spec: a deployment that has been built.
+        by_context: the documents of each context.
+        grid: windows, choices, and tokens of an answer.
+        batches: how they are timed.
+        record: gets each group's figures.
+        report: gets what goes on, and the share that is done.
 
     Raises:
         SpecError: the deployment cannot be measured.
@@ -109,32 +138,43 @@ def time_windows(
         for lookup in batches.lookups
     ]
     clock = _Clock(spec, by_context, grid, batches, ways)
-    arms: list[Way | None] = [None, *ways]
+    arms: dict[str, Way | None] = {PLAIN: None, **{way.name: way for way in ways}}
     found: list[Speed] = []
-    done, all_ = 0, len(by_context) * len(batches.sizes) * batches.rounds * len(arms)
+    done, all_ = 0, len(by_context) * len(batches.sizes) * batches.rounds
     for context, documents in by_context.items():
-        prompts = [document.tokens[:context] for document in documents[: max(batches.sizes)]]
-        for number, prompt in enumerate(prompts, start=1):
+        prompts = {document.id: document.tokens[:context] for document in documents}
+        for number, prompt in enumerate(prompts.values(), start=1):
             report(f"{context} tokens: reading document {number} of {len(prompts)}", done / all_)
             clock.run([prompt], None, tokens=1)
         for size in batches.sizes:
-            speeds = [Speed(context, size, PLAIN if way is None else way.name) for way in arms]
+            whole = range(0, len(prompts) - size + 1, size)
+            groups = [list(prompts)[first : first + size] for first in whole]
+            speeds = {arm: Speed(context, size, arm, size * len(groups)) for arm in arms}
             for round_ in range(batches.rounds):
-                order = list(zip(speeds, arms, strict=True))
-                order = order[round_ % len(order) :] + order[: round_ % len(order)]
-                answers: dict[str, list[list[int]]] = {}
-                for speed, way in order:
-                    report(f"{context} tokens, {size} at once: {speed.arm}", done / all_)
-                    rate, speed.tokens_a_step, answers[speed.arm] = clock.run(
-                        prompts[:size], way, tokens=grid.max_tokens
-                    )
-                    speed.rates.append(rate)
-                    done += 1
-                for speed in speeds:
-                    speed.ratios.append(speed.rates[-1] / speeds[0].rates[-1])
-                    speed.equal &= answers[speed.arm] == answers[PLAIN]
-            found += speeds
+                sums = {arm: _Timing() for arm in arms}
+                for number, group in enumerate(groups):
+                    answers: dict[str, list[list[int]]] = {}
+                    for arm in _turned(list(arms), round_ + number):
+                        report(f"{context} tokens, {size} at once: {arm}", done / all_)
+                        asked = [prompts[name] for name in group]
+                        timing, answers[arm] = clock.run(asked, arms[arm], tokens=grid.max_tokens)
+                        sums[arm].add(timing)
+                        told = {"context": context, "arm": arm, "round": round_, "documents": group}
+                        record({**told, **asdict(timing), "answers": answers[arm]})
+                    for arm, speed in speeds.items():
+                        speed.equal &= answers[arm] == answers[PLAIN]
+                for arm, speed in speeds.items():
+                    speed.rates.append(sums[arm].tokens / sums[arm].seconds)
+                    speed.ratios.append(speed.rates[-1] / speeds[PLAIN].rates[-1])
+                    speed.tokens_a_step = sums[arm].tokens / sums[arm].steps
+                done += 1
+            found += speeds.values()
     return found
+
+
+def _turned(arms: list[str], by: int) -> list[str]:
+    first = by % len(arms)
+    return [*arms[first:], *arms[:first]]
 
 
 class _Clock:
@@ -149,8 +189,8 @@ class _Clock:
         ways: Sequence[Way],
     ) -> None:
         section, length = section_of(spec, grid), max(grid.contexts) + grid.max_tokens
-        documents = {each.id for group in by_context.values() for each in group[: max(batches.sizes)]}
-        own = math.ceil(grid.max_tokens / BLOCK_SIZE) + _CLOSED
+        documents = {each.id for group in by_context.values() for each in group}
+        own = math.ceil(grid.max_tokens / BLOCK_SIZE) + _ENDS
         blocks = len(documents) * math.ceil(length / BLOCK_SIZE) + max(batches.sizes) * own
         runner = open_runner(spec.embedded, spec.engine_directory, num_blocks=blocks)
         check_weights(runner, grid.choices)
@@ -165,8 +205,8 @@ class _Clock:
 
     def run(
         self, prompts: Sequence[tuple[int, ...]], way: Way | None, *, tokens: int
-    ) -> tuple[float, float, list[list[int]]]:
-        """Tokens a second once each request has its first one, tokens of a request's step meanwhile, and the answers.
+    ) -> tuple[_Timing, list[list[int]]]:
+        """Ask prompts at once; returns what came while all were decoded, and the answers of so many tokens.
 
         Raises:
             Exception: a request failed.
@@ -185,14 +225,15 @@ class _Clock:
         for prompt, answer in zip(prompts, answers, strict=True):
             length = 0 if way is None else None
             self._engine.submit(GenerationRequest(prompt, tokens, draft_length=length), taking(answer))
-        begun, before, steps = 0.0, 0, 0
+        begun, timing = 0.0, _Timing()
         while not self._engine.idle:
-            decoding = sum(len(answer) < tokens for answer in answers)
+            whole = bool(begun) and all(len(answer) < tokens for answer in answers)
+            before = sum(map(len, answers))
             self._engine.step()
-            if begun:
-                steps += decoding
-            elif all(answers):
-                begun, before = time.perf_counter(), sum(map(len, answers))
-        ended = time.perf_counter()
-        emitted = sum(map(len, answers)) - before
-        return emitted / (ended - begun), emitted / max(steps, 1), answers
+            if whole:
+                timing.tokens += sum(map(len, answers)) - before
+                timing.steps += len(answers)
+                timing.seconds = time.perf_counter() - begun
+            elif not begun and all(answers):
+                begun = time.perf_counter()
+        return timing, answers

@@ -20,9 +20,7 @@ def weights_after(steps: int, make: Any) -> list[Any]:
     generator = torch.Generator().manual_seed(1)
     matrices = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
     idle = torch.nn.Parameter(torch.ones(4, 4))
-    optimizer = make(
-        [{"params": [*matrices, idle]}], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
-    )
+    optimizer = make([{"params": [*matrices, idle]}], 0.02, 0.1)
     for _ in range(steps):
         for matrix in matrices:
             matrix.grad = torch.randn(matrix.shape, generator=generator)
@@ -31,10 +29,14 @@ def weights_after(steps: int, make: Any) -> list[Any]:
     return [matrix.detach() for matrix in matrices]
 
 
+def pytorchs(groups: Any, rate: float, decay: float) -> Any:
+    return torch.optim.Muon(groups, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+
+
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_it_learns_what_pytorchs_learns(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizers, "product_type", lambda device: getattr(torch, kind))
-    found, expected = weights_after(3, Muon), weights_after(3, torch.optim.Muon)
+    found, expected = weights_after(3, Muon), weights_after(3, pytorchs)
     begun = weights_after(0, Muon)
     for ours, theirs, before in zip(found, expected, begun, strict=True):
         moved = (theirs - before).norm()
