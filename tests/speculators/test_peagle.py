@@ -12,8 +12,10 @@ from safetensors.numpy import load_file
 
 from speculators.eagle3.checkpoint import load_checkpoint as load_eagle3
 from speculators.eagle3.checkpoint import target_ids
+from speculators.eagle3.config import Eagle3Config
 from speculators.formats.errors import CheckpointError
 from speculators.peagle.checkpoint import load_checkpoint, save_checkpoint
+from speculators.peagle.config import widened
 from tests.speculators import equations, released
 
 MASKS = ("mask_token_id", "pard_token", "ptd_token_id")
@@ -153,3 +155,21 @@ def test_a_block_is_that_of_the_published_equations(
     equations.assert_agrees(found.numpy(), equations.peagle(config, weights, features, following, mask, size))
     drafted = torch.arange(20)
     np.testing.assert_array_equal(model.target_ids(drafted).numpy(), target_ids(checkpoint))
+
+
+def test_what_is_made_of_eagle3s_config_says_nothing_of_one_layer() -> None:
+    """Transformers refuses a list of layer types of another length than the number of layers."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Eagle3Config.parse(
+        {**sizes, "vocab_size": 300, "rms_norm_eps": 1e-5, "layer_types": ["full_attention"], "bias": True},
+        "test",
+    )
+    assert config.content()["layer_types"] == ["full_attention"]
+    made = widened(config, num_hidden_layers=3, mask_token_id=7)
+    assert (made.num_hidden_layers, made.mask_token_id, made.bias, made.embed_requires_grad) == (
+        3,
+        7,
+        True,
+        False,
+    )
+    assert "layer_types" not in made.content()
