@@ -14,10 +14,10 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,8 @@ from engine.scheduler import EngineConfig
 from engine.verification import verify_greedy
 from speculators.registry import create
 from speculators.tree import TokenTree
+
+Item = TypeVar("Item")
 
 CONTEXT = 256  # tokens in the cache before a measured step
 TOKENS = (1, 2, 4, 8, 16)
@@ -126,6 +128,12 @@ def run_bench(
         "context": CONTEXT,
     }
     return BenchResult(engine_directory.name, weight_bytes, figures, environment)
+
+
+def rotated(items: Sequence[Item], by: int) -> list[Item]:
+    """All of them, beginning with another one each time."""
+    first = by % len(items)
+    return [*items[first:], *items[:first]]
 
 
 def alternate(

@@ -97,10 +97,16 @@ class Trainee(nn.Module):
             depth: from 1; 0 for a draft model.
             roots: the positions that drafted.
         """
-        inside = rows.position >= depth
-        sequence, position = rows.sequence[inside], rows.position[inside]
-        place = position - depth if roots is None else roots.place[sequence, position - depth]
-        loss, hits = distill(states[sequence, place], output, rows.teacher.rows(inside))
+        inside, read = drafting(states, rows, depth, roots)
+        loss, hits = distill(read, output, inside.teacher)
         table = torch.zeros_like(batch.learned)
-        table[sequence, position] = hits
+        table[inside.sequence, inside.position] = hits
         return self._decay ** max(depth - 1, 0) * loss, table
+
+
+def drafting(states: torch.Tensor, rows: Rows, depth: int, roots: Roots | None) -> tuple[Rows, torch.Tensor]:
+    """The rows that a chain of this depth reaches, and the states that draft there, ``[R, H]``; see `Trainee.judge`."""
+    inside = rows.position >= depth
+    found = Rows(rows.sequence[inside], rows.position[inside], rows.teacher.rows(inside))
+    root = found.position - depth
+    return found, states[found.sequence, root if roots is None else roots.place[found.sequence, root]]

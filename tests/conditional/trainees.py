@@ -16,7 +16,7 @@ from speculators.mlp_speculator.training import MlpSpeculatorTrainee
 from speculators.training.distillation import Teacher
 from speculators.training.families import Ingredients, fused_beginning
 from speculators.training.features import Batch
-from speculators.training.trainee import Rows, Trainee
+from speculators.training.trainee import Rows, Trainee, drafting
 from speculators.training.unrolled import Roots
 from tests.conditional.tree import OutputTree, balanced_leaves, path_signs
 
@@ -105,15 +105,12 @@ class _Routed(Trainee):
         roots: Roots | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Trainee.judge`; hits are in `hits` instead."""
-        inside = rows.position >= depth
-        sequence, position = rows.sequence[inside], rows.position[inside]
-        place = position - depth if roots is None else roots.place[sequence, position - depth]
-        read, teacher = states[sequence, place], rows.teacher.rows(inside)
+        inside, read = drafting(states, rows, depth, roots)
         for name, choose in self.choices.items():
             table = torch.zeros_like(batch.learned)
-            table[sequence, position] = choose(read, output) == teacher.labels
+            table[inside.sequence, inside.position] = choose(read, output) == inside.teacher.labels
             self.hits.setdefault(name, []).append(table)
-        return self.router(read, teacher), torch.zeros_like(batch.learned)
+        return self.router(read, inside.teacher), torch.zeros_like(batch.learned)
 
 
 class RoutedEagle3(_Routed, Eagle3Trainee):

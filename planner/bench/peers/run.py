@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from planner.bench.measure import rotated
 from planner.bench.peers.arms import OURS, Arm
 from planner.bench.peers.environments import Environment
 from planner.bench.peers.process import PeerError, PeerProcess
@@ -70,7 +71,7 @@ def run_peers(
         for number in range(rounds):
             for position, group in enumerate(groups):
                 which = f"prompt {position + 1}" if batch == 1 else f"{batch} prompts, group {position + 1}"
-                for process in _rotated(started.running, number + position):
+                for process in rotated(started.running, number + position):
                     report(f"{process.arm.name}: {which} of {len(groups)}", done / all_)
                     seed = number * len(prompts) + position * batch
                     for record in _asked(process, group, number, max_tokens, seed):
@@ -105,11 +106,6 @@ def _start(
         started.running.append(process)
         started.versions[arm.engine] = versions
     return started
-
-
-def _rotated(running: Sequence[PeerProcess], by: int) -> list[PeerProcess]:
-    first = by % len(running)
-    return [*running[first:], *running[:first]]
 
 
 def _asked(

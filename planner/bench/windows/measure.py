@@ -18,13 +18,14 @@ from dataclasses import dataclass
 
 from deployments.spec import DeploymentSpec, SpecError
 from deployments.speculation import WindowedSelfDrafting
+from engine.compiled_runner import CompiledRunner
 from engine.deployment import open_runner
 from engine.engine import Engine
 from engine.manifest import EngineError
 from engine.outputs import RequestOutput
 from engine.policy import StaticPolicy
 from engine.request import GenerationRequest
-from engine.runner import BLOCK_SIZE, Runner
+from engine.runner import BLOCK_SIZE
 from engine.running import RunningRequest
 from engine.scheduler import EngineConfig
 from planner.bench.windows.documents import Document, contexts_of
@@ -164,18 +165,9 @@ class _Bench:
         self._answered = _answered(grid.max_tokens, section.draft_length)
         length = max(grid.contexts) + self._answered
         # Room for a document, and for the one before it to be kept until that is read.
-        runner = open_runner(
-            spec.embedded, spec.engine_directory, num_blocks=2 * math.ceil(length / BLOCK_SIZE)
-        )
-        check_weights(runner, grid.choices)
-        self._policy = OneAtATime(
-            [
-                speculator(section, Way(window, choice), adaptive=False)
-                for window in grid.windows
-                for choice in grid.choices
-            ],
-            adaptive=False,
-        )
+        blocks = 2 * math.ceil(length / BLOCK_SIZE)
+        ways = [Way(window, choice) for window in grid.windows for choice in grid.choices]
+        runner, self._policy = opened(spec, section, ways, adaptive=False, num_blocks=blocks)
         self._watched = RecordingPolicy(self._policy)
         self._engine = Engine(
             runner, self._watched, EngineConfig(max_batch_size=1, max_sequence_length=length)
@@ -226,20 +218,29 @@ def _answered(max_tokens: int, draft_length: int) -> int:
     return max_tokens + draft_length + 1
 
 
-def check_weights(runner: Runner, choices: Sequence[Choice]) -> None:
-    """Find out whether the runner tells what choices go by.
+def opened(
+    spec: DeploymentSpec,
+    section: WindowedSelfDrafting,
+    ways: Sequence[Way],
+    *,
+    adaptive: bool,
+    num_blocks: int,
+) -> tuple[CompiledRunner, OneAtATime]:
+    """The deployment's target, and a policy with a speculator for each way of drafting.
 
     Raises:
-        EngineError: it does not.
+        EngineError: the engine cannot be opened, or does not tell what a choice goes by.
     """
-    if not runner.most_weighed and (by_weight := [each for each in choices if each != "window"]):
+    runner = open_runner(spec.embedded, spec.engine_directory, num_blocks=num_blocks)
+    if not runner.most_weighed and (by_weight := [way.choice for way in ways if way.choice != "window"]):
         raise EngineError(
             f"--choice {by_weight[0]} goes by the attention that blocks of the cache get, which this engine's "
             "attention does not tell; --choice window needs nothing, engine.attention_kernel: native tells"
         )
+    return runner, OneAtATime([_speculator(section, way, adaptive) for way in ways], adaptive=False)
 
 
-def speculator(section: WindowedSelfDrafting, way: Way, *, adaptive: bool) -> WindowedSpeculator:
+def _speculator(section: WindowedSelfDrafting, way: Way, adaptive: bool) -> WindowedSpeculator:
     """One that drafts in this way behind any context, as long as the section says."""
     made = WindowedSpeculator(
         section.draft_length,

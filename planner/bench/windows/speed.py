@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from deployments.spec import DeploymentSpec, SpecError
-from engine.deployment import open_runner
 from engine.engine import Engine
 from engine.outputs import RequestOutput
 from engine.request import GenerationRequest
 from engine.runner import BLOCK_SIZE
 from engine.scheduler import EngineConfig
+from planner.bench.measure import rotated
 from planner.bench.windows.documents import Document
-from planner.bench.windows.measure import Grid, OneAtATime, Way, check_weights, section_of, speculator
+from planner.bench.windows.measure import Grid, Way, opened, section_of
 
 PLAIN = "plain"
 _FEWEST_TOKENS = 16  # of an answer
@@ -154,7 +154,7 @@ def time_windows(
                 sums = {arm: _Timing() for arm in arms}
                 for number, group in enumerate(groups):
                     answers: dict[str, list[list[int]]] = {}
-                    for arm in _turned(list(arms), round_ + number):
+                    for arm in rotated(list(arms), round_ + number):
                         report(f"{context} tokens, {size} at once: {arm}", done / all_)
                         asked = [prompts[name] for name in group]
                         timing, answers[arm] = clock.run(asked, arms[arm], tokens=grid.max_tokens)
@@ -172,11 +172,6 @@ def time_windows(
     return found
 
 
-def _turned(arms: list[str], by: int) -> list[str]:
-    first = by % len(arms)
-    return [*arms[first:], *arms[:first]]
-
-
 class _Clock:
     """The engine, with a speculator for each way of drafting, and what each takes."""
 
@@ -192,11 +187,7 @@ class _Clock:
         documents = {each.id for group in by_context.values() for each in group}
         own = math.ceil(grid.max_tokens / BLOCK_SIZE) + _ENDS
         blocks = len(documents) * math.ceil(length / BLOCK_SIZE) + max(batches.sizes) * own
-        runner = open_runner(spec.embedded, spec.engine_directory, num_blocks=blocks)
-        check_weights(runner, grid.choices)
-        self._policy = OneAtATime(
-            [speculator(section, way, adaptive=section.adaptive) for way in ways], adaptive=False
-        )
+        runner, self._policy = opened(spec, section, ways, adaptive=section.adaptive, num_blocks=blocks)
         self._engine = Engine(
             runner,
             self._policy,

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import torch
 
+from deployments.training import TrainingSpec
 from speculators.data.samples import Sample, SampleFile
+from speculators.training.families import FAMILIES, Ingredients, layers_read
+from speculators.training.features import OnlineFeatures
 from speculators.training.provenance import target_hash
+from speculators.training.starts import open_start
 from speculators.training.target import FrozenTarget
+from speculators.training.trainee import Trainee
 
 PROMPT, ANSWER = 6, 26
 
@@ -28,6 +33,16 @@ def written_by(target: FrozenTarget, count: int) -> list[Sample]:
             tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], dim=1)
     spans = [(PROMPT, PROMPT + ANSWER)]
     return [Sample(number, "test", (), row, spans, greedy=True) for number, row in enumerate(tokens.tolist())]
+
+
+def begun_from(
+    method: str, section: TrainingSpec, target: FrozenTarget, samples: list[Sample]
+) -> tuple[Trainee, OnlineFeatures]:
+    """The trainee that begins from the checkpoint that a section names, and the features that it reads."""
+    start, section = open_start(method, section, target)
+    source = OnlineFeatures(target, layers_read(section, target.num_layers))
+    given = Ingredients(target, torch.from_numpy(start.kept), samples, source, section, start)
+    return FAMILIES[method](given), source
 
 
 def ignore(*arguments: object) -> None:

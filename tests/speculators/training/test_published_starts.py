@@ -29,11 +29,10 @@ from speculators.mlp_speculator.config import MlpSpeculatorConfig  # noqa: E402
 from speculators.peagle import checkpoint as peagle  # noqa: E402
 from speculators.peagle.config import PEagleConfig  # noqa: E402
 from speculators.training.errors import TrainingError  # noqa: E402
-from speculators.training.families import FAMILIES, Ingredients, layers_read  # noqa: E402
-from speculators.training.features import Batch, OnlineFeatures, collate  # noqa: E402
-from speculators.training.starts import open_start  # noqa: E402
+from speculators.training.features import Batch, collate  # noqa: E402
 from speculators.training.target import FrozenTarget  # noqa: E402
 from speculators.training.trainee import Trainee  # noqa: E402
+from tests.speculators.training.samples import begun_from  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -59,11 +58,7 @@ def begun(
 ) -> tuple[Trainee, Batch]:
     """The trainee that begins from a checkpoint, and a batch."""
     given = {"depth": DEPTH, "labels": "hard", "from_pretrained": directory, **settings}
-    section = TrainingSpec.model_validate(given)
-    start, section = open_start(method, section, target)
-    source = OnlineFeatures(target, layers_read(section, target.num_layers))
-    kept = torch.from_numpy(start.kept)
-    trainee = FAMILIES[method](Ingredients(target, kept, samples, source, section, start))
+    trainee, source = begun_from(method, TrainingSpec.model_validate(given), target, samples)
     return trainee.eval(), collate(samples[:2], source, everything=True)
 
 

@@ -10,13 +10,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 from speculators.data.samples import Sample  # noqa: E402
-from speculators.training.families import FAMILIES, Ingredients, layers_read  # noqa: E402
-from speculators.training.features import Batch, OnlineFeatures, collate  # noqa: E402
-from speculators.training.starts import open_start  # noqa: E402
+from speculators.training.features import Batch, collate  # noqa: E402
 from speculators.training.target import FrozenTarget  # noqa: E402
 from speculators.training.trainee import Trainee  # noqa: E402
 from speculators.training.unrolled import Roots  # noqa: E402
 from tests.speculators.training.conftest import section  # noqa: E402
+from tests.speculators.training.samples import begun_from  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -48,9 +47,7 @@ def begun(
 ) -> tuple[Trainee, Batch]:
     """The trainee of a checkpoint, and a batch of conversations with one and with two answers, and with none."""
     training = section(start.parent, depth=DEPTH, unroll=DEPTH, from_pretrained=start, **settings)
-    opened, training = open_start(method, training, target)
-    source = OnlineFeatures(target, layers_read(training, target.num_layers))
-    given = Ingredients(target, torch.from_numpy(opened.kept), samples, source, training, opened)
+    trainee, source = begun_from(method, training, target, samples)
     chosen = samples[:24]
     batch = collate(chosen, source, everything=False)
     learned = torch.zeros_like(batch.learned)
@@ -58,7 +55,7 @@ def begun(
         middle, end = len(sample.tokens) // 2, len(sample.tokens)
         learned[row, middle if row % 2 else end - 3 : end] = True
         learned[row, 2 : 2 + row % 4] = True
-    return FAMILIES[method](given), Batch(batch.tokens, learned, batch.fused, batch.final)
+    return trainee, Batch(batch.tokens, learned, batch.fused, batch.final)
 
 
 @pytest.mark.parametrize(("method", "layers"), [("eagle3", 1), ("peagle", 1), ("peagle", 2), ("peagle", 3)])
