@@ -57,14 +57,21 @@ class PEagleConfig(Eagle3Config):
 
 
 def is_peagle(directory: Path) -> bool:
-    """Whether a checkpoint's config names a mask, or what it is by the library's name.
+    """Whether a checkpoint's config names a mask, or what it is by the name of a library or class.
+
+    SpecForge's has a class and no mask (`configs/qwen3-8b-peagle.json` there).
 
     Raises:
         CheckpointError: the config cannot be read.
     """
     content = PublishedConfig.read(directory).content()
+    classes = content.get("architectures") or []
     named = content.get("speculators_model_type") == PEagleConfig.library_name
-    return named or any(content.get(key) is not None for key in MASK_KEYS)
+    return (
+        named
+        or any("peagle" in str(each).lower() for each in classes)
+        or any(content.get(key) is not None for key in MASK_KEYS)
+    )
 
 
 def widened(config: Eagle3Config, *, num_hidden_layers: int, mask_token_id: int) -> PEagleConfig:

@@ -88,6 +88,20 @@ def test_peagle_begins_with_an_eagle3_drafter(make_job: Any, checkpoint_of: Chec
     assert config["num_hidden_layers"] == 3 and "mask_hidden" in found
 
 
+def test_a_peagle_drafter_without_its_mask_is_not_taken_for_an_eagle3_one(
+    make_job: Any, checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
+    """As SpecForge names one: by its class alone."""
+    start = tmp_path / "start"
+    shutil.copytree(checkpoint_of("peagle"), start)
+    config = json.loads((start / "config.json").read_text())
+    others = {key: value for key, value in config.items() if key not in ("mask_token_id", "ptd_token_id")}
+    (start / "config.json").write_text(json.dumps({**others, "architectures": ["PEagleDraftModel"]}))
+    job = make_job("peagle", from_pretrained=start, **SHORT)
+    with pytest.raises(CheckpointError, match="key 'mask_token_id' is missing"):
+        run(job)
+
+
 def test_what_the_checkpoint_fixes_need_not_be_said(make_job: Any) -> None:
     """Of other data, where other tokens are frequent; nothing of the section is what the checkpoint is."""
     first = make_job("medusa", **SHORT, depth=2, medusa_blocks=2, draft_vocab_size=50)
