@@ -3,11 +3,12 @@
 Tests leave streams, as clients do, and each that is left may meet one of two faults of Triton's (docs/serve.md, known
 limits): it aborts, or it locks itself up; about once in a thousand. A server that many tests share is then started
 again on its ports, and the test that failed meanwhile is run once more (`tests/conftest.py`). A server that has failed
-in any other way stays as it is.
+in any other way stays as it is, and what it logged last is told with each test that fails meanwhile.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from deploy.grpc_door import fault
 
 ABORTED = "ASSERTION FAILED: prior > 0"
 _LOOK_SECONDS = 5.0
+_LINES = 20
 
 
 class Revivals:
@@ -52,8 +54,23 @@ class Revivals:
                 met = True
         return met
 
+    def ended(self) -> dict[str, str]:
+        """The ends of the logs of those that listen no more, by address."""
+        return {grpc: _end(log) for log, grpc, _ in self._running if not _listens(grpc)}
+
 
 REVIVALS = Revivals()
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        probe.settimeout(_LOOK_SECONDS)
+        return probe.connect_ex((host, int(port))) == 0
+
+
+def _end(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-_LINES:]) if log.exists() else "no log"
 
 
 def _aborted(log: Path) -> bool:

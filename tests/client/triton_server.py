@@ -27,11 +27,12 @@ DEADLINES = (0.2, 1.0, 5.0, 25.0)
 
 @dataclass
 class Triton:
-    """A running server."""
+    """A running server; `last` is a page of the service that it starts last."""
 
     process: subprocess.Popen[bytes]
     http: str
     grpc: str
+    last: str
     journal: Path
     log: Path
     region: str
@@ -93,11 +94,16 @@ def start_triton(folder: Path) -> Triton:
     """Start the `tritonserver` of the nvidia-pytriton wheel on the test repository; returns when it is
     ready."""
     write_repository(folder / "repository", folder / "journal")
-    return launch(folder, "--allow-metrics=false")
+    return launch(folder)
 
 
-def launch(folder: Path, *options: str) -> Triton:
-    """Start it on the repository in that folder, and return when it is ready."""
+def launch(folder: Path, metrics: int | None = None) -> Triton:
+    """Start it on the repository in that folder, and return when it is ready.
+
+    Args:
+        folder: for all its files.
+        metrics: port of its page for Prometheus; `None`: it has none.
+    """
     site = Path(str(distribution("nvidia-pytriton").locate_file("")))
     bundle = site / "pytriton" / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -118,9 +124,11 @@ def launch(folder: Path, *options: str) -> Triton:
         f"--http-port={http}",
         "--grpc-address=127.0.0.1",
         "--http-address=127.0.0.1",
-        *options,
+        "--allow-metrics=false" if metrics is None else f"--metrics-port={metrics}",
     ]
-    addresses = f"127.0.0.1:{http}", f"127.0.0.1:{grpc}"
+    # Of its services that of the metrics comes last, and without it the server ends.
+    last = f"127.0.0.1:{http}/v2/health/ready" if metrics is None else f"127.0.0.1:{metrics}/metrics"
+    addresses = f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"http://{last}"
     triton = Triton(_started(command, log), *addresses, folder / "journal", log, region, command)
     wait_until_ready(triton)
     triton.revivable.enter_context(REVIVALS.of(log, triton.grpc, triton.start_again))
@@ -164,6 +172,7 @@ def wait_until_ready(triton: Triton) -> None:
 def is_ready(triton: Triton) -> bool:
     try:
         urllib.request.urlopen(f"http://{triton.http}/v2/health/ready", timeout=60)
+        urllib.request.urlopen(triton.last, timeout=60)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
     return True

@@ -72,5 +72,5 @@ def start_triton(
     _change(folder / "repository" / "words", {"keeps": str(keeps).lower()}, salts)
     shutil.copy(Path(__file__).parent / "served_model" / "model.py", folder / "repository" / "words" / "1")
     (metrics,) = free_ports(1)
-    triton = launch(folder, f"--metrics-port={metrics}")
+    triton = launch(folder, metrics)
     return Server(triton, f"http://127.0.0.1:{metrics}/metrics")
