@@ -105,7 +105,8 @@ class CellSource:
         if server.cache == "salted":
             options["cache_salt"] = own
         elif server.cache == "read" and server.salts:
-            options["cache_salt"] = current.salt  # this cell's readings serve it, and no other arm's
+            # Each arm's own: of what another one has had read, its drafter may have read less.
+            options["cache_salt"] = current.salt
         elif server.cache == "numbered":
             prompt = dataclasses.replace(prompt, text=numbered(prompt.text, own))
         return Assignment(

@@ -32,6 +32,7 @@ import json
 import secrets
 import sys
 import time
+from collections import defaultdict
 from typing import Any
 
 import gevent
@@ -77,6 +78,7 @@ class Conductor:
         self._unsent = 0
         self._failed = 0
         self._last_error: str | None = None
+        self._salts: defaultdict[str, str] = defaultdict(_new_salt)
         runner.register_message(TAKE, self._on_take)
         runner.register_message(DONE, self._on_done)
 
@@ -93,7 +95,8 @@ class Conductor:
         tell(event="cell", cell=cell.name, number=cell.number, requests=cell.requests)
         self._directory.prepare_cell(cell)
         self._set_users(cell.users)
-        salt = secrets.token_hex(8)
+        # What an arm has once read is found by its later cells, whose readings then only see to it.
+        salt = self._salts[cell.arm.name] if self._settings.cache == "warm" else _new_salt()
         read = self._conduct(self._workload_of(cell, reads=True), salt, _now()) if self._reads(cell) else 0
         before = self._read_counters(cell)
         opened_ns = _now()
@@ -214,6 +217,10 @@ class Conductor:
         except MetricsUnavailable as error:
             tell(event="warning", text=str(error))
             return None
+
+
+def _new_salt() -> str:
+    return secrets.token_hex(8)
 
 
 def _now() -> int:

@@ -18,8 +18,9 @@ Hence every cell of a sweep begins in one of two states, the same in all arms:
    that take no salt, such as compiled TensorRT-LLM engines, whose C++ backend has no input for it. The prompts then
    differ in these digits between arms, and what the chat template puts before the first message is found by every
    request alike. If one server of a sweep needs it, all of them get it.
-*warm*: each prompt of a cell has been read, whole and by the same arm, just before the cell (``read``). What is found
-   is what the server shares: whole blocks of the prompt, as far as the cache has room for all of them.
+*warm*: each prompt of a cell has been read, whole and by the same arm, just before the cell (``read``), or before an
+   earlier one of it and looked at again. What is found is what the server shares: whole blocks of the prompt, as far
+   as the cache has room for all of them.
 
 There are other ways to have a server forget: to start it anew, to load its model anew (Triton's model control, where
 it was started with `--model-control-mode=explicit`), or `POST /reset_prefix_cache` of vLLM's own server in developer

@@ -86,6 +86,16 @@ def test_warm_every_request_finds_its_prompt(mine: Server, other: Server, tmp_pa
         assert {record.output_tokens for record in read} == {1}
         assert sent == {record.prompt_id for record in read}
         assert max(record.ended_ns for record in read) <= cell.opened_ns
+    seen: dict[str, set[str]] = {arm.name: set() for arm in arms}
+    again, not_its_own = [], []
+    for cell, records in cells:
+        for record in (each for each in records if each.role == "reading"):
+            own = record.prompt_id in seen[cell.arm]
+            again += [record] * own
+            not_its_own += [record] * (not own and cell.arm == "fast" and record.prompt_id in seen["none"])
+            seen[cell.arm].add(record.prompt_id)
+    assert again and all(record.reused_blocks for record in again), "the arm has read them before"
+    assert not all(record.reused_blocks for record in not_its_own), "the other arm of that server has"
     due = [
         [record.due_ns - cell.opened_ns for record in records if record.due_ns]
         for cell, records in cells
