@@ -62,13 +62,17 @@ def tell_checked(profiles: Sequence[Profile], known: Sequence[Option], measured:
         f"{found.cells} cells: median error {found.median_error:.1%}, {found.near:.0%} within {NEAR:.0%}, "
         f"{found.inside:.0%} inside their interval"
     )
+    say(
+        f"the machine was {found.pace:.2f} times as fast as the profiles say, in the median; with that known: median "
+        f"error {found.paced_error:.1%}, {found.paced_near:.0%} within {NEAR:.0%}"
+    )
     if found.gain_error is not None:
         say(f"gains over none at the same load: median error {found.gain_error:.1%}")
     for load, share in found.choices.items():
         arms = [cell for cell in cells if cell.measured.load == load]
         told = sum(cell.predicted is not None for cell in arms)
         of = f", of {told} of its {len(arms)} arms" if told < len(arms) else ""
-        say(f"{load}: what was predicted to be best gave {share:.2f} of the best that was measured{of}")
+        say(f"{load}: what a plan would choose gave {share:.2f} of the best that was measured{of}")
     for_programs(json.dumps(_document(cells) | {"verdict": asdict(found)}))
 
 

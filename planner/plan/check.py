@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from deployments.speculation import AnySpeculation
 from engine.control.errors import ProfileError
-from engine.plan import Candidate, Estimate
-from planner.plan.choose import NONE, Option, outlook_of
+from engine.plan import Candidate, Estimate, Outlook
+from planner.plan.choose import NONE, Option, best_of, outlook_of
 from planner.plan.predict import Traffic
 from planner.plan.profiles import Profile
 
@@ -50,8 +50,13 @@ class Checked:
 
     measured: Measured
     candidate: Candidate | None
-    predicted: Estimate | None
+    outlook: Outlook | None
     reason: str = ""
+
+    @property
+    def predicted(self) -> Estimate | None:
+        """Tokens a second."""
+        return self.outlook.tokens_per_second if self.outlook else None
 
     @property
     def error(self) -> float:
@@ -74,9 +79,11 @@ class Verdict:
         cells: how many.
         median_error, near, inside: median of the errors' sizes; share of cells within `NEAR`; share of cells whose
             interval holds what was measured.
-        gain_error: median of the sizes of errors of gains over none at the same load, from which a machine that has
-            become slower or faster as a whole is gone; None: no load has both.
-        choices: by load what the arm that was predicted to be best has given, in relation to the best of those with a
+        pace: how fast the machine was, in relation to what the profiles say: the median of measured to predicted.
+        paced_error, paced_near: of predictions that are multiplied by it, as above; a machine that has become slower or
+            faster as a whole is gone from these.
+        gain_error: median of the sizes of errors of gains over none at the same load; None: no load has both.
+        choices: by load what the arm that a plan would choose has given, in relation to the best of those with a
             prediction; only of loads with several.
     """
 
@@ -84,6 +91,9 @@ class Verdict:
     median_error: float
     near: float
     inside: float
+    pace: float
+    paced_error: float
+    paced_near: float
     gain_error: float | None
     choices: Mapping[str, float]
 
@@ -102,9 +112,7 @@ def check(
             option = options.get(candidate)
             if option is None:
                 raise ProfileError(_unknown(candidate))
-            found.append(
-                Checked(cell, candidate, outlook_of(option, known[0], cell.traffic).tokens_per_second)
-            )
+            found.append(Checked(cell, candidate, outlook_of(option, known[0], cell.traffic)))
         except ProfileError as error:
             found.append(Checked(cell, None, None, str(error)))
     return found
@@ -117,12 +125,17 @@ def verdict(cells: Sequence[Checked]) -> Verdict:
         raise ProfileError(
             "; ".join(dict.fromkeys(cell.reason for cell in cells)) or "the load test has no cells"
         )
-    errors = np.abs([cell.error for cell in told])
+    found = np.array([cell.error for cell in told])
+    pace = float(np.median(1 / (1 + found)))
+    errors, paced = np.abs(found), np.abs((1 + found) * pace - 1)
     return Verdict(
         len(told),
         float(np.median(errors)),
         float(np.mean(errors <= NEAR)),
         float(np.mean([cell.inside for cell in told])),
+        pace,
+        float(np.median(paced)),
+        float(np.mean(paced <= NEAR)),
         _gain_error(told),
         dict(_choices(told)),
     )
@@ -142,9 +155,9 @@ def _choices(told: Sequence[Checked]) -> Iterator[tuple[str, float]]:
     for load in dict.fromkeys(cell.measured.load for cell in told):
         arms = [cell for cell in told if cell.measured.load == load]
         if len(arms) > 1:
-            chosen = max(arms, key=lambda cell: cell.predicted.value if cell.predicted else 0.0)
-            best = max(cell.measured.tokens_per_second for cell in arms)
-            yield load, chosen.measured.tokens_per_second / best
+            chosen = best_of([cell.outlook for cell in arms if cell.outlook is not None])
+            (given, *_) = (cell.measured.tokens_per_second for cell in arms if cell.outlook is chosen)
+            yield load, given / max(cell.measured.tokens_per_second for cell in arms)
 
 
 def _section(profile: Profile) -> AnySpeculation | None:

@@ -26,7 +26,9 @@ from speculators.registry import METHODS, create, settings_of
 
 Floats = NDArray[np.float64]
 LEVEL = 0.9
-_NOTHING = 1e-3
+ALIKE = 0.03
+"""By how much, as a share, an option has to be worth more than one with shorter drafts to be chosen: predictions of gains
+are off by more than that (docs/choose.md)."""
 _SLOW = 0.9  # quantile of requests that latency is about
 NONE = Candidate(deployment=None, method="none", draft_length=0, adaptive=False)
 
@@ -131,9 +133,9 @@ def outlook_of(option: Option, first: Option, traffic: Traffic) -> Outlook:
 
 
 def best_of(outlooks: Sequence[Outlook]) -> Outlook:
-    """The one that is worth most; where a thousandth is all there is between them, the one with the shortest drafts."""
+    """The one that is worth most; of those that are alike, the one with the shortest drafts, or none."""
     most = max(each.worth for each in outlooks)
-    able = [each for each in outlooks if each.worth >= most - abs(most) * _NOTHING]
+    able = [each for each in outlooks if each.worth >= most - abs(most) * ALIKE]
     return min(able, key=lambda each: each.candidate.draft_length)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from engine.plan import Candidate, Cell, Estimate, Objective, Outlook, Trees
+from planner.plan.choose import ALIKE
 
 _LIMITS = {"ttft_ms": "first token", "tpot_ms": "time per token"}
 
@@ -36,8 +37,10 @@ def answer(cell: Cell, objective: Objective, deployments: Sequence[str]) -> str:
         if not others:
             return f"{load}: nothing was drafted, so there is nothing to choose from."
         near = max(others, key=lambda each: each.worth)
+        gains = f"hardly, speculation would gain less than {ALIKE:.0%}"
+        verdict = gains if near.worth > best.worth else "no, speculation does not pay"
         return (
-            f"{load}: no, speculation does not pay. The best of it, {named(near.candidate, deployments)}, would give "
+            f"{load}: {verdict}. The best of it, {named(near.candidate, deployments)}, would give "
             f"{_interval(near.gain)} times the tokens of none: {_why(near, cell)}."
         )
     sure = "yes" if best.gain.low > 1 else "maybe; this profile cannot tell it from none"

@@ -67,10 +67,13 @@ def test_cells_are_compared_with_what_their_requests_got(mine: Profile, known: l
 def test_predictions_that_are_off_show(mine: Profile, known: list[Option]) -> None:
     told = verdict(check([mine], known, cells(known, factor=1.5)))
     assert told.median_error == pytest.approx(0.5) and told.near == told.inside == 0.0
+    assert told.pace == pytest.approx(1 / 1.5) and told.paced_error < 1e-9 and told.paced_near == 1.0
+    assert told.gain_error is not None and told.gain_error < 1e-9
     swapped = cells(known)
     best = max(swapped[:2], key=lambda cell: cell.tokens_per_second)
     swapped[swapped.index(best)] = replace(best, tokens_per_second=best.tokens_per_second / 10)
-    assert verdict(check([mine], known, swapped)).choices["c1"] < 0.5
+    told = verdict(check([mine], known, swapped))
+    assert told.choices["c1"] < 0.5 and told.pace == pytest.approx(1.0) and told.paced_near < 1.0
 
 
 def test_a_shorter_length_that_was_asked_for_counts(mine: Profile, known: list[Option]) -> None:

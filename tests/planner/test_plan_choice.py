@@ -17,6 +17,7 @@ from planner.plan.predict import Predictor, Traffic
 from planner.plan.profiles import Profile
 from planner.plan.replay import replay
 from planner.plan.section import speculation_section
+from planner.plan.words import answer
 from planner.profile.records import RequestRecord
 from tests.planner.synthetic_profile import chain, profile, records
 
@@ -115,7 +116,9 @@ def test_the_choice_is_the_best_of_all(rate: float) -> None:
         best = max(static, key=lambda each: each.worth)
         assert len(static) == 16
         assert rates[best.candidate.draft_length] == pytest.approx(max(rates), rel=0.01)
-        assert cell.best.worth == pytest.approx(max(each.worth for each in cell.candidates), rel=1e-3)
+        most = max(each.worth for each in cell.candidates)
+        alike = [each.candidate.draft_length for each in cell.candidates if each.worth >= 0.97 * most]
+        assert cell.best.worth >= 0.97 * most and cell.best.candidate.draft_length == min(alike)
 
 
 def test_latency_is_that_of_the_slowest_tenth() -> None:
@@ -126,7 +129,9 @@ def test_latency_is_that_of_the_slowest_tenth() -> None:
         slow = float(np.quantile(behaviour.steps / behaviour.tokens, 0.9))
         step = outlook.step_ms.value + outlook.draft_ms.value
         assert -outlook.worth == pytest.approx(99 * slow * step)
-    assert cell.best.worth == pytest.approx(max(each.worth for each in cell.candidates), rel=1e-3)
+    most = max(each.worth for each in cell.candidates)
+    alike = [each.candidate.draft_length for each in cell.candidates if each.worth >= 1.03 * most]
+    assert cell.best.candidate.draft_length == min(alike) and cell.best.worth >= 1.03 * most
 
 
 def test_drafts_that_are_never_right_lose_to_none_and_ties_go_to_the_smaller() -> None:
@@ -235,6 +240,26 @@ def test_a_plan_is_written_read_and_asked(tmp_path: Path) -> None:
     assert [again.choice(users, 200) for users in (1, 2, 3, 4, 5, 20)] == [
         here[key] for key in (1, 2, 4, 4, 8, 8)
     ]
+
+
+@pytest.mark.parametrize(
+    ("gain", "length", "words"),
+    [(1.02, 0, "hardly, speculation"), (1.06, 3, "yes. "), (0.9, 0, "no, speculation")],
+)
+def test_drafts_have_to_bring_more_than_predictions_are_off_by(gain: float, length: int, words: str) -> None:
+    found = profile(records(0.4), steep, drafting)
+    cell = choose(options([found], 0.0), Traffic(1, 100, 64), THROUGHPUT)
+    exact = cell.best.gain.model_copy(update={"value": gain, "low": gain, "high": gain})
+    drafted = [
+        each.model_copy(update={"worth": gain, "gain": exact})
+        for each in cell.candidates
+        if each.candidate.draft_length == 3
+    ]
+    able = [cell.candidates[0].model_copy(update={"worth": 1.0}), *drafted]
+    best = best_of(able)
+    assert best.candidate.draft_length == length
+    told = answer(cell.model_copy(update={"candidates": able, "best": best}), THROUGHPUT, ["mine"])
+    assert f": {words}" in told
 
 
 def test_the_schedule_is_the_best_length_of_each_concurrency() -> None:
