@@ -27,8 +27,8 @@ from speculators.registry import METHODS, create, settings_of
 Floats = NDArray[np.float64]
 LEVEL = 0.9
 ALIKE = 0.03
-"""By how much, as a share, an option has to be worth more than one with shorter drafts to be chosen: predictions of gains
-are off by more than that (docs/choose.md)."""
+"""Share by which an option has to be worth more than one with shorter drafts to be chosen: predictions of gains are off
+by more than that (docs/choose.md)."""
 _SLOW = 0.9  # quantile of requests that latency is about
 NONE = Candidate(deployment=None, method="none", draft_length=0, adaptive=False)
 
