@@ -137,7 +137,9 @@ def launch(folder: Path, metrics: int | None = None) -> Triton:
 
 def _started(command: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
     site = Path(str(distribution("nvidia-pytriton").locate_file("")))
-    with log.open("wb") as output:
+    log.unlink(missing_ok=True)
+    # Whoever writes does so at its end: a model process outlives the server that a test kills.
+    with log.open("ab") as output:
         return subprocess.Popen(
             command, env=environment(site), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
