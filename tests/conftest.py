@@ -116,8 +116,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     reports = runtestprotocol(item, log=False, nextitem=nextitem)
     failures = [report for report in reports if report.failed]
+    ended = REVIVALS.ended() if failures else {}
     for report in failures:
-        report.sections.extend((f"server {name} has ended", log) for name, log in REVIVALS.ended().items())
+        report.sections.extend((f"server {name} has ended", log) for name, log in ended.items())
     revived = bool(failures) and REVIVALS.made()
     if revived or (failures and "DRAFTHOUSE_TEST_AGAIN" in os.environ):
         reason = "Triton's gRPC server had met a fault of its own" if revived else "it had failed"

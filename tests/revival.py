@@ -8,7 +8,6 @@ in any other way stays as it is, and what it logged last is told with each test 
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,18 +54,16 @@ class Revivals:
         return met
 
     def ended(self) -> dict[str, str]:
-        """The ends of the logs of those that listen no more, by address."""
-        return {grpc: _end(log) for log, grpc, _ in self._running if not _listens(grpc)}
+        """The ends of the logs of those that are there no more, by address."""
+        gone = (
+            (log, grpc)
+            for log, grpc, _ in self._running
+            if "UNAVAILABLE" in (fault(grpc, _LOOK_SECONDS) or "")
+        )
+        return {grpc: _end(log) for log, grpc in gone}
 
 
 REVIVALS = Revivals()
-
-
-def _listens(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    with socket.socket() as probe:
-        probe.settimeout(_LOOK_SECONDS)
-        return probe.connect_ex((host, int(port))) == 0
 
 
 def _end(log: Path) -> str:

@@ -156,7 +156,7 @@ def _choices(told: Sequence[Checked]) -> Iterator[tuple[str, float]]:
         arms = [cell for cell in told if cell.measured.load == load]
         if len(arms) > 1:
             chosen = best_of([cell.outlook for cell in arms if cell.outlook is not None])
-            (given, *_) = (cell.measured.tokens_per_second for cell in arms if cell.outlook is chosen)
+            given = next(cell.measured.tokens_per_second for cell in arms if cell.outlook is chosen)
             yield load, given / max(cell.measured.tokens_per_second for cell in arms)
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cli.checks import checked_table
 from cli.profile import cost_table, length_table
-from engine.plan import Candidate, Estimate
+from engine.plan import Candidate, Estimate, Outlook
 from planner.bench.measure import BATCHES, TOKENS, BenchResult
 from planner.bench.peers.summary import ArmSummary
 from planner.bench.peers.table import acceptance_table, category_table, peers_table, position_table
@@ -69,8 +69,11 @@ def profile() -> dict[str, dict[str, object]]:
 def checked() -> list[Checked]:
     candidate = Candidate(deployment="x", method="anpd", draft_length=15, adaptive=False)
     measured = Measured("c16", "anpd", "x", None, Traffic(16, 1000, 200), 12345.0)
+    figure = Estimate(value=1234.0, low=1111.0, high=12345.0)
+    estimates = {name: figure for name in Outlook.model_fields if name not in ("candidate", "worth")}
+    outlook = Outlook(candidate=candidate, **estimates, worth=1.0)
     return [
-        Checked(measured, candidate, Estimate(value=1234.0, low=1111.0, high=12345.0)),
+        Checked(measured, candidate, outlook),
         Checked(measured, None, None, "not profiled here"),
     ]
 

@@ -27,12 +27,12 @@ DEADLINES = (0.2, 1.0, 5.0, 25.0)
 
 @dataclass
 class Triton:
-    """A running server; `last` is a page of the service that it starts last."""
+    """A running server; `pages` are those that answer when it is ready, in the order in which they come up."""
 
     process: subprocess.Popen[bytes]
     http: str
     grpc: str
-    last: str
+    pages: Sequence[str]
     journal: Path
     log: Path
     region: str
@@ -126,10 +126,11 @@ def launch(folder: Path, metrics: int | None = None) -> Triton:
         "--http-address=127.0.0.1",
         "--allow-metrics=false" if metrics is None else f"--metrics-port={metrics}",
     ]
-    # Of its services that of the metrics comes last, and without it the server ends.
-    last = f"127.0.0.1:{http}/v2/health/ready" if metrics is None else f"127.0.0.1:{metrics}/metrics"
-    addresses = f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"http://{last}"
-    triton = Triton(_started(command, log), *addresses, folder / "journal", log, region, command)
+    pages = [f"http://127.0.0.1:{http}/v2/health/ready"]
+    if metrics is not None:  # the last of its services, without which the server ends
+        pages.append(f"http://127.0.0.1:{metrics}/metrics")
+    addresses = f"127.0.0.1:{http}", f"127.0.0.1:{grpc}"
+    triton = Triton(_started(command, log), *addresses, pages, folder / "journal", log, region, command)
     wait_until_ready(triton)
     triton.revivable.enter_context(REVIVALS.of(log, triton.grpc, triton.start_again))
     return triton
@@ -173,8 +174,8 @@ def wait_until_ready(triton: Triton) -> None:
 
 def is_ready(triton: Triton) -> bool:
     try:
-        urllib.request.urlopen(f"http://{triton.http}/v2/health/ready", timeout=60)
-        urllib.request.urlopen(triton.last, timeout=60)
+        for page in triton.pages:
+            urllib.request.urlopen(page, timeout=60)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
     return True
