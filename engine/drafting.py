@@ -32,7 +32,7 @@ class Drafting:
 
     Attributes:
         spent: of the last step, by speculator.
-        proposing_seconds: of all of them, and of the policy's choice.
+        seconds: of the last step: of all of them and of the policy, from its choice to what it has learned.
 
     Raises:
         ValueError: two speculators have the same name.
@@ -58,7 +58,7 @@ class Drafting:
         self._policy, self._access = policy, access
         self._share, self._statistics, self._clock = share, statistics, clock
         self.spent: dict[str, DraftCost] = {}
-        self.proposing_seconds = 0.0
+        self.seconds = 0.0
         for each in policy.speculators:
             if each.requirements.drafts_with_target:
                 each.bind(access)
@@ -82,11 +82,10 @@ class Drafting:
     def propose(self, running: Sequence[RunningRequest]) -> list[Proposal]:
         """What the speculators that the policy has chosen would have verified."""
         started = self._clock()
-        self.spent = {}
+        self.spent, self.seconds = {}, 0.0
         with self._access.lent():
             proposals = self._proposals(self._caught_up(self._assigned(running)))
-        self.proposing_seconds = self._clock() - started
-        self._statistics.draft_seconds += self.proposing_seconds
+        self._took(started)
         return proposals
 
     def select(self, proposals: Sequence[Proposal]) -> dict[int, Proposal]:
@@ -97,7 +96,7 @@ class Drafting:
         for proposal, tree in zip(ours, self._policy.select(ours), strict=True):
             if tree is not proposal.tree:
                 selected[proposal.item.id] = replace(proposal, tree=tree)
-        self._statistics.draft_seconds += self._clock() - started
+        self._took(started)
         return selected
 
     def observe(self, item: RunningRequest, proposal: Proposal | None, outcome: StepOutcome) -> None:
@@ -107,7 +106,7 @@ class Drafting:
             self.speculators[name].observe(item.id, outcome)
         if item.speculates:
             self._policy.learn(proposal, item, outcome)
-        self._statistics.draft_seconds += self._clock() - started
+        self._took(started)
 
     def finish(self, item: RunningRequest) -> None:
         """A request that was admitted has ended."""
@@ -117,6 +116,11 @@ class Drafting:
     def end(self, item: RunningRequest) -> None:
         """Forget a request, admitted or not."""
         self._policy.end(item)
+
+    def _took(self, started: float) -> None:
+        seconds = self._clock() - started
+        self.seconds += seconds
+        self._statistics.draft_seconds += seconds
 
     def _assigned(self, running: Sequence[RunningRequest]) -> list[tuple[RunningRequest, Assignment]]:
         given: list[tuple[RunningRequest, Assignment]] = [

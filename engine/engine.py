@@ -162,7 +162,7 @@ class Engine:
 
     def _cost(self, parts: Sequence[Part], seconds: float) -> StepCost:
         drafts = self._drafting.spent
-        drafting = self._drafting.proposing_seconds
+        drafting = self._drafting.seconds
         return StepCost(
             rows=sum(len(part.batch.tokens) for part in parts if not part.reads),
             reads=any(part.reads for part in parts),

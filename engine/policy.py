@@ -75,7 +75,7 @@ class StepCost:
         rows: tokens of the requests that decode: roots and nodes.
         reads: whether prompts were read, too.
         verify_ms: milliseconds of all but drafting.
-        draft_ms: milliseconds of drafting.
+        draft_ms: milliseconds of drafting, of choosing and of learning from what came of it.
         drafts: by speculator.
     """
 

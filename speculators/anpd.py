@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from speculators.base import Speculator
 from speculators.graphs import DrafterRows
 from speculators.outcome import StepOutcome
-from speculators.requests import Requests
+from speculators.requests import Texts
 from speculators.tree import TokenTree
 
 _TOKEN_BITS = 32
@@ -164,12 +164,10 @@ class AnpdSpeculator(Speculator):
             )
         self.max_draft_length = draft_length
         self._ngram = ngram
-        self._tables: Requests[NgramTable] = Requests(self.name)
+        self._tables: Texts[NgramTable] = Texts(self.name)
 
     def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
-        table = NgramTable(self._ngram)
-        self._tables.start(request_id, table)
-        table.extend(prompt)
+        self._tables.start(request_id, NgramTable(self._ngram), prompt)
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
         return [
@@ -178,7 +176,7 @@ class AnpdSpeculator(Speculator):
         ]
 
     def observe(self, request_id: int, outcome: StepOutcome) -> None:
-        self._tables[request_id].extend(outcome.emitted)
+        self._tables.extend(request_id, outcome.emitted)
 
     def finish(self, request_id: int) -> None:
         self._tables.finish(request_id)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from speculators.base import Speculator
 from speculators.graphs import DrafterRows
 from speculators.outcome import StepOutcome
-from speculators.requests import Requests
+from speculators.requests import Texts
 from speculators.tree import TokenTree
 
 
@@ -70,12 +70,10 @@ class PromptLookupSpeculator(Speculator):
                 raise ValueError(f"prompt_lookup: {setting} is {value}; it must be 1 or more")
         self.max_draft_length = draft_length
         self._ngram, self._use_oldest = ngram, use_oldest
-        self._texts: Requests[_Text] = Requests(self.name)
+        self._texts: Texts[_Text] = Texts(self.name)
 
     def start(self, request_id: int, prompt: Sequence[int], rows: DrafterRows | None = None) -> None:
-        text = _Text(self._ngram, self._use_oldest)
-        self._texts.start(request_id, text)
-        text.extend(prompt)
+        self._texts.start(request_id, _Text(self._ngram, self._use_oldest), prompt)
 
     def propose(self, request_ids: Sequence[int], budgets: Sequence[int]) -> list[TokenTree]:
         return [
@@ -84,7 +82,7 @@ class PromptLookupSpeculator(Speculator):
         ]
 
     def observe(self, request_id: int, outcome: StepOutcome) -> None:
-        self._texts[request_id].extend(outcome.emitted)
+        self._texts.extend(request_id, outcome.emitted)
 
     def finish(self, request_id: int) -> None:
         self._texts.finish(request_id)

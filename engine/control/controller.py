@@ -11,11 +11,14 @@ next to nothing; they are always asked, and what they find counts.
 
 What is not tried is not known. So now and then, where it is in doubt how two choices compare, the other one is taken
 for a step; a drafter that costs something is tried for one request alone.
+
+Asking takes time, too. At a batch at which drafts have brought next to nothing beyond theirs, nobody is asked but in
+every eighth step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +26,17 @@ from numpy.typing import NDArray
 from engine.control.beginning import Beginning, Drafting, guessed_survival
 from engine.control.costs import LiveCosts
 from engine.control.decisions import NONE, Decisions
-from engine.control.state import Proposed, RequestState, Step, Way, Worth
+from engine.control.state import TIE, Proposed, RequestState, Step, Way, Worth, scouts, worth_at
 from engine.control.survival import Fate, History, SurvivalEstimate
 from engine.policy import Assignment, Choice, Proposal, StepCost, draft_in_turns
 from engine.running import RunningRequest
 from speculators.base import Speculator
 from speculators.match import Repetition
 from speculators.outcome import StepOutcome
+from speculators.requests import Texts
 from speculators.tree import EMPTY, TokenTree
 
 Floats = NDArray[np.float64]
-_TIE = 0.002  # of a step's tokens: no reason to draft more
 _CHEAP = 0.03  # of a step: drafting that takes less is not weighed
 _DOUBT = 0.15  # standard deviation of the logarithm of a cost above which it is tried again
 _BETWEEN_TRIALS = 16  # steps of a batch
@@ -48,7 +51,7 @@ _WORTH_READING = (
     0.03  # of a step's tokens: what a drafter has to bring so that it reads prompts along for that
 )
 _FOLLOWED = 128  # steps for which requests are still followed after drafting was last worth its time
-_ASLEEP, _AWAKE_EVERY = 64, 8  # lookups whose drafts are never worth it are asked in every eighth step
+_ASKED_EVERY = 8  # steps: whether a drafter that follows few requests would be worth its time for all
 _KEPT_UP = 256  # tokens that a drafter may fall behind of a request before it is made to read them
 
 
@@ -70,10 +73,16 @@ class Controller:
             name: self._way(name, group, known.deployments[name]) for name, group in deployments.items()
         }
         self.decisions = Decisions(list(self.ways), most_requests)
+        self._dear = [way for way in self.ways.values() if way.costs is not None]
+        self._cheap = [way for way in self.ways.values() if way.costs is None]
+        self._most = max((way.most for way in self.ways.values()), default=0)
         self._of = {each.name: way for way in self.ways.values() for each in way.speculators}
         self._requests: dict[int, RequestState] = {}
+        self._texts: Texts[Repetition] = Texts("controller")
         self._worths: dict[int, Worth] = {}
         self._step: Step | None = None
+        self._worth: Worth | None = None
+        self._slept = 0  # steps in which nobody was asked, since the last one in which somebody was
         self._proposed: dict[int, Proposed] = {}
 
     def begin(self, item: RunningRequest) -> Sequence[str]:
@@ -83,23 +92,33 @@ class Controller:
         ways = [way for way in self.ways.values() if self._follows(way, item)]
         if ways:
             histories = {way.name: History() for way in ways}
-            self._requests[item.id] = RequestState(Repetition(item.request.prompt), asked, histories)
+            self._requests[item.id] = RequestState(asked, histories)
+            self._texts.start(item.id, Repetition(), item.request.prompt)
         return [each.name for way in ways for each in way.speculators]
 
     def assign(self, running: Sequence[RunningRequest]) -> list[Assignment]:
         self._proposed = {}
         decoding = [item for item in running if not item.in_prefill]
-        if not decoding or not self.ways:  # what a plan without drafts costs is what none costs
-            self._step = None
+        self._step = self._worth = None
+        # What a plan without drafts costs, and requests that want none, is what none costs.
+        if not self.ways or all(item.request.draft_length == 0 for item in decoding):
             if decoding:
                 self.decisions.at(len(decoding)).steps[NONE] += 1
             return [self._kept_up(item, None) for item in running]
+        self._worth = worth = worth_at(self._worths, len(decoding))
+        if not any(way.unseen for way in self._dear) and worth.sleeps():
+            self._slept += 1
+            self.decisions.at(len(decoding)).steps[NONE] += 1
+            return [self._kept_up(item, None) for item in running]
         context = sum(item.cached for item in decoding) / len(decoding)
-        self._step = step = Step(len(decoding), context, self._worths.setdefault(len(decoding), Worth()))
-        able = {item.id: item for item in decoding if item.id in self._requests and item.room > 0}
-        most = len(decoding) * (1 + max((way.most for way in self.ways.values()), default=0))
-        step.verify = self.costs.milliseconds(context, len(decoding), most)
-        chosen = self._chosen(step, list(able.values()))
+        self._step = step = Step(len(decoding), context, worth)
+        step.verify = self.costs.milliseconds(context, len(decoding), len(decoding) * (1 + self._most))
+        able = [item for item in decoding if item.id in self._requests and item.room > 0]
+        if worth.sleepy and able and not self._dear:
+            step.asked = len(able) // len(scouting := scouts(able))
+            able = scouting
+        chosen = self._chosen(step, able)
+        self._slept = 0
         return [self._assignment(item, chosen.get(item.id)) for item in running]
 
     def select(self, proposals: Sequence[Proposal]) -> list[TokenTree]:
@@ -123,7 +142,7 @@ class Controller:
 
     def learn(self, proposal: Proposal | None, item: RunningRequest, outcome: StepOutcome) -> None:
         request = self._requests[item.id]
-        request.text.extend(outcome.emitted)
+        self._texts.extend(item.id, outcome.emitted)
         if outcome.reads_prompt:
             return
         if self._step is not None:
@@ -136,7 +155,10 @@ class Controller:
                 del request.fates[name]
 
     def ran(self, cost: StepCost) -> None:
-        step = self._step
+        step, costly = self._step, [way.speculators[-1].name for way in self._dear]
+        if self._worth is not None:
+            drafters = sum(cost.drafts[name].ms for name in costly if name in cost.drafts)
+            self._worth.took(cost.draft_ms - drafters, step.asked if step else 0)
         if step is None:
             return
         counts = self.decisions.at(step.decoding)
@@ -154,7 +176,8 @@ class Controller:
                 way.costs.learn(step.context, asked.requests, asked.requests * asked.budget, asked.ms)
 
     def end(self, item: RunningRequest) -> None:
-        self._requests.pop(item.id, None)
+        if self._requests.pop(item.id, None) is not None:
+            self._texts.finish(item.id)
         for way in self.ways.values():
             way.followed.discard(item.id)
 
@@ -182,45 +205,40 @@ class Controller:
         costs = LiveCosts(known.draft_costs, of_drafts=True) if dear else None
         guessed = not known.survival
         survival = SurvivalEstimate(known.survival or guessed_survival(group), most, guessed=guessed)
-        return Way(name, group, survival, costs, draft_in_turns(group), guessed=guessed)
+        return Way(name, group, most, survival, costs, draft_in_turns(group), guessed=guessed)
 
     def _longest(self, item: RunningRequest) -> int:
         """Nodes that a draft for a request may have now."""
-        most = self._requests[item.id].most
-        longest = max((way.most for way in self.ways.values()), default=0)
-        return max(0, min(item.room, longest, longest if most is None else most))
+        asked = self._requests[item.id].most
+        return max(0, min(item.room, self._most, self._most if asked is None else asked))
 
     def _before(self, item: RunningRequest, way: Way) -> list[float]:
         """Survival of a draft that has not been made yet."""
         request = self._requests[item.id]
         count = min(way.most, self._longest(item))
-        return way.survival(request.text.match, request.histories[way.name].value, None, count)
+        return way.survival(self._texts[item.id].match, request.histories[way.name].value, None, count)
 
     def _chosen(self, step: Step, able: Sequence[RunningRequest]) -> dict[int, tuple[Way, int]]:
         """By request, who drafts for it and how many nodes at most."""
-        cheap = [way for way in self.ways.values() if way.costs is None]
-        dear = [way for way in self.ways.values() if way.costs is not None]
+        if not self._dear and len(self._cheap) == 1:  # nothing to choose from
+            (only,) = self._cheap
+            return {item.id: (only, only.most) for item in able}
         chosen: dict[int, tuple[Way, int]] = {}
         lookups: dict[int, list[float]] = {}
         for item in able:
-            found = [(self._before(item, way), way) for way in cheap] if dear or len(cheap) > 1 else []
-            row, way = (
-                max(found, key=lambda pair: sum(pair[0])) if found else ([], cheap[0] if cheap else None)
-            )
-            lookups[item.id] = row
-            if way is not None and not self._asleep(step):
+            found = [(self._before(item, way), way) for way in self._cheap]
+            lookups[item.id] = []
+            if found:
+                lookups[item.id], way = max(found, key=lambda pair: sum(pair[0]))
                 chosen[item.id] = way, way.most
-        best, drafter = self._value(step, lookups.values(), 0.0), None
+        best, drafter = step.value(lookups.values(), 0.0), None
         without = best
-        for way in dear:
-            way.unused, way.idle, way.scouted = way.unused + 1, way.idle + 1, way.scouted + 1
+        for way in self._dear:
+            due = way.idle % _ASKED_EVERY + 1 + self._slept >= _ASKED_EVERY
+            way.passed(1 + self._slept)
             rows = {item.id: self._before(item, way) for item in able if way.may_draft(item)}
             longest = max(map(len, rows.values()), default=0)
-            if (
-                way.idle % _AWAKE_EVERY == 0
-                and len(rows) < step.decoding
-                and self._wanted(way, step, without)
-            ):
+            if due and len(rows) < step.decoding and self._wanted(way, step, without):
                 way.idle = 0
             if not longest or way.costs is None:
                 continue
@@ -230,8 +248,8 @@ class Controller:
                 mixed = [
                     max(rows.get(identity, [])[:size], row, key=sum) for identity, row in lookups.items()
                 ]
-                value = self._value(step, mixed, milliseconds)
-                if value > best + _TIE * step.decoding:
+                value = step.value(mixed, milliseconds)
+                if value > best + TIE * step.decoding:
                     best, drafter = value, (way, size, rows, milliseconds)
         if drafter is not None:
             way, size, rows, step.drafting_ms = drafter
@@ -240,7 +258,7 @@ class Controller:
             for identity, row in rows.items():
                 if row and sum(row[:size]) >= sum(lookups[identity]):
                     chosen[identity] = way, size
-        for way in dear:
+        for way in self._dear:
             self._try(step, way, [item for item in able if way.may_draft(item)], chosen)
         return chosen
 
@@ -251,31 +269,16 @@ class Controller:
             return False
         costs = way.costs.milliseconds(step.context, step.decoding, step.decoding * len(row))
         values = (
-            self._value(step, [row[:size]] * step.decoding, float(costs[(size - 1) * step.decoding]))
+            step.value([row[:size]] * step.decoding, float(costs[(size - 1) * step.decoding]))
             for size in range(1, len(row) + 1)
         )
         return max(values) > without + _WORTH_READING * step.decoding
 
-    def _value(self, step: Step, rows: Iterable[Sequence[float]], milliseconds: float) -> float:
-        """Tokens beyond one a request, less what the time that they take is worth."""
-        pool = np.asarray([value for row in rows for value in row])
-        return self._best(step, -np.sort(-pool), step.verify)[1] - step.rate * milliseconds
-
-    def _best(self, step: Step, pool: Floats, verify: Floats) -> tuple[int, float]:
-        """How many of these nodes, the likeliest first, are worth their verification, and by how much."""
-        pool = pool[: len(verify) - 1]
-        if not len(pool):
-            return 0, 0.0
-        net = np.cumsum(pool) - step.rate * (verify[1 : len(pool) + 1] - verify[0])
-        able = float(net.max()) - _TIE * step.decoding
-        if able <= 0:
-            return 0, 0.0
-        count = int((net >= able).argmax()) + 1
-        return count, float(net[count - 1])
-
     def _count(self, step: Step, pool: Floats) -> int:
         """Nodes to verify: the best, or for a trial what is not known well."""
-        count, _ = self._best(step, pool, step.verify)
+        count, step.brought = step.best(pool, step.verify)
+        if step.asked > 1:
+            _, step.brought = step.best(np.repeat(pool, step.asked), step.verify)
         worth = step.worth
         if (worth.steps + 1) % _BETWEEN_TRIALS or not len(pool):
             return count
@@ -285,7 +288,7 @@ class Controller:
             costs = self.costs.milliseconds(
                 step.context, step.decoding, step.decoding + len(step.verify) - 1, doubt
             )
-            other, _ = self._best(step, near, costs)
+            other, _ = step.best(near, costs)
             if self.costs.doubt(step.context, step.decoding, count, other) > _DOUBT:
                 return other
         return count
@@ -293,17 +296,14 @@ class Controller:
     def _tell(self, step: Step) -> None:
         """Put down what was decided, and what it is expected to bring."""
         worth, counts, nodes = step.worth, self.decisions.at(step.decoding), sum(step.nodes.values())
-        worth.idle = 0 if nodes else worth.idle + 1
         took = float(step.verify[min(nodes, len(step.verify) - 1)]) + step.drafting_ms
-        worth.add(1 + step.expected / step.decoding, took / float(step.verify[0]))
+        pays = max(0.0, step.brought - step.rate * step.drafting_ms) / step.decoding
+        worth.plain_ms = float(step.verify[0])
+        worth.add(1 + step.expected / step.decoding, took / float(step.verify[0]), pays)
         for name in [name for name, count in step.nodes.items() if count] or [NONE]:
             counts.steps[name] += 1
             counts.nodes[name] += step.nodes.get(name, 0)
         counts.expected_tokens += step.decoding + step.expected
-
-    def _asleep(self, step: Step) -> bool:
-        idle = step.worth.idle
-        return idle >= _ASLEEP and idle % _AWAKE_EVERY != 0
 
     def _try(
         self, step: Step, way: Way, able: Sequence[RunningRequest], chosen: dict[int, tuple[Way, int]]
@@ -355,8 +355,8 @@ class Controller:
         if request is None:
             return []
         found: list[Choice] = []
-        for way in self.ways.values():
-            if way is but or way.costs is None or not way.may_draft(item):
+        for way in self._dear:
+            if way is but or not way.may_draft(item):
                 continue
             if item.in_prefill or item.cached - request.read.get(way.name, 0) >= _KEPT_UP:
                 request.read[way.name] = item.cached
@@ -365,8 +365,8 @@ class Controller:
 
     def _made(self, proposal: Proposal) -> Proposed:
         way, request = self._of[proposal.speculator], self._requests[proposal.item.id]
-        way.unused = 0
-        made = Proposed(proposal.tree, way, request.text.match, request.histories[way.name].value)
+        way.unused, match = 0, self._texts[proposal.item.id].match
+        made = Proposed(proposal.tree, way, match, request.histories[way.name].value)
         self._proposed[proposal.item.id] = made
         return made
 

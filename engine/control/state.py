@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,18 @@ from engine.control.costs import LiveCosts
 from engine.control.survival import Fate, History, SurvivalEstimate
 from engine.running import RunningRequest
 from speculators.base import Speculator
-from speculators.match import Repetition
 from speculators.tree import TokenTree
 
 Floats = NDArray[np.float64]
+TIE = 0.002  # of a step's tokens: no reason to draft more
 _FIRST_TRIALS = 50  # drafts after which what was seen decides
 _MEMORY = 0.98  # of the average worth of a step, with each further one
+_FIRST_STEPS = 64  # of a batch, before which it does not sleep
+_ASKING_MEMORY = 48  # steps: of what asking for drafts brings and takes
+_AWAKE_EVERY = 8, 64  # steps, while nothing pays: the least and the most of them,
+_AWAKE = 0.005  # and between them as many as make asking that much of the time
+_ALIKE = 0.7  # batches, in relation to each other
+_SCOUTS = 4  # requests, one of which is asked for meanwhile
 
 
 @dataclass(slots=True)
@@ -27,6 +33,7 @@ class Way:
     Attributes:
         name: of the deployment.
         speculators: the one to be asked first in front.
+        most: nodes of its longest draft.
         survival: of its drafts.
         costs: of drafting, by requests and nodes; None where it costs next to nothing.
         in_turns: whether its speculators draft in turns.
@@ -41,6 +48,7 @@ class Way:
 
     name: str
     speculators: Sequence[Speculator]
+    most: int
     survival: SurvivalEstimate
     costs: LiveCosts | None
     in_turns: bool = False
@@ -57,10 +65,9 @@ class Way:
         """Whether its drafter knows a request: it was told of it, and lacked nothing of what that took over."""
         return self.speculators[-1].name in item.speculators
 
-    @property
-    def most(self) -> int:
-        """Nodes of its longest draft."""
-        return max(each.max_draft_length for each in self.speculators)
+    def passed(self, steps: int) -> None:
+        """So many steps have come, without it so far."""
+        self.unused, self.idle, self.scouted = self.unused + steps, self.idle + steps, self.scouted + steps
 
     @property
     def unseen(self) -> bool:
@@ -70,13 +77,12 @@ class Way:
 
 @dataclass(slots=True)
 class RequestState:
-    """What is known of a running request: its text's repetitions, and by way of drafting how it fared.
+    """What is known of a running request, by way of drafting: how it fared.
 
     `most` is the longest draft that it asked for, `read` how many of its tokens have been read by drafters that cost
     something.
     """
 
-    text: Repetition
     most: int | None
     histories: dict[str, History]
     fates: dict[str, Fate] = field(default_factory=dict)
@@ -95,25 +101,85 @@ class Proposed:
 
 @dataclass(slots=True)
 class Worth:
-    """Of a step at a batch: tokens and milliseconds in relation to those of plain decoding, averages of late."""
+    """Of a step at a batch: tokens and milliseconds in relation to those of plain decoding, averages of late.
+
+    Attributes:
+        pays: tokens that drafts bring beyond their time, of those of plain decoding, likewise.
+        plain_ms: of a step of plain decoding.
+        asking_ms, resting_ms: of all that has to do with drafts in a step, without that of costly drafters, where
+            everybody is asked and where nobody is; averages.
+        steps: for which drafts were asked.
+        slept: steps since then.
+    """
 
     tokens: float = 1.0
     milliseconds: float = 1.0
-    idle: int = 0  # steps in a row of which nothing was verified
-
+    pays: float = 0.0
+    plain_ms: float = 0.0
+    asking_ms: float = 0.0
+    resting_ms: float = 0.0
     steps: int = 0
+    slept: int = 0
 
-    def add(self, tokens: float, milliseconds: float) -> None:
-        """Take in a step: the first few count as much as all before them."""
+    @property
+    def _share(self) -> float:
+        """Of averages, what the step counts for that has just come."""
+        return min(1.0, max(1 / self.steps, (1 + self.slept) / _ASKING_MEMORY))
+
+    @property
+    def sleepy(self) -> bool:
+        """Whether drafts have brought less than asking for them takes."""
+        least = max(TIE * self.plain_ms, self.asking_ms - self.resting_ms)
+        return self.steps >= _FIRST_STEPS and self.pays * self.plain_ms < least
+
+    def sleeps(self) -> bool:
+        """Whether nobody is asked in the next step: while drafts pay too little, in all but one of eight or more."""
+        if not self.sleepy:
+            return False
+        shortest, longest = _AWAKE_EVERY
+        between = min(max((self.asking_ms - self.resting_ms) / (_AWAKE * self.plain_ms), shortest), longest)
+        if self.slept + 1 >= between:
+            return False
+        self.slept += 1
+        return True
+
+    def add(self, tokens: float, milliseconds: float, pays: float) -> None:
+        """Take in a step: the first few count as much as all before them, and one for those that were slept before."""
         self.steps += 1
         share = max(1 - _MEMORY, 1 / (1 + self.steps))
         self.tokens += share * (tokens - self.tokens)
         self.milliseconds += share * (milliseconds - self.milliseconds)
+        self.pays += self._share * (pays - self.pays)
+
+    def took(self, milliseconds: float, asked: int) -> None:
+        """Likewise what all that has to do with drafts took, where one of so many requests was asked for; 0: none."""
+        if asked:
+            whole = self.resting_ms + asked * (milliseconds - self.resting_ms)
+            self.asking_ms += self._share * (whole - self.asking_ms)
+            self.slept = 0
+        else:
+            share = 1 / _ASKING_MEMORY if self.resting_ms else 1.0
+            self.resting_ms += share * (milliseconds - self.resting_ms)
+
+
+def worth_at(known: dict[int, Worth], decoding: int) -> Worth:
+    """That of a batch, which begins with what is known of one that is about as large."""
+    if decoding not in known:
+        near = min(known, key=lambda other: abs(other - decoding), default=0)
+        alike = decoding * _ALIKE <= near <= decoding / _ALIKE
+        known[decoding] = replace(known[near], slept=0) if alike else Worth()
+    return known[decoding]
 
 
 @dataclass(slots=True)
 class Step:
-    """A step in the making: requests that decode, and what drafts of each size cost."""
+    """A step in the making: requests that decode, and what drafts of each size cost.
+
+    Attributes:
+        expected: tokens of the nodes that are verified.
+        brought: likewise of those that are best, less what the time of verifying them is worth.
+        asked: how many of the requests are asked for: one of so many.
+    """
 
     decoding: int
     context: float
@@ -122,8 +188,37 @@ class Step:
     drafting_ms: float = 0.0
     nodes: dict[str, int] = field(default_factory=dict)
     expected: float = 0.0
+    brought: float = 0.0
+    asked: int = 1
 
     @property
     def rate(self) -> float:
         """Tokens that a millisecond is worth."""
         return self.worth.tokens / self.worth.milliseconds * self.decoding / float(self.verify[0])
+
+    def best(self, pool: Floats, verify: Floats) -> tuple[int, float]:
+        """How many of these nodes, the likeliest first, are worth their verification, and by how many tokens.
+
+        Args:
+            pool: survival of each.
+            verify: milliseconds of steps with none of them, one, ...
+        """
+        pool = pool[: len(verify) - 1]
+        if not len(pool):
+            return 0, 0.0
+        net = pool.cumsum() - self.rate * (verify[1 : len(pool) + 1] - verify[0])
+        able = float(net.max()) - TIE * self.decoding
+        if able <= 0:
+            return 0, 0.0
+        count = int((net >= able).argmax()) + 1
+        return count, float(net[count - 1])
+
+    def value(self, rows: Iterable[Sequence[float]], milliseconds: float) -> float:
+        """Tokens beyond one a request that the best of these drafts bring, less what their time is worth."""
+        pool = np.asarray([value for row in rows for value in row])
+        return self.best(-np.sort(-pool), self.verify)[1] - self.rate * milliseconds
+
+
+def scouts(able: Sequence[RunningRequest]) -> list[RunningRequest]:
+    """Some of these requests, the same ones in every step: nothing has to be kept of the texts of the others."""
+    return [item for item in able if item.id % _SCOUTS == 0] or list(able[-1:])

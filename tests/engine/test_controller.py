@@ -144,6 +144,44 @@ def test_what_brings_nothing_more_is_left_out() -> None:
     assert counts.nodes["mine"] < 0.1 * sum(counts.steps.values())
 
 
+def test_where_nothing_pays_hardly_anybody_is_asked_until_it_does() -> None:
+    world = World(flat)
+    asked: list[int] = []
+    guesser = world.guesser(9, wrong=64)
+    propose = guesser.propose
+    guesser.propose = lambda ids, budgets: asked.append(len(ids)) or propose(ids, budgets)  # type: ignore[assignment, func-returns-value]
+    engine = world.engine(controlled(world, flat, [guesser], [rate_of(48)]))
+    world.serve(engine, 8, 300)
+    asked.clear()
+    world.serve(engine, 8, 160)
+    assert 18 <= len(asked) <= 25 and max(asked) <= 4
+    guesser._wrong = 0
+    world.serve(engine, 8, 80)
+    asked.clear()
+    found = world.serve(engine, 8, 100)
+    assert len(asked) > 95
+    assert found >= 0.95 * best_static(flat, 8, 0)
+
+
+@pytest.mark.parametrize("asking_ms", [0.0, 6.0])
+def test_asking_takes_time_too(asking_ms: float) -> None:
+    """A lookup that is said to cost nothing."""
+    world = World(flat)
+    guesser = world.guesser(9, wrong=54, call_ms=asking_ms)
+    engine = world.engine(controlled(world, flat, [guesser], [rate_of(54)]))
+    world.serve(engine, 4, 150)
+    found, before = world.serve(engine, 4, 200), guesser.calls
+    plain = World(flat)
+    without = plain.engine()
+    plain.serve(without, 4, 150)
+    off = plain.serve(without, 4, 200)
+    world.serve(engine, 4, 100)
+    if asking_ms:
+        assert found >= 0.97 * off and guesser.calls - before <= 5
+    else:
+        assert found >= 1.05 * off and guesser.calls - before > 90
+
+
 def test_a_request_that_asks_for_less_gets_less_and_one_that_asks_for_none_none() -> None:
     for asked in (0, 2):
         world, controller = controlled_world(flat, flat)
