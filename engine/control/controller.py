@@ -44,12 +44,10 @@ _BETWEEN_DRAFTER_TRIALS = 8, 128  # steps, the least and the most of them,
 _TRIALS = 0.005  # and between them as many as make trials of drafters that much of the time
 _BETWEEN_FIRST_TRIALS = 4  # of a drafter of which is only guessed what it is worth
 _FOR_READING = (
-    2  # steps between two requests that are followed for trials, for each token of the second one's prompt
+    2  # steps between requests that are followed for trials, for each token of the later one's prompt
 )
 _TRIAL = 8  # steps that a drafter which has fallen behind gets to come back for a trial
-_WORTH_READING = (
-    0.03  # of a step's tokens: what a drafter has to bring so that it reads prompts along for that
-)
+_WORTH_READING = 0.03  # of a step's tokens: what a drafter has to bring to read prompts along for it
 _FOLLOWED = 128  # steps for which requests are still followed after drafting was last worth its time
 _ASKED_EVERY = 8  # steps: whether a drafter that follows few requests would be worth its time for all
 _KEPT_UP = 256  # tokens that a drafter may fall behind of a request before it is made to read them
@@ -125,6 +123,9 @@ class Controller:
         step = self._step
         if step is None:
             return [proposal.tree for proposal in proposals]
+        if not proposals:
+            self._tell(step)
+            return []
         made = [self._made(proposal) for proposal in proposals]
         expected = [
             each.way.survival(each.match, each.history, each.tree.scores, each.tree.drafted) for each in made

@@ -56,6 +56,7 @@ class LiveCosts:
         self._field = np.zeros(len(grid))
         self._steps = 0
         self._rows: dict[tuple[int, int, int], tuple[Floats, Floats]] = {}
+        self._corrected: dict[tuple[int, int, int], Floats] = {}  # as long as nothing is learned
 
     def planned(self, context: float, batch: int, tokens: int) -> float:
         """Milliseconds of a step of `tokens` tokens in all by the table alone; beyond what was measured, its end."""
@@ -70,13 +71,18 @@ class LiveCosts:
             most: tokens in all.
             doubt: how many standard deviations less than is expected.
         """
-        planned, octaves = self._planned(context, batch, most)
-        line = self._line(context, batch)
+        near = _near(context)
+        if not doubt and (known := self._corrected.get((near, batch, most))) is not None:
+            return known
+        planned, octaves = self._planned(near, batch, most)
+        line = self._line(near, batch)
         field = self._field[line]
         if doubt:
             field = field - doubt * np.sqrt(self._apart(line))
-        found = planned * np.exp(np.interp(octaves, self._sizes, field))
-        return np.asarray(np.maximum.accumulate(found))
+        found = np.asarray(np.maximum.accumulate(planned * np.exp(np.interp(octaves, self._sizes, field))))
+        if not doubt:
+            self._corrected[near, batch, most] = found
+        return found
 
     def doubt(self, context: float, batch: int, nodes: int, others: int) -> float:
         """Standard deviation of how steps of `nodes` and of `others` nodes in all compare, as a logarithm."""
@@ -103,6 +109,7 @@ class LiveCosts:
         self._field += column * (surprise / variance)
         self._covariance -= np.outer(column, column / variance)
         self._covariance += drift * (self._unknown - self._covariance)
+        self._corrected.clear()
 
     def _apart(self, line: slice) -> Floats:
         """Variance of each size's correction against that of one token."""
@@ -122,7 +129,7 @@ class LiveCosts:
     def _planned(self, context: float, batch: int, most: int) -> tuple[Floats, Floats]:
         """Of `batch` ... `most` tokens: milliseconds, and octaves of tokens of a request."""
         table = self._table
-        near = round(context / _CONTEXT_STEP) * _CONTEXT_STEP
+        near = _near(context)
         key = (near, batch, most)
         if key not in self._rows:
             if len(self._rows) >= _ROWS_KEPT:
@@ -136,6 +143,10 @@ class LiveCosts:
             )
             self._rows[key] = found[0], np.log2(sizes)
         return self._rows[key]
+
+
+def _near(context: float) -> int:
+    return round(context / _CONTEXT_STEP) * _CONTEXT_STEP
 
 
 def _place(context: float) -> int:

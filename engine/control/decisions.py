@@ -44,10 +44,8 @@ class Decisions:
             counts = LevelCounts(dict.fromkeys(self.names, 0), dict.fromkeys(self.names, 0))
             self.levels[level] = counts
             level *= 2
+        self._counts = [self.levels[1 << max(0, count - 1).bit_length()] for count in range(level // 2 + 1)]
 
     def at(self, decoding: int) -> LevelCounts:
         """Those of the smallest level that holds `decoding` requests."""
-        return next(
-            (counts for level, counts in self.levels.items() if decoding <= level),
-            self.levels[max(self.levels)],
-        )
+        return self._counts[min(decoding, len(self._counts) - 1)]
