@@ -7,13 +7,12 @@ worth more than their time, where a millisecond is worth the tokens that it brin
 all B are looked at. Prompts that are read in the same step change nothing in that, since their time passes either way.
 
 Before drafting, the same is asked of each way of drafting and length, with the time of drafting added. Lookups cost
-next to nothing; they are always asked, and what they find counts.
+next to nothing; they are asked whenever anybody is, and what they find counts.
 
 What is not tried is not known. So now and then, where it is in doubt how two choices compare, the other one is taken
 for a step; a drafter that costs something is tried for one request alone.
 
-Asking takes time, too. At a batch at which drafts have brought next to nothing beyond theirs, nobody is asked but in
-every eighth step.
+Asking takes time, too. At a batch at which drafts have brought less than that nobody is asked, but now and then.
 """
 
 from __future__ import annotations
@@ -43,10 +42,8 @@ _BETWEEN_TRIALS = 16  # steps of a batch
 _BETWEEN_DRAFTER_TRIALS = 8, 128  # steps, the least and the most of them,
 _TRIALS = 0.005  # and between them as many as make trials of drafters that much of the time
 _BETWEEN_FIRST_TRIALS = 4  # of a drafter of which is only guessed what it is worth
-_FOR_READING = (
-    2  # steps between requests that are followed for trials, for each token of the later one's prompt
-)
-_TRIAL = 8  # steps that a drafter which has fallen behind gets to come back for a trial
+_FOR_READING = 2  # steps between requests that are followed for trials, for each token of the later prompt
+_TRIAL = 8  # steps, one that asks or more, in which a drafter that has fallen behind comes back for a trial
 _WORTH_READING = 0.03  # of a step's tokens: what a drafter has to bring to read prompts along for it
 _FOLLOWED = 128  # steps for which requests are still followed after drafting was last worth its time
 _ASKED_EVERY = 8  # steps: whether a drafter that follows few requests would be worth its time for all
@@ -104,7 +101,7 @@ class Controller:
                 self.decisions.at(len(decoding)).steps[NONE] += 1
             return [self._kept_up(item, None) for item in running]
         self._worth = worth = worth_at(self._worths, len(decoding))
-        if not any(way.unseen for way in self._dear) and worth.sleeps():
+        if not any(way.unseen for way in self._dear) and worth.sleeps_on():
             self._slept += 1
             self.decisions.at(len(decoding)).steps[NONE] += 1
             return [self._kept_up(item, None) for item in running]
@@ -312,17 +309,19 @@ class Controller:
         """Let a drafter of which little is known, or that has not been used for long, draft for one request."""
         if not able or way.costs is None:
             return
+        draft_ms = float(way.costs.milliseconds(step.context, 1, way.most)[-1])
         if way.unseen:
             way.waited += 1
             if way.waited >= _BETWEEN_FIRST_TRIALS:
                 chosen[self._best_to_try(way, able).id] = way, way.most
+                step.drafting_ms += draft_ms
                 way.waited, way.trials = 0, way.trials + 1
             return
-        draft_ms = float(way.costs.milliseconds(step.context, 1, way.most)[-1])
         shortest, longest = _BETWEEN_DRAFTER_TRIALS
         between = min(max(draft_ms / (_TRIALS * float(step.verify[0])), shortest), longest)
         if way.unused >= between and all(found is not way for found, _ in chosen.values()):
             chosen[self._best_to_try(way, able).id] = way, way.most
+            step.drafting_ms += draft_ms
             if way.unused >= between + _TRIAL:
                 way.unused = 0
 

@@ -75,12 +75,14 @@ class LiveCosts:
         if not doubt and (known := self._corrected.get((near, batch, most))) is not None:
             return known
         planned, octaves = self._planned(near, batch, most)
-        line = self._line(near, batch)
+        line = self._line(context, batch)
         field = self._field[line]
         if doubt:
             field = field - doubt * np.sqrt(self._apart(line))
         found = np.asarray(np.maximum.accumulate(planned * np.exp(np.interp(octaves, self._sizes, field))))
         if not doubt:
+            if len(self._corrected) >= _ROWS_KEPT:
+                self._corrected.clear()
             self._corrected[near, batch, most] = found
         return found
 
@@ -119,7 +121,7 @@ class LiveCosts:
     def _line(self, context: float, batch: int) -> slice:
         """Cells of all sizes for a batch and context; `places` vary fastest, hence the step."""
         level = min(self._shape[0] - 1, round(math.log2(batch)))
-        place = min(self._shape[2] - 1, _place(context))
+        place = min(self._shape[2] - 1, _place(_near(context)))
         first = level * self._shape[1] * self._shape[2] + place
         return slice(first, first + self._shape[1] * self._shape[2], self._shape[2])
 

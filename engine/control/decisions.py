@@ -14,9 +14,9 @@ class LevelCounts:
     Attributes:
         steps: by deployment that drafted, "none" where nothing was verified.
         nodes: that were verified, likewise.
-        expected_tokens, emitted_tokens: of all of these steps.
-        planned_ms, expected_ms, measured_ms: by the plan's table, by the corrected one, and by the clock, of the steps
-            in which no prompt was read.
+        expected_tokens, emitted_tokens: of the steps in which drafts were asked for.
+        planned_ms, expected_ms, measured_ms: by the plan's table, by the corrected one, and by the clock, of those of
+            them in which no prompt was read.
     """
 
     steps: dict[str, int] = field(default_factory=dict)

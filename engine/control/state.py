@@ -20,10 +20,12 @@ _FIRST_TRIALS = 50  # drafts after which what was seen decides
 _MEMORY = 0.98  # of the average worth of a step, with each further one
 _FIRST_STEPS = 64  # of a batch, before which it does not sleep
 _ASKING_MEMORY = 48  # steps: of what asking for drafts brings and takes
-_AWAKE_EVERY = 8, 64  # steps, while nothing pays: the least and the most of them,
+_AWAKE_EVERY = 8, 24  # steps, while nothing pays: the least and the most of them,
 _AWAKE = 0.005  # and between them as many as make asking that much of the time
 _ALIKE = 0.7  # batches, in relation to each other
 _SCOUTS = 4  # requests, one of which is asked for meanwhile
+_MIXING = 0x9E3779B1  # 2^32 over the golden ratio: Knuth's multiplicative hashing
+_LEAP = 2.0  # most that a single step counts for of what asking takes: one that takes in whole prompts tells little
 
 
 @dataclass(slots=True)
@@ -110,6 +112,7 @@ class Worth:
             everybody is asked and where nobody is; averages.
         steps: for which drafts were asked.
         slept: steps since then.
+        asked: what the last of them was asked for: one of so many requests.
     """
 
     tokens: float = 1.0
@@ -120,6 +123,7 @@ class Worth:
     resting_ms: float = 0.0
     steps: int = 0
     slept: int = 0
+    asked: int = 1
 
     @property
     def _share(self) -> float:
@@ -132,12 +136,13 @@ class Worth:
         least = max(TIE * self.plain_ms, self.asking_ms - self.resting_ms)
         return self.steps >= _FIRST_STEPS and self.pays * self.plain_ms < least
 
-    def sleeps(self) -> bool:
-        """Whether nobody is asked in the next step: while drafts pay too little, in all but one of eight or more."""
+    def sleeps_on(self) -> bool:
+        """Whether nobody is asked in the step that comes, which is then counted: see `_AWAKE_EVERY`."""
         if not self.sleepy:
             return False
         shortest, longest = _AWAKE_EVERY
-        between = min(max((self.asking_ms - self.resting_ms) / (_AWAKE * self.plain_ms), shortest), longest)
+        takes = (self.asking_ms - self.resting_ms) / self.asked
+        between = min(max(takes / (_AWAKE * self.plain_ms), shortest), longest)
         if self.slept + 1 >= between:
             return False
         self.slept += 1
@@ -155,6 +160,9 @@ class Worth:
         """Likewise what all that has to do with drafts took, where one of so many requests was asked for; 0: none."""
         if asked:
             whole = self.resting_ms + asked * (milliseconds - self.resting_ms)
+            if self.steps > 1:
+                whole = min(whole, self.resting_ms + _LEAP * max(0.0, self.asking_ms - self.resting_ms))
+            self.asked = asked
             self.asking_ms += self._share * (whole - self.asking_ms)
             self.slept = 0
         else:
@@ -221,4 +229,5 @@ class Step:
 
 def scouts(able: Sequence[RunningRequest]) -> list[RunningRequest]:
     """Some of these requests, the same ones in every step: nothing has to be kept of the texts of the others."""
-    return [item for item in able if item.id % _SCOUTS == 0] or list(able[-1:])
+    # Ids are mixed, for clients that go round a few kinds of prompts.
+    return [item for item in able if (item.id * _MIXING >> 16) % _SCOUTS == 0] or list(able[-1:])

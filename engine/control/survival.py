@@ -22,7 +22,7 @@ from engine import plan as planned
 from speculators.match import LONGEST
 
 Floats = NDArray[np.float64]
-_EVERY = 50  # drafts between two fits
+_EVERY = 25  # drafts between two fits
 _LEAST = 50  # observations of a node
 _MOST = 400  # drafts that are kept
 _PRIOR = (0.0, 0.4, 0.0)  # intercept, slope of the request's history, slope of the drafter's confidence

@@ -144,23 +144,24 @@ def test_what_brings_nothing_more_is_left_out() -> None:
     assert counts.nodes["mine"] < 0.1 * sum(counts.steps.values())
 
 
-def test_where_nothing_pays_hardly_anybody_is_asked_until_it_does() -> None:
+@pytest.mark.parametrize("asking_ms", [0.0, 1.0])
+def test_where_nothing_pays_hardly_anybody_is_asked_until_it_does(asking_ms: float) -> None:
     world = World(flat)
     asked: list[int] = []
-    guesser = world.guesser(9, wrong=64)
+    guesser = world.guesser(9, wrong=64, call_ms=asking_ms)
     propose = guesser.propose
     guesser.propose = lambda ids, budgets: asked.append(len(ids)) or propose(ids, budgets)  # type: ignore[assignment, func-returns-value]
     engine = world.engine(controlled(world, flat, [guesser], [rate_of(48)]))
     world.serve(engine, 8, 300)
     asked.clear()
     world.serve(engine, 8, 160)
-    assert 18 <= len(asked) <= 25 and max(asked) <= 4
+    assert 160 // 24 <= len(asked) <= 25 and max(asked) <= 4
     guesser._wrong = 0
-    world.serve(engine, 8, 80)
+    world.serve(engine, 8, 300)
     asked.clear()
     found = world.serve(engine, 8, 100)
-    assert len(asked) > 95
-    assert found >= 0.95 * best_static(flat, 8, 0)
+    assert len(asked) > 90
+    assert found >= 0.9 * best_static(flat, 8, 0)
 
 
 @pytest.mark.parametrize("asking_ms", [0.0, 6.0])

@@ -55,6 +55,14 @@ def test_a_machine_that_is_faster_or_slower_everywhere_is_learned_from_one_kind_
     assert np.log(elsewhere) == pytest.approx(np.log(factor), rel=0.5)
 
 
+@pytest.mark.parametrize("context", [300, 340, 710, 1449])
+def test_what_is_learned_at_a_context_is_told_of_it(context: int) -> None:
+    costs = LiveCosts(table())
+    for _ in range(200):
+        costs.learn(context, 4, 4, 2 * costs.planned(context, 4, 4))
+    assert costs.milliseconds(context, 4, 4)[0] == pytest.approx(2 * costs.planned(context, 4, 4), rel=0.02)
+
+
 def test_a_slope_that_is_wrong_is_learned_where_steps_were_run() -> None:
     costs = LiveCosts(table())
     for _ in range(60):
