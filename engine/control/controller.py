@@ -94,16 +94,14 @@ class Controller:
     def assign(self, running: Sequence[RunningRequest]) -> list[Assignment]:
         self._proposed = {}
         decoding = [item for item in running if not item.in_prefill]
-        self._step = self._worth = None
+        self._step = self._worth = worth = None
         # What a plan without drafts costs, and requests that want none, is what none costs.
-        if not self.ways or all(item.request.draft_length == 0 for item in decoding):
+        if self.ways and any(item.request.draft_length != 0 for item in decoding):
+            self._worth = worth = worth_at(self._worths, len(decoding))
+        if worth is None or (not any(way.unseen for way in self._dear) and worth.sleeps_on()):
+            self._slept += worth is not None
             if decoding:
                 self.decisions.at(len(decoding)).steps[NONE] += 1
-            return [self._kept_up(item, None) for item in running]
-        self._worth = worth = worth_at(self._worths, len(decoding))
-        if not any(way.unseen for way in self._dear) and worth.sleeps_on():
-            self._slept += 1
-            self.decisions.at(len(decoding)).steps[NONE] += 1
             return [self._kept_up(item, None) for item in running]
         context = sum(item.cached for item in decoding) / len(decoding)
         self._step = step = Step(len(decoding), context, worth)
@@ -153,10 +151,13 @@ class Controller:
                 del request.fates[name]
 
     def ran(self, cost: StepCost) -> None:
-        step, costly = self._step, [way.speculators[-1].name for way in self._dear]
+        step = self._step
+        # What goes before a drafter costs next to nothing, and answers where the drafter is not asked.
+        found = [(way, cost.drafts.get(way.speculators[-1].name)) for way in self._dear]
+        drafts = [(way, draft) for way, draft in found if draft is not None]
         if self._worth is not None:
-            drafters = sum(cost.drafts[name].ms for name in costly if name in cost.drafts)
-            self._worth.took(cost.draft_ms - drafters, step.asked if step else 0)
+            rest = cost.draft_ms - sum(draft.ms for _, draft in drafts)
+            self._worth.took(rest, step.asked if step else 0)
         if step is None:
             return
         counts = self.decisions.at(step.decoding)
@@ -167,11 +168,9 @@ class Controller:
         counts.expected_ms += float(step.verify[rows]) + step.drafting_ms
         counts.measured_ms += cost.verify_ms + cost.draft_ms
         self.costs.learn(step.context, step.decoding, cost.rows, cost.verify_ms)
-        for way in self.ways.values():
-            # What goes before a drafter costs next to nothing, and answers where the drafter is not asked.
-            asked = cost.drafts.get(way.speculators[-1].name)
-            if way.costs is not None and asked is not None and asked.requests and asked.budget:
-                way.costs.learn(step.context, asked.requests, asked.requests * asked.budget, asked.ms)
+        for way, draft in drafts:
+            if way.costs is not None and draft.requests and draft.budget:
+                way.costs.learn(step.context, draft.requests, draft.requests * draft.budget, draft.ms)
 
     def end(self, item: RunningRequest) -> None:
         if self._requests.pop(item.id, None) is not None:
